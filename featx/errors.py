@@ -1,0 +1,156 @@
+"""Errors that a person can act on, and the hints that they carry.
+
+Every error that featx raises on purpose is a `FeatxError`. Its text says what
+was wrong, what is allowed, and what to do; the command line prints it on one
+line and exits with `exit_code`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+__all__ = [
+    "BackboneError",
+    "CacheBusyError",
+    "CacheError",
+    "CacheMismatchError",
+    "FeatxError",
+    "ImageError",
+    "MissingExtraError",
+    "ProtocolError",
+    "SourceError",
+    "UsageError",
+    "WeightsError",
+    "nearest",
+    "unknown_name",
+]
+
+
+class FeatxError(Exception):
+    """Base class of featx's own errors; the command line exits with 1."""
+
+    exit_code = 1
+
+
+class UsageError(FeatxError):
+    """A wrong name or an option that does not fit; the command line exits with 2."""
+
+    exit_code = 2
+
+
+class SourceError(FeatxError):
+    """A data set that is missing, empty or not laid out as featx can read it."""
+
+
+class ImageError(FeatxError):
+    """One image that cannot be decoded; the text is the reason for its status row."""
+
+
+class WeightsError(FeatxError):
+    """Weights that are missing, damaged or made for another network."""
+
+
+class BackboneError(FeatxError):
+    """A network that cannot give the features asked for."""
+
+
+class CacheError(FeatxError):
+    """A cache file that is missing, incomplete, damaged or cannot be written."""
+
+
+class CacheBusyError(CacheError):
+    """Another process is writing the same cache file."""
+
+
+class CacheMismatchError(CacheError):
+    """A cache file that was made with other settings than those asked for.
+
+    Parameters
+    ----------
+    message : str
+        What was compared, and what to do about it.
+    differences : sequence of str
+        One line a field, as made by `featx.fingerprint.differences`.
+    """
+
+    def __init__(self, message: str, differences: Sequence[str] = ()) -> None:
+        super().__init__("\n".join([message, *(f"  {line}" for line in differences)]))
+        self.differences = tuple(differences)
+
+
+class ProtocolError(FeatxError):
+    """A few-shot question that the data cannot answer honestly."""
+
+
+class MissingExtraError(FeatxError):
+    """An optional package that is not installed.
+
+    Parameters
+    ----------
+    package : str
+        The missing package, as imported.
+    extra : str
+        The extra of featx that installs it.
+    purpose : str
+        What needs it, for the first words of the message.
+    """
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package!r}, which is not installed: "
+            f"run  pip install 'featx[{extra}]'"
+        )
+
+
+def nearest(name: str, allowed: Iterable[str], *, n: int = 3) -> list[str]:
+    """Names most like `name`, best first, for a "did you mean".
+
+    Parameters
+    ----------
+    name : str
+        What was typed.
+    allowed : iterable of str
+        What could have been typed.
+    n : int, default=3
+        The most names returned.
+
+    Returns
+    -------
+    list of str
+        At most `n` names; empty where nothing is close.
+    """
+    by_lower = {choice.lower(): choice for choice in allowed}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=n, cutoff=0.5)
+    return [by_lower[choice] for choice in close]
+
+
+def unknown_name(kind: str, name: str, allowed: Iterable[str], *, see: str = "") -> UsageError:
+    """Error for a name that does not exist, with the nearest that do.
+
+    Parameters
+    ----------
+    kind : str
+        What the name should have been, for example ``"backbone"``.
+    name : str
+        What was typed.
+    allowed : iterable of str
+        What could have been typed.
+    see : str, optional
+        The command that lists all names.
+
+    Returns
+    -------
+    UsageError
+        To be raised by the caller.
+    """
+    names = sorted(allowed)
+    message = f"unknown {kind} {name!r}"
+    close = nearest(name, names)
+    if close:
+        message += f": did you mean {', '.join(close)}?"
+    elif len(names) <= 20:
+        message += f": choose from {', '.join(names)}"
+    if see:
+        message += f" (all of them: {see})"
+    return UsageError(message)

@@ -1,0 +1,166 @@
+"""Progress of long work: a tqdm bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+__all__ = ["SILENT", "Bar", "Reporter"]
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Bar:
+    """One piece of long work, used as a context manager.
+
+    Parameters
+    ----------
+    total : int
+        How many units there are.
+    label : str
+        What is being done.
+    unit : str
+        One unit, in the singular.
+    stream : text file or None
+        Where to print; None prints nothing.
+    initial : int, default=0
+        Units that were done before (a resumed run); they do not count in the rate.
+    """
+
+    def __init__(
+        self, total: int, label: str, unit: str, stream: TextIO | None, initial: int = 0
+    ) -> None:
+        self.total, self.label, self.unit = total, label, unit
+        self.done = self._initial = initial
+        self._stream = stream
+        self._note = ""
+        self._started = self._printed = time.monotonic()
+        self._tqdm: Any = None
+
+    def __enter__(self) -> Self:
+        if self._stream is not None and self._stream.isatty():
+            from tqdm import tqdm
+
+            self._tqdm = tqdm(
+                total=self.total,
+                initial=self.done,
+                desc=self.label,
+                unit=f" {self.unit}",
+                file=self._stream,
+                dynamic_ncols=True,
+            )
+        return self
+
+    def update(self, n: int = 1, note: str = "") -> None:
+        """Count `n` more units as done.
+
+        Parameters
+        ----------
+        n : int, default=1
+            Units done since the last call.
+        note : str, optional
+            A short text shown beside the rate.
+        """
+        self.done += n
+        self._note = note or self._note
+        if self._tqdm is not None:
+            if note:
+                self._tqdm.set_postfix_str(note, refresh=False)
+            self._tqdm.update(n)
+        elif time.monotonic() - self._printed >= _SECONDS_BETWEEN_LINES:
+            self._line()
+
+    def _line(self) -> None:
+        self._printed = time.monotonic()
+        if self._stream is None:
+            return
+        elapsed = self._printed - self._started
+        rate = (self.done - self._initial) / elapsed if elapsed > 0 else 0.0
+        left = f", {(self.total - self.done) / rate:.0f} s left" if 0 < rate else ""
+        left = left if self.done < self.total else f", {elapsed:.1f} s"
+        note = f" ({self._note})" if self._note else ""
+        print(
+            f"{self.label}: {self.done:,}/{self.total:,}, {rate:,.1f} {self.unit}/s{left}{note}",
+            file=self._stream,
+            flush=True,
+        )
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._tqdm is not None:
+            self._tqdm.close()
+        elif kind is None:
+            self._line()
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """Where progress and notices go.
+
+    Parameters
+    ----------
+    quiet : bool, default=False
+        Print no progress at all; notices that a person must see still appear.
+    stream : text file, optional
+        Defaults to the standard error of the moment, so that results can be piped.
+    """
+
+    quiet: bool = False
+    stream: TextIO | None = None
+
+    def bar(self, total: int, label: str, unit: str = "image", initial: int = 0) -> Bar:
+        """Start a piece of long work.
+
+        Parameters
+        ----------
+        total : int
+            How many units there are.
+        label : str
+            What is being done.
+        unit : str, default="image"
+            One unit, in the singular.
+        initial : int, default=0
+            Units that were done before.
+
+        Returns
+        -------
+        Bar
+            To be used as a context manager.
+        """
+        stream = None if self.quiet else (self.stream or sys.stderr)
+        return Bar(total, label, unit, stream, initial)
+
+    def say(self, text: str) -> None:
+        """Print a line of progress, unless quiet."""
+        if not self.quiet:
+            self._print(text)
+
+    def warn(self, text: str) -> None:
+        """Print a line that a person must see, also when quiet."""
+        self._print(f"warning: {text}")
+
+    def _print(self, text: str) -> None:
+        stream = self.stream or sys.stderr
+        if stream.isatty():
+            from tqdm import tqdm
+
+            tqdm.write(text, file=stream)
+        else:
+            print(text, file=stream, flush=True)
+
+
+class _Silent(Reporter):
+    """A reporter that prints nothing, the default of library calls."""
+
+    def _print(self, text: str) -> None:
+        del text
+
+
+SILENT = _Silent(quiet=True)
