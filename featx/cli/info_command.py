@@ -1,0 +1,59 @@
+"""``featx info``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from featx.cli.options import common_options
+from featx.progress import Reporter
+
+__all__ = ["command"]
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@common_options
+def command(file: Path, reporter: Reporter) -> None:
+    """Show what is in a cache FILE, or a partial one, and how it was made."""
+    from featx.store import Cache, find_partials, read_summary
+
+    del reporter
+    if not file.exists() and (partials := find_partials(file)):
+        for partial in partials:
+            click.echo("\n".join(_lines(read_summary(partial))))
+        return
+    summary = read_summary(file)
+    click.echo("\n".join(_lines(summary)))
+    if summary["complete"] and summary["n_failed"]:
+        with Cache.open(file) as cache:
+            click.echo("images that could not be read:")
+            for row, reason in sorted(cache.errors.items()):
+                click.echo(f"  row {row}: {cache.paths[row]}: {reason}")
+
+
+def _lines(summary: Mapping[str, Any]) -> Iterator[str]:
+    n_rows, n_done = summary["n_rows"], summary["n_done"] + summary["n_failed"]
+    state = "complete" if summary["complete"] else f"incomplete, {n_done:,} of {n_rows:,} rows done"
+    yield f"{summary['path']}: {state}"
+    yield f"features: {n_rows:,} x {summary['n_features']:,} {summary['dtype']}"
+    yield f"size: {summary['file_bytes'] / 1e6:,.1f} MB"
+    if summary["n_classes"] is not None:
+        yield f"classes: {summary['n_classes']}"
+    yield f"images that could not be read: {summary['n_failed']:,}"
+    yield f"fingerprint: {summary['fingerprint']}"
+    for name, value in _flat(summary["meta"]):
+        yield f"{name}: {value}"
+
+
+def _flat(meta: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in meta.items():
+        if name == "identity":
+            continue
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

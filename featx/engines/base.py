@@ -1,0 +1,67 @@
+"""What every engine does: images of a source in, rows of features out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from featx.backbones.base import Backbone
+from featx.sources import Source
+
+__all__ = ["Engine", "FeatureBatch"]
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """Features of consecutive images.
+
+    Parameters
+    ----------
+    start : int
+        Row number of the first image in the source.
+    features : ndarray of shape (n_images, n_features), dtype float32
+        Rows of images that could not be read hold meaningless values.
+    failed : mapping of int to str
+        Row number and reason of every image that could not be read.
+    """
+
+    start: int
+    features: np.ndarray
+    failed: Mapping[int, str] = field(default_factory=dict)
+
+
+class Engine(ABC):
+    """Runs a backbone over the images of a source."""
+
+    @property
+    @abstractmethod
+    def batch_size(self) -> int:
+        """Images in every batch; batch k always holds the rows from ``k * batch_size`` on."""
+
+    @abstractmethod
+    def run(
+        self, backbone: Backbone, source: Source, batches: Sequence[int]
+    ) -> Iterator[FeatureBatch]:
+        """Compute the features of some batches.
+
+        Parameters
+        ----------
+        backbone : Backbone
+            The network and its preprocessing.
+        source : Source
+            Where the images come from.
+        batches : sequence of int
+            Numbers of the batches wanted, in the order wanted.
+
+        Yields
+        ------
+        FeatureBatch
+            One a batch, in that order.
+        """
+
+    @abstractmethod
+    def describe(self) -> dict[str, str | int]:
+        """What it runs on, for the record: no part of the fingerprint."""

@@ -1,0 +1,227 @@
+"""One process with one device: a GPU where there is one, else the CPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from featx.backbones.base import Backbone
+from featx.engines.base import Engine, FeatureBatch
+from featx.engines.loader import PixelBatch, iter_pixels
+from featx.errors import UsageError
+from featx.sources import Source
+
+__all__ = ["PRECISIONS", "LocalEngine", "resolve_device", "resolve_precision"]
+
+PRECISIONS = ("fp32", "bf16", "fp16", "auto")
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_BATCH_SIZES = {"cpu": 16, "cuda": 128}
+
+
+def resolve_device(name: str) -> torch.device:
+    """Device of a ``--device`` value.
+
+    Parameters
+    ----------
+    name : str
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Returns
+    -------
+    torch.device
+        For ``auto`` the first GPU, or the CPU where there is none.
+
+    Raises
+    ------
+    UsageError
+        If the name is none of these, or there is no such device.
+    """
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda:0" if n_gpus else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in _BATCH_SIZES or (index and not index.isdecimal()) or name == "cpu:":
+        raise UsageError(f"device {name!r} is unknown: choose auto, cpu, cuda or cuda:N")
+    if kind == "cpu":
+        return torch.device("cpu")
+    if int(index or 0) >= n_gpus:
+        has = f"cuda:0 to cuda:{n_gpus - 1}" if n_gpus else "no CUDA device"
+        raise UsageError(f"device {name!r} is not there: this machine has {has}; try --device auto")
+    return torch.device("cuda", int(index or 0))
+
+
+def resolve_precision(name: str, device: torch.device) -> tuple[str, str]:
+    """Arithmetic of a ``--precision`` value on a device.
+
+    Parameters
+    ----------
+    name : str
+        One of `PRECISIONS`.
+    device : torch.device
+        Where the network runs.
+
+    Returns
+    -------
+    precision : str
+        ``fp32``, ``bf16`` or ``fp16``.
+    why : str
+        The reason, for a person.
+
+    Raises
+    ------
+    UsageError
+        If the name is unknown.
+    """
+    if name not in PRECISIONS:
+        raise UsageError(f"precision {name!r} is unknown: choose from {', '.join(PRECISIONS)}")
+    if name != "auto":
+        return name, "as asked"
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device) >= (8, 0):
+            return "bf16", "this GPU multiplies bfloat16 matrices in hardware"
+        return "fp16", "this GPU has float16, but no bfloat16 matrix units"
+    # No public question tells it: this one is what torch.compile itself asks.
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported() and _has_bf16_instructions():
+        return "bf16", "this processor has bfloat16 instructions"
+    return "fp32", "this processor has no bfloat16 instructions"
+
+
+def _has_bf16_instructions() -> bool:
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as stream:  # noqa: PTH123
+            flags = next((line for line in stream if line.startswith("flags")), "").split()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _n_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class LocalEngine(Engine):
+    """Runs the network on one device of this machine.
+
+    Parameters
+    ----------
+    device : torch.device
+        See `resolve_device`.
+    precision : str
+        ``fp32``, ``bf16`` or ``fp16``.
+    images_per_batch : int, optional
+        Fixed shape of every batch; 16 on a CPU and 128 on a GPU by default.
+    workers : int, optional
+        Processes that decode; by default one on a CPU device, which needs the
+        cores itself, and one a core, 16 at most, for a GPU. 0 decodes in this process.
+    """
+
+    device: torch.device
+    precision: str = "fp32"
+    images_per_batch: int | None = None
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.images_per_batch is not None and self.images_per_batch < 1:
+            raise UsageError(f"batch size must be at least 1, got {self.images_per_batch}")
+        if self.workers is not None and self.workers < 0:
+            raise UsageError(f"workers must be at least 0, got {self.workers}")
+
+    @property
+    def batch_size(self) -> int:
+        """Images in every batch."""
+        return self.images_per_batch or _BATCH_SIZES[self.device.type]
+
+    @cached_property
+    def _n_workers(self) -> int:
+        if self.workers is not None:
+            return self.workers
+        return 1 if self.device.type == "cpu" else min(16, _n_cores())
+
+    def describe(self) -> dict[str, str | int]:
+        """What it runs on, for the record."""
+        is_gpu = self.device.type == "cuda"
+        return {
+            "device": torch.cuda.get_device_name(self.device) if is_gpu else "cpu",
+            "batch_size": self.batch_size,
+            "workers": self._n_workers,
+        }
+
+    def run(
+        self, backbone: Backbone, source: Source, batches: Sequence[int]
+    ) -> Iterator[FeatureBatch]:
+        """Compute the features of some batches, see `Engine.run`.
+
+        On a GPU the copy of each result to the host runs while the next batch is
+        computed. Every batch has the full shape: the last one is padded.
+
+        Parameters
+        ----------
+        backbone : Backbone
+            Moved to the device, its weights in channels-last order.
+        source : Source
+            Where the images come from.
+        batches : sequence of int
+            Numbers of the batches wanted.
+
+        Yields
+        ------
+        FeatureBatch
+            One a batch, in order.
+        """
+        pixels = iter_pixels(
+            source,
+            backbone.preprocessing,
+            batches,
+            batch_size=self.batch_size,
+            workers=self._n_workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        backbone.network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        waiting: _Pending | None = None
+        for batch in pixels:
+            pending = self._start(backbone, batch)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = pending
+            if self.device.type == "cpu":
+                yield waiting.result()
+                waiting = None
+        if waiting is not None:
+            yield waiting.result()
+
+    @torch.inference_mode()
+    def _start(self, backbone: Backbone, batch: PixelBatch) -> _Pending:
+        images = backbone.preprocessing.normalise(batch.pixels.to(self.device, non_blocking=True))
+        dtype = _DTYPES.get(self.precision, torch.float32)
+        with (
+            torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32),
+            torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False),
+        ):
+            features = backbone.features(images)
+        features = features[: batch.n_images].to(torch.float32)
+        if self.device.type == "cpu":
+            return _Pending(batch, features, None)
+        host = torch.empty(features.shape, dtype=features.dtype, pin_memory=True)
+        host.copy_(features, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record(torch.cuda.current_stream(self.device))
+        return _Pending(batch, host, done)
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """Features on their way from the device to the host."""
+
+    batch: PixelBatch
+    features: torch.Tensor
+    done: torch.cuda.Event | None
+
+    def result(self) -> FeatureBatch:
+        if self.done is not None:
+            self.done.synchronize()
+        return FeatureBatch(self.batch.start, self.features.numpy(), self.batch.failed)

@@ -1,0 +1,186 @@
+"""Few labelled images per class: stratified, nested and seeded choices of rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from featx.errors import ProtocolError, UsageError
+
+__all__ = ["draw_subset", "split_holdout", "subset_hash"]
+
+# The last word of each generator's key, so that a holdout and a subset of one
+# seed are different permutations.
+_SUBSET, _HOLDOUT = 0, 1
+
+
+def draw_subset(
+    labels: ArrayLike,
+    per_class: int | None,
+    *,
+    seed: int,
+    valid: ArrayLike | None = None,
+    class_names: Sequence[str] | None = None,
+) -> NDArray[np.int64]:
+    """Draw the same number of rows of every class.
+
+    Each class has a permutation of its own, from a generator keyed by the seed
+    and the class; the subset is its first `per_class` rows. So subsets of one
+    seed are nested (the 100 lie inside the 500), and a class's draw does not
+    depend on the other classes.
+
+    Parameters
+    ----------
+    labels : array_like of int, shape (n_rows,)
+        Class of each row; negative labels are unknown and never drawn.
+    per_class : int or None
+        Rows drawn of every class; None takes every valid labelled row.
+    seed : int
+        Any integer of at least 0.
+    valid : array_like of bool, shape (n_rows,), optional
+        Rows that may be drawn; all of them by default.
+    class_names : sequence of str, optional
+        Every class, by label: classes without a row are then errors too, and
+        the error text names classes, not numbers.
+
+    Returns
+    -------
+    ndarray of int64, shape (n_drawn,)
+        Row numbers, ascending.
+
+    Raises
+    ------
+    ProtocolError
+        If a class has fewer valid rows than asked for.
+    UsageError
+        If `per_class` or `seed` is no number that can be drawn with.
+
+    Examples
+    --------
+    >>> draw_subset([0, 0, 0, 1, 1, -1], 1, seed=0).size
+    2
+    """
+    groups = dict(_rows_by_class(labels, valid, class_names))
+    if per_class is None:
+        return _sorted(list(groups.values()))
+    if per_class < 1:
+        raise UsageError(f"per_class is {per_class}: at least 1 image per class is needed")
+    _check_enough(groups, per_class, class_names)
+    return _sorted(
+        [_shuffled(rows, seed, label, _SUBSET)[:per_class] for label, rows in groups.items()]
+    )
+
+
+def split_holdout(
+    labels: ArrayLike,
+    fraction: float,
+    *,
+    seed: int,
+    valid: ArrayLike | None = None,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split labelled rows in two, class by class, for data without a test split.
+
+    Parameters
+    ----------
+    labels : array_like of int, shape (n_rows,)
+        Class of each row; negative labels are unknown and in neither part.
+    fraction : float
+        Share of each class that is held out, between 0 and 1; rounded to
+        the nearest row, but at least one row and never the last one.
+    seed : int
+        Any integer of at least 0.
+    valid : array_like of bool, shape (n_rows,), optional
+        Rows that may be used; all of them by default.
+
+    Returns
+    -------
+    train_rows, test_rows : ndarray of int64
+        Row numbers, ascending; no row is in both.
+
+    Raises
+    ------
+    ProtocolError
+        If a class has a single row, which cannot be on both sides.
+    UsageError
+        If `fraction` is not between 0 and 1, or `seed` is negative.
+    """
+    if not 0 < fraction < 1:
+        raise UsageError(f"the held-out fraction is {fraction}: it must lie between 0 and 1")
+    train, test = [], []
+    for label, rows in _rows_by_class(labels, valid, None):
+        if rows.size < 2:
+            raise ProtocolError(
+                f"class {label} has a single usable image, which cannot be both fitted and tested: "
+                "add images of this class, or leave it out"
+            )
+        n_test = min(max(round(fraction * rows.size), 1), rows.size - 1)
+        order = _shuffled(rows, seed, label, _HOLDOUT)
+        test.append(order[:n_test])
+        train.append(order[n_test:])
+    return _sorted(train), _sorted(test)
+
+
+def subset_hash(rows: ArrayLike) -> str:
+    """SHA-256 of a choice of rows, the name under which a subset is reported.
+
+    Parameters
+    ----------
+    rows : array_like of int, shape (n_rows,)
+        Row numbers; their order counts.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits, of the rows as little-endian int64.
+    """
+    return hashlib.sha256(np.asarray(rows, dtype="<i8").tobytes()).hexdigest()
+
+
+def _rows_by_class(
+    labels: ArrayLike, valid: ArrayLike | None, class_names: Sequence[str] | None
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Yield each class and its valid rows, classes and rows ascending."""
+    y = np.asarray(labels)
+    usable = y >= 0
+    if valid is not None:
+        usable &= np.asarray(valid, dtype=bool)
+    # Without names, a class exists where any row, also an unusable one, has its label.
+    classes = np.unique(y[y >= 0]) if class_names is None else np.arange(len(class_names))
+    for label in classes:
+        yield int(label), np.flatnonzero(usable & (y == label)).astype(np.int64)
+
+
+def _shuffled(rows: NDArray[np.int64], seed: int, label: int, purpose: int) -> NDArray[np.int64]:
+    if seed < 0:
+        raise UsageError(f"the seed is {seed}: it must be 0 or more")
+    # PCG64 and Generator.permutation are the parts of numpy that a draw rests
+    # on; a test pins a literal draw, so that a change there is seen.
+    key = np.random.SeedSequence([seed, label, purpose])
+    return np.random.Generator(np.random.PCG64(key)).permutation(rows)
+
+
+def _check_enough(
+    groups: dict[int, NDArray[np.int64]], per_class: int, class_names: Sequence[str] | None
+) -> None:
+    if not groups:
+        raise ProtocolError("there is no labelled, usable image to draw from")
+    label, rows = min(groups.items(), key=lambda item: item[1].size)
+    if rows.size >= per_class:
+        return
+    name = f"{class_names[label]!r}" if class_names is not None else str(label)
+    mend = (
+        f"the largest number that works is {rows.size}"
+        if rows.size
+        else "add images of this class, or leave it out"
+    )
+    raise ProtocolError(
+        f"class {name} has {rows.size} usable images, fewer than the {per_class} per class "
+        f"asked for: {mend}"
+    )
+
+
+def _sorted(parts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return np.sort(np.concatenate(parts)) if parts else np.empty(0, dtype=np.int64)

@@ -1,0 +1,238 @@
+"""What a head is: a name, and a fit that gives a model of raw features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.errors import ProtocolError
+from featx.heads.losses import Array
+from featx.heads.rowspace import RowSpace
+
+__all__ = ["CvCurve", "Fit", "FitOptions", "Head", "LinearModel", "Model", "Rows", "raw_product"]
+
+_BLOCK_BYTES = 64 << 20
+
+
+class Rows(Protocol):
+    """Raw features, in memory or on disk, read by slices of rows."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n_rows, n_features)."""
+
+    def __getitem__(self, key: Any, /) -> Any:
+        """Rows as an ndarray."""
+
+
+class Model(Protocol):
+    """A fitted head, applied to raw features."""
+
+    @property
+    def classes_(self) -> NDArray[np.int64]:
+        """Labels, ascending."""
+
+    def decision_function(self, X: Rows) -> Array:
+        """Scores: (n_rows, n_classes), or (n_rows,) for the second of two classes."""
+
+    def predict(self, X: Rows) -> NDArray[np.int64]:
+        """Labels of the largest scores, shape (n_rows,)."""
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """Settings of one fit.
+
+    Parameters
+    ----------
+    C : float or None, default=None
+        Penalty of the raw features, as in scikit-learn; None chooses it by cross-validation.
+    folds : int, default=5
+        Folds of the cross-validation; fewer where a class has fewer rows.
+    seed : int, default=0
+        Shuffles the folds, and initialises what starts at random.
+    """
+
+    C: float | None = None
+    folds: int = 5
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class CvCurve:
+    """Accuracies of the cross-validation inside the subset.
+
+    Parameters
+    ----------
+    C : tuple of float
+        Penalties of the raw features, ascending.
+    accuracy : tuple of tuple of float, shape (n_C, n_folds)
+        Share of the left-out rows that were right.
+    """
+
+    C: tuple[float, ...]
+    accuracy: tuple[tuple[float, ...], ...]
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Mean over folds, one for each penalty."""
+        # The same sum as in GridSearchCV, so that ties are the same ties.
+        return tuple(float(mean) for mean in np.average(np.array(self.accuracy), axis=1))
+
+    @property
+    def best(self) -> int:
+        """Position of the best mean; the smallest penalty among equals."""
+        return int(np.argmax(self.mean))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted head and how it came about.
+
+    Parameters
+    ----------
+    model : Model
+        Predicts from raw features.
+    C : float or None
+        Penalty of the raw features; None where the head has none.
+    cv : CvCurve or None
+        None where nothing was searched.
+    n_iter : int
+        Iterations of the final fit.
+    converged : bool
+        Whether the final fit met its tolerance.
+    notes : tuple of str
+        What a reader of the result must know, warnings included.
+    """
+
+    model: Model
+    C: float | None = None
+    cv: CvCurve | None = None
+    n_iter: int = 0
+    converged: bool = True
+    notes: tuple[str, ...] = ()
+
+
+class Head(Protocol):
+    """One kind of classifier."""
+
+    @property
+    def name(self) -> str:
+        """What people type."""
+
+    @property
+    def estimator(self) -> str:
+        """The scikit-learn estimator it stands for, for documentation."""
+
+    def fit(self, space: RowSpace, y: NDArray[np.int64], options: FitOptions) -> Fit:
+        """Fit on the rows of `space`, whose labels are `y`, shape (n_rows,)."""
+
+
+@dataclass(frozen=True)
+class LinearModel:
+    """A linear classifier of raw features, with scikit-learn's names.
+
+    Parameters
+    ----------
+    classes_ : ndarray of int64, shape (n_classes,)
+        Labels, ascending.
+    coef_ : ndarray of float64, shape (n_classes, n_features)
+        One row for two classes.
+    intercept_ : ndarray of float64, shape (n_classes,)
+        One number for two classes.
+    """
+
+    classes_: NDArray[np.int64]
+    coef_: Array
+    intercept_: Array
+
+    def decision_function(self, X: Rows) -> Array:
+        """Scores: (n_rows, n_classes), or (n_rows,) for the second of two classes."""
+        scores = raw_product(X, self.coef_.T) + self.intercept_
+        return scores[:, 0] if scores.shape[1] == 1 else scores
+
+    def predict(self, X: Rows) -> NDArray[np.int64]:
+        """Labels of the largest scores, shape (n_rows,)."""
+        return labels_of(self.decision_function(X), self.classes_)
+
+
+def labels_of(scores: Array, classes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Labels of the largest scores, the first among equals.
+
+    Parameters
+    ----------
+    scores : ndarray of float64, shape (n_rows, n_classes) or (n_rows,)
+        As a `decision_function` gives them.
+    classes : ndarray of int64, shape (n_classes,)
+        Labels.
+    """
+    best = (scores > 0).astype(np.int64) if scores.ndim == 1 else scores.argmax(axis=1)
+    return np.asarray(classes[best])
+
+
+def raw_product(X: Rows, weights: Array) -> Array:
+    """X @ weights in float64, by blocks of rows, so that X can stay on disk.
+
+    Parameters
+    ----------
+    X : array_like, shape (n_rows, n_features)
+        Raw features.
+    weights : ndarray of float64, shape (n_features, n_columns)
+        Coefficients.
+
+    Returns
+    -------
+    ndarray of float64, shape (n_rows, n_columns)
+
+    Raises
+    ------
+    ProtocolError
+        If the shapes do not fit, or a row holds NaN or infinity.
+    """
+    n_rows, n_features = X.shape
+    if n_features != len(weights):
+        raise ProtocolError(
+            f"the head was fitted on {len(weights):,} features, these rows have {n_features:,}"
+        )
+    weights = np.ascontiguousarray(weights)
+    out = np.empty((n_rows, weights.shape[1]))
+    for rows in _row_blocks(n_rows, n_features):
+        block = np.asarray(X[rows]).astype(np.float64)
+        check_finite(block, rows.start)
+        out[rows] = block @ weights
+    return out
+
+
+def check_finite(block: NDArray[Any], first: int, rows: NDArray[np.int64] | None = None) -> None:
+    """Raise an error that names the rows with NaN or infinity.
+
+    Parameters
+    ----------
+    block : ndarray, shape (n_rows, n_features)
+        Consecutive features.
+    first : int
+        Number of the first of them.
+    rows : ndarray of int64, optional
+        What to call the rows, where they are a choice from something larger.
+    """
+    # A sum is finite only if all its terms are; it reads the block once, without a mask.
+    with np.errstate(invalid="ignore", over="ignore"):
+        suspect = np.flatnonzero(~np.isfinite(block.sum(axis=1, dtype=np.float64)))
+    bad = [int(i) + first for i in suspect if not np.isfinite(block[i]).all()]
+    if bad:
+        names = [bad[0]] if rows is None else rows[bad]
+        names = list(bad if rows is None else rows[bad])
+        shown = ", ".join(str(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")
+        raise ProtocolError(
+            f"{len(bad)} rows hold NaN or infinity (rows {shown}): extract these features again, "
+            "in float32 if float16 overflowed"
+        )
+
+
+def _row_blocks(n_rows: int, n_features: int) -> Iterator[slice]:
+    height = max(1, _BLOCK_BYTES // (8 * max(n_features, 1)))
+    return (slice(i, min(i + height, n_rows)) for i in range(0, n_rows, height))

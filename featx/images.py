@@ -1,0 +1,239 @@
+"""Decode one image file, as strange as it may be, to upright 8-bit RGB, or say why not."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import os
+import threading
+import warnings
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from featx.errors import ImageError
+
+__all__ = ["DECODER", "FORMATS", "MAX_ASPECT", "MAX_PIXELS", "decode"]
+
+DECODER = "pillow-rgb/1"
+"""Name of the policy below; it is part of a cache's fingerprint, so any change bumps it."""
+
+MAX_PIXELS = 1 << 27
+"""Most pixels of an image (134 million, 400 MB as RGB): more is a decompression bomb."""
+
+MAX_ASPECT = 256
+"""Longest side over shortest: resizing the short side to 256 of more would fill the memory."""
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF") + (
+    ("AVIF",) if importlib.util.find_spec("PIL.AvifImagePlugin") else ()
+)
+"""Pillow's parsers that may run (MPO is opened by JPEG's); the rare ones stay unreachable."""
+
+_ORIENTATION = 0x0112  # the EXIF tag
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_FOREIGN = {  # what files that are no image for us often are, by a piece of their first bytes
+    b"<!doctype html": "an HTML page",
+    b"<html": "an HTML page",
+    b"<svg": "an SVG drawing",
+    b"<?xml": "an XML file",
+    b"%pdf": "a PDF file",
+    b"pk\x03\x04": "a ZIP archive",
+    b"8bps": "a Photoshop file",
+    b"ftyphei": "a HEIC photograph",
+    b"ftypmif1": "a HEIC photograph",
+    b"jp  \r\n": "a JPEG 2000 file",
+    b"version https://git-lfs": "a Git LFS pointer (run  git lfs pull)",
+}
+
+
+def decode(data: bytes | str | os.PathLike[str] | np.ndarray) -> Image.Image:
+    """Decode an image to RGB, upright.
+
+    The colours are those of ``Image.open(path).convert("RGB")``; PNG and JPEG
+    files with 8-bit RGB equal it bit for bit. Beyond that:
+
+    - the orientation in the EXIF data is applied; EXIF data that cannot be read count as none;
+    - of an animation or a multi-page file, the first frame or page is taken;
+    - 1-bit, grey, palette, CMYK, YCCK and YCbCr become RGB by Pillow's conversion; colour
+      profiles are not applied;
+    - transparency is dropped, not composited: a transparent pixel shows the colour
+      stored under it;
+    - 16-bit grey is scaled to 8 bits (``v / 257``, rounded) where Pillow would clip; 32-bit integer
+      grey likewise if its values lie in 0 to 65,535. 16-bit colour keeps its high
+      byte, as Pillow does;
+    - float grey is scaled by 255 if all of it lies in 0 to 1, and is refused otherwise.
+
+    Only `FORMATS` are opened. Images of more than `MAX_PIXELS` or more
+    elongated than `MAX_ASPECT` are refused before a pixel is decoded.
+
+    Parameters
+    ----------
+    data : bytes, path-like or ndarray
+        An encoded file, its path, or pixels: uint8, of shape (H, W) or (H, W, 3).
+
+    Returns
+    -------
+    PIL.Image.Image
+        Mode RGB, without metadata, independent of `data`.
+
+    Raises
+    ------
+    ImageError
+        If there is no such image; the text is a short reason, without the path.
+
+    Examples
+    --------
+    >>> decode(np.zeros((2, 3), dtype=np.uint8)).size
+    (3, 2)
+    """
+    if isinstance(data, np.ndarray):
+        return _from_array(data)
+    if isinstance(data, (str, os.PathLike)):
+        data = _read(Path(data))
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise TypeError(f"decode takes bytes, a path or an array, not {type(data).__name__}")
+    if not data:
+        raise ImageError("the file is empty")
+    try:
+        with _quiet_pillow:
+            return _decode(bytes(data))
+    except (ImageError, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(_not_an_image(bytes(data[:512]))) from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"more than {MAX_PIXELS:,} pixels: a decompression bomb?") from None
+    except Exception as error:  # Pillow's parsers raise nearly anything on bad bytes
+        raise ImageError(f"damaged or truncated ({_short(error)})") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"cannot be read: {error.strerror or type(error).__name__}") from error
+    except ValueError as error:  # a NUL inside the path
+        raise ImageError("cannot be read: not a possible file name") from error
+
+
+def _decode(data: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        _check_size(*image.size)
+        image.load()
+        orientation = _orientation(image)
+        rgb = _to_rgb(image)
+    if orientation in _UPRIGHT:
+        rgb = rgb.transpose(_UPRIGHT[orientation])
+    rgb.info = {}
+    return rgb
+
+
+def _check_size(width: int, height: int) -> None:
+    short, long = sorted((width, height))
+    if short < 1:
+        raise ImageError(f"no pixels ({width} x {height})")
+    if short * long > MAX_PIXELS:
+        raise ImageError(
+            f"{width:,} x {height:,} pixels, more than {MAX_PIXELS:,}: a decompression bomb?"
+        )
+    if long > MAX_ASPECT * short:
+        raise ImageError(
+            f"{width:,} x {height:,} pixels: one side is more than {MAX_ASPECT} times the other"
+        )
+
+
+def _orientation(image: ImageFile.ImageFile) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except MemoryError:
+        raise
+    except Exception:  # damaged EXIF data do not make the pixels bad
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):
+        return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
+    # Which colour is transparent no longer matters, and converting it is what Pillow warns about.
+    image.info.pop("transparency", None)
+    return image.convert("RGB")
+
+
+def _to_8_bits(grey: np.ndarray) -> np.ndarray:
+    low, high = grey.min(), grey.max()
+    if np.issubdtype(grey.dtype, np.floating):
+        if not (low >= 0 and high <= 1):  # also true of NaN
+            raise ImageError(f"float pixels from {low:g} to {high:g}, not within 0 to 1")
+        return np.rint(grey * 255.0).astype(np.uint8)
+    if low < 0 or high > 65535:
+        raise ImageError(f"integer pixels from {low} to {high}, not within 0 to 65535")
+    return ((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _from_array(pixels: np.ndarray) -> Image.Image:
+    is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
+    if pixels.dtype != np.uint8 or not is_image:
+        raise ImageError(
+            f"an array of {pixels.dtype} {pixels.shape}, not uint8 (height, width[, 3])"
+        )
+    _check_size(pixels.shape[1], pixels.shape[0])
+    return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+
+
+def _not_an_image(head: bytes) -> str:
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()[:64]
+    for mark, what in _FOREIGN.items():
+        if mark in start:
+            return f"not an image but {what}"
+    return f"not an image, or a damaged header (readable are {', '.join(FORMATS)})"
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+class _QuietPillow:
+    """Hide Pillow's warnings while any thread decodes.
+
+    `warnings.catch_warnings` changes and restores a global, so threads that
+    used it at once could leave it changed: the first to come sets it, the last to go restores.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._caught = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._users == 0:
+                self._caught = warnings.catch_warnings()
+                self._caught.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+            self._users += 1
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._caught.__exit__(kind, error, traceback)
+
+
+_quiet_pillow = _QuietPillow()

@@ -1,0 +1,234 @@
+"""From a decoded image to the numbers a network was trained on.
+
+Preprocessing belongs to the weights. A `Preprocessing` is read off the weights'
+own record (torchvision's ``weights.transforms()``, timm's ``pretrained_cfg``)
+and splits the reference transform in two halves that together give the same
+numbers bit for bit: `Preprocessing.pixels` (resize and crop with Pillow, uint8,
+in the worker processes) and `Preprocessing.normalise` (float32, on the device).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as F
+
+from featx.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["INTERPOLATIONS", "Preprocessing"]
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize, centre crop, scale to [0, 1] and normalise, as the weights want it.
+
+    Parameters
+    ----------
+    resize_px : int
+        Length of the shorter side after the resize, in pixels.
+    crop_px : int
+        Side of the square centre crop, in pixels: the input size of the network.
+    interpolation : str
+        One of `INTERPOLATIONS`; Pillow's filter of that name, antialiased.
+    mean, std : tuple of 3 floats
+        Subtracted from, then divided into, RGB values in [0, 1].
+    origin : str, optional
+        Where these values come from. It is shown, but is no part of the identity.
+    """
+
+    resize_px: int
+    crop_px: int
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    origin: str = ""
+
+    def __post_init__(self) -> None:
+        _check_positive("resize_px", self.resize_px)
+        _check_positive("crop_px", self.crop_px)
+        if self.interpolation not in INTERPOLATIONS:
+            raise UsageError(
+                f"interpolation {self.interpolation!r} is unknown: choose from "
+                + ", ".join(INTERPOLATIONS)
+            )
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != 3 or not all(map(math.isfinite, values)):
+                raise UsageError(f"{name} must be 3 finite numbers (RGB), got {values}")
+        if min(self.std) <= 0:
+            raise UsageError(f"std must be positive, got {self.std}")
+
+    @classmethod
+    def from_torchvision(cls, transform: Any, origin: str = "") -> Preprocessing:
+        """Read the preset of a torchvision weights entry.
+
+        Parameters
+        ----------
+        transform : torchvision.transforms._presets.ImageClassification
+            What ``weights.transforms()`` returns.
+        origin : str, optional
+            The name of the weights.
+
+        Returns
+        -------
+        Preprocessing
+            The same preprocessing.
+        """
+        return cls(
+            resize_px=int(transform.resize_size[0]),
+            crop_px=int(transform.crop_size[0]),
+            interpolation=str(transform.interpolation.value),
+            mean=_triple(transform.mean),
+            std=_triple(transform.std),
+            origin=origin,
+        )
+
+    @classmethod
+    def from_timm(cls, cfg: Mapping[str, Any], origin: str = "") -> Preprocessing:
+        """Read a timm ``pretrained_cfg``.
+
+        Parameters
+        ----------
+        cfg : mapping
+            With ``input_size``, ``crop_pct``, ``interpolation``, ``mean`` and ``std``.
+        origin : str, optional
+            The name of the weights.
+
+        Returns
+        -------
+        Preprocessing
+            The same preprocessing as timm's evaluation transform.
+        """
+        crop_px = int(cfg["input_size"][-1])
+        return cls(
+            resize_px=math.floor(crop_px / float(cfg["crop_pct"])),
+            crop_px=crop_px,
+            interpolation=str(cfg["interpolation"]),
+            mean=_triple(cfg["mean"]),
+            std=_triple(cfg["std"]),
+            origin=origin,
+        )
+
+    def override(
+        self,
+        *,
+        input_size: int | None = None,
+        crop_pct: float | None = None,
+        interpolation: str | None = None,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
+    ) -> Preprocessing:
+        """Replace some of the values.
+
+        Parameters
+        ----------
+        input_size : int, optional
+            New side of the crop in pixels; the resize keeps its ratio to the crop.
+        crop_pct : float, optional
+            New ratio of crop to resize, in (0, 1], as in timm.
+        interpolation : str, optional
+            One of `INTERPOLATIONS`.
+        mean, std : tuple of 3 floats, optional
+            As in the class.
+
+        Returns
+        -------
+        Preprocessing
+            `self` where nothing was given.
+
+        Raises
+        ------
+        UsageError
+            If a value is out of its range.
+        """
+        crop_px = self.crop_px if input_size is None else input_size
+        _check_positive("input_size", crop_px)
+        if crop_pct is not None:
+            if not 0 < crop_pct <= 1:
+                raise UsageError(f"crop_pct must be above 0 and at most 1, got {crop_pct}")
+            resize_px = math.floor(crop_px / crop_pct)
+        elif input_size is None:
+            resize_px = self.resize_px
+        else:
+            resize_px = max(1, round(input_size * self.resize_px / self.crop_px))
+        changed = replace(
+            self,
+            resize_px=resize_px,
+            crop_px=crop_px,
+            interpolation=interpolation or self.interpolation,
+            mean=mean or self.mean,
+            std=std or self.std,
+        )
+        if changed == self:
+            return self
+        return replace(changed, origin=f"{self.origin}, changed by options")
+
+    def identity(self) -> dict[str, Any]:
+        """Return the values that change the features, for the fingerprint."""
+        values = asdict(self)
+        del values["origin"]
+        return values
+
+    def describe(self) -> str:
+        """Return one line that a person can check."""
+        mean, std = (" ".join(f"{v:g}" for v in values) for values in (self.mean, self.std))
+        return (
+            f"resize {self.resize_px} {self.interpolation}, centre crop {self.crop_px}, "
+            f"mean {mean}, std {std} ({self.origin})"
+        )
+
+    def pixels(self, image: Image.Image) -> np.ndarray:
+        """Resize and crop one image, exactly as torchvision does it on Pillow images.
+
+        Parameters
+        ----------
+        image : PIL.Image.Image
+            In mode RGB.
+
+        Returns
+        -------
+        ndarray of shape (crop_px, crop_px, 3), dtype uint8
+            Rows, columns, RGB.
+        """
+        resized = F.resize(
+            image, [self.resize_px], interpolation=InterpolationMode(self.interpolation)
+        )
+        return np.asarray(F.center_crop(resized, [self.crop_px, self.crop_px]))
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Scale to [0, 1], subtract the mean and divide by the deviation.
+
+        Parameters
+        ----------
+        pixels : tensor of shape (n_images, crop_px, crop_px, 3), dtype uint8
+            On any device.
+
+        Returns
+        -------
+        tensor of shape (n_images, 3, crop_px, crop_px), dtype float32
+            In channels-last memory order, on the same device.
+        """
+        values = pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255)
+        mean = torch.tensor(self.mean, dtype=torch.float32, device=values.device)
+        std = torch.tensor(self.std, dtype=torch.float32, device=values.device)
+        return values.sub_(mean[:, None, None]).div_(std[:, None, None])
+
+
+def _check_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise UsageError(f"{name} must be at least 1 pixel, got {value}")
+
+
+def _triple(values: Any) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue

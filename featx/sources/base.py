@@ -1,0 +1,262 @@
+"""What every source of images gives: rows with labels and names, and their content's hash."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from PIL import Image
+
+from featx.errors import ImageError, SourceError
+from featx.images import decode
+from featx.progress import SILENT, Reporter
+
+__all__ = ["ArraySource", "Source"]
+
+_ROWS_PER_TASK = 128
+_MOST_THREADS = 8
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Source(ABC):
+    """One split of a data set: N labelled images, read lazily by row.
+
+    A source can be pickled to worker processes; that sends names and labels, not images.
+
+    Parameters
+    ----------
+    name : str
+        ``"cifar10"``, or the folder's name.
+    split : str
+        ``"train"``, ``"val"``, ``"test"`` or ``"all"``.
+    class_names : tuple of str
+        In the order of the labels.
+    labels : ndarray of int64, shape (N,)
+        Index into `class_names`; -1 is unknown.
+    paths : tuple of str
+        N unique names, relative to the root, with ``/``; ``"test/00017"`` where there is no file.
+
+    Raises
+    ------
+    ValueError
+        If the parts do not fit together.
+    """
+
+    name: str
+    split: str
+    class_names: tuple[str, ...]
+    labels: np.ndarray
+    paths: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.labels.dtype != np.int64 or self.labels.shape != (len(self.paths),):
+            raise ValueError("labels must be int64, one for each path")
+        if len(self.labels) and not -1 <= self.labels.min() <= self.labels.max() < len(
+            self.class_names
+        ):
+            raise ValueError("labels must index class_names")
+        if len(set(self.paths)) != len(self.paths):
+            raise ValueError("paths must be unique")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} {self.name!r}, split {self.split!r}: "
+            f"{len(self):,} images, {len(self.class_names)} classes>"
+        )
+
+    @abstractmethod
+    def read(self, row: int) -> bytes | np.ndarray:
+        """Read one image without decoding it.
+
+        Parameters
+        ----------
+        row : int
+            From 0 to N - 1.
+
+        Returns
+        -------
+        bytes or ndarray of uint8, shape (H, W, 3)
+            An encoded file, or pixels.
+
+        Raises
+        ------
+        ImageError
+            If the file cannot be read.
+        """
+
+    def image(self, row: int) -> Image.Image:
+        """Read and decode one image.
+
+        Parameters
+        ----------
+        row : int
+            From 0 to N - 1.
+
+        Returns
+        -------
+        PIL.Image.Image
+            Mode RGB, upright; see `featx.images.decode`.
+
+        Raises
+        ------
+        ImageError
+            If the image cannot be read or decoded.
+        """
+        return decode(self.read(row))
+
+    def take(self, rows: np.ndarray) -> Self:
+        """Restrict the source to some rows; all class names stay.
+
+        Parameters
+        ----------
+        rows : ndarray of integers, shape (M,)
+            Different rows of this source, in the order wanted.
+
+        Returns
+        -------
+        Source
+            With M rows.
+
+        Raises
+        ------
+        ValueError
+            If `rows` are not different row numbers of this source.
+        """
+        rows = self._checked(rows)
+        paths = tuple(self.paths[row] for row in rows)
+        return replace(self, labels=self.labels[rows], paths=paths)
+
+    def _checked(self, rows: np.ndarray) -> np.ndarray:
+        rows = np.asarray(rows)
+        if rows.ndim != 1 or not (np.issubdtype(rows.dtype, np.integer) or rows.size == 0):
+            raise ValueError("rows must be a one-dimensional array of integers")
+        rows = rows.astype(np.int64)
+        if rows.size and not 0 <= rows.min() <= rows.max() < len(self):
+            raise ValueError(f"rows must lie within 0 to {len(self) - 1}")
+        if len(np.unique(rows)) != len(rows):
+            raise ValueError("rows must be different")
+        return rows
+
+    def content_id(self, *, reporter: Reporter = SILENT) -> str:
+        """Hash the images and the names of their classes.
+
+        It depends on each image's bytes (or shape and pixels) and the name of its
+        class, and not on the root, the files' names or the order of the rows. A file that
+        cannot be read counts by its path.
+
+        Parameters
+        ----------
+        reporter : Reporter, optional
+            Shows the progress.
+
+        Returns
+        -------
+        str
+            SHA-256, 64 hexadecimal digits.
+        """
+        starts = range(0, len(self), _ROWS_PER_TASK)
+        entries: list[tuple[bytes, bytes]] = []
+        threads = min(_MOST_THREADS, os.cpu_count() or 1)
+        with (
+            reporter.bar(len(self), f"hashing {self.name} {self.split}") as bar,
+            ThreadPoolExecutor(threads) as pool,
+        ):
+            for part in pool.map(self._hash_rows, starts):
+                entries += part
+                bar.update(len(part))
+        state = hashlib.sha256(b"featx content 1\n")
+        for digest, class_name in sorted(entries):
+            state.update(digest + len(class_name).to_bytes(4, "little") + class_name)
+        return state.hexdigest()
+
+    def _hash_rows(self, start: int) -> list[tuple[bytes, bytes]]:
+        rows = range(start, min(start + _ROWS_PER_TASK, len(self)))
+        return [(self._hash_row(row), _encode(self._class_name(row))) for row in rows]
+
+    def _hash_row(self, row: int) -> bytes:
+        try:
+            data = self.read(row)
+        except ImageError:
+            return hashlib.sha256(b"unreadable\0" + _encode(self.paths[row])).digest()
+        if isinstance(data, np.ndarray):
+            data = f"{data.dtype} {data.shape}\n".encode() + data.tobytes()
+        return hashlib.sha256(data).digest()
+
+    def _class_name(self, row: int) -> str:
+        label = int(self.labels[row])
+        return self.class_names[label] if label >= 0 else ""
+
+
+def _encode(name: str) -> bytes:
+    return name.encode("utf-8", "surrogatepass")  # also names that are not UTF-8 on the disk
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class ArraySource(Source):
+    """A source of pixels in one array, in memory or mapped from a ``.npy`` file.
+
+    Pickling a mapped source sends the file's name, so that all worker processes
+    share one copy of the pixels; from memory, the pixels of the source's own rows are sent.
+
+    Parameters
+    ----------
+    pixels : ndarray of uint8, shape (P, H, W, 3)
+        P >= N images.
+    rows : ndarray of int64, shape (N,)
+        The image of each row.
+    file : str, optional
+        The ``.npy`` file that `pixels` are mapped from.
+    """
+
+    pixels: np.ndarray
+    rows: np.ndarray
+    file: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pixels.dtype != np.uint8 or self.pixels.ndim != 4 or self.pixels.shape[3] != 3:
+            raise ValueError("pixels must be uint8 (images, height, width, 3)")
+        if self.rows.shape != self.labels.shape:
+            raise ValueError("rows must give one image for each label")
+
+    def read(self, row: int) -> np.ndarray:
+        """Copy the pixels of one image; see `Source.read`."""
+        return np.array(self.pixels[self.rows[row]])
+
+    def take(self, rows: np.ndarray) -> Self:
+        """Restrict the source to some rows; see `Source.take`."""
+        rows = self._checked(rows)
+        paths = tuple(self.paths[row] for row in rows)
+        return replace(self, labels=self.labels[rows], paths=paths, rows=self.rows[rows])
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if self.file is not None:
+            state["pixels"] = None
+        elif len(self.rows) < len(self.pixels):
+            state["pixels"], state["rows"] = self.pixels[self.rows], np.arange(len(self.rows))
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if state["file"] is not None:
+            state = state | {"pixels": _map(state["file"])}
+        self.__dict__.update(state)
+
+
+def _map(file: str) -> np.ndarray:
+    try:
+        pixels = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise SourceError(
+            f"the pixels in {Path(file).name} cannot be read: open the data set again ({file})"
+        ) from error
+    return np.asarray(pixels)

@@ -1,0 +1,91 @@
+"""Caches of features: one crash-safe, checked HDF5 file each."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from featx.errors import CacheError
+from featx.progress import SILENT, Reporter
+from featx.store.features import FeatureArray
+from featx.store.partial import find_partials
+from featx.store.reader import Cache
+from featx.store.spec import CacheSpec
+from featx.store.summary import find_caches, summarize_partial
+from featx.store.verify import Damage
+from featx.store.writer import CacheWriter
+
+__all__ = [
+    "Cache",
+    "CacheSpec",
+    "CacheWriter",
+    "Damage",
+    "FeatureArray",
+    "find_caches",
+    "find_partials",
+    "read_summary",
+    "verify_file",
+]
+
+
+def verify_file(path: str | os.PathLike[str], reporter: Reporter = SILENT) -> list[Damage]:
+    """Check every byte of a cache, also of one too damaged to open.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+    reporter : Reporter, optional
+        Shows progress.
+
+    Returns
+    -------
+    list of Damage
+        Empty if every byte is as it was written.
+    """
+    try:
+        with Cache.open(path) as cache:
+            return cache.verify(reporter)
+    except CacheError as error:
+        return [Damage("file", 0, 0, str(error))]
+
+
+def read_summary(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Describe a finished or a partial file without reading its features.
+
+    Parameters
+    ----------
+    path : path-like
+        A cache, or a partial file beside one.
+
+    Returns
+    -------
+    dict
+        ``path``, ``complete``, ``n_rows``, ``n_features``, ``dtype``, ``n_done``,
+        ``n_failed``, ``n_classes`` (None for a partial file), ``file_bytes``,
+        ``fingerprint``, ``meta``.
+
+    Raises
+    ------
+    CacheError
+        If it is neither, or damaged.
+    """
+    path = Path(path)
+    if path.suffix == ".partial" and path.is_file():
+        return summarize_partial(path)
+    with Cache.open(path) as cache:
+        n_failed = len(cache.errors)
+        return {
+            "path": str(path),
+            "complete": True,
+            "n_rows": len(cache),
+            "n_features": cache.n_features,
+            "dtype": cache.X.dtype.name,
+            "n_done": len(cache) - n_failed,
+            "n_failed": n_failed,
+            "n_classes": len(cache.class_names),
+            "file_bytes": path.stat().st_size,
+            "fingerprint": cache.fingerprint,
+            "meta": cache.meta,
+        }

@@ -1,0 +1,264 @@
+"""The structure of a cache file, checked object by object before any data is read.
+
+A seal keeps accidents away from HDF5, but anybody can seal a file. So nothing in
+it is followed: each name must be an object of the file itself, stored in one
+piece that lies inside the file, of the one type that featx writes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import h5py
+import numpy as np
+
+from featx.errors import CacheError
+from featx.fingerprint import fingerprint
+from featx.store import layout
+from featx.store.seal import Seal
+
+__all__ = ["Extent", "Header", "read_header"]
+
+_MAX_NAME_BYTES: Final = 1 << 16
+_MAX_ATTRIBUTE_BYTES: Final = 1 << 16
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Where an array lies in a file.
+
+    Parameters
+    ----------
+    offset : int
+        First byte, from the start of the file.
+    shape : tuple of int
+        Its shape.
+    dtype : numpy.dtype
+        Its type.
+    """
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def n_bytes(self) -> int:
+        """Its size in bytes, also where no machine could hold it."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the HDF5 structure of a cache file says.
+
+    Parameters
+    ----------
+    fingerprint : str
+        64 hexadecimal digits.
+    meta : dict
+        The `meta` attribute.
+    is_complete : bool
+        The `complete` attribute.
+    block_rows : int
+        Rows in a digested block.
+    extents : dict of str to Extent
+        Where each dataset lies.
+    """
+
+    fingerprint: str
+    meta: dict[str, Any]
+    is_complete: bool
+    block_rows: int
+    extents: dict[str, Extent]
+
+    @property
+    def features(self) -> Extent:
+        """Where the features lie."""
+        return self.extents["features"]
+
+
+def read_header(fd: int, seal: Seal) -> Header:
+    """Read and check the structure of an open cache file.
+
+    Parameters
+    ----------
+    fd : int
+        An open file whose seal was checked.
+    seal : Seal
+        What its user block says.
+
+    Returns
+    -------
+    Header
+
+    Raises
+    ------
+    CacheError
+        If anything is not as featx writes it; the text is only the reason.
+    """
+    with os.fdopen(os.dup(fd), "rb", buffering=0) as stream:
+        try:
+            with h5py.File(stream, "r") as file:
+                header = _read(file)
+        except CacheError:
+            raise
+        except Exception as error:  # HDF5 raises nearly any type for a damaged file
+            raise CacheError(f"HDF5 cannot read it: {error}") from error
+    _check_sizes(header, seal)
+    return header
+
+
+def _read(file: h5py.File) -> Header:
+    if file.userblock_size != layout.USERBLOCK_BYTES:
+        raise CacheError(f"its user block has {file.userblock_size} bytes, not 4096")
+    attributes = _read_attributes(file.id)
+    names = _names(file.id)
+    if names != sorted(layout.DATASETS):
+        odd = sorted(set(names) ^ set(layout.DATASETS))
+        raise CacheError(f"unexpected or missing objects: {', '.join(map(repr, odd[:5]))}")
+    extents = {name: _extent(file.id, name) for name in layout.DATASETS}
+    meta = _meta(attributes["meta"], attributes["fingerprint"])
+    return Header(
+        fingerprint=attributes["fingerprint"],
+        meta=meta,
+        is_complete=attributes["complete"] == 1,
+        block_rows=attributes["block_rows"],
+        extents=extents,
+    )
+
+
+def _names(root: Any) -> list[str]:
+    n_links = h5py.h5g.GroupID.get_num_objs(root)
+    if n_links > len(layout.DATASETS):
+        raise CacheError(f"unexpected objects: {n_links} in place of {len(layout.DATASETS)}")
+    return sorted(name.decode("utf-8", "replace") for name in root)
+
+
+def _meta(text: str, digest: str) -> dict[str, Any]:
+    try:
+        meta = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CacheError(f"its meta is not JSON: {error}") from error
+    if not isinstance(meta, dict) or not isinstance(meta.get("identity"), dict):
+        raise CacheError("its meta names no identity")
+    try:
+        actual = fingerprint(meta["identity"])
+    except (ValueError, RecursionError) as error:
+        raise CacheError(f"its identity has no fingerprint: {error}") from error
+    if actual != digest:
+        raise CacheError("its fingerprint is not that of its identity")
+    return meta
+
+
+def _read_attributes(root: Any) -> dict[str, Any]:
+    n_attributes = h5py.h5a.get_num_attrs(root)
+    if n_attributes != len(layout.ATTRIBUTES):
+        raise CacheError(f"{n_attributes} attributes in place of {len(layout.ATTRIBUTES)}")
+    values: dict[str, Any] = {}
+    for name in layout.ATTRIBUTES:
+        if not h5py.h5a.exists(root, name.encode()):
+            raise CacheError(f"no attribute {name!r}")
+        values[name] = _read_attribute(h5py.h5a.open(root, name.encode()), name)
+    if values["encoding-type"] != layout.ENCODING_TYPE:
+        raise CacheError(f"its encoding-type is {values['encoding-type']!r}")
+    if values["encoding-version"] != layout.ENCODING_VERSION:
+        raise CacheError(f"its encoding-version is {values['encoding-version']!r}: update featx")
+    return values
+
+
+def _read_attribute(attribute: Any, name: str) -> Any:
+    kind, n_bytes = attribute.get_type(), attribute.get_storage_size()
+    if attribute.get_space().get_simple_extent_type() != h5py.h5s.SCALAR:
+        raise CacheError(f"attribute {name!r} is not one value")
+    if not 0 < n_bytes <= _MAX_ATTRIBUTE_BYTES or n_bytes != kind.get_size():
+        raise CacheError(f"attribute {name!r} has {n_bytes:,} bytes")
+    numbers = {"complete": "u1", "block_rows": "<i8"}
+    expected: np.dtype[Any] = np.dtype(numbers.get(name, f"S{kind.get_size()}"))
+    _check_type(kind, expected, f"attribute {name!r}")
+    value = np.zeros((), expected)
+    attribute.read(value, mtype=kind)
+    return int(value) if expected.kind in "iu" else value.item().decode("utf-8")
+
+
+def _check_type(kind: Any, expected: np.dtype[Any], what: str) -> None:
+    if not kind.equal(layout.hdf5_type(expected)):
+        raise CacheError(f"{what} has another type than {expected}")
+
+
+def _extent(root: Any, name: str) -> Extent:
+    raw = name.encode()
+    if root.links.get_info(raw).type != h5py.h5l.TYPE_HARD:
+        raise CacheError(f"{name!r} is a link to somewhere else")
+    if h5py.h5o.get_info(root, raw).type != h5py.h5o.TYPE_DATASET:
+        raise CacheError(f"{name!r} is not a dataset")
+    dataset = h5py.h5d.open(root, raw)
+    plan = dataset.get_create_plist()
+    if plan.get_layout() != h5py.h5d.CONTIGUOUS:
+        raise CacheError(f"{name!r} is not stored in one piece (chunked, compact or virtual)")
+    if plan.get_external_count() or plan.get_nfilters():
+        raise CacheError(f"{name!r} is stored in another file, or compressed")
+    if h5py.h5a.get_num_attrs(dataset):
+        raise CacheError(f"{name!r} has attributes")
+    dtype = _dtype(dataset.get_type(), name)
+    space = dataset.get_space()
+    if not space.is_simple() or space.get_simple_extent_type() != h5py.h5s.SIMPLE:
+        raise CacheError(f"{name!r} is not an array")
+    extent = Extent(int(dataset.get_offset() or 0), tuple(map(int, space.shape)), dtype)
+    if dataset.get_storage_size() != extent.n_bytes:
+        raise CacheError(f"{name!r} has {extent.shape} values of {dtype}, but other storage")
+    return extent
+
+
+def _dtype(kind: Any, name: str) -> np.dtype[Any]:
+    _TYPES: dict[str, Callable[[], np.dtype[Any]]] = {
+        "labels": lambda: np.dtype("<i8"),
+        "status": lambda: np.dtype("u1"),
+        "digests": lambda: np.dtype("u1"),
+        "features": lambda: np.dtype("<f4" if kind.get_size() == 4 else "<f2"),
+        "errors": lambda: layout.errors_dtype(max(1, kind.get_size() - 8)),
+    }
+    if kind.get_size() > _MAX_NAME_BYTES:
+        raise CacheError(f"{name!r} has values of {kind.get_size():,} bytes")
+    expected = _TYPES.get(name, lambda: np.dtype(f"S{kind.get_size()}"))()
+    _check_type(kind, expected, repr(name))
+    return expected
+
+
+def _check_sizes(header: Header, seal: Seal) -> None:
+    features = header.features
+    if (features.offset, features.n_bytes) != (seal.features_offset, seal.features_bytes):
+        raise CacheError("its features lie elsewhere than its first bytes say")
+    if len(features.shape) != 2 or header.block_rows < 1:
+        raise CacheError(f"its features have the shape {features.shape}")
+    n_rows = features.shape[0]
+    blocks = -(-n_rows // header.block_rows)
+    shapes: dict[str, tuple[int, ...]] = {
+        "labels": (n_rows,),
+        "paths": (n_rows,),
+        "status": (n_rows,),
+        "digests": (blocks, layout.DIGEST_BYTES),
+    }
+    for name, extent in header.extents.items():
+        if len(extent.shape) != 1 + (name in ("features", "digests")):
+            raise CacheError(f"{name!r} has the shape {extent.shape}")
+        if name in shapes and extent.shape != shapes[name]:
+            raise CacheError(f"{name!r} has the shape {extent.shape}, not {shapes[name]}")
+    if header.extents["errors"].shape[0] > n_rows:
+        raise CacheError("it has more errors than rows")
+    _check_places(header.extents, seal.file_bytes)
+
+
+def _check_places(extents: dict[str, Extent], file_bytes: int) -> None:
+    end, before = layout.USERBLOCK_BYTES, "the user block"
+    placed = [(e.offset, e.n_bytes, name) for name, e in extents.items() if e.n_bytes]
+    for offset, n_bytes, name in sorted(placed):
+        if offset < end:
+            raise CacheError(f"{name!r} overlaps {before}")
+        end, before = offset + n_bytes, repr(name)
+        if end > file_bytes:
+            raise CacheError(f"{name!r} does not lie inside the file")

@@ -1,0 +1,216 @@
+"""The journal of a partial file: which rows are on the disk, and what they sum to.
+
+A text file of lines ``checksum JSON``. The first line says which run this is;
+each other line names rows that were durable before the line was written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from featx.errors import CacheError
+from featx.store import disk
+
+__all__ = ["Journal", "JournalHeader", "Range", "read_journal"]
+
+_VERSION: Final = 1
+_CHECK_DIGITS: Final = 16
+
+
+@dataclass(frozen=True)
+class JournalHeader:
+    """What a partial file will become.
+
+    Parameters
+    ----------
+    fingerprint, content : str
+        As in `CacheSpec`.
+    n_rows, n_features, row_bytes : int
+        Shape of the features, and bytes of a row.
+    dtype : str
+        How features are stored.
+    features_offset, file_bytes : int
+        Where the features start, and the size of the partial file, in bytes.
+    meta : dict
+        As in `CacheSpec`, with the identity.
+    version : int, default=1
+        Of the journal's format.
+    """
+
+    fingerprint: str
+    content: str
+    n_rows: int
+    n_features: int
+    row_bytes: int
+    dtype: str
+    features_offset: int
+    file_bytes: int
+    meta: dict[str, Any]
+    version: int = _VERSION
+
+
+@dataclass
+class Range:
+    """Rows that are on the disk.
+
+    Parameters
+    ----------
+    start, stop : int
+        First row, and the one after the last.
+    crc : int
+        CRC-32 of their bytes.
+    failed : dict of int to str
+        Rows among them that hold NaN, with reasons.
+    run : str
+        Which process wrote them.
+    """
+
+    start: int
+    stop: int
+    crc: int
+    failed: dict[int, str] = field(default_factory=dict)
+    run: str = ""
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    body = json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
+    return hashlib.sha256(body).hexdigest()[:_CHECK_DIGITS].encode() + b" " + body + b"\n"
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    check, _, body = line.partition(b" ")
+    if hashlib.sha256(body).hexdigest()[:_CHECK_DIGITS].encode() != check:
+        return None
+    value = json.loads(body)
+    return value if isinstance(value, dict) else None
+
+
+def _parse_range(line: bytes, n_rows: int) -> Range | None:
+    value = _parse(line)
+    try:
+        found = Range(**value) if value is not None else None
+        if found is None or not 0 <= found.start < found.stop <= n_rows:
+            return None
+        found.failed = {int(row): str(reason) for row, reason in found.failed.items()}
+    except (TypeError, ValueError, AttributeError):
+        return None
+    return found if all(found.start <= row < found.stop for row in found.failed) else None
+
+
+def read_journal(path: Path) -> tuple[JournalHeader, list[Range], int]:
+    """Read a journal; lines that are torn, damaged or overlap earlier ones are left out.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        A journal.
+
+    Returns
+    -------
+    header : JournalHeader
+        What the partial file will become.
+    ranges : list of Range
+        In the order in which they were written.
+    n_dropped : int
+        Lines left out.
+
+    Raises
+    ------
+    CacheError
+        If the first line cannot be read, or a newer featx wrote it.
+    FileNotFoundError
+        If there is no journal.
+    """
+    first, *lines = path.read_bytes().split(b"\n")
+    header = _parse_header(first)
+    if lines and lines[-1] == b"":
+        lines.pop()
+    found = [_parse_range(line, header.n_rows) for line in lines]
+    ranges: list[Range] = []
+    is_taken = np.zeros(header.n_rows, bool)
+    for item in found:
+        if item is not None and not is_taken[item.start : item.stop].any():
+            ranges.append(item)
+            is_taken[item.start : item.stop] = True
+    return header, ranges, len(found) - len(ranges)
+
+
+def _parse_header(line: bytes) -> JournalHeader:
+    value = _parse(line)
+    if value is None:
+        raise CacheError("the first line of its journal is damaged")
+    if value.get("version") != _VERSION:
+        raise CacheError("its journal was written by another version of featx")
+    try:
+        return JournalHeader(**value)
+    except TypeError as error:
+        raise CacheError("its journal was written by another version of featx") from error
+
+
+class Journal:
+    """A journal that is being written.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        Where it lies.
+    fd : int
+        Its open descriptor.
+    n_bytes : int
+        Bytes that are known to be good; the next line goes there.
+    """
+
+    def __init__(self, path: Path, fd: int, n_bytes: int) -> None:
+        self.path, self.fd, self._n_bytes = path, fd, n_bytes
+
+    @classmethod
+    def create(cls, path: Path, header: JournalHeader, ranges: Iterable[Range] = ()) -> Journal:
+        """Write a journal whole, durably, in one step, in place of any other.
+
+        Parameters
+        ----------
+        path : pathlib.Path
+            Where it shall lie.
+        header : JournalHeader
+            Its first line.
+        ranges : iterable of Range, optional
+            Rows that are on the disk.
+
+        Returns
+        -------
+        Journal
+            Open, to be appended to.
+        """
+        draft = path.with_name(path.name + ".new")
+        text = b"".join([_line(asdict(header)), *(_line(asdict(r)) for r in ranges)])
+        fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+        try:
+            disk.pwrite(fd, text, 0)
+            disk.fsync(fd)
+            disk.replace(draft, path)
+            disk.fsync_folder(path.parent)
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls(path, fd, len(text))
+
+    def append(self, ranges: Iterable[Range]) -> None:
+        """Write a line for each range, durably."""
+        text = b"".join(_line(asdict(r)) for r in ranges)
+        disk.pwrite(self.fd, text, self._n_bytes)
+        disk.fdatasync(self.fd)
+        self._n_bytes += len(text)
+
+    def close(self) -> None:
+        """Close the descriptor; the file stays."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

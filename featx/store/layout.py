@@ -1,0 +1,171 @@
+"""Names, types and limits of the cache file: what writer and reader agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import h5py
+import numpy as np
+
+from featx.errors import CacheError
+
+__all__ = [
+    "ATTRIBUTES",
+    "DATASETS",
+    "DIGEST_BYTES",
+    "DONE",
+    "ENCODING_TYPE",
+    "ENCODING_VERSION",
+    "FAILED",
+    "MAX_META_BYTES",
+    "MISSING",
+    "USERBLOCK_BYTES",
+    "decode_names",
+    "default_block_rows",
+    "encode_names",
+    "errors_dtype",
+    "feature_dtype",
+    "hdf5_type",
+    "journal_path",
+]
+
+ENCODING_TYPE: Final = "featx-cache"
+ENCODING_VERSION: Final = "1"
+USERBLOCK_BYTES: Final = 4096
+DIGEST_BYTES: Final = 32
+MISSING, DONE, FAILED = 0, 1, 2
+DATASETS: Final = ("features", "labels", "class_names", "paths", "status", "errors", "digests")
+ATTRIBUTES: Final = (
+    "encoding-type",
+    "encoding-version",
+    "complete",
+    "fingerprint",
+    "block_rows",
+    "meta",
+)
+# An attribute lies in its object's header, whose messages are at most 64 KiB long.
+MAX_META_BYTES: Final = 60_000
+_MAX_REASON_BYTES: Final = 400
+_BLOCK_BYTES: Final = 1 << 20
+
+
+def feature_dtype(name: str) -> np.dtype[Any]:
+    """Little-endian NumPy type of the stored features.
+
+    Parameters
+    ----------
+    name : {"float16", "float32"}
+        As in `CacheSpec.dtype`.
+
+    Returns
+    -------
+    numpy.dtype
+
+    Raises
+    ------
+    CacheError
+        For any other name.
+    """
+    if name not in ("float16", "float32"):
+        raise CacheError(f"features are stored as float16 or float32, not {name!r}")
+    return np.dtype(name).newbyteorder("<")
+
+
+def default_block_rows(row_bytes: int) -> int:
+    """Rows in a digested block: about 1 MiB, at least one row."""
+    return max(1, _BLOCK_BYTES // row_bytes)
+
+
+def errors_dtype(width: int) -> np.dtype[Any]:
+    """Packed record type of `errors` with reasons of `width` bytes."""
+    return np.dtype([("row", "<i8"), ("reason", f"S{width}")])
+
+
+def hdf5_type(dtype: np.dtype[Any]) -> Any:
+    """HDF5 type of a NumPy type; byte strings become fixed-length UTF-8."""
+    if dtype.kind == "S":
+        dtype = h5py.string_dtype("utf-8", dtype.itemsize)
+    elif dtype.names:
+        fields = [(n, dtype[n]) for n in dtype.names]
+        dtype = np.dtype(
+            [(n, h5py.string_dtype("utf-8", t.itemsize) if t.kind == "S" else t) for n, t in fields]
+        )
+    return h5py.h5t.py_create(dtype, logical=True)
+
+
+def encode_names(names: Sequence[str], what: str) -> np.ndarray:
+    """Names as one array of fixed-length UTF-8.
+
+    Undecodable bytes of file names (`os.fsdecode` makes them lone surrogates)
+    are stored as they were.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Any names without NUL.
+    what : str
+        What they are, for the message.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape ``(len(names),)``, dtype ``S{longest}``.
+
+    Raises
+    ------
+    CacheError
+        For a name that would not come back as it was.
+    """
+    encoded = [_encode(name, what) for name in names]
+    width = max(map(len, encoded), default=1)
+    return np.array(encoded, dtype=f"S{max(width, 1)}")
+
+
+def _encode(name: str, what: str) -> bytes:
+    try:
+        data = name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        data = b"\0"
+    if b"\0" in data or data.decode("utf-8", "surrogateescape") != name:
+        raise CacheError(f"{what}: {name!r} cannot be stored as UTF-8: rename it")
+    return data
+
+
+def decode_names(names: np.ndarray) -> list[str]:
+    """Undo `encode_names`."""
+    return [name.decode("utf-8", "surrogateescape") for name in names.tolist()]
+
+
+def encode_errors(failed: dict[int, str]) -> np.ndarray:
+    """Reasons of failed rows as records sorted by row; long reasons are cut.
+
+    Parameters
+    ----------
+    failed : dict of int to str
+        Row number to reason.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape ``(len(failed),)``, fields ``row`` int64 and ``reason`` UTF-8.
+    """
+    rows = sorted(failed)
+    reasons = [_cut(failed[row]) for row in rows]
+    table = np.zeros(len(rows), errors_dtype(max(map(len, reasons), default=1) or 1))
+    table["row"] = rows
+    table["reason"] = reasons
+    return table
+
+
+def _cut(reason: str) -> bytes:
+    data = reason.replace("\0", " ").encode("utf-8", "replace")
+    if len(data) <= _MAX_REASON_BYTES:
+        return data
+    return data[: _MAX_REASON_BYTES - 3].decode("utf-8", "ignore").encode() + b"..."
+
+
+def journal_path(partial: Path) -> Path:
+    """Where the journal of a partial file lies."""
+    return partial.with_name(partial.name + ".journal")

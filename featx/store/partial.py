@@ -1,0 +1,296 @@
+"""Partial files: made whole before the first image, taken up again after a stop."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from featx.errors import CacheError
+from featx.progress import Reporter
+from featx.store import disk
+from featx.store.digest import in_threads
+from featx.store.image import Image
+from featx.store.journal import Journal, JournalHeader, Range, read_journal
+from featx.store.layout import journal_path
+from featx.store.lock import try_flock, unlock
+from featx.store.spec import CacheSpec
+
+__all__ = ["Partial", "adopt", "create", "discard", "find_partials", "sweep", "write_image"]
+
+_SUFFIX: Final = ".partial"
+_READ_BYTES: Final = 1 << 20
+
+
+@dataclass
+class Partial:
+    """A partial file that this process writes.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        Where it lies, beside the target.
+    fd : int
+        Its open descriptor.
+    journal : Journal
+        Its open journal.
+    ranges : list of Range
+        Rows in it that were verified.
+    """
+
+    path: Path
+    fd: int
+    journal: Journal
+    ranges: list[Range]
+
+    def close(self) -> None:
+        """Close both files; they stay."""
+        self.journal.close()
+        if self.fd >= 0:
+            unlock(self.fd)
+            os.close(self.fd)
+            self.fd = -1
+
+
+def find_partials(target: str | os.PathLike[str]) -> list[Path]:
+    """Partial files of a cache, in the order of their names.
+
+    Parameters
+    ----------
+    target : path-like
+        Where the finished cache lies or would lie.
+
+    Returns
+    -------
+    list of pathlib.Path
+        Empty where there are none.
+    """
+    target = Path(target)
+    if not target.parent.is_dir():
+        return []
+    start = target.name + "."
+    names = (p for p in target.parent.iterdir() if p.name.startswith(start))
+    return sorted(p for p in names if p.name.endswith(_SUFFIX))
+
+
+def sweep(target: Path) -> None:
+    """Remove journals whose partial file was finished or removed.
+
+    No lock is needed: a partial file is there before its journal is, and a run
+    needs no journal once its file has the target's name.
+    """
+    for path in target.parent.iterdir():
+        partial, found, rest = path.name.rpartition(_SUFFIX + ".journal")
+        is_ours = path.name.startswith(target.name + ".") and found and rest in ("", ".new")
+        if is_ours and not path.with_name(partial + _SUFFIX).exists():
+            disk.unlink(path)
+
+
+def discard(path: Path) -> None:
+    """Remove a partial file and its journal."""
+    disk.unlink(path)
+    journal = journal_path(path)
+    disk.unlink(journal)
+    disk.unlink(journal.with_name(journal.name + ".new"))
+
+
+def create(target: Path, spec: CacheSpec, image: Image) -> Partial:
+    """Make a partial file with all its blocks, and its journal, durably.
+
+    Parameters
+    ----------
+    target : pathlib.Path
+        The cache file that it will become.
+    spec : CacheSpec
+        What the file is about.
+    image : Image
+        All of the file but its features.
+
+    Returns
+    -------
+    Partial
+        Without rows.
+
+    Raises
+    ------
+    CacheError
+        If the disk has no room; nothing is left behind.
+    """
+    disk.require_space(target.parent, image.file_bytes, target.name)
+    token = f"{spec.fingerprint[:12]}-{secrets.token_hex(4)}"
+    path = target.with_name(f"{target.name}.{token}{_SUFFIX}")
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        try_flock(fd)
+        _allocate(fd, image, target)
+        write_image(fd, image)
+        disk.fsync(fd)
+        journal = Journal.create(journal_path(path), _header(spec, image))
+    except BaseException:
+        os.close(fd)
+        discard(path)
+        raise
+    return Partial(path, fd, journal, [])
+
+
+def _allocate(fd: int, image: Image, target: Path) -> None:
+    try:
+        disk.allocate(fd, image.file_bytes)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(target.parent).free
+        raise disk.no_space(target.parent, image.file_bytes, free, target.name) from error
+
+
+def write_image(fd: int, image: Image) -> None:
+    """Write all of a file but its features."""
+    disk.pwrite(fd, image.head, 0)
+    disk.pwrite(fd, image.tail, image.tail_offset)
+
+
+def _header(spec: CacheSpec, image: Image) -> JournalHeader:
+    return JournalHeader(
+        fingerprint=spec.fingerprint,
+        content=spec.content,
+        n_rows=spec.n_rows,
+        n_features=spec.n_features,
+        row_bytes=spec.row_bytes,
+        dtype=spec.dtype,
+        features_offset=image.features_offset,
+        file_bytes=image.file_bytes,
+        meta={**spec.meta, "identity": dict(spec.identity)},
+    )
+
+
+def adopt(
+    target: Path, spec: CacheSpec, image: Image, reporter: Reporter
+) -> tuple[Partial | None, list[str]]:
+    """Take up the fullest partial file that was made for the same features.
+
+    Parameters
+    ----------
+    target : pathlib.Path
+        The cache file.
+    spec : CacheSpec
+        What the file is about.
+    image : Image
+        All of the file but its features, of a run without rows.
+    reporter : Reporter
+        Shows the verification of the rows there are.
+
+    Returns
+    -------
+    partial : Partial or None
+        With every range verified against its bytes; None if there is none.
+    notices : list of str
+        What was left alone or removed, and why.
+    """
+    notices: list[str] = []
+    candidates: list[tuple[int, Path]] = []
+    for path in find_partials(target):
+        try:
+            n_rows = _n_matching_rows(path, spec, image)
+        except FileNotFoundError:
+            notices += _remove_empty(path)
+        except (CacheError, OSError) as error:
+            size = disk.readable_bytes(path.stat().st_size) if path.exists() else "gone"
+            notices.append(f"left alone: {path} ({size}): {error}; delete it if nobody needs it")
+        else:
+            candidates.append((n_rows, path))
+    for _, path in sorted(candidates, reverse=True):
+        partial, reasons = _take(path, spec, image, reporter)
+        notices += reasons
+        if partial is not None:
+            return partial, notices
+    return None, notices
+
+
+def _remove_empty(path: Path) -> list[str]:
+    # The journal is made last and durably, so without one no row was ever promised.
+    fd = os.open(path, os.O_RDWR)
+    try:
+        if try_flock(fd) is not True:
+            return [f"left alone: {path}: another process is making it"]
+        discard(path)
+        return [f"removed: {path}: it was stopped before its first row"]
+    finally:
+        os.close(fd)
+
+
+def _n_matching_rows(path: Path, spec: CacheSpec, image: Image) -> int:
+    header, ranges, _ = read_journal(journal_path(path))
+    if header.fingerprint != spec.fingerprint:
+        raise CacheError("it was made with other settings")
+    if header.content != spec.content:
+        raise CacheError("it was made from other paths, labels or class names")
+    if header.features_offset != image.features_offset:
+        raise CacheError("another version of HDF5 laid it out")
+    if path.stat().st_size < image.tail_offset:
+        raise CacheError("it is shorter than its journal says")
+    return sum(item.stop - item.start for item in ranges)
+
+
+def _take(
+    path: Path, spec: CacheSpec, image: Image, reporter: Reporter
+) -> tuple[Partial | None, list[str]]:
+    try:
+        fd = os.open(path, os.O_RDWR)
+    except OSError as error:
+        return None, [f"left alone: {path}: {error.strerror}"]
+    try:
+        if try_flock(fd) is not True or not _is_same_file(path, fd):
+            os.close(fd)
+            return None, [f"left alone: {path}: another process is writing it, or it has no lock"]
+        _, ranges, n_dropped = read_journal(journal_path(path))
+        good = list(_verified(fd, ranges, spec, image, reporter))
+        journal = Journal.create(journal_path(path), _header(spec, image), good)
+    except BaseException:
+        os.close(fd)
+        raise
+    n_rows = sum(item.stop - item.start for item in good)
+    notices = [f"resumed: {path}: {n_rows:,} of {spec.n_rows:,} rows are there"]
+    if n_dropped or len(good) < len(ranges):
+        notices.append(
+            f"computed again: {n_dropped} damaged lines of its journal, "
+            f"{len(ranges) - len(good)} ranges of rows that changed since they were written"
+        )
+    return Partial(path, fd, journal, good), notices
+
+
+def _is_same_file(path: Path, fd: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _verified(
+    fd: int, ranges: list[Range], spec: CacheSpec, image: Image, reporter: Reporter
+) -> Iterator[Range]:
+    def crc(item: Range) -> int:
+        start = image.features_offset + item.start * spec.row_bytes
+        return _crc32(fd, start, (item.stop - item.start) * spec.row_bytes)
+
+    total = sum(item.stop - item.start for item in ranges)
+    with reporter.bar(total, "check the rows there are", "row") as bar:
+        for item, actual in zip(ranges, in_threads(crc, ranges), strict=True):
+            bar.update(item.stop - item.start)
+            if actual == item.crc:
+                yield item
+
+
+def _crc32(fd: int, offset: int, n_bytes: int) -> int:
+    value = 0
+    buffer = memoryview(bytearray(min(_READ_BYTES, n_bytes)))
+    for start in range(0, n_bytes, _READ_BYTES):
+        view = buffer[: min(_READ_BYTES, n_bytes - start)]
+        disk.pread_into(fd, view, offset + start)
+        value = zlib.crc32(view, value)
+    return value

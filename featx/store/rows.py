@@ -1,0 +1,75 @@
+"""Rows of features as they are stored: cast, checked, never infinite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from featx.errors import CacheError
+
+__all__ = ["as_stored"]
+
+# All bits of the exponent: set in infinity and NaN alone.
+_EXPONENT: Final = {2: 0x7C00, 4: 0x7F800000}
+
+
+def as_stored(
+    rows: np.ndarray, dtype: np.dtype[Any], start: int, failed: Mapping[int, str]
+) -> np.ndarray:
+    """Cast rows to the stored type, failed ones to NaN.
+
+    Parameters
+    ----------
+    rows : numpy.ndarray
+        Shape (n, D), any float type.
+    dtype : numpy.dtype
+        ``<f2`` or ``<f4``.
+    start : int
+        Number of the first row, for messages and `failed`.
+    failed : mapping of int to str
+        Row numbers whose values mean nothing.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (n, D), of `dtype`, contiguous, a copy where needed.
+
+    Raises
+    ------
+    CacheError
+        If a row that did not fail is not finite, before or after the cast.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        stored = np.array(rows, dtype=dtype, order="C", copy=True if failed else None)
+    indices = [row - start for row in failed]
+    stored[indices] = np.nan
+    exponent = _EXPONENT[dtype.itemsize]
+    bits = stored.view(f"<u{dtype.itemsize}")
+    is_bad = ((bits & exponent) == exponent).any(axis=1)
+    is_bad[indices] = False
+    if is_bad.any():
+        raise CacheError(_complaint(rows, dtype, start, np.flatnonzero(is_bad)))
+    return stored
+
+
+def _complaint(rows: np.ndarray, dtype: np.dtype[Any], start: int, bad: np.ndarray) -> str:
+    values = rows[bad]
+    is_overflow = np.isfinite(values).all(axis=1)
+    numbers = ", ".join(str(start + row) for row in bad[:5].tolist()) + (
+        ", ..." if len(bad) > 5 else ""
+    )
+    what = f"{len(bad)} row{'s' if len(bad) > 1 else ''} ({numbers})"
+    if not is_overflow.all():
+        return (
+            f"{what} of features hold NaN or infinity as the network gave them: nothing of this "
+            "batch was stored; check weights and preprocessing, or compute in float32 "
+            "(--precision fp32)"
+        )
+    largest = float(np.abs(values).max())
+    mend = "store float32 (--store-dtype float32)" if dtype.itemsize == 2 else "scale them down"
+    return (
+        f"{what} of features do not fit in {dtype.name}, the largest is {largest:.6g} where at "
+        f"most {float(np.finfo(dtype).max):.6g} fits: {mend}"
+    )

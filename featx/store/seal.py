@@ -1,0 +1,147 @@
+"""The user block: a readable text that digests all of the file but the features.
+
+HDF5 skips a file's first 4,096 bytes if asked to when the file is made. featx
+keeps a text there with the SHA-256 (the seal) of every byte that is neither in
+this block nor in the features. It is checked before HDF5 parses anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from featx.errors import CacheError
+from featx.store import disk
+from featx.store.layout import USERBLOCK_BYTES
+
+__all__ = ["PARTIAL_BLOCK", "Seal", "hash_bytes", "hash_file", "is_featx", "read_block"]
+
+_MAGIC: Final = b"featx-cache "
+_PARTIAL: Final = b"featx-partial "
+_HDF5_SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
+PARTIAL_BLOCK: Final = (_PARTIAL + b"1\n").ljust(USERBLOCK_BYTES, b"\0")
+_READ_BYTES: Final = 1 << 20
+_TEXT = re.compile(
+    rb"featx-cache 1\nfile_bytes (\d{1,18})\nfeatures_offset (\d{1,18})\n"
+    rb"features_bytes (\d{1,18})\nseal ([0-9a-f]{64})\ncheck [0-9a-f]{64}\n"
+)
+
+
+@dataclass(frozen=True)
+class Seal:
+    """What the user block says.
+
+    Parameters
+    ----------
+    file_bytes : int
+        Size of the file.
+    features_offset, features_bytes : int
+        Where the features lie, in bytes from the start of the file.
+    digest : str
+        SHA-256 of the rest, 64 hexadecimal digits.
+    """
+
+    file_bytes: int
+    features_offset: int
+    features_bytes: int
+    digest: str
+
+    @property
+    def features_end(self) -> int:
+        """The first byte after the features."""
+        return self.features_offset + self.features_bytes
+
+    def render(self) -> bytes:
+        """Write the user block: text with its own checksum, zeros up to 4,096 bytes."""
+        text = (
+            f"featx-cache 1\nfile_bytes {self.file_bytes}\n"
+            f"features_offset {self.features_offset}\nfeatures_bytes {self.features_bytes}\n"
+            f"seal {self.digest}\n"
+        )
+        check = hashlib.sha256(text.encode()).hexdigest()
+        return f"{text}check {check}\n".encode().ljust(USERBLOCK_BYTES, b"\0")
+
+    @classmethod
+    def parse(cls, block: bytes) -> Seal:
+        """Read a user block in which every byte is as `render` writes it.
+
+        Raises
+        ------
+        CacheError
+            If it is not such a block.
+        """
+        match = _TEXT.match(block)
+        if match is None:
+            raise CacheError(_reason(block))
+        seal = cls(int(match[1]), int(match[2]), int(match[3]), match[4].decode())
+        if seal.render() != block:
+            raise CacheError("damaged: the checksum of its first 4,096 bytes is wrong")
+        if not USERBLOCK_BYTES <= seal.features_offset < seal.features_end <= seal.file_bytes:
+            raise CacheError("damaged: its features lie outside the file")
+        return seal
+
+
+def _reason(block: bytes) -> str:
+    if block.startswith(_MAGIC):
+        version = re.match(rb"featx-cache (\d{1,9})\n", block)
+        if version and int(version[1]) > 1:
+            return (
+                f"made by a newer featx (encoding version {int(version[1])}, this one reads 1): "
+                "update featx"
+            )
+        return "damaged: its first 4,096 bytes cannot be read"
+    if block.startswith(_PARTIAL):
+        return "incomplete"
+    if block.startswith(_HDF5_SIGNATURE):
+        return "an HDF5 file, but not a featx cache"
+    if not block:
+        return "empty"
+    return "not a featx cache"
+
+
+def is_featx(block: bytes) -> bool:
+    """Whether a file that starts so was written by featx, whatever its state."""
+    return block.startswith((_MAGIC, _PARTIAL))
+
+
+def read_block(fd: int) -> bytes:
+    """Read the first 4,096 bytes of an open file, or what there is of them."""
+    return os.pread(fd, USERBLOCK_BYTES, 0)
+
+
+def hash_bytes(parts: Iterable[bytes | memoryview]) -> str:
+    """SHA-256 of some pieces of memory one after the other."""
+    state = hashlib.sha256()
+    for part in parts:
+        state.update(part)
+    return state.hexdigest()
+
+
+def hash_file(fd: int, seal: Seal) -> str:
+    """SHA-256 of all bytes that are neither in the user block nor in the features.
+
+    Parameters
+    ----------
+    fd : int
+        An open file of ``seal.file_bytes`` bytes.
+    seal : Seal
+        Where the features lie.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
+    """
+    state = hashlib.sha256()
+    buffer = memoryview(bytearray(_READ_BYTES))
+    spans = ((USERBLOCK_BYTES, seal.features_offset), (seal.features_end, seal.file_bytes))
+    for start, stop in spans:
+        for offset in range(start, stop, _READ_BYTES):
+            view = buffer[: min(_READ_BYTES, stop - offset)]
+            disk.pread_into(fd, view, offset)
+            state.update(view)
+    return state.hexdigest()

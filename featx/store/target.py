@@ -1,0 +1,103 @@
+"""What already lies where a cache shall be written, and whether it may be replaced."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from featx.errors import CacheError, CacheMismatchError
+from featx.fingerprint import differences
+from featx.store.reader import Cache
+from featx.store.seal import is_featx, read_block
+from featx.store.spec import CacheSpec
+
+__all__ = ["is_finished"]
+
+
+def is_finished(target: Path, spec: CacheSpec, *, overwrite: bool) -> bool:
+    """Whether a complete cache of just these features is there.
+
+    Parameters
+    ----------
+    target : pathlib.Path
+        Where the cache shall be.
+    spec : CacheSpec
+        What is asked for.
+    overwrite : bool
+        Whether a cache of other features, or a damaged one, may be replaced.
+
+    Returns
+    -------
+    bool
+        True: nothing is to be done. False: the name is free, or its file may go.
+
+    Raises
+    ------
+    CacheMismatchError
+        If a cache of other features is there, with each difference.
+    CacheError
+        If what is there is damaged, or no cache at all.
+    """
+    if not os.path.lexists(target):
+        return False
+    try:
+        cache = Cache.open(target)
+    except CacheError as error:
+        if overwrite and _was_ours(target):
+            return False
+        mend = "delete it or pass --overwrite" if _was_ours(target) else "choose another name"
+        raise CacheError(f"{error}; it is not replaced: {mend}") from error
+    with cache:
+        lines = _differences(cache, spec)
+    if not lines or overwrite:
+        return not lines
+    raise CacheMismatchError(
+        f"{target} holds other features than those asked for: ask for the same, "
+        "choose another file, or replace it (--overwrite)",
+        lines,
+    )
+
+
+def _was_ours(target: Path) -> bool:
+    try:
+        fd = os.open(target, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return is_featx(read_block(fd))
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def _differences(cache: Cache, spec: CacheSpec) -> list[str]:
+    lines = []
+    if cache.fingerprint != spec.fingerprint:
+        lines += differences(spec.identity, cache.meta["identity"])
+    shape, dtype = (spec.n_rows, spec.n_features), spec.dtype
+    if (cache.X.shape, cache.X.dtype.name) != (shape, dtype):
+        lines.append(
+            f"features: asked for {shape} {dtype}, the file has {cache.X.shape} {cache.X.dtype}"
+        )
+    lines += _list_difference("paths", list(spec.paths), cache.paths)
+    lines += _list_difference("class_names", list(spec.class_names), cache.class_names)
+    if not np.array_equal(spec.labels, cache.labels) and len(cache) == spec.n_rows:
+        n_other = int(np.count_nonzero(spec.labels != cache.labels))
+        lines.append(f"labels: {n_other:,} of {spec.n_rows:,} are others")
+    return lines
+
+
+def _list_difference(name: str, wanted: list[str], found: list[str]) -> list[str]:
+    if wanted == found:
+        return []
+    if len(wanted) != len(found):
+        return [f"{name}: asked for {len(wanted):,}, the file has {len(found):,}"]
+    first = next(i for i, pair in enumerate(zip(wanted, found, strict=True)) if pair[0] != pair[1])
+    n_other = sum(a != b for a, b in zip(wanted, found, strict=True))
+    return [
+        f"{name}: {n_other:,} of {len(wanted):,} are others, the first at {first}: "
+        f"asked for {wanted[first]!r}, the file has {found[first]!r}"
+    ]

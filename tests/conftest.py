@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+REQUIRED = set(filter(None, os.environ.get("FEATX_REQUIRE", "").split(",")))
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def skip_or_fail(need: str, reason: str) -> None:
+    """Skip, or fail where FEATX_REQUIRE names what is missing."""
+    if need in REQUIRED:
+        pytest.fail(f"FEATX_REQUIRE={need}: {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def _needs(request: pytest.FixtureRequest) -> None:
+    if request.node.get_closest_marker("gpu") and not torch.cuda.is_available():
+        skip_or_fail("gpu", "no CUDA device")
+    if request.node.get_closest_marker("network") and "network" not in REQUIRED:
+        pytest.skip("needs the internet: set FEATX_REQUIRE=network")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of real images and weights, which is no part of the repository."""
+    folder = Path(os.environ.get("FEATX_SHARED", ROOT.parent / "shared"))
+    if not (folder / "data").is_dir():
+        skip_or_fail("shared", f"no real data in {folder}: set FEATX_SHARED")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photographs(shared: Path) -> list[Path]:
+    return sorted((shared / "data" / "photographs").glob("*.jpg"))
+
+
+@pytest.fixture(scope="session")
+def squeezenet_file(shared: Path) -> Path:
+    return shared / "weights" / "squeezenet1_0-imagenet.pth"

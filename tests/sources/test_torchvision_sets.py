@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import pickle
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_sets
+from local_site import Site
+
+from featx.errors import SourceError
+from featx.sources import open_data
+from featx.sources.torchvision_sets import SETS
+
+NAMES = sorted(SETS)
+
+
+def loader_of(name: str) -> Any:
+    import torchvision.datasets
+
+    return getattr(torchvision.datasets, SETS[name].loader)
+
+
+@pytest.fixture(params=NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def archive(name: str, site: Site, monkeypatch: pytest.MonkeyPatch) -> bytes:
+    data = tiny_sets.install(name, site.url, monkeypatch)
+    site.files[f"/{loader_of(name).filename}"] = data
+    return data
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_urls_and_checksums_are_those_of_torchvision() -> None:
+    # Sizes as the servers give them; torchvision knows no size.
+    assert {name: known.n_bytes for name, known in SETS.items()} == {
+        "cifar10": 170_498_071,
+        "cifar100": 169_001_437,
+        "stl10": 2_640_397_119,
+    }
+    for name in NAMES:
+        assert loader_of(name).filename.endswith(".tar.gz")
+        assert len(loader_of(name).tgz_md5) == 32
+
+
+def test_downloads_once(name: str, site: Site, archive: bytes, tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "data"
+    splits = open_data(name, data_dir=folder)
+    assert list(splits) == ["train", "test"]
+    np.testing.assert_array_equal(splits["test"].read(4), tiny_sets.pixels_of(name, "test")[4])
+    file = loader_of(name).filename
+    assert (folder / file).read_bytes() == archive
+    assert names_in(folder) == {
+        *(file, loader_of(name).base_folder),
+        *(f"featx-{name}-train.npy", f"featx-{name}-test.npy"),
+    }
+    n_requests = len(site.requests)
+    assert n_requests > 0
+    again = open_data(name, data_dir=folder)
+    assert len(site.requests) == n_requests
+    assert again["train"].content_id() == splits["train"].content_id()
+
+
+def test_data_dir_comes_from_the_environment(
+    archive: bytes, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEATX_DATA", str(tmp_path / "there"))
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / loader_of(name).filename).write_bytes(archive)
+    assert len(open_data(name, download=False)["test"]) == tiny_sets.N_TEST
+
+
+def assert_names_all(error: SourceError, name: str, folder: Path) -> None:
+    loader = loader_of(name)
+    for part in (loader.filename, f"{SETS[name].n_bytes:,} bytes", loader.url, str(folder)):
+        assert part in str(error)
+    assert "\n" not in str(error)
+
+
+@pytest.mark.usefixtures("archive")
+def test_no_download_wanted(name: str, site: Site, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="but downloading is switched off: get it from") as caught:
+        open_data(name, data_dir=tmp_path, download=False)
+    assert_names_all(caught.value, name, tmp_path)
+    assert site.requests == []
+
+
+def test_offline(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with socket.socket() as taken:  # bound but not listening: connections are refused
+        taken.bind(("127.0.0.1", 0))
+        tiny_sets.install(name, f"http://127.0.0.1:{taken.getsockname()[1]}", monkeypatch)
+        with pytest.raises(SourceError, match="download failed: .*refused: get it") as caught:
+            open_data(name, data_dir=tmp_path)
+    assert_names_all(caught.value, name, tmp_path)
+    assert names_in(tmp_path) == set()
+
+
+@pytest.mark.usefixtures("archive")
+def test_not_on_the_server(name: str, site: Site, tmp_path: Path) -> None:
+    site.files.clear()
+    with pytest.raises(SourceError, match="the download failed: Not Found: get it") as caught:
+        open_data(name, data_dir=tmp_path)
+    assert_names_all(caught.value, name, tmp_path)
+
+
+def test_wrong_bytes_from_the_server(name: str, site: Site, archive: bytes, tmp_path: Path) -> None:
+    site.files[f"/{loader_of(name).filename}"] = archive[:-1] + b"?"
+    with pytest.raises(SourceError, match="the download has a wrong checksum") as caught:
+        open_data(name, data_dir=tmp_path)
+    assert_names_all(caught.value, name, tmp_path)
+    assert names_in(tmp_path) == set()
+
+
+def test_a_download_cut_short_leaves_nothing(
+    name: str, site: Site, archive: bytes, tmp_path: Path
+) -> None:
+    site.cut_short.add(f"/{loader_of(name).filename}")
+    came = f"{len(archive) // 2:,}"
+    with pytest.raises(SourceError, match=f"wrong checksum .{came} of .* bytes came"):
+        open_data(name, data_dir=tmp_path)
+    assert names_in(tmp_path) == set()
+    site.cut_short.clear()
+    assert len(open_data(name, data_dir=tmp_path)["train"]) == tiny_sets.N_TRAIN
+
+
+def test_a_wrong_file_put_there_by_hand(
+    name: str, site: Site, archive: bytes, tmp_path: Path
+) -> None:
+    file = tmp_path / loader_of(name).filename
+    file.write_bytes(archive[:100])
+    with pytest.raises(SourceError, match=r"the file there has a wrong checksum \(100 bytes\)"):
+        open_data(name, data_dir=tmp_path, download=False)
+    site.files.clear()
+    with pytest.raises(SourceError, match="wrong checksum .100 bytes. and the download failed"):
+        open_data(name, data_dir=tmp_path)
+    assert file.read_bytes() == archive[:100]
+    site.files[f"/{file.name}"] = archive
+    open_data(name, data_dir=tmp_path)
+    assert file.read_bytes() == archive
+
+
+@pytest.mark.parametrize("damage", ["change", "remove"])
+def test_damaged_files_are_unpacked_again(
+    name: str, archive: bytes, tmp_path: Path, damage: str
+) -> None:
+    del archive
+    wanted = open_data(name, data_dir=tmp_path)["train"].content_id()
+    base = tmp_path / loader_of(name).base_folder
+    for path in sorted(base.iterdir()):
+        if path.name == "class_names.txt" or damage == "remove":
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[:-1] + b"x")
+        source = open_data(name, data_dir=tmp_path, download=False)["train"]
+        assert source.content_id() == wanted
+        assert source.class_names == tuple(tiny_sets.class_names(name))
+
+
+class _Trap:
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("/tmp/featx-trap-was-sprung"),)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"], indirect=True)
+def test_no_pickle_is_opened_before_its_checksum(name: str, archive: bytes, tmp_path: Path) -> None:
+    open_data(name, data_dir=tmp_path)
+    (tmp_path / loader_of(name).filename).unlink()
+    base = tmp_path / loader_of(name).base_folder
+    for path in base.iterdir():
+        before = path.read_bytes()
+        path.write_bytes(pickle.dumps(_Trap()))
+        with pytest.raises(SourceError, match="downloading is switched off"):
+            open_data(name, data_dir=tmp_path, download=False)
+        assert not Path("/tmp/featx-trap-was-sprung").exists()
+        path.write_bytes(before)
+    del archive
+
+
+@pytest.mark.usefixtures("archive")
+def test_mapped_pixels_are_checked_at_each_opening(name: str, tmp_path: Path) -> None:
+    wanted = open_data(name, data_dir=tmp_path)["train"].content_id()
+    mapped = tmp_path / f"featx-{name}-train.npy"
+    whole = mapped.read_bytes()
+    other = bytearray(whole)
+    other[-1] ^= 1
+    for damaged in (bytes(other), whole[:-1], whole[:40], b"", b"rubbish" * 40):
+        mapped.unlink()
+        mapped.write_bytes(damaged)
+        assert open_data(name, data_dir=tmp_path)["train"].content_id() == wanted
+        assert mapped.read_bytes() == whole
+
+
+@pytest.mark.usefixtures("archive")
+def test_a_folder_that_cannot_be_written(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = open_data(name, data_dir=tmp_path)["train"].content_id()
+    for path in tmp_path.glob("featx-*.npy"):
+        path.unlink()
+
+    def refuse(*args: Any) -> None:
+        raise PermissionError(30, "Read-only file system")
+
+    monkeypatch.setattr(np, "save", refuse)
+    source = pickle.loads(pickle.dumps(open_data(name, data_dir=tmp_path)["train"]))
+    assert source.file is None
+    assert source.content_id() == wanted
+    assert list(tmp_path.glob("*.npy")) == []
+
+
+@pytest.mark.usefixtures("archive")
+def test_a_data_dir_that_is_a_file(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(SourceError, match="cannot write to .*/file"):
+        open_data(name, data_dir=tmp_path / "file")
+
+
+@pytest.mark.usefixtures("archive")
+def test_a_mapped_file_that_vanished_says_so_in_the_worker(name: str, tmp_path: Path) -> None:
+    stored = pickle.dumps(open_data(name, data_dir=tmp_path)["test"])
+    (tmp_path / f"featx-{name}-test.npy").unlink()
+    with pytest.raises(SourceError, match=r"featx-.*-test\.npy cannot be read: open the data"):
+        pickle.loads(stored)
+
+
+@pytest.mark.network
+def test_the_real_server_has_files_of_these_sizes(name: str) -> None:
+    from urllib.request import Request, urlopen
+
+    with urlopen(Request(loader_of(name).url, method="HEAD"), timeout=60) as answer:
+        assert int(answer.headers["Content-Length"]) == SETS[name].n_bytes

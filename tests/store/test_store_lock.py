@@ -1,0 +1,92 @@
+"""One holder at a time, also while the lock's file comes and goes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from featx.errors import CacheBusyError
+from featx.store.lock import Lock
+
+
+def test_one_holder(tmp_path: Path) -> None:
+    one, two = Lock(tmp_path / "a.h5"), Lock(tmp_path / "a.h5")
+    one.acquire()
+    with pytest.raises(CacheBusyError, match=f"process {os.getpid()} on .*: wait for it"):
+        two.acquire()
+    one.release()
+    one.release()
+    two.acquire()
+    two.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_file_left_by_a_dead_process_stops_nobody(tmp_path: Path) -> None:
+    (tmp_path / "a.h5.lock").write_text('{"pid": 1}')
+    lock = Lock(tmp_path / "a.h5")
+    lock.acquire()
+    other = Lock(tmp_path / "a.h5")
+    (tmp_path / "a.h5.lock").write_text("")
+    with pytest.raises(CacheBusyError, match="written by another process"):
+        other.acquire()
+    lock.release()
+
+
+def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("data")
+    (tmp_path / "a.h5.lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="symbolic links"):
+        Lock(tmp_path / "a.h5").acquire()
+    assert (tmp_path / "precious").read_text() == "data"
+
+
+def test_a_forked_child_does_not_keep_it(tmp_path: Path) -> None:
+    lock = Lock(tmp_path / "a.h5")
+    lock.acquire()
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:  # pragma: no cover
+        os.read(ours, 1)
+        os._exit(0)
+    lock.release()
+    again = Lock(tmp_path / "a.h5")
+    again.acquire()
+    again.release()
+    os.write(theirs, b"x")
+    os.waitpid(child, 0)
+    os.close(ours)
+    os.close(theirs)
+
+
+RACE = """
+    import sys
+    from pathlib import Path
+    from featx.errors import CacheBusyError
+    from featx.store.lock import Lock
+    folder = Path(sys.argv[1])
+    taken = 0
+    while taken < 150:
+        lock = Lock(folder / "a.h5")
+        try:
+            lock.acquire()
+        except CacheBusyError:
+            continue
+        (folder / "inside").touch(exist_ok=False)  # fails if two are inside
+        (folder / "inside").unlink()
+        taken += 1
+        lock.release()
+"""
+
+
+def test_never_two_inside(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(RACE), str(tmp_path)]
+    children = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(4)]
+    for child in children:
+        _, text = child.communicate(timeout=100)
+        assert child.returncode == 0, text.decode()
+    assert list(tmp_path.iterdir()) == []

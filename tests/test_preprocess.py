@@ -1,0 +1,109 @@
+"""Oracle: torchvision's own transforms, and timm's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision import models
+
+from featx.errors import UsageError
+from featx.preprocess import Preprocessing
+
+IMAGENET = models.SqueezeNet1_0_Weights.IMAGENET1K_V1
+
+
+def prepared(preprocessing, image):
+    pixels = np.array(preprocessing.pixels(image))
+    assert pixels.dtype == np.uint8
+    return preprocessing.normalise(torch.from_numpy(pixels)[None])[0]
+
+
+def noise(width, height, seed=0):
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(values)
+
+
+@pytest.mark.parametrize("name", models.list_models(module=models))
+def test_every_weights_entry_of_torchvision_gives_its_own_transform_bit_for_bit(name):
+    image = noise(120, 90)
+    for entry in models.get_model_weights(name):
+        transform = entry.transforms()
+        ours = Preprocessing.from_torchvision(transform)
+        assert torch.equal(prepared(ours, image), transform(image)), entry
+
+
+def test_photographs_are_prepared_bit_for_bit_as_torchvision_does(photographs):
+    transforms = [
+        IMAGENET.transforms(),
+        models.Inception_V3_Weights.IMAGENET1K_V1.transforms(),
+        models.ViT_H_14_Weights.IMAGENET1K_SWAG_E2E_V1.transforms(),
+        models.VGG16_Weights.IMAGENET1K_FEATURES.transforms(),
+    ]
+    for path in photographs[:8]:
+        image = Image.open(path).convert("RGB")
+        for transform in transforms:
+            assert torch.equal(
+                prepared(Preprocessing.from_torchvision(transform), image), transform(image)
+            )
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 40))
+def test_any_size_of_image_gives_the_size_of_the_network(width, height, side):
+    ours = Preprocessing.from_torchvision(IMAGENET.transforms()).override(input_size=side)
+    assert ours.pixels(noise(width, height)).shape == (side, side, 3)
+
+
+def test_timm_preprocessing_equals_timms_transform(photographs):
+    timm = pytest.importorskip("timm")
+    network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    config = timm.data.resolve_model_data_config(network)
+    transform = timm.data.create_transform(**config, is_training=False)
+    ours = Preprocessing.from_timm(network.pretrained_cfg)
+    assert ours.mean == (0.5, 0.5, 0.5)
+    for path in photographs[:4]:
+        image = Image.open(path).convert("RGB")
+        assert torch.equal(prepared(ours, image), transform(image))
+
+
+def test_a_new_input_size_keeps_the_ratio_of_resize_to_crop():
+    inception = Preprocessing.from_torchvision(models.Inception_V3_Weights.IMAGENET1K_V1.transforms())
+    assert (inception.resize_px, inception.crop_px) == (342, 299)
+    small = inception.override(input_size=224)
+    assert (small.resize_px, small.crop_px) == (256, 224)
+
+
+def test_overrides_enter_the_identity_and_the_description():
+    plain = Preprocessing.from_torchvision(IMAGENET.transforms(), "the weights")
+    assert plain.override() is plain
+    changed = plain.override(crop_pct=1.0, interpolation="bicubic", mean=(0.5, 0.5, 0.5))
+    assert changed.identity() != plain.identity()
+    assert changed.resize_px == 224
+    for word in ("resize 224 bicubic", "mean 0.5 0.5 0.5", "the weights, changed by options"):
+        assert word in changed.describe()
+
+
+def test_where_values_come_from_is_no_part_of_the_identity():
+    transform = IMAGENET.transforms()
+    one, other = (Preprocessing.from_torchvision(transform, origin) for origin in "ab")
+    assert one.identity() == other.identity()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ({"input_size": 0}, "at least 1 pixel"),
+        ({"crop_pct": 0.0}, "crop_pct"),
+        ({"crop_pct": 1.5}, "crop_pct"),
+        ({"interpolation": "cubic"}, "bicubic"),
+        ({"std": (0.0, 1.0, 1.0)}, "std must be positive"),
+        ({"mean": (float("nan"), 1.0, 1.0)}, "finite"),
+    ],
+)
+def test_values_out_of_range_are_refused(override, message):
+    with pytest.raises(UsageError, match=message):
+        Preprocessing.from_torchvision(IMAGENET.transforms()).override(**override)

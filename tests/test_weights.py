@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import hashlib
+import http.server
+import pickle
+import threading
+from collections import OrderedDict
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from featx.errors import UsageError, WeightsError
+from featx.progress import Reporter
+from featx.weights import (
+    WeightsFile,
+    download,
+    load_into,
+    parse_random,
+    read_state_dict,
+    state_sha256,
+)
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm2d(4)))
+
+
+@pytest.mark.parametrize("wrap", [dict, lambda s: {"state_dict": s}, lambda s: {"model": s}])
+def test_pth_and_safetensors_and_wrappings_give_the_same_weights(network, tmp_path, wrap):
+    state = network.state_dict()
+    torch.save(wrap(state), tmp_path / "a.pth")
+    save_file(state, tmp_path / "a.safetensors")
+    prefixed = {f"module.{key}": value for key, value in state.items()}
+    torch.save(prefixed, tmp_path / "parallel.pth")
+    digests = {
+        state_sha256(read_state_dict(tmp_path / name))
+        for name in ("a.pth", "a.safetensors", "parallel.pth")
+    }
+    assert digests == {state_sha256(state)}
+
+
+def test_the_digest_of_known_weights_never_changes():
+    state = {"b": torch.arange(3, dtype=torch.float32), "a": torch.ones(2, 1, dtype=torch.int64)}
+    expected = hashlib.sha256()
+    expected.update(b'["a", "torch.int64", [2, 1]]' + (1).to_bytes(8, "little") * 2)
+    expected.update(b'["b", "torch.float32", [3]]')
+    expected.update(bytes.fromhex("000000000000803f00000040"))
+    assert state_sha256(state) == expected.hexdigest()
+
+
+def test_one_changed_value_changes_the_digest(network):
+    state = network.state_dict()
+    before = state_sha256(state)
+    state["conv.weight"].view(-1)[7] += 1e-6
+    assert state_sha256(state) != before
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_a_file_that_would_run_code_is_refused_and_does_not_run(tmp_path):
+    victim = tmp_path / "ran"
+    torch.save({"x": Payload(victim)}, tmp_path / "evil.pth")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Payload(victim), protocol=2))
+    for name in ("evil.pth", "plain.pth"):
+        with pytest.raises(WeightsError, match="could run code"):
+            read_state_dict(tmp_path / name)
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"PK\x03\x04"])
+def test_a_file_that_is_not_weights_gives_one_line(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError) as caught:
+        read_state_dict(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_says_what_is_allowed(tmp_path):
+    with pytest.raises(WeightsError, match=r"does not exist.*\.safetensors.*random"):
+        read_state_dict(tmp_path / "none.pth")
+
+
+def test_a_file_of_something_else_is_named(tmp_path):
+    torch.save({"epoch": 3}, tmp_path / "w.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(WeightsError, match="epoch are not tensors"):
+        read_state_dict(tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="no state dict"):
+        read_state_dict(tmp_path / "list.pth")
+
+
+def test_weights_of_another_network_name_the_keys(network):
+    state = dict(network.state_dict())
+    with pytest.raises(WeightsError, match=r"2 missing \(norm\.weight, norm\.bias\)"):
+        load_into(network, {k: v for k, v in state.items() if k[:6] not in ("norm.w", "norm.b")}, "f")
+    with pytest.raises(WeightsError, match=r"1 unexpected \(extra\)"):
+        load_into(network, state | {"extra": torch.zeros(1)}, "f")
+    with pytest.raises(WeightsError, match=r"conv.weight \(1,\) instead of \(4, 3, 3, 3\)"):
+        load_into(network, state | {"conv.weight": torch.zeros(1)}, "f")
+
+
+def test_counters_of_batch_normalisation_may_be_missing(network):
+    state = {k: v + 1 for k, v in network.state_dict().items() if "num_batches" not in k}
+    load_into(network, state, "f")
+    assert torch.equal(network.conv.weight, state["conv.weight"])
+
+
+def test_random_takes_a_seed():
+    assert parse_random("random") == 0
+    assert parse_random("random:7") == 7
+    assert parse_random("IMAGENET1K_V1") is None
+    with pytest.raises(UsageError, match="random:0"):
+        parse_random("random:x")
+
+
+@pytest.fixture
+def server(tmp_path):
+    folder = tmp_path / "served"
+    folder.mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, directory=str(folder), **kwargs)
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever, daemon=True)
+        thread.start()
+        yield folder, f"http://127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+        thread.join()
+
+
+def test_a_download_is_checked_kept_and_found_again(server, tmp_path, monkeypatch, capsys):
+    folder, url = server
+    content = b"weights" * 1000
+    digest = hashlib.sha256(content).hexdigest()
+    (folder / "net.pth").write_bytes(content)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    file = WeightsFile(f"{url}/net.pth", len(content), digest[:8])
+    path = download(file, reporter=Reporter())
+    assert path == tmp_path / "home/hub/checkpoints/net.pth"
+    assert path.read_bytes() == content
+    (folder / "net.pth").unlink()
+    assert download(file) == path
+    path.write_bytes(content[:-1])
+    with pytest.raises(WeightsError, match="is damaged.*Delete it"):
+        download(file)
+
+
+def test_a_download_with_a_wrong_digest_leaves_nothing(server, tmp_path, monkeypatch):
+    folder, url = server
+    (folder / "net.pth").write_bytes(b"something else")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    with pytest.raises(WeightsError, match="invalid hash value"):
+        download(WeightsFile(f"{url}/net.pth", 10, "0" * 8))
+    assert list((tmp_path / "home").rglob("*.pth*")) == []
+
+
+def test_offline_the_error_names_file_size_url_and_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    file = WeightsFile("http://127.0.0.1:9/models/net-0a1b2c3d.pth", 5_000_000, "0a1b2c3d")
+    with pytest.raises(WeightsError) as caught:
+        download(file)
+    text = str(caught.value)
+    for part in ("net-0a1b2c3d.pth", "5.0 MB", file.url, str(tmp_path / "home"), "--weights FILE"):
+        assert part in text
+    assert "\n" not in text
