@@ -129,9 +129,8 @@ def _ambiguous(found: Iterable[Cache], wanted: Mapping[str, Any]) -> str:
         if len(values := {str(cache.meta.get(name)) for cache in found}) > 1
     ]
     by = f"add {' or '.join(differing)}, or " if differing else ""
-    return (
-        f"{len(found)} caches are {_words(wanted)}: {by}give the path of one of "
-        + ", ".join(str(cache.path) for cache in found)
+    return f"{len(found)} caches are {_words(wanted)}: {by}give the path of one of " + ", ".join(
+        str(cache.path) for cache in found
     )
 
 

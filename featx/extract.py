@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +27,15 @@ from featx.progress import SILENT, Reporter
 from featx.sources import Source
 from featx.store import CacheSpec, CacheWriter
 
-__all__ = ["ExtractReport", "Sample", "cache_path", "extract", "make_spec", "take_sample"]
+__all__ = [
+    "ExtractReport",
+    "Sample",
+    "Settings",
+    "cache_path",
+    "extract",
+    "make_spec",
+    "take_sample",
+]
 
 SCHEMA = 1
 ON_ERROR = ("skip", "raise")
@@ -58,7 +66,7 @@ class Sample:
         return self.per_class if split in ("train", "all") else self.test_per_class
 
     def record(self) -> dict[str, int | None] | None:
-        """What goes into the cache file; None where everything is extracted."""
+        """Give what goes into the cache file; None where everything is extracted."""
         if self.per_class is None and self.test_per_class is None:
             return None
         return {
@@ -66,6 +74,41 @@ class Sample:
             "test_per_class": self.test_per_class,
             "seed": self.seed,
         }
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Choices of an extraction that are neither the source's nor the backbone's.
+
+    Parameters
+    ----------
+    sample : Sample
+        Which part of the data set is extracted.
+    store_dtype : str, default="float16"
+        Type of the stored features, ``float16`` or ``float32``.
+    overrides : mapping, optional
+        Changes to the weights' preprocessing that were asked for; they name the file.
+    overwrite : bool, default=False
+        Whether a file made with other settings may be replaced.
+    on_error : {"skip", "raise"}, default="skip"
+        What to do about an image that cannot be read: mark its row as failed, or stop.
+
+    Raises
+    ------
+    UsageError
+        If `on_error` is unknown.
+    """
+
+    sample: Sample = field(default_factory=Sample)
+    store_dtype: str = "float16"
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    overwrite: bool = False
+    on_error: str = "skip"
+
+    def __post_init__(self) -> None:
+        if self.on_error not in ON_ERROR:
+            allowed = ", ".join(ON_ERROR)
+            raise UsageError(f"on-error {self.on_error!r} is unknown: choose from {allowed}")
 
 
 @dataclass(frozen=True)
@@ -126,14 +169,7 @@ def take_sample(source: Source, sample: Sample) -> Source:
 
 
 def cache_path(
-    folder: Path,
-    source: Source,
-    backbone: Backbone,
-    *,
-    sample: Sample,
-    overrides: Mapping[str, Any],
-    precision: str,
-    store_dtype: str,
+    folder: Path, source: Source, backbone: Backbone, engine: Engine, settings: Settings
 ) -> Path:
     """Name of a cache file: the data, the backbone, and every choice that is not a default.
 
@@ -145,18 +181,17 @@ def cache_path(
         One split.
     backbone : Backbone
         The network at its feature point.
-    sample : Sample
-        What is extracted.
-    overrides : mapping
-        Changes to the preprocessing.
-    precision, store_dtype : str
-        Arithmetic, and type of the stored features.
+    engine : Engine
+        What runs it; its arithmetic counts.
+    settings : Settings
+        The other choices.
 
     Returns
     -------
     Path
         ``FOLDER/DATA-SPLIT-BACKBONE[-CHOICES].h5``.
     """
+    sample = settings.sample
     parts = [source.name, source.split]
     per_class = sample.for_split(source.split)
     if per_class is not None:
@@ -168,10 +203,11 @@ def cache_path(
         parts.append(backbone.layer)
     if backbone.pool != "none":
         parts.append(backbone.pool)
-    for name, value in overrides.items():
+    for name, value in settings.overrides.items():
         text = "_".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
         parts.append(f"{value}px" if name == "input_size" else f"{name}{text}")
-    parts += [part for part in (precision, store_dtype) if part not in ("fp32", "float16")]
+    numbers = (engine.precision, settings.store_dtype)
+    parts += [part for part in numbers if part not in ("fp32", "float16")]
     return folder / ("-".join(re.sub(r"[^\w.+-]+", "_", part) for part in parts) + ".h5")
 
 
@@ -179,10 +215,8 @@ def make_spec(
     source: Source,
     backbone: Backbone,
     engine: Engine,
+    settings: Settings,
     *,
-    sample: Sample,
-    precision: str,
-    store_dtype: str,
     reporter: Reporter = SILENT,
 ) -> CacheSpec:
     """Everything about a cache that is known before the first image.
@@ -194,13 +228,9 @@ def make_spec(
     backbone : Backbone
         The network at its feature point.
     engine : Engine
-        What runs it; recorded, but no part of the fingerprint.
-    sample : Sample
-        How `source` was restricted; recorded.
-    precision : str
-        ``fp32``, ``bf16`` or ``fp16``.
-    store_dtype : str
-        ``float16`` or ``float32``.
+        What runs it; of it only the arithmetic is part of the fingerprint.
+    settings : Settings
+        The other choices.
     reporter : Reporter
         Shows the hashing of the images.
 
@@ -218,14 +248,14 @@ def make_spec(
         },
         "decoder": DECODER,
         **backbone.identity(),
-        "precision": precision,
-        "store_dtype": store_dtype,
+        "precision": engine.precision,
+        "store_dtype": settings.store_dtype,
     }
     weights = backbone.weights
     meta = {
         "data": source.name,
         "split": source.split,
-        "sample": sample.record(),
+        "sample": settings.sample.record(),
         "backbone": backbone.name,
         "weights": {"label": weights.label, "file": weights.file, "sha256": weights.sha256},
         "layer": backbone.layer,
@@ -237,8 +267,8 @@ def make_spec(
         },
         "feature_shape": list(backbone.feature_shape),
         "n_features": backbone.n_features,
-        "precision": precision,
-        "store_dtype": store_dtype,
+        "precision": engine.precision,
+        "store_dtype": settings.store_dtype,
         "engine": engine.describe(),
         "versions": {
             "python": platform.python_version(),
@@ -253,7 +283,7 @@ def make_spec(
         class_names=source.class_names,
         paths=source.paths,
         n_features=backbone.n_features,
-        dtype=store_dtype,
+        dtype=settings.store_dtype,
     )
 
 
@@ -262,10 +292,8 @@ def extract(
     backbone: Backbone,
     engine: Engine,
     target: Path,
-    spec: CacheSpec,
+    settings: Settings,
     *,
-    overwrite: bool = False,
-    on_error: str = "skip",
     reporter: Reporter = SILENT,
 ) -> ExtractReport:
     """Compute the features of every image and write them to a cache file.
@@ -283,12 +311,8 @@ def extract(
         What runs it.
     target : Path
         The cache file; its folder is made.
-    spec : CacheSpec
-        See `make_spec`.
-    overwrite : bool, default=False
-        Whether a file made with other settings may be replaced.
-    on_error : {"skip", "raise"}, default="skip"
-        What to do about an image that cannot be read: mark its row as failed, or stop.
+    settings : Settings
+        The other choices.
     reporter : Reporter
         Shows the progress.
 
@@ -304,18 +328,18 @@ def extract(
     SourceError
         If no image at all could be read.
     ImageError
-        If an image could not be read and `on_error` is ``"raise"``.
+        If an image could not be read and that was to stop the run.
     """
-    if on_error not in ON_ERROR:
-        raise UsageError(f"on-error {on_error!r} is unknown: choose from {', '.join(ON_ERROR)}")
     started = time.monotonic()
     _make_folder(target.parent)
-    with CacheWriter.open(target, spec, overwrite=overwrite) as writer:
+    spec = make_spec(source, backbone, engine, settings, reporter=reporter)
+    with CacheWriter.open(target, spec, overwrite=settings.overwrite, reporter=reporter) as writer:
         for notice in writer.notices:
             reporter.warn(notice)
-        n_computed, failed = 0, {}
+        n_computed, failed = 0, writer.failed
         if not writer.is_complete:
-            n_computed, failed = _fill(writer, source, backbone, engine, on_error, reporter)
+            n_computed = int(writer.missing().sum())
+            failed = _fill(writer, source, backbone, engine, settings.on_error, reporter)
             if len(failed) == len(source):
                 first = min(failed)
                 raise SourceError(
@@ -351,7 +375,7 @@ def _fill(
     engine: Engine,
     on_error: str,
     reporter: Reporter,
-) -> tuple[int, dict[int, str]]:
+) -> dict[int, str]:
     """Compute every missing row; writing overlaps with computing."""
     missing = writer.missing()
     n_done = len(source) - int(missing.sum())
@@ -383,7 +407,7 @@ def _fill(
             with suppress(FeatxError):
                 pool.submit(writer.commit).result()
             raise
-    return int(missing.sum()), failed
+    return failed
 
 
 def _missing_parts(

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as F
+from torchvision.transforms import InterpolationMode, functional
 
 from featx.errors import UsageError
 
@@ -200,10 +199,10 @@ class Preprocessing:
         ndarray of shape (crop_px, crop_px, 3), dtype uint8
             Rows, columns, RGB.
         """
-        resized = F.resize(
+        resized = functional.resize(
             image, [self.resize_px], interpolation=InterpolationMode(self.interpolation)
         )
-        return np.asarray(F.center_crop(resized, [self.crop_px, self.crop_px]))
+        return np.asarray(functional.center_crop(resized, [self.crop_px, self.crop_px]))
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """Scale to [0, 1], subtract the mean and divide by the deviation.

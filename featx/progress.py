@@ -79,7 +79,7 @@ class Bar:
             return
         elapsed = self._printed - self._started
         rate = (self.done - self._initial) / elapsed if elapsed > 0 else 0.0
-        left = f", {(self.total - self.done) / rate:.0f} s left" if 0 < rate else ""
+        left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 else ""
         left = left if self.done < self.total else f", {elapsed:.1f} s"
         note = f" ({self._note})" if self._note else ""
         print(

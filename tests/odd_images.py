@@ -153,6 +153,14 @@ EXACT: dict[str, tuple[Callable[[], bytes], np.ndarray]] = {
     ),
     "tiff cmyk": (lambda: encoded(CMYK, "TIFF"), 255 - COLOURS),
     "png with damaged EXIF": (lambda: encoded(rgb(), "PNG", exif=EXIF_GARBAGE), COLOURS),
+    "png with rubbish for EXIF": (
+        lambda: encoded(rgb(), "PNG", exif=b"Exif\0\0rubbish-rubbish"),
+        COLOURS,
+    ),
+    "webp with EXIF cut short": (
+        lambda: encoded(rgb(), "WEBP", lossless=True, exif=b"Exif\0\0MM\0*"),
+        COLOURS,
+    ),
     "png without its end": (lambda: encoded(rgb(), "PNG")[:-12], COLOURS),
     "invalid apng frames": (
         lambda: png(1, 1, 8, 0, b"\0\x07", chunk(b"acTL", bytes(8))),

@@ -17,7 +17,7 @@ from torchvision import models
 from featx.backbones import open_backbone
 from featx.engines import LocalEngine
 from featx.errors import CacheMismatchError, ImageError, ProtocolError, SourceError, UsageError
-from featx.extract import Sample, cache_path, extract, make_spec, take_sample
+from featx.extract import Sample, Settings, cache_path, extract, take_sample
 from featx.sources import open_data
 from featx.store import Cache
 
@@ -39,15 +39,9 @@ def backbone():
     return open_backbone("squeezenet1_1", weights="random", overrides={"input_size": 64})
 
 
-def run(source, backbone, target, **options):
+def run(source, backbone, target, **settings):
     engine = LocalEngine(CPU, "fp32", 4, 0)
-    spec_options = {
-        "sample": options.pop("sample", Sample()),
-        "precision": "fp32",
-        "store_dtype": options.pop("store_dtype", "float16"),
-    }
-    spec = make_spec(source, backbone, engine, **spec_options)
-    return extract(source, backbone, engine, target, spec, **options)
+    return extract(source, backbone, engine, target, Settings(**settings))
 
 
 @pytest.mark.parametrize(("store_dtype", "tolerance"), [("float16", 1e-3), ("float32", 1e-5)])
@@ -172,10 +166,9 @@ def test_samples_are_stratified_and_nested(tmp_path):
 def test_every_choice_is_in_the_name(tmp_path, backbone):
     source = open_data(image_tree(tmp_path / "my photos"))["all"]
 
-    def name(backbone=backbone, sample=Sample(), overrides={}, p="fp32", d="float16"):  # noqa: B006, B008
-        return cache_path(
-            Path(), source, backbone, sample=sample, overrides=overrides, precision=p, store_dtype=d
-        ).name
+    def name(backbone=backbone, precision="fp32", **settings):
+        engine = LocalEngine(CPU, precision)
+        return cache_path(Path(), source, backbone, engine, Settings(**settings)).name
 
     assert name() == "my_photos-all-squeezenet1_1-random_0.h5"
     names = {
@@ -184,8 +177,8 @@ def test_every_choice_is_in_the_name(tmp_path, backbone):
         name(sample=Sample(5, seed=3)),
         name(overrides={"input_size": 64}),
         name(overrides={"mean": (0.5, 0.5, 0.5)}),
-        name(p="bf16"),
-        name(d="float32"),
+        name(precision="bf16"),
+        name(store_dtype="float32"),
         name(open_backbone("squeezenet1_1", weights="random:1")),
         name(open_backbone("squeezenet1_1", weights="random", pool="avg")),
         name(open_backbone("squeezenet1_1", weights="random", layer="features.3")),
@@ -193,10 +186,9 @@ def test_every_choice_is_in_the_name(tmp_path, backbone):
     assert len(names) == 10
 
 
-def test_an_unknown_policy_is_refused(tmp_path, backbone):
-    source = open_data(image_tree(tmp_path / "d"))["all"]
+def test_an_unknown_policy_is_refused():
     with pytest.raises(UsageError, match="skip, raise"):
-        run(source, backbone, tmp_path / "c.h5", on_error="ignore")
+        Settings(on_error="ignore")
 
 
 def command(data: Path, cache: Path) -> list[str]:
@@ -235,7 +227,12 @@ def test_a_stopped_extraction_goes_on_and_gives_the_same_file(tmp_path, number, 
     assert "240 images in" in uninterrupted.stdout
     cache = tmp_path / "cache"
     process = subprocess.Popen(
-        command(data, cache), stderr=subprocess.PIPE, text=True, start_new_session=True
+        command(data, cache),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Whoever runs the tests in the background has SIGINT ignored, and children inherit it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_for_journal(process, cache)
     if number == signal.SIGINT:

@@ -71,7 +71,9 @@ def test_timm_preprocessing_equals_timms_transform(photographs):
 
 
 def test_a_new_input_size_keeps_the_ratio_of_resize_to_crop():
-    inception = Preprocessing.from_torchvision(models.Inception_V3_Weights.IMAGENET1K_V1.transforms())
+    inception = Preprocessing.from_torchvision(
+        models.Inception_V3_Weights.IMAGENET1K_V1.transforms()
+    )
     assert (inception.resize_px, inception.crop_px) == (342, 299)
     small = inception.override(input_size=224)
     assert (small.resize_px, small.crop_px) == (256, 224)

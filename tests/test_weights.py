@@ -103,7 +103,9 @@ def test_a_file_of_something_else_is_named(tmp_path):
 def test_weights_of_another_network_name_the_keys(network):
     state = dict(network.state_dict())
     with pytest.raises(WeightsError, match=r"2 missing \(norm\.weight, norm\.bias\)"):
-        load_into(network, {k: v for k, v in state.items() if k[:6] not in ("norm.w", "norm.b")}, "f")
+        load_into(
+            network, {k: v for k, v in state.items() if k[:6] not in ("norm.w", "norm.b")}, "f"
+        )
     with pytest.raises(WeightsError, match=r"1 unexpected \(extra\)"):
         load_into(network, state | {"extra": torch.zeros(1)}, "f")
     with pytest.raises(WeightsError, match=r"conv.weight \(1,\) instead of \(4, 3, 3, 3\)"):

@@ -130,8 +130,6 @@ def _load(
     name: str, weights: str | None, overrides: Mapping[str, Any], reporter: Reporter
 ) -> LoadedNetwork:
     if name not in available_backbones():
-        raise unknown_name(
-            "backbone", name, available_backbones(), see="featx list backbones"
-        )
+        raise unknown_name("backbone", name, available_backbones(), see="featx list backbones")
     loader: _Loader = embedded.load if name == embedded.NAME else torchvision_models.load
     return loader(name, weights, overrides, reporter)

@@ -21,6 +21,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.nn import functional
+from torchvision.models.feature_extraction import NodePathTracer
 
 from featx.errors import BackboneError, unknown_name
 
@@ -28,7 +29,7 @@ __all__ = ["GraphTaps", "ModuleTaps", "TapPoint", "Taps"]
 
 Shape = tuple[int, ...]
 
-CLASS_TOKEN = "class_token"
+CLASS_TOKEN = "class_token"  # noqa: S105
 
 
 @dataclass(frozen=True)
@@ -115,26 +116,20 @@ class GraphTaps(Taps):
     def __init__(
         self, network: nn.Module, input_px: int, aliases: Mapping[str, str] | None = None
     ) -> None:
-        from torchvision.models.feature_extraction import NodePathTracer
-
         tracer = NodePathTracer()
         self._graph: Graph = tracer.trace(network)
         self._root = network
         self.aliases = dict(aliases or {})
         traced = GraphModule(network, self._graph)
         shapes = _run_fake(lambda image: _Shapes(traced).shapes_for(image), input_px)
-        paths = {
-            node: path for node, path in tracer.node_to_qualname.items() if shapes.get(node)
-        }
+        paths = {node: path for node, path in tracer.node_to_qualname.items() if shapes.get(node)}
         default = _before_head(self._graph, network)
         if default.target is operator.getitem and default in paths:
             # The trace numbers its steps ("getitem_5"): a name that lasts instead.
             paths[default] = CLASS_TOKEN
         self._node_of = dict(_short_names(paths))
         self._name_of = {path: self._short(node) for node, path in paths.items()}
-        self.points = tuple(
-            TapPoint(name, shapes[node]) for name, node in self._node_of.items()
-        )
+        self.points = tuple(TapPoint(name, shapes[node]) for name, node in self._node_of.items())
         self.default = self._short(default)
 
     def _short(self, node: Node) -> str:
@@ -228,7 +223,7 @@ class ModuleTaps(Taps):
         return _StopAt(self._network, name)
 
 
-class _Reached(Exception):
+class _ReachedError(Exception):
     def __init__(self, output: torch.Tensor) -> None:
         self.output = output
 
@@ -239,17 +234,20 @@ class _StopAt(nn.Module):
     def __init__(self, network: nn.Module, name: str) -> None:
         super().__init__()
         self.network = network
-        network.get_submodule(name).register_forward_hook(self._stop)
+        self.name = name
 
     @staticmethod
     def _stop(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-        raise _Reached(output)
+        raise _ReachedError(output)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        handle = self.network.get_submodule(self.name).register_forward_hook(self._stop)
         try:
             self.network(images)
-        except _Reached as reached:
+        except _ReachedError as reached:
             return reached.output
+        finally:
+            handle.remove()
         raise BackboneError("the layer was not reached in the forward pass")
 
 
@@ -262,7 +260,11 @@ class _Shapes(Interpreter):
 
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
-        if isinstance(value, torch.Tensor) and value.dim() > 1 and n.op not in ("placeholder", "get_attr"):
+        if (
+            isinstance(value, torch.Tensor)
+            and value.dim() > 1
+            and n.op not in ("placeholder", "get_attr")
+        ):
             self._shapes[n] = tuple(value.shape[1:])
         return value
 

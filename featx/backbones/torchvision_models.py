@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torchvision import models
+from torchvision.models.vision_transformer import interpolate_embeddings
 
 from featx.backbones.base import LoadedNetwork
 from featx.backbones.taps import GraphTaps
@@ -36,8 +38,6 @@ _AUXILIARY_HEADS = ("AuxLogits.", "aux1.")
 @cache
 def available() -> tuple[str, ...]:
     """Names of torchvision's classification networks."""
-    from torchvision import models
-
     return tuple(models.list_models(module=models))
 
 
@@ -61,8 +61,6 @@ def default_tag(name: str) -> str:
 
 
 def _entries(name: str) -> dict[str, Any]:
-    from torchvision import models
-
     return {entry.name: entry for entry in models.get_model_weights(name)}
 
 
@@ -152,8 +150,6 @@ def _build(
     input_px: int,
     source: str,
 ) -> nn.Module:
-    from torchvision import models
-
     options: dict[str, Any] = {}
     if name in _TRANSFORMS_INPUT:
         has_aux = state is None or any(key.startswith(_AUXILIARY_HEADS) for key in state)
@@ -187,8 +183,6 @@ def _converted(
     if name.startswith("densenet"):
         return {_OLD_DENSE_KEY.sub(r"\1\2", key): value for key, value in state.items()}
     if name.startswith("vit_"):
-        from torchvision.models.vision_transformer import interpolate_embeddings
-
         key = "encoder.pos_embedding"
         image_size, patch_size = int(network.image_size), int(network.patch_size)  # type: ignore[arg-type]
         if key in state and state[key].shape != network.state_dict()[key].shape:
@@ -201,9 +195,7 @@ def _converted(
 
 def _aliases(network: nn.Module) -> dict[str, str]:
     """Keras's names for the blocks of a VGG: ``block3`` and ``block3_pool``."""
-    from torchvision.models import VGG
-
-    if not isinstance(network, VGG):
+    if not isinstance(network, models.VGG):
         return {}
     pools = [
         f"features.{i}"

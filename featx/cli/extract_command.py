@@ -121,9 +121,7 @@ def run(plan: Plan, reporter: Reporter) -> None:
 
     for name in plan.backbone:
         if name not in available_backbones():
-            raise unknown_name(
-                "backbone", name, available_backbones(), see="featx list backbones"
-            )
+            raise unknown_name("backbone", name, available_backbones(), see="featx list backbones")
     device = resolve_device(plan.device)
     precision, why = resolve_precision(plan.precision, device)
     engine = LocalEngine(device, precision, plan.batch_size, plan.workers)
@@ -153,8 +151,15 @@ def _extract_backbone(
     reporter: Reporter,
 ) -> None:
     from featx.backbones import open_backbone
-    from featx.extract import cache_path, extract, make_spec
+    from featx.extract import Settings, cache_path, extract
 
+    settings = Settings(
+        sample=sample,
+        store_dtype=plan.store_dtype,
+        overrides=plan.overrides,
+        overwrite=plan.overwrite,
+        on_error=plan.on_error,
+    )
     backbone = open_backbone(
         name,
         weights=plan.weights,
@@ -164,22 +169,9 @@ def _extract_backbone(
         reporter=reporter,
     )
     reporter.say(_describe(backbone))
-    choices = {"sample": sample, "precision": engine.precision, "store_dtype": plan.store_dtype}
     for source in sources:
-        target = cache_path(
-            Path(plan.cache_dir), source, backbone, overrides=plan.overrides, **choices
-        )
-        spec = make_spec(source, backbone, engine, reporter=reporter, **choices)
-        report = extract(
-            source,
-            backbone,
-            engine,
-            target,
-            spec,
-            overwrite=plan.overwrite,
-            on_error=plan.on_error,
-            reporter=reporter,
-        )
+        target = cache_path(Path(plan.cache_dir), source, backbone, engine, settings)
+        report = extract(source, backbone, engine, target, settings, reporter=reporter)
         done = (
             f"{report.n_computed:,} images in {report.seconds:.1f} s"
             if report.n_computed

@@ -57,7 +57,7 @@ class ListCommand(click.Command):
         return super().parse_args(ctx, spelled)
 
 
-class PerClass(click.ParamType):
+class PerClass(click.ParamType):  # type: ignore[type-arg]
     """Images per class: a whole number of at least 1, or ``all``."""
 
     name = "N|all"
@@ -77,11 +77,11 @@ class PerClass(click.ParamType):
         int or str
             The number, or ``"all"``.
         """
-        if value == "all" or isinstance(value, int):
-            return value  # type: ignore[no-any-return]
-        if str(value).isdecimal() and int(value) > 0:
-            return int(value)
-        self.fail(f"{value!r} is neither a number of at least 1 nor 'all'", param, ctx)
+        if value == "all":
+            return "all"
+        if not str(value).isdecimal() or int(value) < 1:
+            self.fail(f"{value!r} is neither a number of at least 1 nor 'all'", param, ctx)
+        return int(value)
 
 
 def list_option(*names: str, **settings: Any) -> Callable[[F], F]:

@@ -34,7 +34,15 @@ class FeatureBatch:
 
 
 class Engine(ABC):
-    """Runs a backbone over the images of a source."""
+    """Runs a backbone over the images of a source.
+
+    Attributes
+    ----------
+    precision : str
+        Arithmetic of the network: ``fp32``, ``bf16`` or ``fp16``.
+    """
+
+    precision: str
 
     @property
     @abstractmethod
@@ -64,4 +72,4 @@ class Engine(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, str | int]:
-        """What it runs on, for the record: no part of the fingerprint."""
+        """Say what it runs on, for the record: no part of the fingerprint."""

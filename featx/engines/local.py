@@ -143,7 +143,7 @@ class LocalEngine(Engine):
         return 1 if self.device.type == "cpu" else min(16, _n_cores())
 
     def describe(self) -> dict[str, str | int]:
-        """What it runs on, for the record."""
+        """Say what it runs on, see `Engine.describe`."""
         is_gpu = self.device.type == "cuda"
         return {
             "device": torch.cuda.get_device_name(self.device) if is_gpu else "cpu",
@@ -208,7 +208,7 @@ class LocalEngine(Engine):
             return _Pending(batch, features, None)
         host = torch.empty(features.shape, dtype=features.dtype, pin_memory=True)
         host.copy_(features, non_blocking=True)
-        done = torch.cuda.Event()
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record(torch.cuda.current_stream(self.device))
         return _Pending(batch, host, done)
 

@@ -91,14 +91,16 @@ class LinearHead:
             )
         C, cv, notes = self._penalty(space, codes, options)
         solution = self._solve(space, codes, np.full((len(codes), 1), C * space.scale), final=True)
-        if self.rescue is not None and solution.error.max() > _FINAL_TOL:
+        if self.rescue is not None and not solution.solved.all():
             solution = self.rescue(space, _signs(codes), C * space.scale, solution)
-        error = float(solution.error.max())
-        converged = error <= _ACCEPTABLE_ERROR
+        converged = bool((solution.solved | (solution.error <= _ACCEPTABLE_ERROR)).all())
         if not converged:
-            notes.append(f"not converged: relative error of the coefficients up to {error:.0e}")
-        dual = solution.dual.reshape(space.n_rows, -1)
-        model = LinearModel(classes, space.to_raw(dual / space.scale).T, solution.intercept.ravel())
+            notes.append(
+                f"not converged after {int(solution.n_iter.max())} iterations: relative error of "
+                f"the coefficients up to {float(solution.error.max()):.0e}"
+            )
+        coef = space.coefficients(solution.u.reshape(len(solution.u), -1))
+        model = LinearModel(classes, coef, solution.intercept.ravel())
         return Fit(model, C, cv, int(solution.n_iter.max()), converged, tuple(notes))
 
     def _penalty(
@@ -133,7 +135,7 @@ class LinearHead:
     ) -> Solution:
         loss, n_outputs = self.loss(codes, weights)
         return solve(
-            space.kernel(np.float64 if final else np.float32),
+            space.geometry(np.float64 if final else np.float32),
             loss,
             n_outputs,
             intercept_penalty=self.intercept_penalty * space.scale,

@@ -9,7 +9,8 @@ Computation 19, 2007, eq. 3.11).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,105 +20,96 @@ from featx.heads.losses import Array
 from featx.heads.rowspace import RowSpace
 from featx.heads.solver import Solution
 
-__all__ = ["newton_hinge", "rescue_hinge"]
+__all__ = ["rescue_hinge"]
 
 _MAX_STEPS = 200
-_SOLVED = 1e-9
-
-# From the rows inside the margin and the penalty to the numbers a of the next iterate.
-System = Callable[[NDArray[np.bool_], Array, float], Array]
+# Rows that lie on the margin to the last digit may change sides for ever.
+_SETTLED = 1e-11
 
 
-def _system_of_kernel(kernel: Array) -> System:
-    """Newton's system in as many unknowns as rows inside the margin.
+class _System(Protocol):
+    """Newton's linear system, for one representation of w and the intercept."""
 
-    Parameters
-    ----------
-    kernel : ndarray of float64, shape (n_rows, n_rows)
-        K, with the intercept's constant added.
-    """
+    def solve(self, inside: NDArray[np.bool_], signs: Array, penalty: float) -> tuple[Array, Array]:
+        """Minimum u, and its scores, if the rows of the loss are those `inside` the margin."""
 
-    def system(inside: NDArray[np.bool_], signs: Array, penalty: float) -> Array:
-        a = np.zeros(len(signs))
+    def inner(self, u: Array, v: Array, v_scores: Array) -> float:
+        """Inner product."""
+
+
+@dataclass(frozen=True)
+class _KernelSystem:
+    """As many unknowns as rows inside the margin; K includes the intercept's constant."""
+
+    kernel: Array
+
+    def solve(self, inside: NDArray[np.bool_], signs: Array, penalty: float) -> tuple[Array, Array]:
+        """Minimum, with u the numbers a."""
         rows = np.flatnonzero(inside)
-        matrix = kernel[np.ix_(rows, rows)]
+        matrix = self.kernel[np.ix_(rows, rows)]
         matrix[np.diag_indices_from(matrix)] += 1 / (2 * penalty)
+        a = np.zeros(len(signs))
         a[rows] = cho_solve(cho_factor(matrix, overwrite_a=True), signs[rows])
-        return a
+        return a, self.kernel @ a
 
-    return system
+    def inner(self, u: Array, v: Array, v_scores: Array) -> float:
+        """Inner product."""
+        del v
+        return float(u @ v_scores)
 
 
-def _system_of_rows(rows: Array) -> System:
-    """Newton's system in as many unknowns as columns.
+@dataclass(frozen=True)
+class _RowSystem:
+    """As many unknowns as columns; the intercept's constant column is the last."""
 
-    Parameters
-    ----------
-    rows : ndarray of float64, shape (n_rows, n_columns)
-        X, with the intercept's constant column appended.
-    """
+    rows: Array
 
-    def system(inside: NDArray[np.bool_], signs: Array, penalty: float) -> Array:
-        part = rows[inside]
+    def solve(self, inside: NDArray[np.bool_], signs: Array, penalty: float) -> tuple[Array, Array]:
+        """Minimum, with u the coefficients."""
+        part = self.rows[inside]
         matrix = part.T @ part
         matrix[np.diag_indices_from(matrix)] += 1 / (2 * penalty)
         w = cho_solve(cho_factor(matrix, overwrite_a=True), part.T @ signs[inside])
-        a = np.zeros(len(signs))
-        a[inside] = 2 * penalty * (signs[inside] - part @ w)
-        return a
+        return w, self.rows @ w
 
-    return system
+    def inner(self, u: Array, v: Array, v_scores: Array) -> float:
+        """Inner product."""
+        del v_scores
+        return float(u @ v)
 
 
-def newton_hinge(
-    product: Callable[[Array], Array], system: System, signs: Array, penalty: float
-) -> tuple[Array, Array, int]:
-    """Minimise 1/2 aKa + penalty sum max(0, 1 - y f)^2 with f = K a.
-
-    Parameters
-    ----------
-    product : callable
-        K times a vector; the intercept's constant is part of K.
-    system : callable
-        As from `_system_of_kernel` or `_system_of_rows`.
-    signs : ndarray of float64, shape (n_rows,)
-        +1 and -1.
-    penalty : float
-        Above 0.
-
-    Returns
-    -------
-    a, f : ndarray of float64, shape (n_rows,)
-        Solution and its scores.
-    n_steps : int
-        Newton steps; `_MAX_STEPS` if they did not suffice.
-    """
-    a, f = np.zeros(len(signs)), np.zeros(len(signs))
+def _newton(system: _System, signs: Array, penalty: float) -> tuple[Array, Array, int]:
+    """Solution, its scores, and the steps: `_MAX_STEPS` if they did not suffice."""
+    f = np.zeros(len(signs))
+    u, reached = system.solve(signs * f < 1, signs, penalty)
+    u, f = np.zeros_like(u), np.zeros_like(reached)
     for step in range(_MAX_STEPS):
         inside = signs * f < 1
-        target = system(inside, signs, penalty)
-        reached = product(target)
-        if np.array_equal(signs * reached < 1, inside):
+        target, reached = system.solve(inside, signs, penalty)
+        settled = np.abs(reached - f).max() <= _SETTLED * np.abs(reached).max()
+        if settled or np.array_equal(signs * reached < 1, inside):
             return target, reached, step + 1
-        t = _line_minimum(signs, penalty, (a, f), (target - a, reached - f))
-        a, f = a + t * (target - a), f + t * (reached - f)
-    return a, f, _MAX_STEPS
+        d, fd = target - u, reached - f
+        bend = system.inner(d, d, fd)
+        t = _line_minimum((signs, penalty), (f, fd), system.inner(u, d, fd), bend)
+        u, f = u + t * d, f + t * fd
+    return u, f, _MAX_STEPS
 
 
 def _line_minimum(
-    signs: Array, penalty: float, start: tuple[Array, Array], along: tuple[Array, Array]
+    loss: tuple[Array, float], scores: tuple[Array, Array], flat: float, bend: float
 ) -> float:
-    """Minimum along a direction, by bisection of the increasing derivative and a last secant."""
-    (a, f), (d, fd) = start, along
+    """Minimum along a direction, by bisection of the increasing derivative."""
+    (signs, penalty), (f, fd) = loss, scores
 
     def slope(t: float) -> float:
         gap = np.maximum(0.0, 1.0 - signs * (f + t * fd))
-        return float((a + t * d) @ fd - 2 * penalty * (gap * signs) @ fd)
+        return flat + t * bend - 2 * penalty * float((gap * signs) @ fd)
 
     low, high = 0.0, 1.0
     while slope(high) < 0 and high < 1e6:
         low, high = high, 2 * high
-    for _ in range(60):
+    for _ in range(50):
         middle = (low + high) / 2
         low, high = (middle, high) if slope(middle) < 0 else (low, middle)
     return high
@@ -133,7 +125,7 @@ def rescue_hinge(space: RowSpace, signs: Array, penalty: float, solution: Soluti
     signs : ndarray of float64, shape (n_rows, n_problems)
         +1 and -1.
     penalty : float
-        Over the scale of `space`, as in the solver.
+        C times the scale of `space`, as in the solver.
     solution : Solution
         Its arrays are overwritten where a problem was not solved.
 
@@ -143,26 +135,17 @@ def rescue_hinge(space: RowSpace, signs: Array, penalty: float, solution: Soluti
         The one that was passed.
     """
     constant = 1.0 / space.scale
+    system: _System
     if space.is_wide:
-        kernel = space.gram / space.scale + constant
-        system = _system_of_kernel(kernel)
-
-        def product(a: Array) -> Array:
-            return np.asarray(kernel @ a)
+        system = _KernelSystem(space.gram / space.scale + constant)
     else:
-        rows = np.column_stack([space.dense, np.ones(space.n_rows)]) / np.sqrt(space.scale)
-        system = _system_of_rows(rows)
-
-        def product(a: Array) -> Array:
-            return np.asarray(rows @ (rows.T @ a))
-
-    for problem in np.flatnonzero(solution.error > _SOLVED):
-        y = signs[:, problem]
-        a, f, steps = newton_hinge(product, system, y, penalty)
-        gradient = a - 2 * penalty * np.maximum(0.0, 1 - y * f) * y
-        solution.dual[:, problem, 0], solution.scores[:, problem, 0] = a, f
-        solution.intercept[problem] = a.sum() * constant
+        rows = np.column_stack([space.dense, np.ones(space.n_rows)])
+        system = _RowSystem(rows * np.sqrt(constant))
+    for problem in np.flatnonzero(~solution.solved):
+        u, f, steps = _newton(system, signs[:, problem], penalty)
+        intercept = u.sum() * constant if space.is_wide else u[-1] * np.sqrt(constant)
+        solution.intercept[problem] = intercept
+        solution.u[:, problem, 0], solution.scores[:, problem, 0] = u[: len(solution.u)], f
         solution.n_iter[problem] += steps
-        size = max(float(a @ f), np.finfo(float).tiny)
-        solution.error[problem] = np.sqrt(max(0.0, float(gradient @ product(gradient))) / size)
+        solution.solved[problem] = steps < _MAX_STEPS
     return solution

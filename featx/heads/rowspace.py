@@ -9,7 +9,7 @@ rows themselves are smaller, and are used as they are.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from scipy.sparse.linalg import eigsh
 
 from featx.errors import ProtocolError
 from featx.heads.losses import Array
-from featx.heads.solver import Kernel
+from featx.heads.solver import Geometry
 
 __all__ = ["RowSpace", "gram_matrix", "require_memory"]
 
@@ -92,16 +92,12 @@ class RowSpace:
 
     @cached_property
     def _leading(self) -> tuple[Array, Array]:
-        """Leading eigenpairs of the Gram matrix over `scale`."""
-        if self.is_wide:
-            return _leading_eigenpairs(self.gram / self.scale)
-        values, right = _leading_eigenpairs(self.dense.T @ self.dense / self.scale)
-        seen = values > 1e-10 * max(values.max(), 1e-300)
-        values, right = values[seen], right[:, seen]
-        return values, self.dense @ right / np.sqrt(values * self.scale)
+        """Leading eigenpairs of the Gram matrix, or of X^T X, over `scale`."""
+        matrix = self.gram if self.is_wide else self.dense.T @ self.dense
+        return _leading_eigenpairs(matrix / self.scale)
 
-    def kernel(self, dtype: type[np.float32 | np.float64]) -> Kernel:
-        """Gram matrix over `scale`, for the solver.
+    def geometry(self, dtype: type[np.float32 | np.float64]) -> Geometry:
+        """Rows over the root of `scale`, for the solver.
 
         Parameters
         ----------
@@ -110,21 +106,13 @@ class RowSpace:
 
         Returns
         -------
-        Kernel
+        Geometry
         """
-        return Kernel(self._product(dtype), *self._leading)
-
-    def _product(self, dtype: type[np.float32 | np.float64]) -> Callable[[Array], Array]:
         if self.is_wide:
-            kernel = (self.gram / self.scale).astype(dtype, copy=False)
-            return lambda a: (kernel @ a.astype(dtype, copy=False)).astype(np.float64, copy=False)
-        rows = (self.dense / np.sqrt(self.scale)).astype(dtype, copy=False)
-
-        def product(a: Array) -> Array:
-            inner = rows.T @ a.astype(dtype, copy=False)
-            return (rows @ inner).astype(np.float64, copy=False)
-
-        return product
+            matrix = self.gram / self.scale
+        else:
+            matrix = self.dense / np.sqrt(self.scale)
+        return Geometry(matrix.astype(dtype, copy=False), self.is_wide, *self._leading)
 
     @cached_property
     def coordinates(self) -> tuple[Array, Array | None]:
@@ -147,6 +135,21 @@ class RowSpace:
         values, vectors = np.sqrt(values[seen]), vectors[:, seen]
         vectors = vectors * np.where(vectors.sum(axis=0) < 0, -1.0, 1.0)
         return vectors * values, vectors / values
+
+    def coefficients(self, u: Array) -> Array:
+        """Coefficients of the raw features from the solver's numbers.
+
+        Parameters
+        ----------
+        u : ndarray of float64, shape (n_rows or n_features, n_columns)
+            As in `Solution.u`.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_columns, n_features)
+        """
+        w = self.to_raw(u / self.scale) if self.is_wide else u / np.sqrt(self.scale)
+        return w.T
 
     def to_raw(self, dual: Array) -> Array:
         """Combine the raw rows: X^T A, float64, shape (n_features, n_columns).

@@ -18,15 +18,16 @@ The objective is 1-strongly convex in w, so |w - w*| <= |gradient|: the stopping
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featx.heads.losses import Array, Loss
 
-__all__ = ["Kernel", "Solution", "solve"]
+__all__ = ["Geometry", "Solution", "solve"]
 
 _LINE_STEPS = 20
 _LINE_ACCURACY = 1e-4
@@ -37,27 +38,58 @@ _LARGEST_STIFFNESS = 0.3
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """The matrix K = X X^T of all rows, as the solver uses it.
+class Geometry:
+    """How the solver represents w, by n numbers a or by w itself, whichever are fewer.
+
+    Rows are scaled so that their mean squared norm is about 1.
 
     Parameters
     ----------
-    product : callable
-        K times a float64 matrix of shape (n_rows, n_columns). K is scaled so that
-        its mean diagonal is about 1.
+    matrix : ndarray of float32 or float64, shape (n_rows, n_rows) or (n_rows, n_features)
+        K, where w = X^T a; X, where w is used as it is. Its precision is that of the products;
+        all other numbers are float64.
+    is_dual : bool
+        Whether `matrix` is K.
     values : ndarray of float64, shape (m,)
         Leading eigenvalues of K, where the curvature is far from 1.
-    vectors : ndarray of float64, shape (n_rows, m)
-        Their orthonormal eigenvectors.
+    vectors : ndarray of float64, shape (n_rows, m) or (n_features, m)
+        Their orthonormal eigenvectors: of K, or of X^T X.
     """
 
-    product: Callable[[Array], Array]
+    matrix: NDArray[np.float32] | NDArray[np.float64]
+    is_dual: bool
     values: Array
     vectors: Array
 
-    def apply(self, columns: Array) -> Array:
-        """K times an array of shape (n_rows, n_problems, n_outputs)."""
-        return self.product(columns.reshape(len(columns), -1)).reshape(columns.shape)
+    @cached_property
+    def vector_scores(self) -> Array:
+        """Scores of the eigenvectors, float64, shape (n_rows, m)."""
+        return self.vectors * self.values if self.is_dual else self.matrix @ self.vectors
+
+    def scores(self, u: Array) -> Array:
+        """Scores of representations: (n, p, k) or (n_features, p, k) -> (n, p, k)."""
+        return _times(self.matrix, u)
+
+    def pull(self, slopes: Array) -> Array:
+        """Representation of sum_i slopes_i x_i."""
+        return slopes if self.is_dual else _times(self.matrix.T, slopes)
+
+    def inner(self, u: Array, v: Array, v_scores: Array) -> Array:
+        """Inner products of the represented w, problem by problem: shape (p,)."""
+        return np.asarray(np.einsum("npk,npk->p", u, v_scores if self.is_dual else v))
+
+    def precondition(self, g: Array, g_scores: Array, stiff: Array) -> tuple[Array, Array]:
+        """(I + s X^T X)^-1 g by the leading eigenvectors, s for each problem, and its scores."""
+        ratio = self.values[:, None] * stiff
+        part = _times(self.vectors.T, g) * (ratio / (1.0 + ratio))[:, :, None]
+        return g - _times(self.vectors, part), g_scores - _times(self.vector_scores, part)
+
+
+def _times(matrix: NDArray[Any], columns: Array) -> Array:
+    """Product in the matrix's precision: (m, n), (n, p, k) -> (m, p, k) in float64."""
+    _, p, k = columns.shape
+    flat = columns.reshape(len(columns), p * k).astype(matrix.dtype, copy=False)
+    return (matrix @ flat).reshape(len(matrix), p, k).astype(np.float64, copy=False)
 
 
 @dataclass(frozen=True)
@@ -66,27 +98,31 @@ class Solution:
 
     Parameters
     ----------
-    dual : ndarray of float64, shape (n_rows, n_problems, n_outputs)
-        Numbers a with w = X^T a.
+    u : ndarray of float64, shape (n_rows or n_features, n_problems, n_outputs)
+        Numbers a with w = X^T a, or w: as the geometry has it.
     intercept : ndarray of float64, shape (n_problems, n_outputs)
         Numbers b.
     scores : ndarray of float64, shape (n_rows, n_problems, n_outputs)
-        K a + b, also for rows that were left out of the loss.
+        X w + b, also for rows that were left out of the loss.
     n_iter : ndarray of int64, shape (n_problems,)
-        Products with K.
+        Steps.
     error : ndarray of float64, shape (n_problems,)
-        Upper bound of the relative error of w.
+        Upper bound of the relative error of w; far too high where the problem is well
+        determined by its rows.
+    solved : ndarray of bool, shape (n_problems,)
+        Whether the error met the tolerance, or what rounding allows.
     """
 
-    dual: Array
+    u: Array
     intercept: Array
     scores: Array
     n_iter: NDArray[np.int64]
     error: Array
+    solved: NDArray[np.bool_]
 
 
 def solve(
-    kernel: Kernel,
+    geometry: Geometry,
     loss: Loss,
     n_outputs: int,
     *,
@@ -98,7 +134,7 @@ def solve(
 
     Parameters
     ----------
-    kernel : Kernel
+    geometry : Geometry
         The rows, fitted and left out.
     loss : Loss
         Targets and penalties of the problems.
@@ -109,7 +145,7 @@ def solve(
     tol : float
         Wanted relative error of w.
     max_iter : int, default=2000
-        Most products with K; `Solution.error` tells whether that was enough.
+        Most steps; `Solution.error` tells whether that was enough.
 
     Returns
     -------
@@ -117,13 +153,14 @@ def solve(
     """
     n_rows, n_problems = loss.weights.shape[:2]
     out = Solution(
-        dual=np.zeros((n_rows, n_problems, n_outputs)),
+        u=np.zeros((geometry.matrix.shape[1], n_problems, n_outputs)),
         intercept=np.zeros((n_problems, n_outputs)),
         scores=np.zeros((n_rows, n_problems, n_outputs)),
         n_iter=np.zeros(n_problems, dtype=np.int64),
         error=np.full(n_problems, np.inf),
+        solved=np.zeros(n_problems, dtype=np.bool_),
     )
-    descent = _Descent(kernel, loss, out, intercept_penalty)
+    descent = _Descent(geometry, loss, out, intercept_penalty)
     for iteration in range(max_iter + 1):
         descent.gradient()
         descent.retire(tol, last=iteration == max_iter)
@@ -134,120 +171,106 @@ def solve(
     return out
 
 
-def _dot(left: Array, right: Array) -> Array:
-    """Inner products, problem by problem: (n, p, k), (n, p, k) -> (p,)."""
-    return np.asarray(np.einsum("npk,npk->p", left, right))
-
-
 class _Descent:
     """Iterates of the problems that have not converged yet.
 
-    `a`, `b` are the iterate, `ka` is K a, `g`, `gb` the gradient, `d`, `db` the direction.
+    `u` and `b` are the iterate, `g` and `gb` the gradient, `d` and `db` the direction; `su`,
+    `sg` and `sd` are the scores of `u`, `g` and `d`.
     """
 
-    _WIDE = ("a", "ka", "g", "kg", "g_old", "d", "kd")
-    _NARROW = ("index", "b", "gb", "gb_old", "db", "gz_old")
+    _ARRAYS = ("u", "su", "g", "sg", "g_old", "d", "sd")
+    _ROWS = ("index", "b", "gb", "gb_old", "db", "gz_old", "stiff", "scale_b")
 
-    def __init__(self, kernel: Kernel, loss: Loss, out: Solution, ridge: float) -> None:
-        self.kernel, self.loss, self.out, self.ridge = kernel, loss, out, ridge
-        shape = out.dual.shape
-        self.index = np.arange(shape[1])
-        self.a, self.ka, self.g, self.kg = (np.zeros(shape) for _ in range(4))
-        self.g_old, self.d, self.kd = (np.zeros(shape) for _ in range(3))
-        self.b, self.gb, self.gb_old, self.db = (np.zeros(shape[1:]) for _ in range(4))
-        self.gz_old = np.full(shape[1], np.inf)
+    def __init__(self, geometry: Geometry, loss: Loss, out: Solution, ridge: float) -> None:
+        self.geometry, self.loss, self.out, self.ridge = geometry, loss, out, ridge
+        self.u, self.g, self.g_old, self.d = (np.zeros(out.u.shape) for _ in range(4))
+        self.su, self.sg, self.sd = (np.zeros(out.scores.shape) for _ in range(3))
+        self.b, self.gb, self.gb_old, self.db = (np.zeros(out.intercept.shape) for _ in range(4))
+        self.index = np.arange(len(self.b))
+        self.gz_old = np.full(len(self.b), np.inf)
+        weights, curvature = loss.weights, loss.typical_curvature
+        self.stiff = np.minimum(curvature * weights.max(axis=0)[:, 0], _LARGEST_STIFFNESS)
+        self.scale_b = 1.0 / (ridge + curvature * weights.sum(axis=0))
         self.steps = 0
 
     def gradient(self) -> None:
-        """Gradient at the iterate, and K times it."""
-        slopes = self.loss.slopes(self.ka + self.b)
-        self.g = self.a + slopes
+        """Gradient at the iterate, and its scores."""
+        slopes = self.loss.slopes(self.su + self.b)
         self.gb = self.ridge * self.b + slopes.sum(axis=0)
-        self.kg = self.kernel.apply(self.g)
-        weights = self.loss.weights
-        curvature = self.loss.typical_curvature
-        self.stiff = np.minimum(curvature * weights.max(axis=0)[:, 0], _LARGEST_STIFFNESS)
-        self.scale_b = 1.0 / (self.ridge + curvature * weights.sum(axis=0))
+        self.g = self.u + self.geometry.pull(slopes)
+        self.sg = self.geometry.scores(self.g)
 
     def retire(self, tol: float, *, last: bool) -> None:
         """Store the problems that are solved, or all, and drop them."""
-        slope = _dot(self.g, self.kg) + (self.gb**2 * self.scale_b).sum(axis=1)
-        size = _dot(self.a, self.ka) + self.ridge * (self.b**2).sum(axis=1)
+        inner = self.geometry.inner
+        slope = inner(self.g, self.g, self.sg) + (self.gb**2 * self.scale_b).sum(axis=1)
+        size = inner(self.u, self.u, self.su) + self.ridge * (self.b**2).sum(axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
             error = np.sqrt(np.maximum(slope, 0.0) / size)
         error[slope <= 0] = 0.0
-        done = np.full(len(error), True) if last else error <= tol
+        solved = error <= tol
+        done = np.full_like(solved, True) if last else solved
         if not done.any():
             return
-        where = self.index[done]
-        self.out.dual[:, where], self.out.intercept[where] = self.a[:, done], self.b[done]
-        self.out.scores[:, where] = self.ka[:, done] + self.b[done]
-        self.out.n_iter[where], self.out.error[where] = self.steps, error[done]
+        where, out = self.index[done], self.out
+        out.u[:, where], out.intercept[where] = self.u[:, done], self.b[done]
+        out.scores[:, where] = self.su[:, done] + self.b[done]
+        out.n_iter[where], out.error[where], out.solved[where] = (
+            self.steps,
+            error[done],
+            solved[done],
+        )
         self._keep(~done)
 
     def _keep(self, problems: NDArray[np.bool_]) -> None:
-        for name in self._WIDE:
+        for name in self._ARRAYS:
             setattr(self, name, getattr(self, name)[:, problems])
-        for name in (*self._NARROW, "stiff", "scale_b"):
+        for name in self._ROWS:
             setattr(self, name, getattr(self, name)[problems])
         self.loss = self.loss.keep(problems)
 
     def turn(self) -> None:
         """Make the next direction conjugate to the last."""
-        z, kz = self._preconditioned()
+        inner = self.geometry.inner
+        z, sz = self.geometry.precondition(self.g, self.sg, self.stiff)
         zb = self.gb * self.scale_b
-        gz = _dot(self.g, kz) + (self.gb * zb).sum(axis=1)
-        overlap = _dot(self.g_old, kz) + (self.gb_old * zb).sum(axis=1)
+        gz = inner(self.g, z, sz) + (self.gb * zb).sum(axis=1)
+        overlap = inner(self.g_old, z, sz) + (self.gb_old * zb).sum(axis=1)
         beta = np.maximum(0.0, (gz - overlap) / self.gz_old)
         for _ in range(2):
-            d = beta[:, None] * self.d - z
-            kd = beta[:, None] * self.kd - kz
+            d, sd = beta[:, None] * self.d - z, beta[:, None] * self.sd - sz
             db = beta[:, None] * self.db - zb
-            uphill = _dot(self.g, kd) + (self.gb * db).sum(axis=1) >= 0
+            uphill = inner(self.g, d, sd) + (self.gb * db).sum(axis=1) >= 0
             if not uphill.any():
                 break
             beta[uphill] = 0.0
-        self.d, self.kd, self.db = d, kd, db
+        self.d, self.sd, self.db = d, sd, db
         self.g_old, self.gb_old, self.gz_old = self.g, self.gb, gz
-
-    def _preconditioned(self) -> tuple[Array, Array]:
-        """(I + s K)^-1 g by the leading eigenpairs, and K times it; s is `stiff`."""
-        values, vectors = self.kernel.values, self.kernel.vectors
-        if not values.size:
-            return self.g.copy(), self.kg.copy()
-        n, p, k = self.g.shape
-        stiff = values[:, None] * self.stiff
-        part = (vectors.T @ self.g.reshape(n, -1)).reshape(-1, p, k)
-        part *= (stiff / (1.0 + stiff))[:, :, None]
-        flat = part.reshape(len(values), -1)
-        z = self.g - (vectors @ flat).reshape(n, p, k)
-        kz = self.kg - (vectors @ (values[:, None] * flat)).reshape(n, p, k)
-        return z, kz
 
     def advance(self) -> None:
         """Go to the minimum along the direction."""
-        t = self._line_search()
-        self.a += t[:, None] * self.d
-        self.ka += t[:, None] * self.kd
-        self.b += t[:, None] * self.db
+        t = self._line_search()[:, None]
+        self.u += t * self.d
+        self.su += t * self.sd
+        self.b += t * self.db
         self.steps += 1
 
     def _line_search(self) -> Array:
         """Root of the derivative along the direction: Newton's steps, kept in a bracket."""
-        flat = _dot(self.a, self.kd) + self.ridge * (self.b * self.db).sum(axis=1)
-        bend = _dot(self.d, self.kd) + self.ridge * (self.db**2).sum(axis=1)
-        start, step = self.ka + self.b, self.kd + self.db
+        inner = self.geometry.inner
+        flat = inner(self.u, self.d, self.sd) + self.ridge * (self.b * self.db).sum(axis=1)
+        bend = inner(self.d, self.d, self.sd) + self.ridge * (self.db**2).sum(axis=1)
+        start, step = self.su + self.b, self.sd + self.db
         t, low, high = np.zeros_like(flat), np.zeros_like(flat), np.full_like(flat, np.inf)
-        first: Array | None = None
-        for _ in range(_LINE_STEPS):
-            moved = start + t[:, None] * step if t.any() else start
-            slope, curvature = self.loss.slope_and_curvature(moved, step)
-            slope = slope.sum(axis=0) + flat + t * bend
-            first = np.abs(slope) if first is None else first
-            low, high = np.where(slope < 0, t, low), np.where(slope < 0, high, t)
-            if (np.abs(slope) <= _LINE_ACCURACY * first).all():
+        first = np.full_like(flat, np.inf)
+        for attempt in range(_LINE_STEPS):
+            slope, curvature = self.loss.slope_and_curvature(start + t[:, None] * step, step)
+            total = slope.sum(axis=0) + flat + t * bend
+            first = np.abs(total) if attempt == 0 else first
+            low, high = np.where(total < 0, t, low), np.where(total < 0, high, t)
+            if (np.abs(total) <= _LINE_ACCURACY * first).all():
                 break
-            newton = t - slope / (curvature.sum(axis=0) + bend)
-            middle = np.where(np.isfinite(high), (low + high) / 2, 2 * t + 1e-300)
+            newton = t - total / (curvature.sum(axis=0) + bend)
+            middle = np.where(np.isfinite(high), (low + high) / 2, 2 * t)
             t = np.where((newton > low) & (newton < high), newton, middle)
         return t

@@ -26,7 +26,7 @@ def open_digits() -> dict[str, Source]:
     E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI
     Machine Learning Repository, 1998.
     """
-    from sklearn.datasets import load_digits  # noqa: PLC0415 - slow, needed here only
+    from sklearn.datasets import load_digits
 
     data = load_digits()
     grey = np.rint(data.images * (255 / 16)).astype(np.uint8)

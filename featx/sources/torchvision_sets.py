@@ -90,7 +90,7 @@ def open_torchvision(
     SourceError
         If the files are missing or have a wrong checksum, with where to get and put them.
     """
-    import torchvision.datasets  # noqa: PLC0415 - seconds, needed here only
+    import torchvision.datasets
 
     loader = getattr(torchvision.datasets, SETS[name].loader)
     folder = Path(folder).expanduser().absolute()
@@ -108,7 +108,7 @@ def open_torchvision(
 
 
 def _unpack(name: str, loader: Any, folder: Path, download: bool, reporter: Reporter) -> None:
-    from torchvision.datasets import utils  # noqa: PLC0415
+    from torchvision.datasets import utils
 
     archive = folder / loader.filename
     try:
@@ -125,7 +125,7 @@ def _unpack(name: str, loader: Any, folder: Path, download: bool, reporter: Repo
 
 def _download(name: str, loader: Any, folder: Path, reporter: Reporter) -> None:
     """Download into a folder of its own, so that a half file never has the final name."""
-    from torchvision.datasets.utils import download_url  # noqa: PLC0415
+    from torchvision.datasets.utils import download_url
 
     reporter.say(f"downloading {loader.url} ({SETS[name].n_bytes:,} bytes) to {folder}")
     try:
@@ -190,7 +190,7 @@ def _load(name: str, loader: Any, folder: Path, split: str) -> Source:
     """Load one split; RuntimeError if a checksum is wrong, before any pickle is opened."""
     options = {"split": split} if name == "stl10" else {"train": split == "train"}
     with warnings.catch_warnings():
-        # The pickles of 2009 describe their dtype with integers; numpy 2.4 wants booleans.
+        # NumPy 2.4.0 to 2.4.4 warns of how the pickles of 2009 write a dtype (numpy#31177).
         warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
         data = loader(folder, download=False, **options)
     is_channels_first = data.data.shape[1] == 3

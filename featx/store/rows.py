@@ -56,7 +56,9 @@ def as_stored(
 
 def _complaint(rows: np.ndarray, dtype: np.dtype[Any], start: int, bad: np.ndarray) -> str:
     values = rows[bad]
-    is_overflow = np.isfinite(values).all(axis=1)
+    # Infinity in a float16 network is nearly always its own overflow.
+    is_half = rows.dtype.itemsize == 2
+    is_overflow = (~np.isnan(values) if is_half else np.isfinite(values)).all(axis=1)
     numbers = ", ".join(str(start + row) for row in bad[:5].tolist()) + (
         ", ..." if len(bad) > 5 else ""
     )

@@ -95,7 +95,7 @@ class CacheWriter:
         resume : bool, default=True
             Take up a partial file of the same features; False removes it.
         reporter : Reporter, optional
-            Shows the verification of a partial file's rows.
+            Shows the check of a partial file's rows.
 
         Returns
         -------
@@ -104,13 +104,10 @@ class CacheWriter:
 
         Raises
         ------
-        CacheBusyError
-            If another process writes this cache.
-        CacheMismatchError
-            If a cache of other features is there, with each difference.
         CacheError
-            If what is there is damaged or no cache, or the disk has no room, or
-            the folder cannot be written to.
+            If what is there is damaged or no cache, or the disk has no room or
+            may not be written to. A CacheBusyError if another process writes it,
+            a CacheMismatchError if a cache of other features is there.
         """
         path = Path(target).absolute()
         writer = cls(path, spec)

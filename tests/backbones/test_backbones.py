@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import re
 
 import pytest
 import torch
@@ -183,12 +184,9 @@ def test_old_densenet_keys_are_converted(tmp_path):
         torch.manual_seed(0)
         state = models.densenet121(weights=None).state_dict()
     old = {}
-    for key, value in state.items():
-        for word in ("norm", "relu", "conv"):
-            for number in "12":
-                key = key.replace(f".{word}{number}.", f".{word}.{number}.") if "denselayer" in key else key
-        if "num_batches_tracked" not in key:
-            old[key] = value
+    for name, value in state.items():
+        if "num_batches_tracked" not in name:
+            old[re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", name)] = value
     assert any(".norm.1." in key for key in old)
     torch.save(old, tmp_path / "old.pth")
     backbone = open_backbone("densenet121", weights=str(tmp_path / "old.pth"))
@@ -214,11 +212,19 @@ def test_position_embeddings_are_interpolated_for_another_size(tmp_path):
     ("options", "error", "message"),
     [
         ({"name": "vgg61"}, UsageError, "did you mean vgg"),
-        ({"name": "vgg16", "weights": "IMAGENET1K_V3"}, WeightsError, "IMAGENET1K_FEATURES, random"),
+        (
+            {"name": "vgg16", "weights": "IMAGENET1K_V3"},
+            WeightsError,
+            "IMAGENET1K_FEATURES, random",
+        ),
         ({"name": "vgg16", "weights": "no/such.pth"}, WeightsError, "does not exist"),
         ({"name": "squeezenet1_0", "weights": "random", "layer": "layer4"}, UsageError, "layer"),
         ({"name": "squeezenet1_0", "weights": "random", "pool": "cls"}, UsageError, "avg or max"),
-        ({"name": "squeezenet1_0", "weights": "random", "pool": "mean"}, UsageError, "unknown pool"),
+        (
+            {"name": "squeezenet1_0", "weights": "random", "pool": "mean"},
+            UsageError,
+            "unknown pool",
+        ),
         (
             {"name": "inception_v3", "weights": "random", "overrides": {"input_size": 32}},
             BackboneError,

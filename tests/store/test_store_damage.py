@@ -50,7 +50,7 @@ def check_flip(path: Path, bit: int, seal: Seal) -> None:
     flip()
     is_feature = seal.features_offset <= bit // 8 < seal.features_end
     if not is_feature:
-        with pytest.raises(CacheError, match="damaged|not a featx cache|newer featx"):
+        with pytest.raises(CacheError, match=r"damaged|not a featx cache|newer featx"):
             Cache.open(path)
         (damage,) = verify_file(path)
         assert damage.dataset == "file"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ from store_helpers import fill, make_rows, make_spec, reseal
 
 from featx.errors import CacheError
 from featx.store import Cache
+from featx.store.seal import Seal
 
 Change = Callable[[h5py.File], Any]
 UTF8 = h5py.string_dtype("utf-8", 4)
@@ -47,8 +50,9 @@ class Builder:
             offset, n_bytes = 4096, 1
             if isinstance(file.get("features"), h5py.Dataset):
                 dataset = file["features"]
-                offset = dataset.id.get_offset() or offset
-                n_bytes = max(1, min(dataset.nbytes, 560))
+                if dataset.id.get_storage_size():
+                    offset = dataset.id.get_offset() or offset
+                    n_bytes = min(dataset.nbytes, 560)
         reseal(path, offset, n_bytes)
 
     @staticmethod
@@ -156,7 +160,7 @@ CASES: dict[str, tuple[str, Change | None, str]] = {
     "renamed": (
         "errors",
         lambda f: f.create_dataset("x", data=1),
-        "missing objects: 'errors', 'x'",
+        "objects: 'errors', 'x'",
     ),
     "named type": ("labels", lambda f: f.__setitem__("labels", np.dtype("i8")), "not a dataset"),
     "no storage": ("labels", late, "'labels' has .* but other storage"),
@@ -258,6 +262,51 @@ def test_features_elsewhere_than_the_seal_says(tmp_path: Path, builder: Builder)
     for start, n_bytes in ((offset - 1, 560), (offset, 559), (4096, 5)):
         reseal(tmp_path / "a.h5", start, n_bytes)
         refused(tmp_path / "a.h5", "features lie elsewhere")
+
+
+def test_storage_beyond_the_end_of_the_file(tmp_path: Path, builder: Builder) -> None:
+    def bomb(file: h5py.File) -> int:
+        plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        space = h5py.h5s.create_simple((40, 2**28))
+        made = h5py.h5d.create(file.id, b"features", h5py.h5t.IEEE_F16LE, space, plan)
+        return int(made.get_offset())
+
+    builder.build(tmp_path / "a.h5", None)
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        del file["features"]
+        start = bomb(file)
+    assert (tmp_path / "a.h5").stat().st_size > 20 << 30  # a hole, no blocks
+    os.truncate(tmp_path / "a.h5", start + 1000)
+    reseal(tmp_path / "a.h5", start, 1000)
+    refused(tmp_path / "a.h5", r"HDF5 cannot read it: .*truncated")
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        (lambda seal: seal.features_offset, "'(labels|features)' overlaps '(labels|features)'"),
+        (
+            lambda seal: seal.file_bytes - 8,
+            "'labels' does not lie inside the file|HDF5 cannot read it",
+        ),
+        (lambda seal: 2**63, "'labels' .*inside the file|other storage|cannot read"),
+    ],
+)
+def test_places_that_overlap_or_lie_outside(tmp_path: Path, place: Any, reason: str) -> None:
+    target = tmp_path / "a.h5"
+    fill(target, make_spec(), make_rows(make_spec()))
+    content = target.read_bytes()
+    seal = Seal.parse(content[:4096])
+    with h5py.File(target) as file:
+        offset = file["labels"].id.get_offset()
+    # In the file, places count from the end of the user block.
+    old, new = (struct.pack("<Q", at - 4096) for at in (offset, place(seal)))
+    assert content.count(old) == 1
+    target.write_bytes(content.replace(old, new))
+    reseal(target, seal.features_offset, seal.features_bytes)
+    refused(target, reason)
 
 
 def test_a_user_block_of_another_size(tmp_path: Path) -> None:

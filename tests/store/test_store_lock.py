@@ -8,9 +8,12 @@ import sys
 import textwrap
 from pathlib import Path
 
+import h5py
 import pytest
+from store_helpers import make_rows, make_spec, write_missing
 
 from featx.errors import CacheBusyError
+from featx.store import CacheWriter
 from featx.store.lock import Lock
 
 
@@ -57,6 +60,24 @@ def test_a_forked_child_does_not_keep_it(tmp_path: Path) -> None:
     again = Lock(tmp_path / "a.h5")
     again.acquire()
     again.release()
+    os.write(theirs, b"x")
+    os.waitpid(child, 0)
+    os.close(ours)
+    os.close(theirs)
+
+
+def test_a_forked_child_does_not_lock_the_finished_file(tmp_path: Path) -> None:
+    spec = make_spec()
+    ours, theirs = os.pipe()
+    with CacheWriter.open(tmp_path / "a.h5", spec) as writer:
+        child = os.fork()
+        if child == 0:  # pragma: no cover
+            os.read(ours, 1)
+            os._exit(0)
+        write_missing(writer, make_rows(spec))
+        writer.finish()
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert file["features"].shape == (40, 7)
     os.write(theirs, b"x")
     os.waitpid(child, 0)
     os.close(ours)

@@ -47,6 +47,15 @@ def test_rows_are_named_and_nothing_is_stored(tmp_path: Path, dtype, value, text
         assert np.isnan(cache.X[38:]).all()
 
 
+def test_infinity_in_float16_is_an_overflow() -> None:
+    rows = np.array([[1, np.inf], [2, 3]], dtype=np.float16)
+    with pytest.raises(CacheError, match=r"1 row \(9\) .* fits: store float32"):
+        as_stored(rows, F2, 9, {})
+    rows[0, 1] = np.nan
+    with pytest.raises(CacheError, match=r"1 row \(9\) .* NaN or infinity"):
+        as_stored(rows, F2, 9, {})
+
+
 @given(
     rows=hnp.arrays(
         st.sampled_from([np.float16, np.float32, np.float64]),
