@@ -239,10 +239,11 @@ def make_spec(
     CacheSpec
         With the identity from which the fingerprint is made.
     """
+    digests = source.image_digests(reporter=reporter)
     identity = {
         "schema": SCHEMA,
         "source": {
-            "content": source.content_id(reporter=reporter),
+            "content": source.content_id(digests),
             "n_images": len(source),
             "class_names": list(source.class_names),
         },
@@ -390,7 +391,7 @@ def _fill(
         reporter.bar(len(source), label, initial=n_done) as bar,
     ):
         try:
-            for batch in engine.run(backbone, source, batches.tolist()):
+            for batch in engine.run(backbone, source, batches.tolist(), dtype=writer.spec.dtype):
                 if batch.failed and on_error == "raise":
                     row, reason = next(iter(batch.failed.items()))
                     raise ImageError(f"{source.paths[row]}: {reason}")

@@ -148,7 +148,8 @@ def _rows_by_class(
     if valid is not None:
         usable &= np.asarray(valid, dtype=bool)
     # Without names, a class exists where any row, also an unusable one, has its label.
-    classes = np.unique(y[y >= 0]) if class_names is None else np.arange(len(class_names))
+    named = np.arange(len(class_names) if class_names is not None else 0)
+    classes = np.union1d(y[y >= 0], named)
     for label in classes:
         yield int(label), np.flatnonzero(usable & (y == label)).astype(np.int64)
 
@@ -170,7 +171,7 @@ def _check_enough(
     label, rows = min(groups.items(), key=lambda item: item[1].size)
     if rows.size >= per_class:
         return
-    name = f"{class_names[label]!r}" if class_names is not None else str(label)
+    name = repr(class_names[label]) if class_names and label < len(class_names) else str(label)
     mend = (
         f"the largest number that works is {rows.size}"
         if rows.size

@@ -22,7 +22,7 @@ class FeatureBatch:
     ----------
     start : int
         Row number of the first image in the source.
-    features : ndarray of shape (n_images, n_features), dtype float32
+    features : ndarray of shape (n_images, n_features), dtype float32 or float16
         Rows of images that could not be read hold meaningless values.
     failed : mapping of int to str
         Row number and reason of every image that could not be read.
@@ -51,7 +51,7 @@ class Engine(ABC):
 
     @abstractmethod
     def run(
-        self, backbone: Backbone, source: Source, batches: Sequence[int]
+        self, backbone: Backbone, source: Source, batches: Sequence[int], *, dtype: str = "float32"
     ) -> Iterator[FeatureBatch]:
         """Compute the features of some batches.
 
@@ -63,6 +63,8 @@ class Engine(ABC):
             Where the images come from.
         batches : sequence of int
             Numbers of the batches wanted, in the order wanted.
+        dtype : {"float32", "float16"}
+            Type of the features; what float16 cannot hold becomes infinite.
 
         Yields
         ------

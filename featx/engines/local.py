@@ -152,7 +152,7 @@ class LocalEngine(Engine):
         }
 
     def run(
-        self, backbone: Backbone, source: Source, batches: Sequence[int]
+        self, backbone: Backbone, source: Source, batches: Sequence[int], *, dtype: str = "float32"
     ) -> Iterator[FeatureBatch]:
         """Compute the features of some batches, see `Engine.run`.
 
@@ -167,6 +167,8 @@ class LocalEngine(Engine):
             Where the images come from.
         batches : sequence of int
             Numbers of the batches wanted.
+        dtype : {"float32", "float16"}
+            Type of the features, converted on the device.
 
         Yields
         ------
@@ -184,7 +186,7 @@ class LocalEngine(Engine):
         backbone.network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         waiting: _Pending | None = None
         for batch in pixels:
-            pending = self._start(backbone, batch)
+            pending = self._start(backbone, batch, getattr(torch, dtype))
             if waiting is not None:
                 yield waiting.result()
             waiting = pending
@@ -195,7 +197,7 @@ class LocalEngine(Engine):
             yield waiting.result()
 
     @torch.inference_mode()
-    def _start(self, backbone: Backbone, batch: PixelBatch) -> _Pending:
+    def _start(self, backbone: Backbone, batch: PixelBatch, stored: torch.dtype) -> _Pending:
         images = backbone.preprocessing.normalise(batch.pixels.to(self.device, non_blocking=True))
         dtype = _DTYPES.get(self.precision, torch.float32)
         with (
@@ -203,7 +205,7 @@ class LocalEngine(Engine):
             torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False),
         ):
             features = backbone.features(images)
-        features = features[: batch.n_images].to(torch.float32)
+        features = features[: batch.n_images].to(stored)
         if self.device.type == "cpu":
             return _Pending(batch, features, None)
         host = torch.empty(features.shape, dtype=features.dtype, pin_memory=True)

@@ -13,7 +13,20 @@ from featx.errors import ProtocolError
 from featx.heads.losses import Array
 from featx.heads.rowspace import RowSpace
 
-__all__ = ["CvCurve", "Fit", "FitOptions", "Head", "LinearModel", "Model", "Rows", "raw_product"]
+__all__ = [
+    "CvCurve",
+    "Fit",
+    "FitOptions",
+    "Head",
+    "LinearModel",
+    "Model",
+    "Rows",
+    "RowsView",
+    "check_finite",
+    "labels_of",
+    "raw_product",
+    "row_blocks",
+]
 
 _BLOCK_BYTES = 64 << 20
 
@@ -27,6 +40,30 @@ class Rows(Protocol):
 
     def __getitem__(self, key: Any, /) -> Any:
         """Rows as an ndarray."""
+
+
+@dataclass(frozen=True)
+class RowsView:
+    """Some rows of a lazy matrix, as lazy as the matrix.
+
+    Parameters
+    ----------
+    X : Rows
+        All rows.
+    rows : ndarray of int64, shape (n_rows,)
+        Those to be seen.
+    """
+
+    X: Rows
+    rows: NDArray[np.int64]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n_rows, n_features)."""
+        return len(self.rows), int(self.X.shape[1])
+
+    def __getitem__(self, key: slice, /) -> NDArray[Any]:
+        return np.asarray(self.X[self.rows[key]])
 
 
 class Model(Protocol):
@@ -200,9 +237,9 @@ def raw_product(X: Rows, weights: Array) -> Array:
         )
     weights = np.ascontiguousarray(weights)
     out = np.empty((n_rows, weights.shape[1]))
-    for rows in _row_blocks(n_rows, n_features):
+    for rows in row_blocks(n_rows, n_features):
         block = np.asarray(X[rows]).astype(np.float64)
-        check_finite(block, rows.start)
+        check_finite(block, rows.start, X.rows if isinstance(X, RowsView) else None)
         out[rows] = block @ weights
     return out
 
@@ -224,8 +261,7 @@ def check_finite(block: NDArray[Any], first: int, rows: NDArray[np.int64] | None
         suspect = np.flatnonzero(~np.isfinite(block.sum(axis=1, dtype=np.float64)))
     bad = [int(i) + first for i in suspect if not np.isfinite(block[i]).all()]
     if bad:
-        names = [bad[0]] if rows is None else rows[bad]
-        names = list(bad if rows is None else rows[bad])
+        names = bad if rows is None else rows[bad].tolist()
         shown = ", ".join(str(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")
         raise ProtocolError(
             f"{len(bad)} rows hold NaN or infinity (rows {shown}): extract these features again, "
@@ -233,6 +269,7 @@ def check_finite(block: NDArray[Any], first: int, rows: NDArray[np.int64] | None
         )
 
 
-def _row_blocks(n_rows: int, n_features: int) -> Iterator[slice]:
+def row_blocks(n_rows: int, n_features: int) -> Iterator[slice]:
+    """Cut rows into slices that fit into memory as float64, whatever the dimension."""
     height = max(1, _BLOCK_BYTES // (8 * max(n_features, 1)))
     return (slice(i, min(i + height, n_rows)) for i in range(0, n_rows, height))

@@ -35,17 +35,17 @@ class Loss(Protocol):
         """First and second derivatives along `step`, summed over outputs: (n_rows, n_problems)."""
 
     def keep(self, problems: NDArray[np.bool_]) -> Loss:
-        """Same loss for fewer problems."""
+        """Drop all other problems."""
 
 
 @dataclass(frozen=True)
 class SquaredHinge:
-    """max(0, 1 − y·f)², the loss of LinearSVC, one output a problem.
+    """max(0, 1 - y·f)², the loss of LinearSVC, one output a problem.
 
     Parameters
     ----------
     signs : ndarray of float64, shape (n_rows, n_problems, 1)
-        +1 where the row is of the problem's class, −1 elsewhere.
+        +1 where the row is of the problem's class, -1 elsewhere.
     weights : ndarray of float64, shape (n_rows, n_problems, 1)
         The penalty times 1 for rows that are fitted, 0 for rows left out.
     """
@@ -73,7 +73,7 @@ class SquaredHinge:
         return slope[..., 0], curvature[..., 0]
 
     def keep(self, problems: NDArray[np.bool_]) -> SquaredHinge:
-        """Same loss for fewer problems."""
+        """Drop all other problems."""
         return SquaredHinge(self.signs[:, problems], self.weights[:, problems])
 
 
@@ -97,15 +97,15 @@ class Logistic:
 
     @property
     def typical_curvature(self) -> float:
-        """p(1 − p) of uniform probabilities."""
-        n_classes = max(self.targets.shape[2], 2)
-        return (1.0 - 1.0 / n_classes) / n_classes
+        """p(1 - p) of uniform probabilities."""
+        n_classes = max(int(self.targets.shape[2]), 2)
+        return (1.0 - 1.0 / n_classes) / float(n_classes)
 
     def _probabilities(self, scores: Array) -> Array:
         top = scores.max(axis=2, keepdims=True)
         if scores.shape[2] == 1:
             top = np.maximum(top, 0.0)
-        p = np.subtract(scores, top)
+        p: Array = np.subtract(scores, top)
         np.exp(p, out=p)
         total = p.sum(axis=2, keepdims=True)
         if scores.shape[2] == 1:
@@ -131,5 +131,5 @@ class Logistic:
         return first * weights, second * weights
 
     def keep(self, problems: NDArray[np.bool_]) -> Logistic:
-        """Same loss for fewer problems."""
+        """Drop all other problems."""
         return Logistic(self.targets, self.weights[:, problems])

@@ -108,10 +108,8 @@ class RowSpace:
         -------
         Geometry
         """
-        if self.is_wide:
-            matrix = self.gram / self.scale
-        else:
-            matrix = self.dense / np.sqrt(self.scale)
+        divisor = self.scale if self.is_wide else np.sqrt(self.scale)
+        matrix: NDArray[Any] = (self.gram if self.is_wide else self.dense) / divisor
         return Geometry(matrix.astype(dtype, copy=False), self.is_wide, *self._leading)
 
     @cached_property
@@ -208,7 +206,7 @@ def require_memory(n_bytes: int, what: str) -> None:
     available = _available_bytes()
     if n_bytes > available:
         raise ProtocolError(
-            f"{what} need {n_bytes / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are available: "
+            f"{what}: {n_bytes / 1e9:.1f} GB of memory needed, {available / 1e9:.1f} GB available; "
             "use fewer images per class, or features of a lower dimension (--pool avg)"
         )
 

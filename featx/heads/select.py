@@ -11,7 +11,7 @@ from sklearn.model_selection import StratifiedKFold
 from featx.heads.base import CvCurve, labels_of
 from featx.heads.losses import Array
 
-__all__ = ["cross_validate", "fold_rows"]
+__all__ = ["cross_validate", "curve", "fold_rows"]
 
 _WORK_BYTES = 1 << 30
 _SOLVER_ARRAYS = 16

@@ -6,7 +6,8 @@ For rows x_i, a problem is to minimise over w and an intercept b
 
 Its solution is w = sum_i a_i x_i, so everything happens in the n numbers a: the scores are
 f = K a + b with K = X X^T, and the gradient, as an element of the space of w, is
-a + c loss'(f), without a product by K. The method is preconditioned nonlinear conjugate
+a + c loss'(f), without a product by K. With fewer features than rows, w itself takes the place
+of a. The method is preconditioned nonlinear conjugate
 gradients (Polak and Ribiere with restarts: Nocedal and Wright, "Numerical Optimization",
 2nd ed. 2006, eq. 5.45) with an exact line search, which costs no product either, since the
 scores along a direction are known. An iteration is one product of K with the columns of all
@@ -64,7 +65,9 @@ class Geometry:
     @cached_property
     def vector_scores(self) -> Array:
         """Scores of the eigenvectors, float64, shape (n_rows, m)."""
-        return self.vectors * self.values if self.is_dual else self.matrix @ self.vectors
+        if self.is_dual:
+            return self.vectors * self.values
+        return np.asarray(self.matrix @ self.vectors, dtype=np.float64)
 
     def scores(self, u: Array) -> Array:
         """Scores of representations: (n, p, k) or (n_features, p, k) -> (n, p, k)."""
@@ -89,7 +92,8 @@ def _times(matrix: NDArray[Any], columns: Array) -> Array:
     """Product in the matrix's precision: (m, n), (n, p, k) -> (m, p, k) in float64."""
     _, p, k = columns.shape
     flat = columns.reshape(len(columns), p * k).astype(matrix.dtype, copy=False)
-    return (matrix @ flat).reshape(len(matrix), p, k).astype(np.float64, copy=False)
+    out: Array = (matrix @ flat).reshape(len(matrix), p, k).astype(np.float64, copy=False)
+    return out
 
 
 @dataclass(frozen=True)
@@ -273,4 +277,4 @@ class _Descent:
             newton = t - total / (curvature.sum(axis=0) + bend)
             middle = np.where(np.isfinite(high), (low + high) / 2, 2 * t)
             t = np.where((newton > low) & (newton < high), newton, middle)
-        return t
+        return np.asarray(t)

@@ -146,12 +146,8 @@ class Source(ABC):
             raise ValueError("rows must be different")
         return rows
 
-    def content_id(self, *, reporter: Reporter = SILENT) -> str:
-        """Hash the images and the names of their classes.
-
-        It depends on each image's bytes (or shape and pixels) and the name of its
-        class, and not on the root, the files' names or the order of the rows. A file that
-        cannot be read counts by its path.
+    def image_digests(self, *, reporter: Reporter = SILENT) -> np.ndarray:
+        """Hash every image as it is stored, in a few threads.
 
         Parameters
         ----------
@@ -160,27 +156,54 @@ class Source(ABC):
 
         Returns
         -------
-        str
-            SHA-256, 64 hexadecimal digits.
+        ndarray of uint8, shape (N, 32)
+            SHA-256 of each image's bytes (or shape and pixels); of its path where it
+            cannot be read.
         """
         starts = range(0, len(self), _ROWS_PER_TASK)
-        entries: list[tuple[bytes, bytes]] = []
+        digests = np.empty((len(self), 32), np.uint8)
         threads = min(_MOST_THREADS, os.cpu_count() or 1)
         with (
             reporter.bar(len(self), f"hashing {self.name} {self.split}") as bar,
             ThreadPoolExecutor(threads) as pool,
         ):
-            for part in pool.map(self._hash_rows, starts):
-                entries += part
+            for start, part in zip(starts, pool.map(self._hash_rows, starts), strict=True):
+                digests[start : start + len(part)] = part
                 bar.update(len(part))
+        return digests
+
+    def content_id(self, digests: np.ndarray | None = None, *, reporter: Reporter = SILENT) -> str:
+        """Hash the images and the names of their classes.
+
+        It depends on each image's bytes (or shape and pixels) and the name of its
+        class, and not on the root, the files' names or the order of the rows. A file that
+        cannot be read counts by its path.
+
+        Parameters
+        ----------
+        digests : ndarray of uint8, shape (N, 32), optional
+            What `image_digests` gave, where it was called before.
+        reporter : Reporter, optional
+            Shows the progress.
+
+        Returns
+        -------
+        str
+            SHA-256, 64 hexadecimal digits.
+        """
+        if digests is None:
+            digests = self.image_digests(reporter=reporter)
+        names = (_encode(self._class_name(row)) for row in range(len(self)))
+        entries = sorted(zip(map(bytes, digests), names, strict=True))
         state = hashlib.sha256(b"featx content 1\n")
-        for digest, class_name in sorted(entries):
+        for digest, class_name in entries:
             state.update(digest + len(class_name).to_bytes(4, "little") + class_name)
         return state.hexdigest()
 
-    def _hash_rows(self, start: int) -> list[tuple[bytes, bytes]]:
+    def _hash_rows(self, start: int) -> np.ndarray:
         rows = range(start, min(start + _ROWS_PER_TASK, len(self)))
-        return [(self._hash_row(row), _encode(self._class_name(row))) for row in rows]
+        joined = b"".join(self._hash_row(row) for row in rows)
+        return np.frombuffer(joined, np.uint8).reshape(len(rows), 32)
 
     def _hash_row(self, row: int) -> bytes:
         try:

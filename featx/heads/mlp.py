@@ -1,0 +1,127 @@
+"""`mlp`: MLPClassifier on the principal axes of the training rows."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.neural_network import MLPClassifier
+
+from featx.errors import ProtocolError, UsageError
+from featx.heads.base import Fit, FitOptions, Rows, labels_of, raw_product
+from featx.heads.losses import Array
+from featx.heads.rowspace import RowSpace
+
+__all__ = ["MLP", "MlpHead", "MlpModel"]
+
+
+@dataclass(frozen=True)
+class MlpModel:
+    """A fitted perceptron, its first layer mapped back to raw features.
+
+    Parameters
+    ----------
+    classes_ : ndarray of int64, shape (n_classes,)
+        Labels, ascending.
+    coefs_ : tuple of ndarray of float64
+        Weights of the layers; the first has the shape (n_features, n_hidden).
+    intercepts_ : tuple of ndarray of float64
+        Biases of the layers.
+    """
+
+    classes_: NDArray[np.int64]
+    coefs_: tuple[Array, ...]
+    intercepts_: tuple[Array, ...]
+
+    def decision_function(self, X: Rows) -> Array:
+        """Logits: (n_rows, n_classes), or (n_rows,) for the second of two classes."""
+        scores = raw_product(X, self.coefs_[0]) + self.intercepts_[0]
+        for weights, bias in zip(self.coefs_[1:], self.intercepts_[1:], strict=True):
+            scores = np.maximum(scores, 0.0) @ weights + bias
+        return scores[:, 0] if scores.shape[1] == 1 else scores
+
+    def predict(self, X: Rows) -> NDArray[np.int64]:
+        """Labels of the largest logits, shape (n_rows,)."""
+        return labels_of(self.decision_function(X), self.classes_)
+
+
+@dataclass(frozen=True)
+class MlpHead:
+    """A perceptron with one hidden layer.
+
+    It sees the training rows in the coordinates of their principal axes (not centred), divided
+    by one number that makes the mean squared coordinate 1: an isometry of the rows up to that
+    scale, in as many dimensions as rows. Features are not standardised one by one. That is no
+    reformulation of MLPClassifier on raw features: Adam and the initial weights depend on the
+    axes. There is no early stopping, which would take labelled rows away; `alpha` is larger
+    than scikit-learn's, since a few hundred rows are fitted perfectly without it.
+
+    Parameters
+    ----------
+    name, estimator : str
+        As in every head.
+    hidden : int
+        Hidden units.
+    alpha : float
+        Weight of the squared coefficients, as in MLPClassifier.
+    max_iter : int
+        Most epochs.
+    """
+
+    name: str = "mlp"
+    estimator: str = "sklearn.neural_network.MLPClassifier"
+    hidden: int = 100
+    alpha: float = 1.0
+    max_iter: int = 200
+
+    def fit(self, space: RowSpace, y: NDArray[np.int64], options: FitOptions) -> Fit:
+        """Fit on all rows; the seed initialises the weights and shuffles the rows.
+
+        Parameters
+        ----------
+        space : RowSpace
+            Training rows.
+        y : ndarray of int64, shape (n_rows,)
+            Labels.
+        options : FitOptions
+            `C` and `folds` play no part.
+
+        Returns
+        -------
+        Fit
+            Its model is an `MlpModel`.
+
+        Raises
+        ------
+        ProtocolError
+            If there is a single class.
+        """
+        if options.seed < 0:
+            raise UsageError(f"the seed is {options.seed}: it must be 0 or more")
+        if len(np.unique(y)) < 2:
+            raise ProtocolError("a classifier needs two classes or more, these rows have 1")
+        rows, dual = space.coordinates
+        scale = 1.0 / np.sqrt(np.mean(rows**2) or 1.0)
+        network = MLPClassifier(
+            hidden_layer_sizes=(self.hidden,),
+            alpha=self.alpha,
+            max_iter=self.max_iter,
+            random_state=options.seed,
+        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            network.fit((rows * scale).astype(np.float32), y)
+        notes = tuple(" ".join(str(warning.message).split()) for warning in caught)
+        converged = not any(issubclass(w.category, ConvergenceWarning) for w in caught)
+        weights = [np.asarray(layer, dtype=np.float64) for layer in network.coefs_]
+        first = weights[0] * scale
+        weights[0] = first if dual is None else space.to_raw(dual @ first)
+        biases = tuple(np.asarray(bias, dtype=np.float64) for bias in network.intercepts_)
+        model = MlpModel(network.classes_, tuple(weights), biases)
+        return Fit(model, n_iter=int(network.n_iter_), converged=converged, notes=notes)
+
+
+MLP = MlpHead()
