@@ -30,7 +30,7 @@ def command(cache_dir: str, reports_dir: str, reporter: Reporter) -> None:
     plan = extract_command.Plan(backbone=(BACKBONE,), data=DATA, cache_dir=cache_dir)
     extract_command.run(plan, reporter)
     click.echo(f"$ featx fit --clf svm --per-class {sizes} --data {DATA} --backbone {BACKBONE}")
-    question = fit_command.Question(
+    question = fit_command.Choice(
         clf=("svm",),
         per_class=PER_CLASS,
         data=(DATA,),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,7 @@ class Plan:
     cache_dir: str = "cache"
     overwrite: bool = False
     on_error: str = "skip"
+    append: bool = False
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -55,6 +56,27 @@ class Plan:
         names = ("input_size", "crop_pct", "interpolation", "mean", "std")
         values = {name: getattr(self, name) for name in names}
         return {name: value for name, value in values.items() if value is not None}
+
+    def request(self, backbone: str) -> dict[str, Any]:
+        """Give what decides the features of one backbone, to be recorded and asked again.
+
+        Parameters
+        ----------
+        backbone : str
+            One of those typed.
+
+        Returns
+        -------
+        dict
+            Keyword arguments of `Plan`, as plain values; paths are absolute.
+        """
+        skipped = ("cache_dir", "overwrite", "append", "split", "device", "workers", "on_error")
+        values = {k: v for k, v in asdict(self).items() if v is not None and k not in skipped}
+        values["backbone"] = [backbone]
+        for name in ("data", "weights"):
+            if name in values and Path(values[name]).exists() and not _is_name(values[name]):
+                values[name] = str(Path(values[name]).absolute())
+        return values
 
 
 @click.command(cls=ListCommand)
@@ -88,6 +110,11 @@ class Plan:
 @cache_option
 @click.option("--overwrite", is_flag=True, help="Replace caches that were made differently.")
 @click.option(
+    "--append",
+    is_flag=True,
+    help="Add new images to finished caches, or mend damaged ones: good rows are kept.",
+)
+@click.option(
     "--on-error",
     type=click.Choice(["skip", "raise"]),
     default="skip",
@@ -103,7 +130,7 @@ def command(reporter: Reporter, **options: Any) -> None:
     run(Plan(**options), reporter)
 
 
-def run(plan: Plan, reporter: Reporter) -> None:
+def run(plan: Plan, reporter: Reporter, *, target: Path | None = None) -> None:
     """Extract every split of the data with every backbone.
 
     Parameters
@@ -112,6 +139,8 @@ def run(plan: Plan, reporter: Reporter) -> None:
         What to do.
     reporter : Reporter
         Shows what is done.
+    target : Path, optional
+        The file, where it is one backbone and one split; named by its settings by default.
     """
     from featx.backbones import available_backbones
     from featx.engines import LocalEngine, resolve_device, resolve_precision
@@ -130,7 +159,13 @@ def run(plan: Plan, reporter: Reporter) -> None:
     sources = [take_sample(source, sample) for source in splits.values()]
     reporter.say(f"device {device}, precision {precision} ({why})")
     for name in plan.backbone:
-        _extract_backbone(name, sources, engine, sample, plan, reporter)
+        _extract_backbone(name, sources, engine, sample, plan, reporter, target)
+
+
+def _is_name(word: str) -> bool:
+    from featx.sources import available_data
+
+    return word in available_data()
 
 
 def _chosen(splits: Mapping[str, Source], plan: Plan) -> dict[str, Source]:
@@ -149,6 +184,7 @@ def _extract_backbone(
     sample: Sample,
     plan: Plan,
     reporter: Reporter,
+    target: Path | None,
 ) -> None:
     from featx.backbones import open_backbone
     from featx.extract import Settings, cache_path, extract
@@ -159,6 +195,8 @@ def _extract_backbone(
         overrides=plan.overrides,
         overwrite=plan.overwrite,
         on_error=plan.on_error,
+        reuse=plan.append,
+        request=plan.request(name),
     )
     backbone = open_backbone(
         name,
@@ -170,8 +208,8 @@ def _extract_backbone(
     )
     reporter.say(_describe(backbone))
     for source in sources:
-        target = cache_path(Path(plan.cache_dir), source, backbone, engine, settings)
-        report = extract(source, backbone, engine, target, settings, reporter=reporter)
+        path = target or cache_path(Path(plan.cache_dir), source, backbone, engine, settings)
+        report = extract(source, backbone, engine, path, settings, reporter=reporter)
         done = (
             f"{report.n_computed:,} images in {report.seconds:.1f} s"
             if report.n_computed

@@ -23,6 +23,11 @@ _COMMANDS = {
     "list": "List backbones, layers, data, caches or heads.",
     "info": "Show what is in a cache file and how it was made.",
     "verify": "Check every byte of cache files.",
+    "pack": "Write a compressed copy of a cache, for archives.",
+    "unpack": "Give back the cache that was packed.",
+    "export": "Write features as npz, Parquet or for TensorBoard's projector.",
+    "cache": "List, remove or tidy up cache files.",
+    "repair": "Compute the damaged rows of cache files again.",
     "demo": "Extract and fit on handwritten digits, offline.",
 }
 

@@ -31,6 +31,4 @@ def command(files: tuple[Path, ...], reporter: Reporter) -> None:
         for damage in damages:
             click.echo(f"  {damage}")
     if n_damaged:
-        raise CacheError(
-            f"{n_damaged} of {len(files)} files are damaged: extract them again with --overwrite"
-        )
+        raise CacheError(f"{n_damaged} of {len(files)} files are damaged: run  featx repair FILE")

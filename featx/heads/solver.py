@@ -57,7 +57,7 @@ class Geometry:
         Their orthonormal eigenvectors: of K, or of X^T X.
     """
 
-    matrix: NDArray[np.float32] | NDArray[np.float64]
+    matrix: NDArray[Any]
     is_dual: bool
     values: Array
     vectors: Array

@@ -26,6 +26,7 @@ __all__ = ["Extent", "Header", "read_header"]
 
 _MAX_NAME_BYTES: Final = 1 << 16
 _MAX_ATTRIBUTE_BYTES: Final = 1 << 16
+_TABLES: Final = ("features", "digests", "image_sha256")  # of two axes, the others of one
 
 
 @dataclass(frozen=True)
@@ -219,6 +220,7 @@ def _dtype(kind: Any, name: str) -> np.dtype[Any]:
         "labels": lambda: np.dtype("<i8"),
         "status": lambda: np.dtype("u1"),
         "digests": lambda: np.dtype("u1"),
+        "image_sha256": lambda: np.dtype("u1"),
         "features": lambda: np.dtype("<f4" if kind.get_size() == 4 else "<f2"),
         "errors": lambda: layout.errors_dtype(max(1, kind.get_size() - 8)),
     }
@@ -242,9 +244,10 @@ def _check_sizes(header: Header, seal: Seal) -> None:
         "paths": (n_rows,),
         "status": (n_rows,),
         "digests": (blocks, layout.DIGEST_BYTES),
+        "image_sha256": (n_rows, layout.DIGEST_BYTES),
     }
     for name, extent in header.extents.items():
-        if len(extent.shape) != 1 + (name in ("features", "digests")):
+        if len(extent.shape) != 1 + (name in _TABLES):
             raise CacheError(f"{name!r} has the shape {extent.shape}")
         if name in shapes and extent.shape != shapes[name]:
             raise CacheError(f"{name!r} has the shape {extent.shape}, not {shapes[name]}")

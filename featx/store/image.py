@@ -33,11 +33,14 @@ class Image:
         What stands before and after the features.
     features_bytes : int
         Size of the gap.
+    offsets : dict of str to int
+        Where each dataset starts, in bytes from the start of the file.
     """
 
     head: bytes
     tail: bytes
     features_bytes: int
+    offsets: dict[str, int]
 
     @property
     def features_offset(self) -> int:
@@ -140,12 +143,14 @@ def build_image(
     block_rows = layout.default_block_rows(spec.row_bytes)
     is_complete = status is not None and digests is not None
     blocks = (n_blocks(spec.n_rows, block_rows), layout.DIGEST_BYTES)
+    # What tells good rows from bad ones comes first: its place depends on no name's length.
     arrays = {
+        "digests": np.zeros(blocks, "u1") if digests is None else digests,
+        "image_sha256": spec.image_digests,
+        "status": np.zeros(spec.n_rows, "u1") if status is None else status,
         "labels": spec.labels,
         "class_names": spec.encoded_class_names,
         "paths": spec.encoded_paths,
-        "status": np.zeros(spec.n_rows, "u1") if status is None else status,
-        "digests": np.zeros(blocks, "u1") if digests is None else digests,
         "errors": layout.encode_errors(dict(failed or {})),
     }
     attributes = {
@@ -157,8 +162,8 @@ def build_image(
         "meta": spec.encoded_meta,
     }
     memory = _Memory()
-    start, stop = _lay_out(memory, spec, arrays, attributes)
-    return _cut_out(memory, start, stop, is_complete=is_complete)
+    offsets = _lay_out(memory, spec, arrays, attributes)
+    return _cut_out(memory, spec.n_rows * spec.row_bytes, offsets, is_complete=is_complete)
 
 
 def _lay_out(
@@ -166,7 +171,7 @@ def _lay_out(
     spec: CacheSpec,
     arrays: Mapping[str, np.ndarray],
     attributes: Mapping[str, Any],
-) -> tuple[int, int]:
+) -> dict[str, int]:
     features_bytes = spec.n_rows * spec.row_bytes
     # HDF5 aligns what is at least as large as the threshold: the features, however few.
     with h5py.File(
@@ -176,17 +181,19 @@ def _lay_out(
         alignment_threshold=min(features_bytes, 4096),
         alignment_interval=4096,
     ) as file:
-        # The features come first, so that their place depends on nothing that follows.
-        shape = (spec.n_rows, spec.n_features)
-        start = _create(file, "features", shape, layout.feature_dtype(spec.dtype))
-        for name, array in arrays.items():
-            offset = _create(file, name, array.shape, array.dtype)
-            if array.nbytes:
-                memory.pieces.append((offset, array.tobytes()))
+        # Features come before all that varies in size, so that their place depends on none of it.
         for name, value in attributes.items():
-            kind = np.dtype(f"S{len(value)}") if isinstance(value, bytes) else value.dtype
-            _create_attribute(file, name, kind, np.array(value, kind))
-    return start, start + features_bytes
+            if name != "meta":
+                _create_attribute(file, name, value)
+        shape = (spec.n_rows, spec.n_features)
+        dtype = layout.feature_dtype(spec.dtype)
+        offsets = {"features": _create(file, "features", shape, dtype)}
+        for name, array in arrays.items():
+            offsets[name] = _create(file, name, array.shape, array.dtype)
+            if array.nbytes:
+                memory.pieces.append((offsets[name], array.tobytes()))
+        _create_attribute(file, "meta", attributes["meta"])
+    return offsets
 
 
 def _create(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
@@ -200,13 +207,18 @@ def _create(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[
     return int(dataset.get_offset())
 
 
-def _create_attribute(file: h5py.File, name: str, dtype: np.dtype[Any], value: np.ndarray) -> None:
-    kind = layout.hdf5_type(dtype)
+def _create_attribute(file: h5py.File, name: str, value: Any) -> None:
+    kind = np.dtype(f"S{len(value)}") if isinstance(value, bytes) else value.dtype
     space = h5py.h5s.create(h5py.h5s.SCALAR)
-    h5py.h5a.create(file.id, name.encode(), kind, space).write(value, mtype=kind)
+    attribute = h5py.h5a.create(file.id, name.encode(), layout.hdf5_type(kind), space)
+    attribute.write(np.array(value, kind), mtype=layout.hdf5_type(kind))
 
 
-def _cut_out(memory: _Memory, start: int, stop: int, *, is_complete: bool) -> Image:
+def _cut_out(
+    memory: _Memory, features_bytes: int, offsets: dict[str, int], *, is_complete: bool
+) -> Image:
+    start = offsets["features"]
+    stop = start + features_bytes
     if any(offset < stop and start < offset + len(piece) for offset, piece in memory.pieces):
         raise CacheError("this version of HDF5 writes into the features: report it as a bug")
     file_bytes = max(memory.n_bytes, stop)
@@ -214,5 +226,5 @@ def _cut_out(memory: _Memory, start: int, stop: int, *, is_complete: bool) -> Im
     tail = memory.span(stop, file_bytes)
     block = PARTIAL_BLOCK
     if is_complete:
-        block = Seal(file_bytes, start, stop - start, hash_bytes([head, tail])).render()
-    return Image(block + head, tail, stop - start)
+        block = Seal(file_bytes, start, features_bytes, hash_bytes([head, tail])).render()
+    return Image(block + head, tail, features_bytes, offsets)

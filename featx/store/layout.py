@@ -36,7 +36,16 @@ ENCODING_VERSION: Final = "1"
 USERBLOCK_BYTES: Final = 4096
 DIGEST_BYTES: Final = 32
 MISSING, DONE, FAILED = 0, 1, 2
-DATASETS: Final = ("features", "labels", "class_names", "paths", "status", "errors", "digests")
+DATASETS: Final = (
+    "features",
+    "digests",
+    "image_sha256",
+    "status",
+    "labels",
+    "class_names",
+    "paths",
+    "errors",
+)
 ATTRIBUTES: Final = (
     "encoding-type",
     "encoding-version",

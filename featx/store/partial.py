@@ -229,7 +229,7 @@ def _n_matching_rows(path: Path, spec: CacheSpec, image: Image) -> int:
     if header.fingerprint != spec.fingerprint:
         raise CacheError("it was made with other settings")
     if header.content != spec.content:
-        raise CacheError("it was made from other paths, labels or class names")
+        raise CacheError("it was made from other paths, labels, class names or images")
     if header.features_offset != image.features_offset:
         raise CacheError("another version of HDF5 laid it out")
     if path.stat().st_size < image.tail_offset:

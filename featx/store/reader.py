@@ -95,7 +95,8 @@ class Cache:
             if is_sealed and hash_file(handle.fd, seal) != seal.digest:
                 raise CacheError(
                     "damaged: labels, names, paths, status or structure changed since it was "
-                    "written (its seal does not match): extract it again"
+                    "written (its seal does not match): repair it (featx repair) or "
+                    "extract it again"
                 )
             header = read_header(handle.fd, seal)
         if not header.is_complete:
@@ -153,6 +154,11 @@ class Cache:
     def paths(self) -> list[str]:
         """One path an image, in row order."""
         return layout.decode_names(self._array("paths"))
+
+    @cached_property
+    def image_digests(self) -> np.ndarray:
+        """Shape (N, 32), uint8: SHA-256 of each image's bytes, zeros if unknown; read-only."""
+        return self._array("image_sha256")
 
     @cached_property
     def errors(self) -> dict[int, str]:

@@ -8,11 +8,41 @@ from typing import Any, Final
 import numpy as np
 
 from featx.errors import CacheError
+from featx.store.spec import CacheSpec
 
-__all__ = ["as_stored"]
+__all__ = ["as_stored", "check_rows"]
 
 # All bits of the exponent: set in infinity and NaN alone.
 _EXPONENT: Final = {2: 0x7C00, 4: 0x7F800000}
+
+
+def check_rows(spec: CacheSpec, start: int, rows: np.ndarray, failed: Mapping[int, str]) -> None:
+    """Refuse rows that do not fit a cache.
+
+    Parameters
+    ----------
+    spec : CacheSpec
+        What the cache is about.
+    start : int
+        Number of the first row.
+    rows : numpy.ndarray
+        Shape (n, D), any float type.
+    failed : mapping of int to str
+        Rows among them that have no features.
+
+    Raises
+    ------
+    ValueError
+        With what does not fit.
+    """
+    wanted = f"(n, {spec.n_features}) floats"
+    if rows.ndim != 2 or rows.shape[1] != spec.n_features or rows.dtype.kind != "f":
+        raise ValueError(f"rows must be {wanted}, not {rows.shape} {rows.dtype}")
+    stop = start + len(rows)
+    if not 0 <= start <= stop <= spec.n_rows:
+        raise ValueError(f"rows {start}-{stop - 1} do not lie in 0-{spec.n_rows - 1}")
+    if not all(start <= row < stop for row in failed):
+        raise ValueError(f"failed rows {sorted(failed)} do not lie in {start}-{stop - 1}")
 
 
 def as_stored(

@@ -18,7 +18,15 @@ from featx.errors import CacheError
 from featx.store import disk
 from featx.store.layout import USERBLOCK_BYTES
 
-__all__ = ["PARTIAL_BLOCK", "Seal", "hash_bytes", "hash_file", "is_featx", "read_block"]
+__all__ = [
+    "PARTIAL_BLOCK",
+    "Seal",
+    "hash_bytes",
+    "hash_file",
+    "is_featx",
+    "is_readable_version",
+    "read_block",
+]
 
 _MAGIC: Final = b"featx-cache "
 _PARTIAL: Final = b"featx-partial "
@@ -26,8 +34,8 @@ _HDF5_SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
 PARTIAL_BLOCK: Final = (_PARTIAL + b"1\n").ljust(USERBLOCK_BYTES, b"\0")
 _READ_BYTES: Final = 1 << 20
 _TEXT = re.compile(
-    rb"featx-cache 1\nfile_bytes (\d{1,18})\nfeatures_offset (\d{1,18})\n"
-    rb"features_bytes (\d{1,18})\nseal ([0-9a-f]{64})\ncheck [0-9a-f]{64}\n"
+    rb"([^\n]{13})\nfile_bytes (\d{1,18})\nfeatures_offset (\d{1,18})\n"
+    rb"features_bytes (\d{1,18})\nseal ([0-9a-f]{64})\ncheck ([0-9a-f]{64})\n"
 )
 
 
@@ -75,9 +83,9 @@ class Seal:
             If it is not such a block.
         """
         match = _TEXT.match(block)
-        if match is None:
+        if match is None or _newer_version(block):
             raise CacheError(_reason(block))
-        seal = cls(int(match[1]), int(match[2]), int(match[3]), match[4].decode())
+        seal = cls(int(match[2]), int(match[3]), int(match[4]), match[5].decode())
         if seal.render() != block:
             raise CacheError("damaged: the checksum of its first 4,096 bytes is wrong")
         if not USERBLOCK_BYTES <= seal.features_offset < seal.features_end <= seal.file_bytes:
@@ -86,13 +94,10 @@ class Seal:
 
 
 def _reason(block: bytes) -> str:
-    if block.startswith(_MAGIC):
-        version = re.match(rb"featx-cache (\d{1,9})\n", block)
-        if version and int(version[1]) > 1:
-            return (
-                f"made by a newer featx (encoding version {int(version[1])}, this one reads 1): "
-                "update featx"
-            )
+    newer = _newer_version(block)
+    if newer:
+        return f"made by a newer featx (encoding version {newer}, this one reads 1): update featx"
+    if block.startswith(_MAGIC) or _TEXT.match(block):
         return "damaged: its first 4,096 bytes cannot be read"
     if block.startswith(_PARTIAL):
         return "incomplete"
@@ -103,9 +108,25 @@ def _reason(block: bytes) -> str:
     return "not a featx cache"
 
 
+def _newer_version(block: bytes) -> int:
+    version, text = re.match(rb"featx-cache (\d{1,9})\n", block), _TEXT.match(block)
+    if version is None or int(version[1]) < 2:
+        return 0
+    if text is None:
+        return int(version[1])
+    # A text like ours with a checksum that is wrong: the version is what was damaged.
+    check = hashlib.sha256(block[: text.start(6) - len(b"check ")]).hexdigest()
+    return int(version[1]) if check.encode() == text[6] else 0
+
+
 def is_featx(block: bytes) -> bool:
     """Whether a file that starts so was written by featx, whatever its state."""
-    return block.startswith((_MAGIC, _PARTIAL))
+    return block.startswith((_MAGIC, _PARTIAL)) or _TEXT.match(block) is not None
+
+
+def is_readable_version(block: bytes) -> bool:
+    """Whether a file that starts so is no partial file, and of no newer version."""
+    return not block.startswith(_PARTIAL) and not _newer_version(block)
 
 
 def read_block(fd: int) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -38,6 +38,10 @@ class CacheSpec:
         Values in a row.
     dtype : {"float16", "float32"}
         How features are stored.
+    image_digests : numpy.ndarray, optional
+        Shape (N, 32), uint8: SHA-256 of each image's bytes, by which rows of an
+        older cache are recognized. Zeros, or shape (0, 32), say that they are not
+        known: then nothing is recognized.
 
     Raises
     ------
@@ -52,12 +56,13 @@ class CacheSpec:
     paths: Sequence[str]
     n_features: int
     dtype: str
+    image_digests: np.ndarray = field(default_factory=lambda: np.zeros((0, 32), "u1"))
 
     def __post_init__(self) -> None:
         labels = np.asarray(self.labels)
         layout.feature_dtype(self.dtype)
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
-            raise CacheError(f"labels must be a row of integers, not {labels.dtype}{labels.shape}")
+            raise CacheError(f"labels must be a row of integers, not {_kind(labels)}")
         if len(labels) == 0 or self.n_features < 1:
             raise CacheError(f"nothing to store: {len(labels)} rows of {self.n_features} features")
         if len(labels) != len(self.paths):
@@ -68,6 +73,15 @@ class CacheSpec:
                 f"not {labels.min()}..{labels.max()}"
             )
         object.__setattr__(self, "labels", labels.astype("<i8"))
+        object.__setattr__(self, "image_digests", self._checked_digests())
+
+    def _checked_digests(self) -> np.ndarray:
+        digests, wanted = np.asarray(self.image_digests), (self.n_rows, layout.DIGEST_BYTES)
+        if digests.shape == (0, layout.DIGEST_BYTES):
+            digests = np.zeros(wanted, "u1")
+        if digests.shape != wanted or digests.dtype != np.uint8:
+            raise CacheError(f"image_digests must be {wanted} uint8, not {_kind(digests)}")
+        return np.ascontiguousarray(digests)
 
     @property
     def n_rows(self) -> int:
@@ -114,9 +128,14 @@ class CacheSpec:
 
     @cached_property
     def content(self) -> str:
-        """SHA-256 of shape, labels and names: what a resumed run must share besides."""
+        """SHA-256 of shape, labels, names, images: what a resumed run must share besides."""
         state = hashlib.sha256(f"{self.n_rows},{self.n_features},{self.dtype};".encode())
-        for array in (self.labels, self.encoded_class_names, self.encoded_paths):
+        names = (self.encoded_class_names, self.encoded_paths)
+        for array in (self.labels, *names, self.image_digests):
             state.update(f"{array.dtype.str}{array.shape};".encode())
             state.update(array.tobytes())
         return state.hexdigest()
+
+
+def _kind(array: np.ndarray) -> str:
+    return f"{array.shape} {array.dtype}"

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
 from featx.errors import CacheError, CacheMismatchError
 from featx.fingerprint import differences
+from featx.progress import Reporter
 from featx.store.reader import Cache
 from featx.store.seal import is_featx, read_block
 from featx.store.spec import CacheSpec
 
-__all__ = ["is_finished"]
+__all__ = ["is_finished", "is_intact"]
+
+_N_NAMES: Final = 5
 
 
 def is_finished(target: Path, spec: CacheSpec, *, overwrite: bool) -> bool:
@@ -60,6 +65,30 @@ def is_finished(target: Path, spec: CacheSpec, *, overwrite: bool) -> bool:
     )
 
 
+def is_intact(target: Path, spec: CacheSpec, reporter: Reporter) -> bool:
+    """Whether a complete cache of just these features is there with every byte as written.
+
+    Parameters
+    ----------
+    target : pathlib.Path
+        Where the cache shall be.
+    spec : CacheSpec
+        What is asked for.
+    reporter : Reporter
+        Shows the check of the features.
+
+    Returns
+    -------
+    bool
+        False also for a file that cannot be opened.
+    """
+    try:
+        with Cache.open(target) as cache:
+            return not _differences(cache, spec) and not cache.verify(reporter)
+    except CacheError:
+        return False
+
+
 def _was_ours(target: Path) -> bool:
     try:
         fd = os.open(target, os.O_RDONLY)
@@ -87,7 +116,29 @@ def _differences(cache: Cache, spec: CacheSpec) -> list[str]:
     if not np.array_equal(spec.labels, cache.labels) and len(cache) == spec.n_rows:
         n_other = int(np.count_nonzero(spec.labels != cache.labels))
         lines.append(f"labels: {n_other:,} of {spec.n_rows:,} are others")
-    return lines
+    return lines + _image_differences(cache, spec)
+
+
+def _image_differences(cache: Cache, spec: CacheSpec) -> list[str]:
+    if np.array_equal(cache.image_digests, spec.image_digests) and cache.paths == list(spec.paths):
+        return []
+    wanted = dict(zip(spec.paths, map(bytes, spec.image_digests), strict=True))
+    found = dict(zip(cache.paths, map(bytes, cache.image_digests), strict=True))
+    changed = [path for path in wanted if path in found and wanted[path] != found[path]]
+    added = [path for path in wanted if path not in found]
+    removed = [path for path in found if path not in wanted]
+    lines = [
+        _named(paths, what)
+        for paths, what in ((changed, "changed"), (added, "added"), (removed, "removed"))
+        if paths
+    ]
+    return lines or ["images: the same ones in another order"]
+
+
+def _named(paths: Sequence[str], what: str) -> str:
+    more = ", ..." if len(paths) > _N_NAMES else ""
+    noun = "image" if len(paths) == 1 else "images"
+    return f"{len(paths):,} {noun} {what}: {', '.join(paths[:_N_NAMES])}{more}"
 
 
 def _list_difference(name: str, wanted: list[str], found: list[str]) -> list[str]:

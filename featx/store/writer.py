@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
-import time
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 import numpy as np
 
@@ -21,16 +20,15 @@ from featx.store import partial as partials
 from featx.store.digest import BlockHasher
 from featx.store.image import Image, build_image
 from featx.store.journal import Range
+from featx.store.ledger import Ledger
 from featx.store.lock import Lock, unlock
 from featx.store.partial import Partial
-from featx.store.rows import as_stored
+from featx.store.reuse import Donor, copy_rows, is_same_file, open_donor
+from featx.store.rows import as_stored, check_rows
 from featx.store.spec import CacheSpec
-from featx.store.target import is_finished
+from featx.store.target import is_finished, is_intact
 
 __all__ = ["CacheWriter"]
-
-_GROUP_BYTES: Final = 8 << 20
-_GROUP_SECONDS: Final = 5.0
 
 
 class CacheWriter:
@@ -49,7 +47,7 @@ class CacheWriter:
     is_complete : bool
         Whether the target is there; then nothing is to be done.
     notices : list of str
-        What was resumed, removed or left alone; for the person who runs this.
+        What was resumed, reused, removed or left alone; for the person who runs this.
     """
 
     def __init__(self, target: Path, spec: CacheSpec) -> None:
@@ -57,12 +55,7 @@ class CacheWriter:
         self.is_complete = False
         self.notices: list[str] = []
         self._dtype = layout.feature_dtype(spec.dtype)
-        self._status = np.zeros(spec.n_rows, "u1")  # of all rows written, durable or not
-        self._is_committed = np.zeros(spec.n_rows, bool)
-        self._failed: dict[int, str] = {}
-        self._pending: list[Range] = []
-        self._pending_bytes = 0
-        self._committed_at = time.monotonic()
+        self._ledger = Ledger(spec.n_rows)
         self._run = secrets.token_hex(4)
         self._lock: Lock | None = None
         self._partial: Partial | None = None
@@ -79,6 +72,7 @@ class CacheWriter:
         *,
         overwrite: bool = False,
         resume: bool = True,
+        reuse: str | os.PathLike[str] | None = None,
         reporter: Reporter = SILENT,
     ) -> CacheWriter:
         """Start or resume a cache.
@@ -94,8 +88,15 @@ class CacheWriter:
             is complete. A file that is no featx cache is never replaced.
         resume : bool, default=True
             Take up a partial file of the same features; False removes it.
+        reuse : path-like, optional
+            A featx cache of the same features but for its source, intact or
+            damaged. Rows of it that verify and belong to wanted images (by
+            `CacheSpec.image_digests`) are copied and made durable, so that
+            `missing` is only the rest. It may be the target itself, which is then
+            checked byte by byte and, unless it is complete and undamaged, replaced
+            in `finish`.
         reporter : Reporter, optional
-            Shows the check of a partial file's rows.
+            Shows the check of a partial file's rows, and the copying of rows.
 
         Returns
         -------
@@ -105,13 +106,17 @@ class CacheWriter:
         Raises
         ------
         CacheError
-            If what is there is damaged or no cache, or the disk has no room or
-            may not be written to. A CacheBusyError if another process writes it,
-            a CacheMismatchError if a cache of other features is there.
+            If what is there, or what shall be reused, is damaged or no cache, or the
+            disk has no room or may not be written to. A CacheBusyError if another
+            process writes it, a CacheMismatchError if a cache of other features is
+            there, or shall be reused.
         """
         path = Path(target).absolute()
+        old = None if reuse is None else Path(reuse).absolute()
+        # A look without the lock is enough where no feature has to be read for it.
+        is_own = old is not None and is_same_file(old, path)
         writer = cls(path, spec)
-        writer.is_complete = is_finished(path, spec, overwrite=overwrite)
+        writer.is_complete = not is_own and is_finished(path, spec, overwrite=overwrite)
         if writer.is_complete:
             with suppress(OSError):  # what a run that was killed at its very end left behind
                 partials.sweep(path)
@@ -119,13 +124,20 @@ class CacheWriter:
         with disk.translated(f"cannot write {path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                writer._start(overwrite=overwrite, resume=resume, reporter=reporter)
+                writer._lock_target()
+                # Another process may have finished between the first look and the lock.
+                writer.is_complete = (
+                    is_intact(path, spec, reporter)
+                    if is_own
+                    else is_finished(path, spec, overwrite=overwrite)
+                )
+                writer._start(resume, old, reporter)
             except BaseException:
                 writer.close()
                 raise
         return writer
 
-    def _start(self, *, overwrite: bool, resume: bool, reporter: Reporter) -> None:
+    def _lock_target(self) -> None:
         lock = Lock(self.target)
         lock.acquire()
         self._lock = lock
@@ -134,13 +146,21 @@ class CacheWriter:
                 f"{self.target.parent} has no file locks: let one process at a time write there; "
                 "an interrupted run cannot be resumed"
             )
-        # Another process may have finished between the first look and the lock.
-        self.is_complete = is_finished(self.target, self.spec, overwrite=overwrite)
+
+    def _start(self, resume: bool, old: Path | None, reporter: Reporter) -> None:
+        partials.sweep(self.target)
         if self.is_complete:
             self._release()
             return
-        partials.sweep(self.target)
         self._image = build_image(self.spec)
+        if old is None:
+            self._take_up(resume, reporter)
+            return
+        with closing(open_donor(old, self.spec, self._image)) as donor:
+            self._take_up(resume, reporter)
+            self._reuse(donor, reporter)
+
+    def _take_up(self, resume: bool, reporter: Reporter) -> None:
         found, notices = partials.adopt(self.target, self.spec, self._image, reporter)
         if found is not None and not resume:
             found.close()
@@ -149,13 +169,12 @@ class CacheWriter:
         self.notices += notices
         self._partial = found or partials.create(self.target, self.spec, self._image)
         for item in self._partial.ranges:
-            self._note(item)
-            self._is_committed[item.start : item.stop] = True
+            self._ledger.adopt(item)
 
-    def _note(self, item: Range) -> None:
-        self._status[item.start : item.stop] = layout.DONE
-        self._status[list(item.failed)] = layout.FAILED
-        self._failed.update(item.failed)
+    def _reuse(self, donor: Donor, reporter: Reporter) -> None:
+        self.notices += donor.notices
+        self.notices += copy_rows(donor, self.spec, self.missing(), self.write, reporter)
+        self.commit()
 
     @property
     def n_rows(self) -> int:
@@ -165,7 +184,7 @@ class CacheWriter:
     @property
     def failed(self) -> dict[int, str]:
         """Rows without features so far, of earlier runs too, with the reasons."""
-        return dict(self._failed)
+        return dict(self._ledger.failed)
 
     def missing(self) -> np.ndarray:
         """Rows that are not durable yet.
@@ -175,7 +194,7 @@ class CacheWriter:
         numpy.ndarray
             Shape (N,), bool.
         """
-        return np.zeros(self.n_rows, bool) if self.is_complete else ~self._is_committed
+        return np.zeros(self.n_rows, bool) if self.is_complete else ~self._ledger.is_committed
 
     def write(self, start: int, rows: np.ndarray, failed: Mapping[int, str] | None = None) -> None:
         """Write neighbouring rows; now and then makes all written rows durable.
@@ -199,7 +218,9 @@ class CacheWriter:
             If the rows do not fit, or were written before.
         """
         failed = dict(failed or {})
-        self._check_rows(start, rows, failed)
+        check_rows(self.spec, start, rows, failed)
+        if self._ledger.status[start : start + len(rows)].any():
+            raise ValueError(f"some of rows {start}-{start + len(rows) - 1} were written before")
         if len(rows) == 0:
             return
         data = disk.bytes_of(as_stored(rows, self._dtype, start, failed))
@@ -208,33 +229,9 @@ class CacheWriter:
             offset = self._image.features_offset + start * self.spec.row_bytes
             disk.pwrite(partial.fd, data, offset)
         self._hasher.add(start, data)
-        self._queue(Range(start, stop, zlib.crc32(data), failed, self._run), data)
-        is_late = time.monotonic() - self._committed_at >= _GROUP_SECONDS
-        if self._pending_bytes >= _GROUP_BYTES or is_late:
+        self._ledger.queue(Range(start, stop, zlib.crc32(data), failed, self._run), data)
+        if self._ledger.is_due:
             self.commit()
-
-    def _check_rows(self, start: int, rows: np.ndarray, failed: dict[int, str]) -> None:
-        wanted = f"(n, {self.spec.n_features}) floats"
-        if rows.ndim != 2 or rows.shape[1] != self.spec.n_features or rows.dtype.kind != "f":
-            raise ValueError(f"rows must be {wanted}, not {rows.shape} {rows.dtype}")
-        stop = start + len(rows)
-        if not 0 <= start <= stop <= self.n_rows:
-            raise ValueError(f"rows {start}-{stop - 1} do not lie in 0-{self.n_rows - 1}")
-        if not all(start <= row < stop for row in failed):
-            raise ValueError(f"failed rows {sorted(failed)} do not lie in {start}-{stop - 1}")
-        if self._status[start:stop].any():
-            raise ValueError(f"some of rows {start}-{stop - 1} were written before")
-
-    def _queue(self, item: Range, data: memoryview) -> None:
-        self._note(item)
-        self._pending_bytes += len(data)
-        last = self._pending[-1] if self._pending else None
-        if last is None or last.stop != item.start:
-            self._pending.append(item)
-            return
-        last.crc = zlib.crc32(data, last.crc)
-        last.stop = item.stop
-        last.failed.update(item.failed)
 
     @contextmanager
     def _writing(self, what: str) -> Iterator[Partial]:
@@ -242,8 +239,8 @@ class CacheWriter:
         # the next time, so nothing is tried twice: the next run computes these rows anew.
         if self._partial is None or self._is_broken:
             raise CacheError(f"{self.target}: this run ended, or failed before: start another")
-        n_rows = int(np.count_nonzero(self._is_committed))
-        action = f"cannot write {what} of {self.target} ({n_rows:,} rows are safe)"
+        n_safe = self._ledger.n_committed
+        action = f"cannot write {what} of {self.target} ({n_safe:,} rows are safe)"
         try:
             with disk.translated(action):
                 yield self._partial
@@ -259,15 +256,12 @@ class CacheWriter:
         CacheError
             If the disk fails; rows committed before are safe.
         """
-        self._committed_at = time.monotonic()
-        if not self._pending:
+        if not self._ledger.start_commit():
             return
         with self._writing("its journal") as partial:
             disk.fdatasync(partial.fd)
-            partial.journal.append(self._pending)
-        for item in self._pending:
-            self._is_committed[item.start : item.stop] = True
-        self._pending, self._pending_bytes = [], 0
+            partial.journal.append(self._ledger.pending)
+        self._ledger.end_commit()
 
     def finish(self) -> None:
         """Complete the file, and give it the target's name in one step.
@@ -280,9 +274,9 @@ class CacheWriter:
         if self.is_complete:
             return
         self.commit()
-        n_missing = self.n_rows - int(np.count_nonzero(self._is_committed))
+        n_missing = self.n_rows - self._ledger.n_committed
         if n_missing:
-            first = int(np.flatnonzero(~self._is_committed)[0])
+            first = int(np.flatnonzero(~self._ledger.is_committed)[0])
             raise CacheError(
                 f"{self.target}: {n_missing:,} of {self.n_rows:,} rows are missing, the first "
                 f"is {first}: run the same command again to compute them"
@@ -299,7 +293,8 @@ class CacheWriter:
 
     def _seal(self, partial: Partial) -> None:
         digests = self._hasher.finish(partial.fd, self._image.features_offset)
-        image = build_image(self.spec, status=self._status, failed=self._failed, digests=digests)
+        status, failed = self._ledger.status, self._ledger.failed
+        image = build_image(self.spec, status=status, failed=failed, digests=digests)
         if image.features_offset != self._image.features_offset:
             raise CacheError("HDF5 laid the finished file out differently: report it as a bug")
         # All space is there before the first byte changes.
@@ -315,7 +310,7 @@ class CacheWriter:
         """
         partial, self._partial = self._partial, None
         if partial is not None:
-            is_useless = not self.is_complete and not self._is_committed.any()
+            is_useless = not self.is_complete and not self._ledger.n_committed
             if is_useless and partial.path.exists():
                 with suppress(OSError):
                     partials.discard(partial.path)

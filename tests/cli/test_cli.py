@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import featx
 from featx.cli import main
 from featx.cli.options import ListCommand, PerClass, list_option
 
@@ -227,3 +228,52 @@ def test_space_separated_lists_are_read_up_to_the_next_option():
     assert read("--clf svm --clf mlp -k 100 all --seed 3") == expected
     assert "neither a number" in read("--per-class 100 many")
     assert "unexpected extra argument" in read("--seed 3 svm")
+
+
+def n_computed(out):
+    return [int(n) for n in re.findall(r"MB, (\d+) images in", out)]
+
+
+def test_repair_computes_only_the_damaged_rows(in_tmp, capsys):
+    image_tree(in_tmp / "pets", n=60)
+    words = [*EXTRACT, "--data", "pets", "--layer", "features.2", "--store-dtype", "float32"]
+    assert main(words) == 0
+    file = next((in_tmp / "cache").glob("*.h5"))
+    whole = file.read_bytes()
+    content = bytearray(whole)
+    content[len(content) // 2] ^= 64
+    file.write_bytes(content)
+    assert main(["verify", str(file)]) == 1
+    damaged = capsys.readouterr()
+    assert re.search(r"features rows \d+", damaged.out)
+    assert "featx repair" in damaged.err
+    assert main(["repair", str(file)]) == 0
+    (n,) = n_computed(capsys.readouterr().out)
+    assert 0 < n < 120
+    assert main(["verify", str(file)]) == 0
+    with featx.load(file) as mended:
+        rows = np.asarray(mended.X[:])
+    offset = whole.find(rows.tobytes())
+    assert offset > 0
+    assert list((in_tmp / "cache").iterdir()) == [file]
+
+
+def test_append_keeps_what_was_computed(in_tmp, capsys):
+    image_tree(in_tmp / "pets")
+    assert main([*EXTRACT, "--data", "pets"]) == 0
+    file = next((in_tmp / "cache").glob("*.h5"))
+    with featx.load(file) as cache:
+        before = {path: row.tobytes() for path, row in zip(cache.paths, cache.X[:], strict=True)}
+    Image.new("RGB", (20, 20), "red").save(in_tmp / "pets/dog/0a.png")
+    assert main([*EXTRACT, "--data", "pets"]) == 1
+    assert "1 image added: dog/0a.png" in capsys.readouterr().err.replace("added, ", "added: ")
+    assert main([*EXTRACT, "--data", "pets", "--append"]) == 0
+    assert n_computed(capsys.readouterr().out) == [1]
+    with featx.load(file) as cache:
+        after = {path: row.tobytes() for path, row in zip(cache.paths, cache.X[:], strict=True)}
+    assert len(after) == 13
+    assert {path: after[path] for path in before} == before
+    assert main([*EXTRACT, "--data", "pets", "--append"]) == 0
+    assert "was complete already" in capsys.readouterr().out
+    assert main([*EXTRACT, "--data", "pets", "--append", "--weights", "random:1"]) == 0
+    assert n_computed(capsys.readouterr().out) == [13]

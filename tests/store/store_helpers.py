@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,12 @@ from featx.store.seal import Seal, hash_file
 SEED = int(os.environ.get("FEATX_TEST_SEED", "0"))
 
 
+def digests_of(keys: Iterable[object]) -> np.ndarray:
+    """Digests of images, each named by a key."""
+    found = b"".join(hashlib.sha256(f"image {key}".encode()).digest() for key in keys)
+    return np.frombuffer(found, "u1").reshape(-1, 32)
+
+
 def make_spec(
     n_rows: int = 40, n_features: int = 7, dtype: str = "float16", **more: Any
 ) -> CacheSpec:
@@ -27,6 +35,7 @@ def make_spec(
         "paths": [f"images/{i:05d}.png" for i in range(n_rows)],
         "n_features": n_features,
         "dtype": dtype,
+        "image_digests": digests_of(range(n_rows)),
     }
     return CacheSpec(**{**values, **more})
 

@@ -1,0 +1,124 @@
+"""``featx cache``: list, remove, tidy up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from featx.cli.options import cache_option, common_options
+from featx.progress import Reporter
+
+__all__ = ["command"]
+
+_UNITS = ((86_400.0, "d"), (3_600.0, "h"), (60.0, "min"), (1.0, "s"))
+
+
+@click.group()
+def command() -> None:
+    """List, remove or tidy up cache files."""
+
+
+@command.command("list")
+@cache_option
+@common_options
+def list_command(cache_dir: str, reporter: Reporter) -> None:
+    """List every cache file: size, age, what made it, and how far it is."""
+    from featx.housekeeping import list_entries
+
+    del reporter
+    entries = list_entries(cache_dir)
+    rows = [
+        (str(e.path), e.state, _size(e.n_bytes), _age(e.age_seconds), e.made_by) for e in entries
+    ]
+    if rows:
+        _print_table([("file", "state", "size", "age", "made by"), *rows])
+    n_bytes = sum(entry.n_bytes for entry in entries)
+    click.echo(f"{len(entries)} files in {cache_dir}, {_size(n_bytes)}")
+
+
+@command.command("rm")
+@click.argument("names", nargs=-1, required=True)
+@cache_option
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@common_options
+def remove_command(names: tuple[str, ...], cache_dir: str, yes: bool, reporter: Reporter) -> None:
+    """Remove caches by NAMES, and what was begun of them; asks first.
+
+    A cache that is being written is never removed. Programs that have a removed
+    file open go on reading it.
+    """
+    from featx.housekeeping import list_entries, plan_removal, remove
+
+    del reporter
+    paths = plan_removal(cache_dir, names)
+    for entry in list_entries(cache_dir):
+        if entry.path in paths:
+            click.echo(f"{entry.path} ({entry.state}, {_size(entry.n_bytes)}): {entry.made_by}")
+    if _may(yes, f"remove {len(paths)} file{'s' * (len(paths) != 1)} for good?"):
+        click.echo(f"removed {len(paths)}, freed {_size(remove(paths))}")
+
+
+@command.command("gc")
+@cache_option
+@click.option(
+    "--older-than",
+    type=click.FloatRange(min=0),
+    default=7.0,
+    show_default=True,
+    metavar="DAYS",
+    help="Leave what was written since.",
+)
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@common_options
+def collect_command(cache_dir: str, older_than: float, yes: bool, reporter: Reporter) -> None:
+    """Remove what stopped runs left: partial files, journals, locks, temporary files.
+
+    Shows them and asks first. Finished caches, and files of others, stay.
+    """
+    from featx.housekeeping import find_garbage, remove
+
+    garbage, notices = find_garbage(cache_dir, older_than)
+    for notice in notices:
+        reporter.say(notice)
+    if not garbage:
+        click.echo(f"nothing older than {older_than:g} days to remove in {cache_dir}")
+        return
+    rows = [(str(g.path), g.reason, _size(g.n_bytes), _age(g.age_seconds)) for g in garbage]
+    _print_table([("file", "what", "size", "age"), *rows])
+    n_bytes = sum(item.n_bytes for item in garbage)
+    if _may(yes, f"remove these {len(garbage)}, and free {_size(n_bytes)}?"):
+        freed = remove(item.path for item in garbage)
+        click.echo(f"removed {len(garbage)}, freed {_size(freed)}")
+
+
+def _may(is_sure: bool, question: str) -> bool:
+    if is_sure:
+        return True
+    try:
+        is_sure = click.confirm(question)
+    except click.Abort as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            raise
+        click.echo("")  # the standard input ended: that is no answer
+    if not is_sure:
+        click.echo("nothing was removed (--yes does not ask)")
+    return is_sure
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.1f} MB"
+
+
+def _age(seconds: float) -> str:
+    for length, unit in _UNITS:
+        if seconds >= 2 * length or length == 1:
+            return f"{seconds / length:.0f} {unit}"
+    return ""
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        click.echo(line.rstrip())

@@ -1,0 +1,70 @@
+"""What is asked: which heads, how many labelled images, how often."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from featx.errors import UsageError
+from featx.heads import get_head
+
+__all__ = ["ALL", "Settings"]
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of an evaluation.
+
+    Parameters
+    ----------
+    heads : tuple of str, default=("svm",)
+        Names of heads.
+    per_class : tuple of int or "all", default=(100,)
+        Labelled images of each class; ``"all"`` takes every usable one, once.
+    repeats : int, default=5
+        Draws; draw r has the seed ``seed + r``.
+    seed : int, default=0
+        Seed of the first draw.
+    C : float, optional
+        Penalty of the raw features; chosen by cross-validation inside the subset by default.
+    folds : int, default=5
+        Folds of that cross-validation.
+    holdout : float, default=0.2
+        Share of each class held out for testing, where the data has no test split.
+    holdout_seed : int, default=0
+        Seed of that split, the same for all draws.
+
+    Raises
+    ------
+    UsageError
+        If a name or a number does not fit.
+    """
+
+    heads: tuple[str, ...] = ("svm",)
+    per_class: tuple[int | str, ...] = (100,)
+    repeats: int = 5
+    seed: int = 0
+    C: float | None = None
+    folds: int = 5
+    holdout: float = 0.2
+    holdout_seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in self.heads:
+            get_head(name)
+        for k in self.per_class:
+            if k != ALL and not (isinstance(k, int) and k > 0):
+                raise UsageError(f"per_class is {k!r}: give numbers above 0, or {ALL!r}")
+        for name, least in (("repeats", 1), ("seed", 0), ("folds", 2), ("holdout_seed", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} is {getattr(self, name)}: it must be {least} or more")
+        if not 0 < self.holdout < 1:
+            raise UsageError(f"holdout is {self.holdout}: it must lie between 0 and 1")
+        if self.C is not None and not self.C > 0:
+            raise UsageError(f"C is {self.C}: it must be above 0")
+
+    def record(self) -> dict[str, Any]:
+        """Give the settings as plain values for JSON."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}

@@ -1,0 +1,154 @@
+"""Results at a glance: one line for each system and number of labelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm, t
+
+from featx.evaluate.result import FitResult
+
+__all__ = ["format_table", "summarise"]
+
+_SYSTEM = [
+    "data",
+    "backbone",
+    "layer",
+    "pool",
+    "input_size",
+    "precision",
+    "n_features",
+    "clf",
+    "per_class",
+    "train_fingerprint",
+    "test_fingerprint",
+]
+_CONFIDENCE = 0.95
+
+
+def summarise(results: Iterable[FitResult] | pd.DataFrame) -> pd.DataFrame:
+    """Mean accuracy and its two uncertainties, system by system.
+
+    Parameters
+    ----------
+    results : iterable of FitResult, or DataFrame
+        Fits, or what `read_results` gives.
+
+    Returns
+    -------
+    pandas.DataFrame
+        In the order of first appearance. ``accuracy`` is the mean over draws, between 0 and 1.
+        ``± draws`` is the half-width of its 95 % interval over draws of the training subset
+        (Student's t; missing for a single draw). ``± test`` is the half-width of the 95 %
+        interval of one accuracy over test images (Wilson, "Probable inference, the law of
+        succession, and statistical inference", JASA 22, 1927), the same test images for every
+        draw. ``C`` is the median. ``seconds`` is the mean time of a fit with its
+        cross-validation. ``attrs["notes"]`` counts the notes of the fits.
+    """
+    if isinstance(results, pd.DataFrame):
+        frame = results
+    else:
+        frame = pd.DataFrame([result.row() for result in results])
+    if frame.empty:
+        return pd.DataFrame(columns=_TABLE)
+    groups = frame.groupby(_SYSTEM, sort=False, dropna=False)
+    table = pd.DataFrame([_line(group) for _, group in groups], columns=_TABLE)
+    table.attrs["notes"] = _count_notes(frame)
+    return table
+
+
+_TABLE = [
+    "data",
+    "backbone",
+    "layer",
+    "dim",
+    "head",
+    "per class",
+    "repeats",
+    "accuracy",
+    "± draws",
+    "± test",
+    "C",
+    "seconds",
+]
+
+
+def _count_notes(frame: pd.DataFrame) -> list[str]:
+    notes = frame["notes"].fillna("").str.split("; ").explode()
+    # Numbers of iterations and the like differ from fit to fit; what they say does not.
+    heads = (
+        frame["clf"].reindex(notes.index) + ": " + notes.str.replace(r" after .*", "", regex=True)
+    )
+    counts = heads[notes != ""].value_counts(sort=False)
+    return [f"{note} ({n} of {len(frame)} fits)" for note, n in counts.items()]
+
+
+def _line(group: pd.DataFrame) -> list[object]:
+    first = group.iloc[0]
+    accuracy = group["acc1"].to_numpy(dtype=float)
+    return [
+        first["data"],
+        first["backbone"],
+        first["layer"],
+        int(first["n_features"]),
+        first["clf"],
+        str(first["per_class"]),
+        len(group),
+        accuracy.mean(),
+        _half_width_of_mean(accuracy),
+        _half_width_of_share(float(accuracy.mean()), int(first["n_test"])),
+        float(group["C"].astype(float).median()),
+        float(group["fit_seconds"].mean()),
+    ]
+
+
+def _half_width_of_mean(values: np.ndarray) -> float:
+    n = len(values)
+    if n < 2:
+        return float("nan")
+    return float(t.ppf((1 + _CONFIDENCE) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
+
+
+def _half_width_of_share(share: float, n: int) -> float:
+    z = norm.ppf((1 + _CONFIDENCE) / 2)
+    return float(z * np.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2) / (1 + z**2 / n))
+
+
+def format_table(table: pd.DataFrame) -> str:
+    """Align a summary as plain text.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        As from `summarise`.
+
+    Returns
+    -------
+    str
+        A heading, a rule and one line a row, then the notes of the fits, each with the number
+        of fits that have it.
+    """
+    cells = [[_cell(name, row[name]) for name in table.columns] for _, row in table.iterrows()]
+    lines = [list(table.columns), *cells]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
+    lines.insert(1, ["-" * width for width in widths])
+    is_text = [name in ("data", "backbone", "layer", "head") for name in table.columns]
+    text = "\n".join(
+        "  ".join(
+            cell.ljust(width) if left else cell.rjust(width)
+            for cell, width, left in zip(line, widths, is_text, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+    return "\n".join([text, *table.attrs.get("notes", [])])
+
+
+_FORMATS = {"accuracy": ".3f", "± draws": ".3f", "± test": ".3f", "C": ".3g", "seconds": ".1f"}
+
+
+def _cell(name: str, value: object) -> str:
+    if isinstance(value, float) and np.isnan(value):
+        return "-"
+    return format(value, _FORMATS.get(name, "," if name == "dim" else ""))

@@ -1,0 +1,99 @@
+"""What made a cache: the identity that is fingerprinted, and the record beside it."""
+
+from __future__ import annotations
+
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+from featx.backbones import Backbone
+from featx.engines import Engine
+from featx.extract.settings import Settings
+from featx.images import DECODER
+from featx.progress import SILENT, Reporter
+from featx.sources import Source
+from featx.store import CacheSpec
+
+__all__ = ["make_spec"]
+
+SCHEMA = 1
+_RECORDED_PACKAGES = ("featx", "torch", "torchvision", "numpy", "h5py", "Pillow")
+
+
+def make_spec(
+    source: Source,
+    backbone: Backbone,
+    engine: Engine,
+    settings: Settings,
+    *,
+    reporter: Reporter = SILENT,
+) -> CacheSpec:
+    """Everything about a cache that is known before the first image.
+
+    Parameters
+    ----------
+    source : Source
+        The images, already restricted to the sample.
+    backbone : Backbone
+        The network at its feature point.
+    engine : Engine
+        What runs it; of it only the arithmetic is part of the fingerprint.
+    settings : Settings
+        The other choices.
+    reporter : Reporter
+        Shows the hashing of the images.
+
+    Returns
+    -------
+    CacheSpec
+        With the identity from which the fingerprint is made.
+    """
+    digests = source.image_digests(reporter=reporter)
+    identity = {
+        "schema": SCHEMA,
+        "source": {
+            "content": source.content_id(digests),
+            "n_images": len(source),
+            "class_names": list(source.class_names),
+        },
+        "decoder": DECODER,
+        **backbone.identity(),
+        "precision": engine.precision,
+        "store_dtype": settings.store_dtype,
+    }
+    weights = backbone.weights
+    meta = {
+        "data": source.name,
+        "split": source.split,
+        "sample": settings.sample.record(),
+        "backbone": backbone.name,
+        "weights": {"label": weights.label, "file": weights.file, "sha256": weights.sha256},
+        "layer": backbone.layer,
+        "pool": backbone.pool,
+        "input_size": backbone.input_size,
+        "preprocessing": {
+            **backbone.preprocessing.identity(),
+            "origin": backbone.preprocessing.origin,
+        },
+        "feature_shape": list(backbone.feature_shape),
+        "n_features": backbone.n_features,
+        "precision": engine.precision,
+        "store_dtype": settings.store_dtype,
+        "engine": engine.describe(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in _RECORDED_PACKAGES},
+        },
+        "request": dict(settings.request),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return CacheSpec(
+        identity=identity,
+        meta=meta,
+        labels=source.labels,
+        class_names=source.class_names,
+        paths=source.paths,
+        n_features=backbone.n_features,
+        dtype=settings.store_dtype,
+        image_digests=digests,
+    )

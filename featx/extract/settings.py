@@ -1,0 +1,166 @@
+"""What is extracted and how, and the name of the file that it gives."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from featx.backbones import Backbone
+from featx.engines import Engine
+from featx.errors import UsageError
+from featx.fewshot import draw_subset
+from featx.sources import Source
+
+__all__ = ["Sample", "Settings", "cache_path", "take_sample"]
+
+ON_ERROR = ("skip", "raise")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Which part of a data set is extracted.
+
+    Parameters
+    ----------
+    per_class : int, optional
+        Images per class of the train split (or of the only split); all by default.
+    test_per_class : int, optional
+        Images per class of the other splits; all by default.
+    seed : int, default=0
+        Of the draw.
+    """
+
+    per_class: int | None = None
+    test_per_class: int | None = None
+    seed: int = 0
+
+    def for_split(self, split: str) -> int | None:
+        """Images per class of one split; None for all."""
+        return self.per_class if split in ("train", "all") else self.test_per_class
+
+    def record(self) -> dict[str, int | None] | None:
+        """Give what goes into the cache file; None where everything is extracted."""
+        if self.per_class is None and self.test_per_class is None:
+            return None
+        return {
+            "per_class": self.per_class,
+            "test_per_class": self.test_per_class,
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Choices of an extraction that are neither the source's nor the backbone's.
+
+    Parameters
+    ----------
+    sample : Sample
+        Which part of the data set is extracted.
+    store_dtype : str, default="float16"
+        Type of the stored features, ``float16`` or ``float32``.
+    overrides : mapping, optional
+        Changes to the weights' preprocessing that were asked for; they name the file.
+    overwrite : bool, default=False
+        Whether a file made with other settings may be replaced.
+    on_error : {"skip", "raise"}, default="skip"
+        What to do about an image that cannot be read: mark its row as failed, or stop.
+    reuse : bool, default=False
+        Whether rows of the file that is there are kept, where their bytes verify and their
+        image is wanted still: adds images to a finished file, and mends a damaged one.
+    request : mapping, optional
+        What was typed, recorded so that the same can be asked again.
+
+    Raises
+    ------
+    UsageError
+        If `on_error` is unknown.
+    """
+
+    sample: Sample = field(default_factory=Sample)
+    store_dtype: str = "float16"
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    overwrite: bool = False
+    on_error: str = "skip"
+    reuse: bool = False
+    request: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.on_error not in ON_ERROR:
+            allowed = ", ".join(ON_ERROR)
+            raise UsageError(f"on-error {self.on_error!r} is unknown: choose from {allowed}")
+
+
+def take_sample(source: Source, sample: Sample) -> Source:
+    """Restrict a source to a stratified draw.
+
+    Parameters
+    ----------
+    source : Source
+        One split.
+    sample : Sample
+        How many images per class.
+
+    Returns
+    -------
+    Source
+        `source` itself where everything is wanted.
+
+    Raises
+    ------
+    ProtocolError
+        If a class has too few images.
+    """
+    per_class = sample.for_split(source.split)
+    if per_class is None:
+        return source
+    rows = draw_subset(
+        source.labels, per_class, seed=sample.seed, class_names=list(source.class_names)
+    )
+    return source.take(rows)
+
+
+def cache_path(
+    folder: Path, source: Source, backbone: Backbone, engine: Engine, settings: Settings
+) -> Path:
+    """Name of a cache file: the data, the backbone, and every choice that is not a default.
+
+    Parameters
+    ----------
+    folder : Path
+        Where caches lie.
+    source : Source
+        One split.
+    backbone : Backbone
+        The network at its feature point.
+    engine : Engine
+        What runs it; its arithmetic counts.
+    settings : Settings
+        The other choices.
+
+    Returns
+    -------
+    Path
+        ``FOLDER/DATA-SPLIT-BACKBONE[-CHOICES].h5``.
+    """
+    sample = settings.sample
+    parts = [source.name, source.split]
+    per_class = sample.for_split(source.split)
+    if per_class is not None:
+        parts.append(f"{per_class}perclass" + (f"-seed{sample.seed}" if sample.seed else ""))
+    parts.append(backbone.name)
+    if not backbone.weights.is_default:
+        parts.append(backbone.weights.label)
+    if not backbone.is_default_layer:
+        parts.append(backbone.layer)
+    if backbone.pool != "none":
+        parts.append(backbone.pool)
+    for name, value in settings.overrides.items():
+        text = "_".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
+        parts.append(f"{value}px" if name == "input_size" else f"{name}{text}")
+    numbers = (engine.precision, settings.store_dtype)
+    parts += [part for part in numbers if part not in ("fp32", "float16")]
+    return folder / ("-".join(re.sub(r"[^\w.+-]+", "_", part) for part in parts) + ".h5")

@@ -1,0 +1,193 @@
+"""New files and folders that appear whole or not at all, and replace nothing unasked."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from featx.errors import CacheError
+from featx.store import disk
+from featx.store.lock import try_flock, unlock
+from featx.store.seal import is_featx, read_block
+
+__all__ = ["PROJECTOR_FILES", "TEMPORARY", "file_beside", "folder_beside"]
+
+TEMPORARY: Final = re.compile(r".+\.[0-9a-f]{8}\.featx-tmp", re.DOTALL)
+PROJECTOR_FILES: Final = ("tensors.tsv", "metadata.tsv", "projector_config.pbtxt")
+_NO_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
+
+
+@contextmanager
+def file_beside(target: Path, *, overwrite: bool) -> Iterator[tuple[Path, int]]:
+    """Write a file under another name in the same folder, then give it its own.
+
+    Parameters
+    ----------
+    target : pathlib.Path
+        The file to be; its folder is made if need be.
+    overwrite : bool
+        Whether a file of this name may be replaced; a cache never is.
+
+    Yields
+    ------
+    path : pathlib.Path
+        The temporary file, locked (flock) as long as it is written.
+    fd : int
+        Its descriptor, open for reading and writing.
+
+    Raises
+    ------
+    CacheError
+        If the target is there and may not be replaced, or the disk fails; nothing
+        is left behind then.
+    """
+    with disk.translated(f"cannot write {target}"):
+        _refuse(target, overwrite=overwrite)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path = _temporary(target)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            try_flock(fd)
+            yield path, fd
+            disk.fsync(fd)
+            unlock(fd)  # HDF5 locks what it reads
+            _publish(path, target, overwrite=overwrite)
+            disk.fsync_folder(target.parent)
+        except BaseException:
+            with suppress(OSError):
+                disk.unlink(path)
+            raise
+        finally:
+            os.close(fd)
+
+
+@contextmanager
+def folder_beside(target: Path, names: tuple[str, ...], *, overwrite: bool) -> Iterator[Path]:
+    """Fill a folder under another name, then give it its own.
+
+    Parameters
+    ----------
+    target : pathlib.Path
+        The folder to be.
+    names : tuple of str
+        The files that it will hold. A folder with any others is never replaced.
+    overwrite : bool
+        Whether a folder of this name may be replaced.
+
+    Yields
+    ------
+    pathlib.Path
+        The temporary folder.
+
+    Raises
+    ------
+    CacheError
+        As in `file_beside`.
+    """
+    with disk.translated(f"cannot write {target}"):
+        _refuse_folder(target, names, overwrite=overwrite)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path = _temporary(target)
+        path.mkdir()
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            try_flock(fd)
+            yield path
+            _sync_files(path)
+            _exchange(path, target, names, overwrite=overwrite)
+            disk.fsync_folder(target.parent)
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+        finally:
+            os.close(fd)
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f"{target.name}.{secrets.token_hex(4)}.featx-tmp")
+
+
+def _refuse(target: Path, *, overwrite: bool) -> None:
+    if not os.path.lexists(target):
+        return
+    if target.is_symlink() or not target.is_file():
+        raise CacheError(f"{target} is not a file: choose another name (-o)")
+    fd = os.open(target, os.O_RDONLY)
+    try:
+        is_cache = is_featx(read_block(fd))
+    finally:
+        os.close(fd)
+    if is_cache:
+        raise CacheError(f"{target} is a cache, and is not replaced: choose another name (-o)")
+    if not overwrite:
+        raise _exists(target)
+
+
+def _exists(target: Path) -> CacheError:
+    return CacheError(
+        f"{target} is there already: choose another name (-o), or pass --overwrite to replace it"
+    )
+
+
+def _publish(path: Path, target: Path, *, overwrite: bool) -> None:
+    if overwrite:
+        disk.replace(path, target)
+        return
+    try:  # unlike a rename, a link never replaces what came meanwhile
+        os.link(path, target)
+    except FileExistsError as error:
+        raise _exists(target) from error
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        _refuse(target, overwrite=False)
+        disk.replace(path, target)
+    else:
+        disk.unlink(path)
+
+
+def _refuse_folder(target: Path, names: tuple[str, ...], *, overwrite: bool) -> None:
+    if not os.path.lexists(target):
+        return
+    if target.is_symlink() or not target.is_dir():
+        raise CacheError(f"{target} is not a folder: choose another name (-o)")
+    others = sorted(path.name for path in target.iterdir() if path.name not in names)
+    if others:
+        raise CacheError(
+            f"{target} holds other files too ({', '.join(others[:3])}): choose another name (-o)"
+        )
+    if not overwrite:
+        raise _exists(target)
+
+
+def _sync_files(folder: Path) -> None:
+    for path in folder.iterdir():
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            disk.fsync(fd)
+        finally:
+            os.close(fd)
+    disk.fsync_folder(folder)
+
+
+def _exchange(path: Path, target: Path, names: tuple[str, ...], *, overwrite: bool) -> None:
+    _refuse_folder(target, names, overwrite=overwrite)
+    if not target.exists():
+        disk.replace(path, target)
+        return
+    # A full folder cannot be replaced in one step: the old one makes room first.
+    old = _temporary(target)
+    disk.replace(target, old)
+    try:
+        disk.replace(path, target)
+    except BaseException:
+        disk.replace(old, target)
+        raise
+    shutil.rmtree(old)

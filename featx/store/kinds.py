@@ -1,0 +1,126 @@
+"""Whose a file is, by its name and first bytes, and whether somebody writes it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import time
+from pathlib import Path
+from typing import Final
+
+from featx.store.layout import USERBLOCK_BYTES
+from featx.store.lock import try_flock
+from featx.store.seal import is_featx
+
+__all__ = [
+    "JOURNAL",
+    "LOCK",
+    "PARTIAL",
+    "age_of",
+    "files_below",
+    "first_bytes",
+    "is_flocked",
+    "is_journal",
+    "is_lock",
+    "is_partial",
+    "is_removable",
+    "size_of",
+    "target_of",
+]
+
+PARTIAL: Final = re.compile(r"(?P<target>.+)\.[0-9a-f]{12}-[0-9a-f]{8}\.partial", re.DOTALL)
+JOURNAL: Final = re.compile(PARTIAL.pattern + r"\.journal(\.new)?", re.DOTALL)
+_JOURNAL_START: Final = re.compile(rb"[0-9a-f]{16} \{")
+LOCK: Final = re.compile(r".+\.(h5|hdf5)\.lock", re.DOTALL)
+_SUFFIXES: Final = (".h5", ".hdf5")
+
+
+def files_below(root: Path) -> list[Path]:
+    """Files and folders below a folder, sorted; no link is followed or named."""
+    # Links are left alone: what they mean may lie anywhere.
+    found = (Path(top, n) for top, dirs, names in os.walk(root) for n in [*dirs, *names])
+    return sorted(path for path in found if not path.is_symlink())
+
+
+def first_bytes(path: Path, n_bytes: int = USERBLOCK_BYTES) -> bytes:
+    """Read how a file begins; something else for what is no file."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        return b"not a file"
+    try:
+        with path.open("rb") as stream:
+            return stream.read(n_bytes)
+    except OSError:
+        return b"unreadable"
+
+
+def is_removable(path: Path) -> bool:
+    """Whether a file is a cache, a partial file or an archive of featx."""
+    return is_partial(path) or (path.suffix in _SUFFIXES and _is_ours(first_bytes(path)))
+
+
+def _is_ours(start: bytes) -> bool:
+    return is_featx(start) or start.startswith(b"featx-pack ")
+
+
+def is_partial(path: Path) -> bool:
+    """Whether a file is a partial file of featx."""
+    if not PARTIAL.fullmatch(path.name):
+        return False
+    start = first_bytes(path)
+    return _is_ours(start) or not start.strip(b"\0")  # stopped before its first byte
+
+
+def _journals(partial: Path) -> list[Path]:
+    names = (f"{partial.name}.journal", f"{partial.name}.journal.new")
+    return [path for name in names if (path := partial.with_name(name)).is_file()]
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file with its journal, or of all that a folder holds."""
+    if path.is_dir():
+        return sum(size_of(child) for child in path.iterdir())
+    return sum(file.lstat().st_size for file in [path, *_journals(path)])
+
+
+def age_of(path: Path) -> float:
+    """Seconds since a file or its journal, or anything in a folder, was written."""
+    children = list(path.iterdir()) if path.is_dir() else _journals(path)
+    return max(0.0, time.time() - max(file.lstat().st_mtime for file in [path, *children]))
+
+
+def target_of(path: Path) -> Path:
+    """Name the cache file that a partial file or a journal is about."""
+    match = PARTIAL.fullmatch(path.name) or JOURNAL.fullmatch(path.name)
+    return path if match is None else path.with_name(match["target"])
+
+
+def is_journal(path: Path) -> bool:
+    """Whether a file is a journal of featx."""
+    start = first_bytes(path, 18)
+    is_named = JOURNAL.fullmatch(path.name) is not None
+    return is_named and (not start or _JOURNAL_START.match(start) is not None)
+
+
+def is_lock(path: Path) -> bool:
+    """Whether a file is a lock as featx signs it."""
+    if not LOCK.fullmatch(path.name):
+        return False
+    text = first_bytes(path)
+    try:
+        return not text or {"pid", "host", "since"} <= set(json.loads(text))
+    except (ValueError, TypeError):
+        return False
+
+
+def is_flocked(path: Path) -> bool:
+    """Whether a process holds the lock (flock) of a file or folder."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        return try_flock(fd) is False
+    finally:
+        os.close(fd)

@@ -1,0 +1,181 @@
+"""The linear heads against scikit-learn's estimators on the raw features."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+from head_data import features
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.svm import LinearSVC
+
+from featx.errors import ProtocolError, UsageError
+from featx.heads import FitOptions, RowSpace, available_heads, get_head
+from featx.heads.linear import LOGREG, SVM
+
+# rows, features, classes: wide, square, tall, tall with dead columns, binary, many classes
+SHAPES = [
+    (60, 300, 3),
+    (50, 50, 2),
+    (200, 600, 2),
+    (120, 20, 2),
+    (300, 20, 4),
+    (150, 150, 5),
+    (300, 800, 100),
+]
+
+
+def space_of(X):
+    return RowSpace(X, np.arange(len(X)))
+
+
+def oracle(name, C, n, d):
+    if name == "svm":
+        return LinearSVC(C=C, tol=1e-10, max_iter=1_000_000, dual=d >= n, random_state=0)
+    # lbfgs cannot go below about 1e-6; Newton's method can, but needs d times classes small.
+    if d <= 50:
+        return LogisticRegression(C=C, tol=1e-12, solver="newton-cholesky", max_iter=1000)
+    return LogisticRegression(C=C, tol=1e-9, max_iter=50_000)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("scaled", [0.01, 1.0, 30.0])
+@pytest.mark.parametrize("name", ["svm", "logreg"])
+def test_scores_are_those_of_scikit_learn(name, scaled, shape):
+    X, y = features(*shape)
+    space = space_of(X)
+    C = scaled / space.scale
+    fit = get_head(name).fit(space, y, FitOptions(C=C))
+    plain = oracle(name, C, *shape[:2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # tighter than float64 may reach
+        plain.fit(X.astype(np.float64), y)
+    new, _ = features(40, *shape[1:], seed=1)
+    assert fit.converged
+    assert fit.notes == ()
+    for rows in (X, new):
+        expected = plain.decision_function(rows.astype(np.float64))
+        found = fit.model.decision_function(rows)
+        assert found.shape == expected.shape
+        assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert np.array_equal(fit.model.classes_, plain.classes_)
+    assert fit.model.coef_.shape == plain.coef_.shape
+    assert np.allclose(fit.model.intercept_, plain.intercept_, rtol=1e-4, atol=1e-5)
+    assert np.mean(fit.model.predict(new) == plain.predict(new.astype(np.float64))) == 1
+
+
+@pytest.mark.parametrize("name", ["svm", "logreg"])
+@pytest.mark.parametrize("shape", [(80, 400, 4), (200, 15, 3)], ids=str)
+def test_a_huge_penalty_is_solved_to_the_optimum(name, shape):
+    """What `C=1` means on raw features: the gradient of the plain objective vanishes."""
+    X, y = features(*shape)
+    space = space_of(X)
+    C = 1e5 / space.scale
+    model = get_head(name).fit(space, y, FitOptions(C=C)).model
+    rows = X.astype(np.float64)
+    scores = rows @ model.coef_.T + model.intercept_
+    targets = np.eye(shape[2])[y]
+    if name == "svm":
+        signs = 2 * targets - 1
+        slopes = -2 * C * signs * np.maximum(0, 1 - signs * scores)
+        of_intercept = model.intercept_ + slopes.sum(axis=0)
+    else:
+        odds = np.exp(scores - scores.max(axis=1, keepdims=True))
+        slopes = C * (odds / odds.sum(axis=1, keepdims=True) - targets)
+        of_intercept = slopes.sum(axis=0)
+    gradient = model.coef_ + slopes.T @ rows
+    size = np.abs(slopes).T @ np.abs(rows)
+    assert np.abs(gradient).max() <= 1e-6 * size.max()
+    assert np.abs(of_intercept).max() <= 1e-6 * np.abs(slopes).sum()
+
+
+def test_two_points_by_hand():
+    """x = +1 and -1: LinearSVC minimises w^2/2 + 2C (1 - w)^2, so w = 4C / (1 + 4C)."""
+    X, y = np.array([[1.0], [-1.0]]), np.array([7, 3])
+    model = SVM.fit(space_of(X), y, FitOptions(C=0.5)).model
+    assert model.classes_.tolist() == [3, 7]
+    assert model.coef_ == pytest.approx(np.array([[2 / 3]]))
+    assert model.intercept_ == pytest.approx(0, abs=1e-9)
+    assert model.predict(X).tolist() == [7, 3]
+
+
+@pytest.mark.parametrize("name", ["svm", "logreg"])
+@pytest.mark.parametrize("shape", [(100, 500, 5), (90, 400, 2), (160, 30, 4)], ids=str)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_penalty_is_the_one_that_grid_search_finds(name, shape, seed):
+    X, y = features(*shape, seed=seed, noise=4.0)
+    fit = get_head(name).fit(space_of(X), y, FitOptions(seed=seed))
+    plain = LinearSVC(tol=1e-8, max_iter=200_000, dual=shape[1] > shape[0], random_state=0)
+    if name == "logreg":
+        plain = LogisticRegression(tol=1e-7, max_iter=5000)
+    folds = StratifiedKFold(5, shuffle=True, random_state=seed)
+    search = GridSearchCV(plain, {"C": fit.cv.C}, cv=folds, refit=False)
+    search.fit(X.astype(np.float64), y)
+    assert np.allclose(fit.cv.mean, search.cv_results_["mean_test_score"], atol=1e-12)
+    assert fit.C == search.best_params_["C"]
+    assert fit.cv.mean[fit.cv.best] == max(fit.cv.mean)
+    each = [search.cv_results_[f"split{i}_test_score"] for i in range(5)]
+    assert np.allclose(np.array(fit.cv.accuracy).T, each)
+
+
+def test_the_smallest_of_equal_penalties_wins_and_an_edge_is_told():
+    X = np.repeat(np.eye(2) * 10, 10, axis=0) + np.random.default_rng(0).normal(size=(20, 2))
+    fit = LOGREG.fit(space_of(X), np.arange(20) // 10, FitOptions())
+    assert set(fit.cv.mean) == {1.0}
+    assert fit.C == fit.cv.C[0] == min(fit.cv.C)
+    assert "C at the lower edge of the grid" in fit.notes
+
+
+@pytest.mark.parametrize(("k", "folds"), [(1, None), (2, 2), (3, 3), (9, 5)])
+def test_few_images_make_fewer_folds(k, folds):
+    X, y = features(3 * k, 50, 3)
+    fit = SVM.fit(space_of(X), y, FitOptions())
+    if folds is None:
+        assert fit.cv is None
+        assert fit.C * space_of(X).scale == pytest.approx(1.0)
+        assert "not searched" in fit.notes[0]
+    else:
+        assert len(fit.cv.accuracy[0]) == folds
+
+
+def test_a_fixed_penalty_turns_the_search_off():
+    X, y = features(30, 60, 3)
+    fit = SVM.fit(space_of(X), y, FitOptions(C=0.25))
+    assert fit.C == 0.25
+    assert fit.cv is None
+    with pytest.raises(UsageError, match="C is -1"):
+        SVM.fit(space_of(X), y, FitOptions(C=-1))
+
+
+def test_a_scale_of_the_features_changes_c_and_nothing_else():
+    X, y = features(60, 200, 3, dtype=np.float64)
+    small, large = (SVM.fit(space_of(X * s), y, FitOptions()) for s in (1.0, 1000.0))
+    # LinearSVC's penalised intercept is the one thing that does not scale along.
+    assert small.C == pytest.approx(large.C * 1e6)
+    assert LOGREG.fit(space_of(X), y, FitOptions()).cv.mean == pytest.approx(
+        LOGREG.fit(space_of(X * 1000), y, FitOptions()).cv.mean
+    )
+
+
+def test_fits_repeat_to_the_last_bit():
+    X, y = features(300, 700, 3)
+    first, second = (LOGREG.fit(space_of(X), y, FitOptions(seed=4)) for _ in range(2))
+    assert np.array_equal(first.model.coef_, second.model.coef_)
+    assert first.cv == second.cv
+
+
+def test_degenerate_rows():
+    X, y = np.zeros((6, 10), dtype=np.float32), np.array([0, 1, 0, 1, 0, 1])
+    for name in ("svm", "logreg"):
+        assert np.isfinite(get_head(name).fit(space_of(X), y, FitOptions(C=1.0)).model.coef_).all()
+    for name in available_heads():
+        with pytest.raises(ProtocolError, match="two classes"):
+            get_head(name).fit(space_of(X), np.zeros(6, dtype=np.int64), FitOptions())
+
+
+def test_unknown_heads_name_their_neighbours():
+    with pytest.raises(UsageError, match="did you mean svm"):
+        get_head("svn")

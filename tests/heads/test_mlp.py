@@ -1,0 +1,55 @@
+"""The perceptron: the network that scikit-learn fitted, applied to raw features."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from head_data import features
+from sklearn.neural_network import MLPClassifier
+
+from featx.heads import FitOptions, RowSpace
+from featx.heads.mlp import MLP, MlpHead
+
+
+@pytest.mark.parametrize("shape", [(60, 300, 3), (60, 300, 2), (90, 20, 3)], ids=str)
+def test_predictions_are_those_of_the_network_on_coordinates(shape):
+    X, y = features(*shape, noise=1.0)
+    space = RowSpace(X, np.arange(len(X)))
+    fit = MLP.fit(space, y, FitOptions(seed=3))
+    rows, dual = space.coordinates
+    scale = 1 / np.sqrt(np.mean(rows**2))
+    plain = MLPClassifier(alpha=MLP.alpha, random_state=3, max_iter=MLP.max_iter)
+    new, labels = features(40, *shape[1:], seed=0, noise=1.0)
+    projected = new.astype(np.float64) @ (np.eye(shape[1]) if dual is None else space.to_raw(dual))
+    if not fit.converged:
+        pytest.fail(f"choose easier data: {fit.notes}")
+    plain.fit((rows * scale).astype(np.float32), y)
+    assert np.array_equal(
+        fit.model.predict(new), plain.predict((projected * scale).astype(np.float32))
+    )
+    logits = fit.model.decision_function(new)
+    chances = plain.predict_proba((projected * scale).astype(np.float32))
+    if shape[2] == 2:
+        assert np.allclose(1 / (1 + np.exp(-logits)), chances[:, 1], atol=1e-4)
+    else:
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        assert np.allclose(odds / odds.sum(axis=1, keepdims=True), chances, atol=1e-4)
+    assert np.mean(fit.model.predict(X) == y) > 0.9
+    assert labels.size == 40
+
+
+def test_a_fit_that_stops_early_says_so():
+    X, y = features(60, 300, 3)
+    fit = MlpHead(max_iter=2).fit(RowSpace(X, np.arange(60)), y, FitOptions())
+    assert not fit.converged
+    assert fit.n_iter == 2
+    assert any("Maximum iterations (2)" in note for note in fit.notes)
+
+
+def test_the_seed_decides():
+    X, y = features(60, 300, 3)
+    space = RowSpace(X, np.arange(60))
+    first, again, other = (MLP.fit(space, y, FitOptions(seed=s)).model for s in (1, 1, 2))
+    assert np.array_equal(first.coefs_[0], again.coefs_[0])
+    assert not np.array_equal(first.coefs_[0], other.coefs_[0])
+    assert first.coefs_[0].shape == (300, 100)

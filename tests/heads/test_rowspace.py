@@ -1,0 +1,85 @@
+"""Gram matrices, isometric coordinates and lazy products."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from head_data import features
+
+from featx.errors import ProtocolError
+from featx.heads import FitOptions, RowSpace, base, rowspace
+from featx.heads.base import RowsView, check_finite, raw_product
+from featx.heads.linear import SVM
+from featx.heads.rowspace import gram_matrix, require_memory
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch):
+    monkeypatch.setattr(rowspace, "_BLOCK_BYTES", 8 * 40 * 13)
+    monkeypatch.setattr(base, "_BLOCK_BYTES", 8 * 200 * 7)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_the_gram_matrix_is_that_of_the_exact_rows(dtype):
+    X, _ = features(40, 500, 4, dtype=dtype)
+    exact = X.astype(np.longdouble) @ X.astype(np.longdouble).T
+    assert np.abs(gram_matrix(X) - exact).max() <= 1e-14 * exact.max()
+    some = np.array([3, 5, 30])
+    assert np.allclose(gram_matrix(X, some), exact[np.ix_(some, some)].astype(float), rtol=1e-13)
+
+
+def test_a_subset_of_the_pool_fits_as_if_it_were_alone():
+    X, y = features(60, 300, 3)
+    rows = np.array([i for i in range(60) if i % 4])
+    of_pool = SVM.fit(RowSpace(X, rows, gram_matrix(X)), y[rows], FitOptions())
+    alone = SVM.fit(RowSpace(X[rows], np.arange(45)), y[rows], FitOptions())
+    assert of_pool.C == pytest.approx(alone.C)
+    assert np.allclose(of_pool.model.coef_, alone.model.coef_, atol=1e-9)
+
+
+def test_coordinates_are_an_isometry_without_null_directions():
+    X, _ = features(40, 200, 4)
+    X[7], X[8] = X[6], 0
+    space = RowSpace(X, np.arange(40))
+    rows, dual = space.coordinates
+    assert rows.shape == (40, np.linalg.matrix_rank(X.astype(np.float64)))
+    assert np.allclose(rows @ rows.T, space.gram, atol=1e-9 * space.gram.max())
+    axes = space.to_raw(dual)
+    assert np.allclose(axes.T @ axes, np.eye(rows.shape[1]), atol=1e-8)
+    assert np.allclose(X.astype(np.float64) @ axes, rows, atol=1e-8)
+
+
+def test_products_read_lazily_and_name_bad_rows():
+    class Lazy:
+        shape = (50, 200)
+        reads = 0
+
+        def __getitem__(self, key):
+            Lazy.reads += 1
+            return features(50, 200, 5)[0][key]
+
+    weights = np.random.default_rng(0).normal(size=(200, 3))
+    X = features(50, 200, 5)[0].astype(np.float64)
+    assert np.allclose(raw_product(Lazy(), weights), X @ weights)
+    assert Lazy.reads == 8
+    view = RowsView(Lazy(), np.array([4, 9, 20, 21]))
+    assert np.allclose(raw_product(view, weights), X[[4, 9, 20, 21]] @ weights)
+    X[21, 3] = np.nan
+    with pytest.raises(ProtocolError, match=r"rows 21\)"):
+        raw_product(RowsView(X, np.array([20, 21])), weights)
+    with pytest.raises(ProtocolError, match="fitted on 200 features, these rows have 199"):
+        raw_product(X[:, 1:], weights)
+
+
+def test_large_finite_values_are_not_taken_for_infinity():
+    block = np.full((2, 100), 60_000, dtype=np.float16)
+    check_finite(block, 0)
+    block[1, 5] = np.inf
+    with pytest.raises(ProtocolError, match=r"rows 11\)"):
+        check_finite(block, 10)
+
+
+def test_what_cannot_fit_into_memory_is_refused_before_it_starts():
+    require_memory(1000, "a little")
+    with pytest.raises(ProtocolError, match=r"20 rows: 1000000000.0 GB of memory needed"):
+        require_memory(10**18, "20 rows")

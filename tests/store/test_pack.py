@@ -1,0 +1,408 @@
+"""What is packed comes back bit by bit, and nothing else passes for it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from store_helpers import SEED, fill, make_rows, make_spec, write_missing
+
+from featx.errors import CacheError, MissingExtraError, UsageError
+from featx.progress import SILENT
+from featx.store import Cache, CacheWriter, disk
+from featx.store.archive import Codec, Stamp, hash_archive
+from featx.store.pack import pack_cache
+from featx.store.unpack import unpack_cache
+
+CODECS = ["gzip", "zstd"]
+
+
+def need(codec: str) -> None:
+    if codec == "zstd":
+        pytest.importorskip("hdf5plugin", reason="the extra pack is not installed")
+
+
+@pytest.fixture
+def cache_file(tmp_path):
+    # 3,000 features: 174 rows a block, so that there are several and the last is short.
+    spec = make_spec(400, 3_000)
+    fill(tmp_path / "a.h5", spec, make_rows(spec), failed={5: "truncated", 399: "ein Wüstling"})
+    return tmp_path / "a.h5"
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_round_trip_gives_the_same_file(cache_file, codec):
+    need(codec)
+    before = cache_file.read_bytes()
+    report = pack_cache(cache_file, codec=codec)
+    assert report.path == cache_file.with_name("a.featx.h5")
+    assert report.source_bytes == len(before)
+    assert report.n_bytes == report.path.stat().st_size
+    assert cache_file.read_bytes() == before
+    found = unpack_cache(report.path, cache_file.with_name("b.h5"))
+    assert found.path.read_bytes() == before
+    assert found.is_new
+    again = unpack_cache(report.path)  # onto the cache it came from
+    assert not again.is_new
+    assert sorted(p.name for p in cache_file.parent.iterdir()) == ["a.featx.h5", "a.h5", "b.h5"]
+
+
+@st.composite
+def small_specs(draw):
+    n_rows, names = draw(st.integers(1, 9)), draw(st.lists(NAMES, max_size=3))
+    labels = np.full(n_rows, len(names) - 1)
+    dtype = draw(st.sampled_from(["float16", "float32"]))
+    return make_spec(n_rows, draw(st.integers(1, 5)), dtype, class_names=names, labels=labels)
+
+
+NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    spec=small_specs(),
+    codec=st.sampled_from(CODECS),
+    failed=st.sets(st.integers(0, 8)),
+    block=st.sampled_from([1, 40, 1 << 20]),
+)
+def test_round_trip_of_any_small_cache(tmp_path, spec, codec, failed, block):
+    need(codec)
+    source = tmp_path / os.urandom(8).hex() / "a.h5"
+    reasons = {row: f"reason {row}" for row in failed if row < spec.n_rows}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("featx.store.layout._BLOCK_BYTES", block)
+        fill(source, spec, make_rows(spec), failed=reasons)
+        packed = pack_cache(source, codec=codec).path
+        unpacked = unpack_cache(packed, source.with_name("b.h5")).path
+    assert unpacked.read_bytes() == source.read_bytes()
+
+
+def test_plain_h5py_reads_gzip_without_featx_and_without_a_plugin(cache_file):
+    packed = pack_cache(cache_file).path
+    code = (
+        "import h5py, sys, hashlib\n"
+        "with h5py.File(sys.argv[1]) as f:\n"
+        "    print(f.attrs['encoding-type'].decode(), f['features'].shape, f['features'].dtype,\n"
+        "          hashlib.sha256(f['features'][:].tobytes()).hexdigest(),\n"
+        "          f['paths'].asstr()[3], f['status'][5], f['features'].compression)\n"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code, packed], capture_output=True, text=True, check=True
+    ).stdout.split()
+    with Cache.open(cache_file) as cache:
+        assert out[0] == "featx-pack"
+        digest = hashlib.sha256(cache.X[:].tobytes()).hexdigest()
+        assert out[-4:] == [digest, cache.paths[3], "2", "gzip"]
+
+
+def test_a_damaged_cache_is_not_packed(cache_file):
+    with Cache.open(cache_file) as cache:
+        offset = cache._header.features.offset + 200 * 6_000 + 17
+    with cache_file.open("r+b") as stream:
+        stream.seek(offset)
+        stream.write(b"\x55")
+    with pytest.raises(CacheError, match=r"features rows 174-347 changed"):
+        pack_cache(cache_file)
+    assert [p.name for p in cache_file.parent.iterdir()] == ["a.h5"]
+
+
+def test_nothing_is_replaced_unasked(cache_file):
+    packed = pack_cache(cache_file).path
+    before = packed.read_bytes()
+    with pytest.raises(CacheError, match="--overwrite"):
+        pack_cache(cache_file, level=1)
+    assert packed.read_bytes() == before
+    assert pack_cache(cache_file, level=1, overwrite=True).path.read_bytes() != before
+    for target in (cache_file, cache_file.with_name("b.h5")):
+        if target != cache_file:
+            target.write_bytes(cache_file.read_bytes())
+        with pytest.raises(CacheError, match="is a cache, and is not replaced"):
+            pack_cache(cache_file, target, overwrite=True)
+
+
+def test_a_file_that_comes_meanwhile_is_not_replaced(cache_file, monkeypatch):
+    target = cache_file.with_name("x.featx.h5")
+    real = hash_archive
+
+    def late(*args):
+        target.write_text("mine")
+        return real(*args)
+
+    monkeypatch.setattr("featx.store.pack.hash_archive", late)
+    with pytest.raises(CacheError, match="is there already"):
+        pack_cache(cache_file, target)
+    assert target.read_text() == "mine"
+    assert len(list(cache_file.parent.iterdir())) == 2
+
+
+@pytest.mark.parametrize("n", range(0, 12, 3))
+def test_a_disk_that_fails_is_one_error_and_leaves_nothing(cache_file, monkeypatch, n):
+    calls = [0]
+    real = disk.pwrite
+
+    def fail(fd, data, offset):
+        calls[0] += 1
+        if calls[0] > n:
+            raise OSError(28, "No space left on device")
+        real(fd, data, offset)
+
+    monkeypatch.setattr(disk, "pwrite", fail)
+    with pytest.raises(CacheError, match=r"cannot write .*No space left"):
+        pack_cache(cache_file)
+    assert [p.name for p in cache_file.parent.iterdir()] == ["a.h5"]
+
+
+KILL = """
+import os, signal, sys
+from featx.store import disk
+from featx.store.pack import pack_cache
+left = [int(sys.argv[2])]
+def wrapped(real):
+    def call(*args):
+        left[0] -= 1
+        if left[0] < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args)
+    return call
+for name in ("pwrite", "fsync", "fsync_folder", "unlink"):
+    setattr(disk, name, wrapped(getattr(disk, name)))
+pack_cache(sys.argv[1])
+"""
+
+
+def test_a_kill_leaves_nothing_that_looks_complete(cache_file):
+    target, n_kills = cache_file.with_name("a.featx.h5"), 0
+    for n in (0, 2, 9, 12, 13, 14, 15, 16, 17, 18, 19, 99):
+        child = subprocess.run([sys.executable, "-c", KILL, cache_file, str(n)], check=False)
+        others = [p for p in cache_file.parent.iterdir() if p != cache_file]
+        for path in others:
+            if path != target:
+                assert path.name.endswith(".featx-tmp")
+        if target.exists():  # whole, or not there
+            unpack_cache(target, cache_file.with_name("c.h5"))
+            others.append(cache_file.with_name("c.h5"))
+        n_kills += child.returncode == -signal.SIGKILL
+        assert child.returncode == (0 if n == 99 else child.returncode)
+        for path in others:
+            path.unlink()
+    assert n_kills >= 6
+    assert child.returncode == 0
+
+
+def test_flips_anywhere_are_found_before_hdf5_sees_them(cache_file):
+    packed = pack_cache(cache_file).path
+    content = packed.read_bytes()
+    rng = np.random.default_rng(SEED)
+    places = [0, 10, 60, 4095, 4096, len(content) - 1, *rng.integers(0, len(content), 40).tolist()]
+    target = cache_file.with_name("b.h5")
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        packed.write_bytes(damaged)
+        with pytest.raises(CacheError, match="damaged|not a packed"):
+            unpack_cache(packed, target)
+    packed.write_bytes(content[:-100])
+    with pytest.raises(CacheError, match=r"bytes in place of"):
+        unpack_cache(packed, target)
+    assert not list(cache_file.parent.glob("b.h5*"))
+
+
+def stamp(path: Path) -> None:
+    """Give an archive a valid seal, as a stranger could."""
+    fd = os.open(path, os.O_RDWR)
+    size = os.fstat(fd).st_size
+    os.pwrite(fd, Stamp(size, hash_archive(fd, SILENT, "")).render(), 0)
+    os.close(fd)
+
+
+def other_values(file):
+    chunk = file["features"].id.read_direct_chunk((174, 0))[1]
+    plain = bytearray(zlib.decompress(chunk))
+    plain[0] ^= 1
+    file["features"].id.write_direct_chunk((174, 0), zlib.compress(bytes(plain), 4))
+
+
+def bomb(file):
+    data = zlib.compress(bytes(200 << 20), 1)
+    file["features"].id.write_direct_chunk((174, 0), data)
+
+
+def large_bomb(file):
+    # Small enough to be read, but it would become 100 times a chunk.
+    data = zlib.compress(bytes(100 << 20), 9)
+    file["features"].id.write_direct_chunk((174, 0), data)
+
+
+def short_chunk(file):
+    file["features"].id.write_direct_chunk((174, 0), zlib.compress(b"x" * 100))
+
+
+def trailing(file):
+    chunk = file["features"].id.read_direct_chunk((174, 0))[1]
+    file["features"].id.write_direct_chunk((174, 0), chunk + b"more")
+
+
+def no_filter(file):
+    file["features"].id.write_direct_chunk((174, 0), bytes(174 * 6_000), filter_mask=3)
+
+
+def replace_features(file, **options):
+    shape, dtype = file["features"].shape, file["features"].dtype
+    del file["features"]
+    file.create_dataset("features", shape, dtype, **options)
+
+
+def shape_bomb(file):
+    del file["features"]
+    file.create_dataset(
+        "features", (400, 1 << 40), "<f2", chunks=(1, 1 << 20), shuffle=True, compression="gzip"
+    )
+
+
+def virtual(file):
+    shape, dtype = file["features"].shape, file["features"].dtype
+    del file["features"]
+    plan = h5py.VirtualLayout(shape, dtype)
+    plan[:] = h5py.VirtualSource("other.h5", "features", shape)
+    file.create_virtual_dataset("features", plan)
+
+
+def soft(name, link):
+    def change(file):
+        del file[name]
+        file[name] = link
+
+    return change
+
+
+def status_lies(file):
+    file["status"][5] = 1
+
+
+def wrong_block_rows(file):
+    file.attrs.modify("block_rows", np.int64(1))
+
+
+HOSTILE = {
+    "other values": (other_values, r"rows 174-347: its digest"),
+    "bomb": (bomb, r"rows 174-347: decompresses"),
+    "large bomb": (large_bomb, r"rows 174-347: decompresses"),
+    "short chunk": (short_chunk, r"rows 174-347: decompresses"),
+    "trailing bytes": (trailing, r"rows 174-347: decompresses"),
+    "unfiltered chunk": (no_filter, r"rows 174-347: is missing"),
+    "missing chunks": (
+        lambda f: replace_features(f, chunks=(174, 3_000), shuffle=True, compression="gzip"),
+        r"rows 0-173: .*",
+    ),
+    "other chunks": (
+        lambda f: replace_features(f, chunks=(100, 3_000), shuffle=True, compression="gzip"),
+        r"not stored in chunks",
+    ),
+    "other filters": (
+        lambda f: replace_features(f, chunks=(174, 3_000), compression="gzip"),
+        r"has the filters",
+    ),
+    "contiguous": (replace_features, r"not stored in chunks"),
+    "external": (
+        lambda f: replace_features(f, external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)]),
+        r"not stored in chunks",
+    ),
+    "shape bomb": (shape_bomb, r"blocks of|cannot hold"),
+    "virtual": (virtual, r"not stored in chunks"),
+    "soft link": (soft("features", h5py.SoftLink("/labels")), r"link to somewhere else"),
+    "external link": (soft("labels", h5py.ExternalLink("x.h5", "/labels")), r"link to somewhere"),
+    "group": (lambda f: f.create_group("more"), r"unexpected"),
+    "group in place": (
+        lambda f: (f.__delitem__("features"), f.create_group("features")),
+        r"not a dataset",
+    ),
+    "attribute": (lambda f: f.attrs.create("more", 1), r"not just the attributes"),
+    "status": (status_lies, r"status: not as featx writes"),
+    "block_rows": (wrong_block_rows, r"blocks of 1 rows"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_archives_are_refused(cache_file, name):
+    change, message = HOSTILE[name]
+    packed = pack_cache(cache_file).path
+    with h5py.File(packed, "r+") as file:
+        change(file)
+    stamp(packed)
+    target = cache_file.with_name("b.h5")
+    with pytest.raises(CacheError, match=message):
+        unpack_cache(packed, target)
+    assert not target.exists()
+
+
+def test_a_zstd_frame_must_say_its_size():
+    pytest.importorskip("hdf5plugin", reason="the extra pack is not installed")
+    codec = Codec("zstd", 3)
+    frame = bytes.fromhex("28b52ffd") + bytes([0xA0]) + (1 << 31).to_bytes(4, "little")
+    codec.check_frame(frame, 1 << 31)
+    for data in (frame, frame[:7], b"", b"\0" * 20, bytes.fromhex("28b52ffd0058")):
+        with pytest.raises(CacheError, match="decompresses"):
+            codec.check_frame(data, 1 << 20)
+
+
+def test_unpacking_is_resumed(cache_file):
+    packed = pack_cache(cache_file).path
+    with (
+        Cache.open(cache_file) as cache,
+        CacheWriter.open(cache_file.with_name("b.h5"), spec := make_spec(400, 3_000)) as writer,
+    ):
+        writer.write(0, cache.X[:5])
+        writer.write(100, cache.X[100:250])
+        assert not writer.is_complete
+        assert writer.spec is spec
+    unpack_cache(packed, cache_file.with_name("b.h5"))
+    assert cache_file.with_name("b.h5").read_bytes() == cache_file.read_bytes()
+
+
+def test_rows_of_another_run_are_never_mixed_in(cache_file):
+    packed = pack_cache(cache_file).path
+    target, spec = cache_file.with_name("b.h5"), make_spec(400, 3_000)
+    with CacheWriter.open(target, spec) as writer:
+        write_missing(writer, make_rows(spec, seed=8), n_batches=3)
+    with pytest.raises(CacheError, match=r"holds another row 0 than"):
+        unpack_cache(packed, target)
+    fill(target, spec, make_rows(spec, seed=8))
+    with pytest.raises(CacheError, match=r"has other .*digests"):
+        unpack_cache(packed, target)
+
+
+def test_what_is_no_archive_is_refused(cache_file, tmp_path):
+    (tmp_path / "x").write_text("hello")
+    for path, message in (
+        (cache_file, "a cache, and not packed"),
+        (tmp_path / "x", "not a packed"),
+    ):
+        with pytest.raises(CacheError, match=message):
+            unpack_cache(path)
+    with pytest.raises(CacheError, match="no file"):
+        unpack_cache(tmp_path / "none")
+    with pytest.raises(CacheError, match="not a featx cache"):
+        pack_cache(pack_cache(cache_file).path)
+
+
+def test_options_are_checked(cache_file, monkeypatch):
+    with pytest.raises(UsageError, match=r"unknown codec 'lzma': choose from gzip, zstd"):
+        pack_cache(cache_file, codec="lzma")
+    with pytest.raises(UsageError, match=r"1 to 9, not 10"):
+        pack_cache(cache_file, level=10)
+    monkeypatch.setitem(sys.modules, "hdf5plugin", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'featx\[pack\]'"):
+        pack_cache(cache_file, codec="zstd")
+    assert [p.name for p in cache_file.parent.iterdir()] == ["a.h5"]

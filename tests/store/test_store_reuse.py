@@ -1,0 +1,494 @@
+"""Rows of an older cache are taken over where they belong, and nowhere else."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from store_helpers import SEED, digests_of, fill, make_rows, make_spec, write_missing
+from store_seam import FailAt, seam
+
+from featx.errors import CacheError, CacheMismatchError
+from featx.store import Cache, CacheSpec, CacheWriter, find_partials, verify_file
+from featx.store.image import build_image
+from featx.store.seal import Seal
+
+WIDE = 20_000  # 13 rows a block of float32
+
+
+def row_of(key: int, n_features: int) -> np.ndarray:
+    """The features of an image depend on nothing but the image."""
+    return np.random.default_rng(key).normal(size=n_features).astype(np.float32)
+
+
+def spec_of(
+    keys: Sequence[int], n_features: int = 7, dtype: str = "float16", **more: Any
+) -> tuple[CacheSpec, np.ndarray]:
+    """A cache of the images named by `keys`, and its rows."""
+    values: dict[str, Any] = {
+        "identity": {"backbone": "vgg16", "source": {"images": [int(key) for key in keys]}},
+        "labels": np.asarray(keys) % 3,
+        "paths": [f"{key}.png" for key in keys],
+        "image_digests": digests_of(keys),
+    }
+    spec = make_spec(len(keys), n_features, dtype, **{**values, **more})
+    return spec, np.array([row_of(key, n_features) for key in keys])
+
+
+def whole(tmp_path: Path, spec: CacheSpec, rows: np.ndarray, **options: Any) -> bytes:
+    fill(tmp_path / "whole" / "a.h5", spec, rows, **options)
+    return (tmp_path / "whole" / "a.h5").read_bytes()
+
+
+def reuse(
+    target: Path, spec: CacheSpec, rows: np.ndarray, old: Path | None = None, **options: Any
+) -> tuple[list[int], list[str]]:
+    """Write with reuse; give the rows that had to be computed, and the notices.
+
+    Reused rows are handed over as rubbish: they must never be asked for.
+    """
+    with CacheWriter.open(target, spec, reuse=old or target) as writer:
+        missing = writer.missing()
+        write_missing(writer, np.where(missing[:, None], rows, -1), **options)
+        writer.finish()
+    assert verify_file(target) == []
+    assert [p.name for p in target.parent.iterdir()] == [target.name]
+    return np.flatnonzero(missing).tolist(), writer.notices
+
+
+OLD = list(range(40))
+CHANGES: dict[str, tuple[list[int], dict[str, Any], list[int]]] = {
+    "appended": ([*OLD, 50, 51], {}, [40, 41]),
+    "inserted": ([*OLD[:3], 50, *OLD[3:]], {}, [3]),
+    "removed": ([*OLD[:7], *OLD[9:]], {}, []),
+    "reversed": (OLD[::-1], {}, []),
+    "replaced": ([*OLD[:7], 77, *OLD[8:]], {"paths": [f"{key}.png" for key in OLD]}, [7]),
+    "renamed": (OLD, {"paths": [f"{'new' * 9}{key}.png" for key in OLD]}, []),
+    "relabelled": (OLD, {"labels": np.full(40, -1), "class_names": ["other"]}, []),
+    "twice": ([*OLD, 3, 3, *OLD], {}, []),
+    "all at once": ([90, *OLD[:20:-1], 91, 4, 4], {"paths": ["x"] * 23}, [0, 20]),
+    "others": (list(range(60, 70)), {}, list(range(10))),
+}
+
+
+@pytest.mark.parametrize("is_target", [True, False])
+@pytest.mark.parametrize("name", CHANGES)
+def test_changed_images(tmp_path: Path, name: str, is_target: bool) -> None:
+    keys, more, computed = CHANGES[name]
+    spec, rows = spec_of(OLD)
+    old = tmp_path / ("new" if is_target else "old") / "a.h5"
+    fill(old, spec, rows)
+    before = old.read_bytes()
+    spec, rows = spec_of(keys, **more)
+    target = tmp_path / "new" / "a.h5"
+    missing, notices = reuse(target, spec, rows, old)
+    assert missing == computed
+    assert notices == [f"reused: {len(keys) - len(computed)} of {len(keys)} rows from {old}"]
+    assert target.read_bytes() == whole(tmp_path, spec, rows)
+    assert is_target or old.read_bytes() == before
+
+
+def test_many_blocks_in_any_order(tmp_path: Path) -> None:
+    spec, rows = spec_of(range(70), WIDE, "float32")
+    fill(tmp_path / "a.h5", spec, rows, failed={5: "bad"})
+    order = np.random.default_rng(SEED).permutation(80).tolist()
+    spec, rows = spec_of(order, WIDE, "float32")
+    fill(tmp_path / "b.h5", spec, rows)
+    with CacheWriter.open(tmp_path / "a.h5", spec, reuse=tmp_path / "a.h5") as writer:
+        assert sorted(order[i] for i in np.flatnonzero(writer.missing())) == [5, *range(70, 80)]
+        write_missing(writer, rows)
+        writer.finish()
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
+def test_failed_rows_are_computed_again(tmp_path: Path) -> None:
+    spec, rows = spec_of(OLD)
+    fill(tmp_path / "a" / "a.h5", spec, rows, failed={3: "bad", 9: "worse"})
+    spec, rows = spec_of([*OLD, 50])
+    assert reuse(tmp_path / "a" / "a.h5", spec, rows)[0] == [3, 9, 40]
+    assert Cache.open(tmp_path / "a" / "a.h5").errors == {}
+
+
+def test_the_same_place_goes_before_an_equal_image_elsewhere(tmp_path: Path) -> None:
+    """A network need not give equal images equal features in each place of a batch."""
+    spec, rows = spec_of([1, 1, 1, 2])
+    rows[1], rows[2] = 11, 12
+    fill(tmp_path / "a" / "a.h5", spec, rows)
+    spec, _ = spec_of([1, 1, 1, 2], labels=np.zeros(4, int))
+    assert reuse(tmp_path / "a" / "a.h5", spec, rows)[0] == []
+    assert Cache.open(tmp_path / "a" / "a.h5").X[1:3][:, 0].tolist() == [11, 12]
+
+
+def test_images_that_are_not_known_are_never_reused(tmp_path: Path) -> None:
+    spec, rows = spec_of(OLD)
+    fill(tmp_path / "a" / "a.h5", spec, rows)
+    zeros = np.zeros((40, 32), "u1")
+    spec, _ = spec_of(OLD, image_digests=zeros)
+    missing, notices = reuse(tmp_path / "a" / "a.h5", spec, rows)
+    assert missing == OLD
+    assert "digests of the wanted images are not known" in notices[0]
+    some = digests_of(OLD).copy()
+    some[:30] = 0
+    spec, _ = spec_of(OLD, image_digests=some)
+    assert reuse(tmp_path / "a" / "a.h5", spec, rows)[0] == OLD  # nor from what is not known
+    spec, _ = spec_of(OLD)
+    assert reuse(tmp_path / "a" / "a.h5", spec, rows)[0] == OLD[:30]
+
+
+def test_a_target_that_is_complete_and_intact_is_left_alone(tmp_path: Path) -> None:
+    spec, rows = spec_of(OLD)
+    target = tmp_path / "a.h5"
+    fill(target, spec, rows, failed={4: "bad"})
+    before = target.stat()
+    with CacheWriter.open(target, spec, reuse=target) as writer:
+        assert writer.is_complete
+        assert not writer.missing().any()
+    assert target.stat() == before
+    assert list(tmp_path.iterdir()) == [target]
+
+
+# Damage and repair.
+
+
+def flip(path: Path, bit: int) -> None:
+    with path.open("r+b") as stream:
+        byte = os.pread(stream.fileno(), 1, bit // 8)[0]
+        os.pwrite(stream.fileno(), bytes([byte ^ (1 << bit % 8)]), bit // 8)
+
+
+def test_repair_computes_only_the_rows_of_damaged_blocks(tmp_path: Path) -> None:
+    spec, rows = spec_of(range(70), WIDE, "float32")
+    target = tmp_path / "a" / "a.h5"
+    fill(target, spec, rows, failed={5: "bad"})
+    pristine = target.read_bytes()
+    seal = Seal.parse(pristine[:4096])
+    flip(target, 8 * (seal.features_offset + 20 * 4 * WIDE) + 3)
+    flip(target, 8 * (seal.features_end - 1) + 7)
+    assert [str(damage) for damage in verify_file(target)] == [
+        "features rows 13-25: changed since they were written",
+        "features rows 65-69: changed since they were written",
+    ]
+    missing, notices = reuse(target, spec, rows, failed={5: "bad"})
+    assert missing == [5, *range(13, 26), *range(65, 70)]
+    assert notices[0].startswith("reused: 51 of 70 rows")
+    assert "not reused: 18 rows of" in notices[1]
+    assert target.read_bytes() == pristine
+
+
+def places(spec: CacheSpec, content: bytes) -> dict[str, tuple[int, int, list[int]]]:
+    """First byte and number of bytes of each part; the rows lost with it, but for the failed."""
+    image, n = build_image(spec), spec.n_rows
+    at = image.offsets
+    digest_rows = list(range(n))
+    return {
+        "labels": (at["labels"], 8 * n, []),
+        "status": (at["status"], n, []),
+        "class_names": (at["class_names"], 5, []),
+        "paths": (at["paths"], 6 * n, []),
+        "digests": (at["digests"], 32, digest_rows),
+        "image_sha256": (at["image_sha256"] + 7 * 32, 32, [7]),
+        "fingerprint": (content.index(spec.fingerprint.encode()), 64, []),
+        "identity": (content.index(b'"identity":'), 40, []),
+        "first bytes": (0, 300, []),
+        "zeros of the user block": (300, 3796, []),
+        "HDF5": (4096, 400, []),
+        "end": (len(content) - 1, 1, []),
+    }
+
+
+PLACES = list(places(spec_of(OLD)[0], spec_of(OLD)[0].fingerprint.encode() + b'"identity":'))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_repair_of_one_bit_outside_the_features(tmp_path: Path, place: str) -> None:
+    spec, rows = spec_of(OLD)
+    target = tmp_path / "a" / "a.h5"
+    fill(target, spec, rows, failed={5: "bad"})
+    pristine = target.read_bytes()
+    first, n_bytes, lost = places(spec, pristine)[place]
+    rng = np.random.default_rng(SEED)
+    for bit in rng.integers(8 * first, 8 * (first + n_bytes), 12).tolist():
+        target.write_bytes(pristine)
+        flip(target, bit)
+        missing, notices = reuse(target, spec, rows, failed={5: "bad"})
+        assert missing == sorted({5, *lost})
+        assert "damaged: " in notices[0]
+        assert target.read_bytes() == pristine
+
+
+def test_repair_of_what_is_cut_off_or_overwritten(tmp_path: Path) -> None:
+    spec, rows = spec_of(range(70), WIDE, "float32")
+    target = tmp_path / "a" / "a.h5"
+    fill(target, spec, rows)
+    pristine = target.read_bytes()
+    image = build_image(spec)
+    table_end = image.offsets["image_sha256"] + 70 * 32
+    assert table_end < image.features_offset  # a small table lies before the features
+    ends = {
+        len(pristine) - 1: 0,
+        image.tail_offset: 0,
+        image.tail_offset - 1: 5,
+        image.tail_offset - 6 * 4 * WIDE: 18,
+        table_end: 70,
+        table_end - 1: 70,
+        4096: 70,
+    }
+    for size, n_missing in ends.items():
+        target.write_bytes(pristine[:size])
+        missing, notices = reuse(target, spec, rows)
+        assert missing == list(range(70 - n_missing, 70))
+        assert not n_missing or "not reused: " in "".join(notices)
+        assert target.read_bytes() == pristine
+    target.write_bytes(bytes(4096) + pristine[4096:])  # no trace of the first bytes
+    assert reuse(target, spec, rows)[0] == []
+    target.write_bytes(pristine[:4096] + bytes(100) + pristine[4196:] + b"more")
+    assert reuse(target, spec, rows)[0] == []
+
+
+def test_repair_of_a_file_whose_table_of_images_is_cut_off(tmp_path: Path) -> None:
+    spec, rows = spec_of(range(300))
+    target = tmp_path / "a" / "a.h5"
+    fill(target, spec, rows)
+    pristine = target.read_bytes()
+    end = build_image(spec).offsets["image_sha256"] + 300 * 32
+    assert len(pristine) > end > build_image(spec).tail_offset
+    for size, n_missing in ((end, 0), (end - 1, 300)):
+        target.write_bytes(pristine[:size])
+        missing, notices = reuse(target, spec, rows)
+        assert len(missing) == n_missing
+        assert not n_missing or "the digests of its rows are lost" in notices[1]
+        assert target.read_bytes() == pristine
+
+
+def test_a_damaged_file_of_other_images_is_not_read_at_a_wrong_place(tmp_path: Path) -> None:
+    """The table of images of a file with fewer rows lies elsewhere."""
+    old, new = list(range(1000)), list(range(128, 1420))
+    spec, rows = spec_of(old)
+    target = tmp_path / "a" / "a.h5"
+    fill(target, spec, rows, batch=500)
+    pristine = target.read_bytes()
+    spec, rows = spec_of(new)
+    for at in (build_image(spec_of(old)[0]).offsets["labels"], 30):
+        target.write_bytes(pristine)
+        flip(target, 8 * at)
+        missing, notices = reuse(target, spec, rows, batch=500)
+        assert len(missing) == len(new)
+        assert "not reused: " in notices[1]
+
+
+# What may not be reused.
+
+
+def test_another_identity_is_refused_with_the_differences(tmp_path: Path) -> None:
+    spec, rows = spec_of(OLD)
+    target = tmp_path / "a.h5"
+    fill(target, spec, rows)
+    pristine = target.read_bytes()
+    identity = {"backbone": "vgg19", "source": {"images": []}}
+    for damage in (None, 20, build_image(spec).offsets["labels"]):
+        target.write_bytes(pristine)
+        if damage is not None:
+            flip(target, 8 * damage)
+        before = target.read_bytes()
+        for overwrite in (False, True):
+            with pytest.raises(CacheMismatchError, match="made with other settings") as caught:
+                CacheWriter.open(
+                    target, spec_of(OLD, identity=identity)[0], reuse=target, overwrite=overwrite
+                )
+            assert caught.value.differences == (
+                "backbone: asked for 'vgg19', the file has 'vgg16'",
+            )
+        assert target.read_bytes() == before
+    target.write_bytes(pristine)
+    for more, line in (
+        ({"n_features": 8}, "n_features: asked for 8, the file has 7"),
+        ({"dtype": "float32"}, "dtype: asked for 'float32', the file has 'float16'"),
+    ):
+        with pytest.raises(CacheMismatchError) as caught:
+            CacheWriter.open(target, spec_of(OLD, **more)[0], reuse=target)
+        assert caught.value.differences == (line,)
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_is_no_cache_is_not_reused_or_replaced(tmp_path: Path) -> None:
+    spec, rows = spec_of(OLD)
+    fill(tmp_path / "b.h5", spec, rows)
+    content = (tmp_path / "b.h5").read_bytes()
+    newer = content.replace(b"featx-cache 1\n", b"featx-cache 2\n", 1)
+    text = newer[: newer.index(b"check ")]
+    newer = newer.replace(newer[len(text) + 6 : len(text) + 70], sha(text))
+    for old, reason in (
+        (b"my thesis", "not a featx cache"),
+        (b"", "empty"),
+        (b"featx-cache 2\nsomething else", "newer featx"),
+        (newer, "newer featx"),
+        (b"featx-partial 1\n".ljust(4096, b"\0") + content[4096:], "incomplete"),
+    ):
+        (tmp_path / "a.h5").write_bytes(old)
+        with pytest.raises(CacheError, match=reason):
+            CacheWriter.open(tmp_path / "a.h5", spec, reuse=tmp_path / "a.h5")
+        assert (tmp_path / "a.h5").read_bytes() == old
+    (tmp_path / "a.h5").unlink()
+    for old, reason in (("none.h5", "no cache at"), (".", "not a file")):
+        with pytest.raises(CacheError, match=reason):
+            CacheWriter.open(tmp_path / "a.h5", spec, reuse=tmp_path / old)
+    assert [p.name for p in tmp_path.iterdir()] == ["b.h5"]
+
+
+def sha(text: bytes) -> bytes:
+    import hashlib
+
+    return hashlib.sha256(text).hexdigest().encode()
+
+
+def test_another_target_is_replaced_only_if_asked_to(tmp_path: Path) -> None:
+    spec, rows = spec_of(OLD)
+    fill(tmp_path / "old.h5", spec, rows)
+    other, _ = spec_of(OLD, identity={"backbone": "resnet50"})
+    fill(tmp_path / "a.h5", other, rows)
+    with pytest.raises(CacheMismatchError, match="--overwrite"):
+        CacheWriter.open(tmp_path / "a.h5", spec, reuse=tmp_path / "old.h5")
+    with CacheWriter.open(
+        tmp_path / "a.h5", spec, reuse=tmp_path / "old.h5", overwrite=True
+    ) as writer:
+        assert not writer.missing().any()
+        writer.finish()
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "old.h5").read_bytes()
+
+
+# Stops.
+
+APPENDED = [*range(70), 80, 81]
+
+
+def append(target: Path, spec: CacheSpec, rows: np.ndarray) -> None:
+    with CacheWriter.open(target, spec, reuse=target) as writer:
+        write_missing(writer, rows)
+        writer.finish()
+
+
+def test_stops_at_any_call(tmp_path: Path) -> None:
+    """A full disk and a kill, at each call that changes the disk; then the same again."""
+    spec, rows = spec_of(range(70), WIDE, "float32")
+    target = tmp_path / "a" / "a.h5"
+    fill(target, spec, rows)
+    old = target.read_bytes()
+    spec, rows = spec_of(APPENDED, WIDE, "float32")
+    new = whole(tmp_path, spec, rows)
+    n_calls = [0]
+    with seam(lambda *_: n_calls.__setitem__(0, n_calls[0] + 1)):
+        append(target, spec, rows)
+    n_resumed = 0
+    for n in range(n_calls[0]):
+        for is_killed in (False, True):
+            target.write_bytes(old)
+            if is_killed:
+                kill_at(n, lambda: append(target, spec, rows))
+            else:
+                with (
+                    seam(FailAt(n, errno.ENOSPC)),
+                    pytest.raises(CacheError, match=r"free some space"),
+                ):
+                    append(target, spec, rows)
+            assert target.read_bytes() in (old, new)
+            n_resumed += bool(find_partials(target))
+            append(target, spec, rows)
+            assert target.read_bytes() == new
+            assert [p.name for p in target.parent.iterdir()] == ["a.h5"]
+    assert n_resumed > n_calls[0]
+
+
+def kill_at(n: int, run: Any) -> None:
+    left = [n]
+
+    def hook(*_: object) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:  # pragma: no cover
+        with seam(hook):
+            run()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def test_a_partial_file_is_resumed_and_the_rest_reused(tmp_path: Path) -> None:
+    spec, rows = spec_of(OLD)
+    target = tmp_path / "a.h5"
+    fill(target, spec, rows)
+    spec, rows = spec_of([*OLD, *range(50, 60)])
+    with CacheWriter.open(target, spec, overwrite=True) as writer:
+        writer.write(30, rows[30:45])
+    with CacheWriter.open(target, spec, reuse=target) as writer:
+        assert np.flatnonzero(writer.missing()).tolist() == [45, 46, 47, 48, 49]
+        assert "15 of 50 rows are there" in writer.notices[0]
+        assert writer.notices[1] == f"reused: 30 of 50 rows from {target}"
+    with CacheWriter.open(target, spec, reuse=target) as writer:
+        assert writer.missing().sum() == 5
+        write_missing(writer, rows)
+        writer.finish()
+    assert target.read_bytes() == whole(tmp_path, spec, rows)
+
+
+# Changed images are named.
+
+
+def test_changed_images_are_named(tmp_path: Path) -> None:
+    spec, rows = spec_of(OLD)
+    fill(tmp_path / "a.h5", spec, rows)
+    digests = spec.image_digests.copy()
+    digests[3:10] ^= 1
+    paths = [f"{key}.png" for key in [*OLD[:38], 50, 51]]
+    spec, _ = spec_of(OLD, image_digests=digests, paths=paths)
+    with pytest.raises(CacheMismatchError) as caught:
+        CacheWriter.open(tmp_path / "a.h5", spec)
+    assert caught.value.differences[1:] == (
+        "7 images changed: 3.png, 4.png, 5.png, 6.png, 7.png, ...",
+        "2 images added: 50.png, 51.png",
+        "2 images removed: 38.png, 39.png",
+    )
+    spec, _ = spec_of([*OLD, 50])
+    with pytest.raises(CacheMismatchError, match="  1 image added: 50.png$"):
+        CacheWriter.open(tmp_path / "a.h5", spec)
+
+
+def test_another_order_is_no_change_of_images(tmp_path: Path) -> None:
+    spec, rows = spec_of(OLD)
+    fill(tmp_path / "a.h5", spec, rows)
+    spec, _ = spec_of(OLD[::-1], identity=spec.identity)
+    with pytest.raises(CacheMismatchError, match="images: the same ones in another order"):
+        CacheWriter.open(tmp_path / "a.h5", spec)
+
+
+def test_a_partial_of_changed_images_is_not_resumed(tmp_path: Path) -> None:
+    spec, rows = spec_of(OLD)
+    with CacheWriter.open(tmp_path / "a.h5", spec) as writer:
+        writer.write(0, rows[:20])
+    digests = spec.image_digests.copy()
+    digests[3, 3] ^= 1
+    spec, _ = spec_of(OLD, image_digests=digests)
+    with CacheWriter.open(tmp_path / "a.h5", spec) as writer:
+        assert writer.missing().all()
+        assert "other paths, labels, class names or images" in writer.notices[0]
+
+
+def test_digests_are_stored_and_checked(tmp_path: Path) -> None:
+    spec, rows = spec_of(OLD)
+    fill(tmp_path / "a.h5", spec, rows)
+    with Cache.open(tmp_path / "a.h5") as cache:
+        np.testing.assert_array_equal(cache.image_digests, digests_of(OLD))
+        with pytest.raises(ValueError, match="read-only"):
+            cache.image_digests[0] = 0
+    assert make_spec(image_digests=np.zeros((0, 32), "u1")).image_digests.shape == (40, 32)
+    for wrong in (np.zeros((39, 32), "u1"), np.zeros((40, 32)), np.zeros(40, "u1")):
+        with pytest.raises(CacheError, match=r"image_digests must be \(40, 32\) uint8, not"):
+            spec_of(OLD, image_digests=wrong)
+    assert len(make_rows(spec)) == 40

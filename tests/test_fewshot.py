@@ -1,0 +1,102 @@
+"""Draws are stratified, nested, seeded and never change silently."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featx.errors import ProtocolError, UsageError
+from featx.fewshot import draw_subset, split_holdout, subset_hash
+
+TWENTY = [0, 1] * 10
+
+
+def test_a_draw_never_changes():
+    """Literal rows: every subset hash in every report depends on them."""
+    assert draw_subset(TWENTY, 3, seed=0).tolist() == [3, 4, 7, 8, 12, 19]
+    assert split_holdout(TWENTY, 0.2, seed=0)[1].tolist() == [2, 5, 10, 15]
+    assert subset_hash([1, 2]) == hashlib.sha256(struct.pack("<qq", 1, 2)).hexdigest()
+
+
+labels = st.lists(st.integers(-1, 4), min_size=1, max_size=120)
+
+
+@given(labels, st.integers(0, 2**40), st.data())
+def test_draws_are_stratified_and_nested(y, seed, data):
+    y = np.array(y)
+    counts = np.array([np.sum(y == c) for c in np.unique(y[y >= 0])])
+    if not counts.size:
+        assert draw_subset(y, None, seed=seed).size == 0
+        return
+    large = data.draw(st.integers(1, int(counts.min())))
+    small = data.draw(st.integers(1, large))
+    few, many = draw_subset(y, small, seed=seed), draw_subset(y, large, seed=seed)
+    assert set(few) <= set(many) <= set(draw_subset(y, None, seed=seed))
+    for rows, k in ((few, small), (many, large)):
+        assert rows.dtype == np.int64
+        assert np.array_equal(rows, np.unique(rows))
+        assert (np.bincount(y[rows])[np.unique(y[rows])] == k).all()
+        assert set(y[rows]) == set(y[y >= 0])
+
+
+@given(labels, st.integers(0, 99))
+def test_a_class_does_not_depend_on_the_others(y, seed):
+    y = np.array([*y, 2, 2, 2])
+    alone = np.where(y == 2, 2, -1)
+    drawn = draw_subset(np.where(y >= 0, y, -1), 1, seed=seed)
+    assert draw_subset(alone, 1, seed=seed)[0] in drawn
+
+
+@given(labels, st.floats(0.01, 0.99), st.integers(0, 99))
+def test_a_holdout_shares_nothing_and_keeps_every_class_on_both_sides(y, fraction, seed):
+    y = np.array([*y, *range(5), *range(5)])
+    train, test = split_holdout(y, fraction, seed=seed)
+    assert not set(train) & set(test)
+    assert set(train) | set(test) == set(np.flatnonzero(y >= 0))
+    assert set(y[train]) == set(y[test]) == set(range(5))
+
+
+def test_other_seeds_draw_other_rows():
+    y = np.zeros(1000, dtype=int)
+    assert draw_subset(y, 100, seed=0).tolist() != draw_subset(y, 100, seed=1).tolist()
+    assert draw_subset(y, 200, seed=0).tolist() != split_holdout(y, 0.2, seed=0)[1].tolist()
+
+
+def test_invalid_rows_are_not_drawn():
+    valid = np.arange(20) >= 10
+    assert draw_subset(TWENTY, None, seed=0, valid=valid).tolist() == list(range(10, 20))
+    assert draw_subset(TWENTY, 5, seed=0, valid=valid).min() >= 10
+    train, test = split_holdout(TWENTY, 0.5, seed=0, valid=valid)
+    assert min(train.min(), test.min()) >= 10
+
+
+def test_too_few_rows_name_the_class_the_count_and_what_works():
+    with pytest.raises(ProtocolError, match="'dog' has 3 usable .* the 4 .* works is 3"):
+        draw_subset([0, 0, 0, 0, 1, 1, 1], 4, seed=0, class_names=["cat", "dog"])
+    with pytest.raises(ProtocolError, match="'dog' has 0 usable"):
+        draw_subset([0, 0], 1, seed=0, class_names=["cat", "dog"])
+    with pytest.raises(ProtocolError, match="class 1 has 0"):
+        draw_subset([0, 1], 1, seed=0, valid=[True, False])
+    with pytest.raises(ProtocolError, match="no labelled"):
+        draw_subset([-1, -1], 1, seed=0)
+    with pytest.raises(ProtocolError, match="single usable"):
+        split_holdout([0, 0, 1], 0.5, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("k", "seed", "text"), [(0, 0, "per_class is 0"), (-3, 0, "-3"), (1, -1, "seed is -1")]
+)
+def test_wrong_numbers(k, seed, text):
+    with pytest.raises(UsageError, match=text):
+        draw_subset([0, 1], k, seed=seed)
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.5, 2])
+def test_wrong_fractions(fraction):
+    with pytest.raises(UsageError, match="fraction"):
+        split_holdout([0, 0], fraction, seed=0)
