@@ -25,12 +25,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from featx.store import Cache, CacheSpec, CacheWriter
+from featx.store import Cache, CacheSpec, CacheWriter, FeatureArray
 from featx.store.archive import CODECS
 from featx.store.pack import pack_cache
 from featx.store.unpack import unpack_cache
 
 GROUP_BYTES = 8 << 20  # as the store commits
+READERS = ("featx", "numpy.memmap", "chunked h5py")
 Row = tuple[str, str, str, str, str]
 Timed = Callable[[], float]
 
@@ -156,52 +157,63 @@ def measure_reading(folder: Path, options: argparse.Namespace) -> list[Row]:
     """Random rows and a full scan, with warm and with cold pages."""
     n_rows, n_features = options.read_rows, options.values[0]
     rows = make_rows(n_rows, n_features)
-    paths = {name: folder / name for name in ("read.h5", "read.bin", "chunked.h5")}
-    with CacheWriter.open(paths["read.h5"], make_spec(n_rows, n_features)) as writer:
+    paths = [folder / name for name in ("read.h5", "read.bin", "chunked.h5")]
+    with CacheWriter.open(paths[0], make_spec(n_rows, n_features)) as writer:
         writer.write(0, rows)
         writer.finish()
-    rows.tofile(paths["read.bin"])
-    with h5py.File(paths["chunked.h5"], "w") as file:
+    rows.tofile(paths[1])
+    with h5py.File(paths[2], "w") as file:
         file.create_dataset("features", data=rows, chunks=True)
-    wanted = np.random.default_rng(1).permutation(n_rows)[: options.gather]
-    ordered = np.sort(wanted)  # h5py takes no others
-    step = max(1, GROUP_BYTES // (2 * n_features))
-    spans = [(i, min(i + step, n_rows)) for i in range(0, n_rows, step)]
-    cache = Cache.open(paths["read.h5"])
-    mapped = np.memmap(paths["read.bin"], np.float16, "r", shape=rows.shape)
-    file = h5py.File(paths["chunked.h5"], "r")
-    chunked = file["features"]
-    assert np.array_equal(cache.X[wanted], mapped[wanted])  # noqa: S101
-    actions = {
-        f"gather {len(wanted):,} of {n_rows:,} x {n_features:,}": (
-            len(wanted),
-            lambda: cache.X[wanted],
-            lambda: np.array(mapped[wanted]),
+    table: list[Row] = []
+    with Cache.open(paths[0]) as cache, h5py.File(paths[2], "r") as file:
+
+        def mapped() -> np.memmap:  # anew each time: pages that are mapped cannot be dropped
+            return np.memmap(paths[1], np.float16, "r", shape=rows.shape)
+
+        wanted = np.random.default_rng(1).permutation(n_rows)[: options.gather]
+        assert np.array_equal(cache.X[wanted], rows[wanted])
+        actions = reading_actions(cache.X, mapped, file["features"], wanted)
+        for what, functions in actions.items():
+            n = n_rows if what == "scan" else len(wanted)
+            for state in ("warm", "cold"):
+                contenders = {
+                    name: reading(function, path, is_cold=state == "cold")
+                    for name, function, path in zip(READERS, functions, paths, strict=True)
+                }
+                title = f"{what} {n:,} of {n_rows:,} x {n_features:,}, {state}"
+                table += compare(title, n * 2 * n_features, options.repeats, contenders)
+    return table
+
+
+def reading_actions(
+    features: FeatureArray, mapped: Callable[[], np.memmap], chunked: h5py.Dataset, rows: np.ndarray
+) -> dict[str, tuple[Callable[[], object], ...]]:
+    """Ways to read, each in the order of `READERS`."""
+    ordered = np.sort(rows)  # h5py takes no others
+    step = max(1, GROUP_BYTES // (2 * features.shape[1]))
+    spans = [slice(i, i + step) for i in range(0, len(features), step)]
+
+    def scan_mapped() -> list[np.ndarray]:
+        array = mapped()
+        return [np.array(array[span]) for span in spans]
+
+    return {
+        "gather": (
+            lambda: features[rows],
+            lambda: np.array(mapped()[rows]),
             lambda: chunked[ordered],
         ),
-        f"scan {n_rows:,} x {n_features:,}": (
-            n_rows,
-            lambda: [cache.X[a:b] for a, b in spans],
-            lambda: [np.array(mapped[a:b]) for a, b in spans],
-            lambda: [chunked[a:b] for a, b in spans],
+        "gather in order": (
+            lambda: features[ordered],
+            lambda: np.array(mapped()[ordered]),
+            lambda: chunked[ordered],
+        ),
+        "scan": (
+            lambda: [features[span] for span in spans],
+            scan_mapped,
+            lambda: [chunked[span] for span in spans],
         ),
     }
-    table: list[Row] = []
-    for what, (n, *functions) in actions.items():
-        for state in ("warm", "cold"):
-            contenders = {
-                name: reading(function, path, is_cold=state == "cold")
-                for name, function, path in zip(
-                    ("featx", "numpy.memmap", "chunked h5py"),
-                    functions,
-                    paths.values(),
-                    strict=True,
-                )
-            }
-            table += compare(f"{what}, {state}", n * 2 * n_features, options.repeats, contenders)
-    file.close()
-    cache.close()
-    return table
 
 
 def reading(function: Callable[[], object], path: Path, *, is_cold: bool) -> Timed:

@@ -207,6 +207,11 @@ CASES: dict[str, tuple[str, Change | None, str]] = {
         lambda f: f.create_dataset("digests", data=np.zeros((2, 32), "u1")),
         "'digests' has the shape",
     ),
+    "fewer images": (
+        "image_sha256",
+        lambda f: f.create_dataset("image_sha256", data=np.zeros((39, 32), "u1")),
+        "'image_sha256' has the shape",
+    ),
     "attributes on a dataset": (
         "",
         lambda f: f["labels"].attrs.create("x", 1),

@@ -101,25 +101,20 @@ class StoreMachine(RuleBasedStateMachine):
     def start(self, n: int) -> None:
         self.images = [(i, 0) for i in range(n)]
 
-    @precondition(lambda self: self.writer is None and len(self.images) < 9)
-    @rule(n=st.integers(1, 3))
-    def append_images(self, n: int) -> None:
-        first = max(number for number, _ in self.images) + 1
-        self.images += [(first + i, 0) for i in range(n)]
-
     @precondition(lambda self: self.writer is None)
-    @rule(data=st.data())
-    def change_image(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), change=st.sampled_from(["append", "edit", "remove", "move"]))
+    def change_images(self, data: st.DataObject, change: str) -> None:
         at = data.draw(st.integers(0, len(self.images) - 1))
         number, version = self.images[at]
-        self.images[at] = (number, version + 1)
-
-    @precondition(lambda self: self.writer is None and len(self.images) > 1)
-    @rule(data=st.data())
-    def remove_or_move_image(self, data: st.DataObject) -> None:
-        name = self.images.pop(data.draw(st.integers(0, len(self.images) - 1)))
-        if data.draw(st.booleans()):
-            self.images.insert(0, name)
+        if change == "append" and len(self.images) < 10:
+            first = max(number for number, _ in self.images) + 1
+            self.images += [(first, 0), (first + 1, 0)]
+        elif change == "edit":
+            self.images[at] = (number, version + 1)
+        elif change == "remove" and len(self.images) > 1:
+            del self.images[at]
+        elif change == "move":
+            self.images.insert(0, self.images.pop(at))
 
     # Runs.
 
@@ -180,14 +175,17 @@ class StoreMachine(RuleBasedStateMachine):
         self.took_up(writer, safe | (good - lost), safe | good)
 
     @precondition(lambda self: self.writer is not None)
-    @rule(data=st.data())
-    def write(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), is_committed=st.booleans())
+    def write(self, data: st.DataObject, is_committed: bool) -> None:
         assert self.writer is not None
         todo = [row for row, status in enumerate(self.writer._ledger.status) if status == 0]
         if todo:
             start = data.draw(st.sampled_from(todo))
             n = data.draw(st.integers(1, 3))
             self.write_rows([row for row in todo if start <= row < start + n])
+        if is_committed:
+            self.writer.commit()
+            assert not (self.writer.missing() & (self.writer._ledger.status != 0)).any()
 
     def write_rows(self, rows: list[int]) -> None:
         assert self.writer is not None
@@ -196,13 +194,6 @@ class StoreMachine(RuleBasedStateMachine):
             failed = {row: f"{name} is bad"} if fails(name) else {}
             self.writer.write(row, row_of(name)[np.newaxis], failed)
 
-    @precondition(lambda self: self.writer is not None)
-    @rule()
-    def commit(self) -> None:
-        assert self.writer is not None
-        self.writer.commit()
-        assert not (self.writer.missing() & (self.writer._ledger.status != 0)).any()
-
     def remember(self) -> None:
         assert self.writer is not None
         missing = self.writer.missing()
@@ -210,8 +201,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.safe[self.key()] = safe
 
     @precondition(lambda self: self.writer is not None)
-    @rule(is_power_lost=st.booleans())
-    def kill(self, is_power_lost: bool) -> None:
+    @rule(is_power_lost=st.booleans(), is_resumed=st.booleans())
+    def kill(self, is_power_lost: bool, is_resumed: bool) -> None:
         assert self.writer is not None
         self.remember()
         writer, self.writer = self.writer, None
@@ -219,6 +210,8 @@ class StoreMachine(RuleBasedStateMachine):
             os.close(fd)
         if is_power_lost:
             self.unsynced.lose()
+        if is_resumed:
+            self.open_to_overwrite()
 
     @precondition(lambda self: self.writer is not None)
     @rule()
