@@ -70,8 +70,11 @@ class Bar:
             if note:
                 self._tqdm.set_postfix_str(note, refresh=False)
             self._tqdm.update(n)
-        elif time.monotonic() - self._printed >= _SECONDS_BETWEEN_LINES:
+        elif self.done < self.total and self._is_due():
             self._line()
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._printed >= _SECONDS_BETWEEN_LINES
 
     def _line(self) -> None:
         self._printed = time.monotonic()

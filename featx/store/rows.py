@@ -12,8 +12,8 @@ from featx.store.spec import CacheSpec
 
 __all__ = ["as_stored", "check_rows"]
 
-# All bits of the exponent: set in infinity and NaN alone.
-_EXPONENT: Final = {2: 0x7C00, 4: 0x7F800000}
+# The bits of infinity, by the size of the float in bytes.
+_INFINITY: Final = {2: 0x7C00, 4: 0x7F800000}
 
 
 def check_rows(spec: CacheSpec, start: int, rows: np.ndarray, failed: Mapping[int, str]) -> None:
@@ -74,10 +74,12 @@ def as_stored(
     with np.errstate(over="ignore", invalid="ignore"):
         stored = np.array(rows, dtype=dtype, order="C", copy=True if failed else None)
     indices = [row - start for row in failed]
-    stored[indices] = np.nan
-    exponent = _EXPONENT[dtype.itemsize]
+    if indices:
+        stored[indices] = np.nan
+    # Without the sign, the bits of infinity are the least of all that are not finite.
     bits = stored.view(f"<u{dtype.itemsize}")
-    is_bad = ((bits & exponent) == exponent).any(axis=1)
+    magnitude = bits & bits.dtype.type((1 << (8 * dtype.itemsize - 1)) - 1)
+    is_bad = magnitude.max(axis=1) >= _INFINITY[dtype.itemsize]
     is_bad[indices] = False
     if is_bad.any():
         raise CacheError(_complaint(rows, dtype, start, np.flatnonzero(is_bad)))
