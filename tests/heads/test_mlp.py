@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 from head_data import features
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 
 from featx.heads import FitOptions, RowSpace
@@ -19,11 +22,13 @@ def test_predictions_are_those_of_the_network_on_coordinates(shape):
     rows, dual = space.coordinates
     scale = 1 / np.sqrt(np.mean(rows**2))
     plain = MLPClassifier(alpha=MLP.alpha, random_state=3, max_iter=MLP.max_iter)
-    new, labels = features(40, *shape[1:], seed=0, noise=1.0)
+    new, _ = features(40, *shape[1:], seed=0, noise=1.0)
     projected = new.astype(np.float64) @ (np.eye(shape[1]) if dual is None else space.to_raw(dual))
-    if not fit.converged:
-        pytest.fail(f"choose easier data: {fit.notes}")
-    plain.fit((rows * scale).astype(np.float32), y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        plain.fit((rows * scale).astype(np.float32), y)
+    assert fit.converged == (plain.n_iter_ < MLP.max_iter)
+    assert fit.n_iter == plain.n_iter_
     assert np.array_equal(
         fit.model.predict(new), plain.predict((projected * scale).astype(np.float32))
     )
@@ -35,7 +40,6 @@ def test_predictions_are_those_of_the_network_on_coordinates(shape):
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
         assert np.allclose(odds / odds.sum(axis=1, keepdims=True), chances, atol=1e-4)
     assert np.mean(fit.model.predict(X) == y) > 0.9
-    assert labels.size == 40
 
 
 def test_a_fit_that_stops_early_says_so():

@@ -1,0 +1,159 @@
+"""Whole evaluations on small caches, recomputed with plain scikit-learn."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+from memory_cache import make_cache
+from sklearn.metrics import confusion_matrix, f1_score, precision_score
+from sklearn.svm import LinearSVC
+
+from featx.errors import ProtocolError, UsageError
+from featx.evaluate import Pair, Settings, evaluate
+from featx.evaluate.output import json_text
+from featx.evaluate.reading import require_unseen
+from featx.progress import Reporter
+
+
+def run(pair, **settings):
+    stream = io.StringIO()
+    results = evaluate(pair, Settings(**settings), reporter=Reporter(quiet=True, stream=stream))
+    return results, stream.getvalue()
+
+
+@pytest.mark.parametrize("k", [4, 15], ids=["draws apart", "draws that share a pool"])
+@pytest.mark.parametrize("split", ["test", "all"])
+def test_a_reported_score_can_be_computed_again_from_what_was_stored(pair, split, k):
+    if split == "all":
+        whole = make_cache(90, split="all")
+        pair = Pair(whole, whole)
+    results, _ = run(pair, per_class=(k,), repeats=2, seed=3)
+    record = json.loads(json_text(results[1]))
+    rows, test_rows = np.array(record["train_rows"]), record["test_rows"]
+    test_rows = np.arange(45) if test_rows == "all" else np.array(test_rows)
+    assert len(rows) == 3 * k
+    if split == "all":
+        assert not set(rows) & set(test_rows)
+        assert len(test_rows) == 18
+    plain = LinearSVC(C=record["fit"]["C"], tol=1e-8, max_iter=100_000)
+    plain.fit(pair.train.X[rows].astype(float), pair.train.y[rows])
+    guess = plain.predict(pair.test.X[test_rows].astype(float))
+    truth = pair.test.y[test_rows]
+    assert record["fit"]["acc1"] == np.mean(guess == truth)
+    assert record["fit"]["macro_f1"] == pytest.approx(f1_score(truth, guess, average="macro"))
+    assert record["confusion_matrix"] == confusion_matrix(truth, guess).tolist()
+    assert record["per_class"]["precision"] == pytest.approx(
+        precision_score(truth, guess, average=None, zero_division=0)
+    )
+    assert record["per_class"]["support"] == np.bincount(truth).tolist()
+    assert record["fit"]["cv_accuracy"] == max(np.mean(record["cv"]["accuracy"], axis=1))
+    assert record["fit"]["seed"] == 4
+
+
+def test_one_result_for_every_head_size_and_draw(pair):
+    seen = []
+    settings = Settings(heads=("svm", "logreg", "mlp"), per_class=(2, 5), repeats=2)
+    results = evaluate(pair, settings, sink=lambda result, fit: seen.append((result, fit)))
+    assert [result for result, _ in seen] == results
+    assert len({r.fit_id for r in results}) == len(results) == 12
+    assert all(fit.model.predict(pair.test.X).shape == (45,) for _, fit in seen)
+    for result in results:
+        assert (result.C is None) == (result.clf == "mlp")
+        assert result.n_train == 3 * int(result.per_class)
+        assert result.n_features == 100
+        assert min(result.fit_seconds, result.predict_seconds) > 0
+
+
+def test_results_repeat(pair):
+    first, second = (run(pair, heads=("logreg", "mlp"), per_class=(5,), repeats=1)[0] for _ in "ab")
+    for one, two in zip(first, second, strict=True):
+        assert (one.fit_id, one.acc1, one.C, one.n_iter) == (
+            two.fit_id,
+            two.acc1,
+            two.C,
+            two.n_iter,
+        )
+
+
+def test_the_test_split_has_no_part_in_the_fit(pair):
+    before, _ = run(pair, per_class=(5,), repeats=1)
+    pair.test.y[:] = pair.test.y[::-1].copy()
+    after, _ = run(pair, per_class=(5,), repeats=1)
+    assert (before[0].C, before[0].cv_accuracy) == (after[0].C, after[0].cv_accuracy)
+    assert before[0].acc1 != after[0].acc1
+
+
+def test_unusable_rows_take_no_part_and_are_counted(pair):
+    for cache, rows in ((pair.train, [0, 7]), (pair.test, [3])):
+        cache.status[rows] = 2
+        cache.X[rows] = np.nan
+    pair.test.y[5] = -1
+    results, text = run(pair, per_class=("all",))
+    assert results[0].n_train == 58
+    assert results[0].n_test == 43
+    assert "2 rows of cache/farm-train.h5 are unusable" in text
+    assert "2 rows of cache/farm-test.h5" in text
+    assert 0 not in results[0].detail["train_rows"]
+    assert results[0].detail["test_rows"] == [i for i in range(45) if i not in (3, 5)]
+
+
+def test_nan_in_a_used_row_is_an_error_that_names_it(pair):
+    pair.test.X[17, 4] = np.nan
+    with pytest.raises(ProtocolError, match=r"NaN or infinity \(rows 17\)"):
+        run(pair, per_class=("all",))
+    pair.test.X[17, 4] = 0
+    pair.train.X[[31, 40], 4] = np.inf
+    with pytest.raises(ProtocolError, match=r"2 rows .* \(rows 31, 40\)"):
+        run(pair, per_class=("all",))
+
+
+def test_a_head_is_never_scored_on_rows_it_was_fitted_on(pair, monkeypatch):
+    require_unseen(("a", np.array([1, 2])), ("b", np.array([2, 3])))
+    require_unseen(("a", np.array([1, 2])), ("a", np.array([3])))
+    with pytest.raises(ProtocolError, match="1 rows would be scored .* first is 2"):
+        require_unseen(("a", np.array([1, 2])), ("a", np.array([2, 3])))
+    same = Pair(pair.train, pair.train)
+    monkeypatch.setattr(Pair, "split", lambda *_: (np.ones(60, bool), np.arange(60)))
+    with pytest.raises(ProtocolError, match="would be scored"):
+        run(same, per_class=(5,))
+
+
+def test_twins_across_the_splits_are_counted(pair):
+    pair.test.X[[2, 4, 6]] = pair.train.X[[2, 4, 4]]
+    results, text = run(pair, per_class=("all",))
+    assert "2 of 60 images fitted on have a twin among the test images" in text
+    assert any("twin" in notice for notice in results[0].detail["notices"])
+    clean = Pair(make_cache(), make_cache(45, split="test"))
+    assert "twin" not in run(clean, per_class=("all",))[1]
+
+
+def test_too_few_images_name_the_class(pair):
+    with pytest.raises(ProtocolError, match="'ant' has 20 .* largest number that works is 20"):
+        run(pair, per_class=(21,))
+
+
+def test_no_test_rows(pair):
+    pair.test.y[:] = -1
+    with pytest.raises(ProtocolError, match="no test image"):
+        run(pair)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"heads": ("swm",)}, "did you mean svm"),
+        ({"per_class": (0,)}, "per_class is 0"),
+        ({"per_class": ("some",)}, "per_class is 'some'"),
+        ({"repeats": 0}, "repeats is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"folds": 1}, "folds is 1"),
+        ({"C": 0.0}, "C is 0"),
+        ({"holdout": 1.0}, "holdout is 1"),
+    ],
+)
+def test_settings_that_do_not_fit(settings, text):
+    with pytest.raises(UsageError, match=text):
+        Settings(**settings)

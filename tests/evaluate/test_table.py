@@ -1,0 +1,64 @@
+"""The summary: means, and two uncertainties that are kept apart."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from statistics_by_hand import wilson_half_width
+
+from featx.evaluate import Settings, evaluate, format_table, summarise
+
+
+@pytest.fixture
+def results(pair):
+    base = evaluate(pair, Settings(per_class=(2,), repeats=1, C=0.01))[0]
+    values = (0.5, 0.6, 0.7)
+    return [
+        replace(base, repeat=i, acc1=a, n_test=100, fit_seconds=float(i), C=10.0**i)
+        for i, a in enumerate(values)
+    ]
+
+
+def test_intervals_over_draws_and_over_test_images(results):
+    line = summarise(results).iloc[0]
+    assert line["accuracy"] == pytest.approx(0.6)
+    low, high = stats.t.interval(0.95, 2, loc=0.6, scale=stats.sem([0.5, 0.6, 0.7]))
+    assert line["± draws"] == pytest.approx((high - low) / 2)
+    assert line["± test"] == pytest.approx(wilson_half_width(60, 100))
+    assert line["± test"] == pytest.approx(0.0942, abs=1e-4)
+    assert (line["repeats"], line["C"], line["seconds"]) == (3, 10.0, 1.0)
+
+
+def test_one_line_for_each_system_and_size(results):
+    more = [replace(results[0], clf="mlp", C=None), replace(results[0], per_class="all")]
+    table = summarise([*results, *more, replace(results[0], input_size=64)])
+    assert table["repeats"].tolist() == [3, 1, 1, 1]
+    assert np.isnan(table["± draws"].tolist()[1])
+    assert table["per class"].tolist() == ["2", "2", "all", "2"]
+
+
+def test_the_text_is_aligned_and_tells_the_notes(results):
+    noted = replace(results[0], clf="mlp", C=None, notes="no test split: 20%; stopped")
+    text = format_table(summarise([*results, noted])).splitlines()
+    head, rule, svm, mlp = text[:4]
+    names = ["data", "backbone", "layer", "dim", "head", "per class", "repeats", "accuracy"]
+    assert head.split() == " ".join([*names, "± draws", "± test", "C", "seconds"]).split()
+    assert len(rule) == len(head) == len(svm) == len(mlp)
+    assert "0.600" in svm
+    assert svm.split()[:4] == ["farm", "net", "last", "100"]
+    assert " - " in mlp
+    assert text[4:] == [
+        "mlp: no test split: 20% (1 of 4 fits)",
+        "mlp: stopped (1 of 4 fits)",
+    ]
+
+
+def test_a_table_read_from_disk_is_summarised_likewise(results):
+    frame = pd.DataFrame([result.row() for result in results])
+    assert format_table(summarise(frame)) == format_table(summarise(results))
+    assert summarise([]).empty
+    assert format_table(summarise([])).startswith("data")
