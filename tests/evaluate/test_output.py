@@ -7,8 +7,10 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Thread
 
 import pytest
+from filelock import FileLock
 
 from featx.evaluate import COLUMNS, ResultsFolder, Settings, evaluate, read_results
 
@@ -88,6 +90,18 @@ def test_many_writers(results, tmp_path):
         list(pool.map(lambda result: ResultsFolder(tmp_path).add(result), many))
     assert sorted(read_results(tmp_path / "results.csv")["repeat"]) == list(range(40))
     assert len(list((tmp_path / "fits").iterdir())) == 40
+
+
+def test_a_writer_waits_for_another(results, tmp_path):
+    folder = ResultsFolder(tmp_path)
+    writer = Thread(target=folder.add, args=(results[0],))
+    with FileLock(tmp_path / "results.csv.lock"):
+        writer.start()
+        writer.join(0.3)
+        assert writer.is_alive()
+        assert not folder.table.exists()
+    writer.join(10)
+    assert len(read_results(folder.table)) == 1
 
 
 def test_a_killed_run_keeps_what_it_has(tmp_path):
