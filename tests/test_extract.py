@@ -191,9 +191,18 @@ def test_an_unknown_policy_is_refused():
         Settings(on_error="ignore")
 
 
+# Whoever runs the tests in the background has SIGINT ignored, and children inherit that.
+RUN_FEATX = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from featx.cli import main
+sys.exit(main())
+"""
+
+
 def command(data: Path, cache: Path) -> list[str]:
     return [
-        *(sys.executable, "-m", "featx", "extract", "--backbone", "squeezenet1_0"),
+        *(sys.executable, "-c", RUN_FEATX, "extract", "--backbone", "squeezenet1_0"),
         *("--weights", "random", "--data", str(data), "--cache", str(cache)),
         *("--batch-size", "4", "--workers", "1"),
     ]
@@ -231,8 +240,6 @@ def test_a_stopped_extraction_goes_on_and_gives_the_same_file(tmp_path, number, 
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # Whoever runs the tests in the background has SIGINT ignored, and children inherit it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_for_journal(process, cache)
     if number == signal.SIGINT:
