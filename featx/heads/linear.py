@@ -168,7 +168,7 @@ def _logistic(codes: NDArray[np.int64], weights: Array) -> tuple[Loss, int]:
     return Logistic(targets[:, None, :], weights[:, :, None]), targets.shape[1]
 
 
-def _half_decades(middle: float) -> tuple[float, ...]:
+def _half_decades(middle: int) -> tuple[float, ...]:
     return tuple(float(10.0 ** (middle + step / 2)) for step in range(-4, 5))
 
 
@@ -186,7 +186,7 @@ SVM = LinearHead(
 LOGREG = LinearHead(
     name="logreg",
     estimator="sklearn.linear_model.LogisticRegression",
-    grid=_half_decades(1.5),
+    grid=_half_decades(1),
     intercept_penalty=0.0,
     loss=_logistic,
 )
