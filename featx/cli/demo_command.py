@@ -9,8 +9,7 @@ from featx.progress import Reporter
 
 __all__ = ["command"]
 
-BACKBONE, DATA = "efficientnet_lite0", "digits"
-PER_CLASS, REPEATS = (10, 50, 100), 3
+BACKBONE, DATA, PER_CLASS = "efficientnet_lite0", "digits", (10, 50, 100)
 
 
 @click.command()
@@ -30,15 +29,13 @@ def command(cache_dir: str, reports_dir: str, reporter: Reporter) -> None:
     click.echo(f"$ featx extract --backbone {BACKBONE} --data {DATA}")
     plan = extract_command.Plan(backbone=(BACKBONE,), data=DATA, cache_dir=cache_dir)
     extract_command.run(plan, reporter)
-    options = f"--per-class {sizes} --repeats {REPEATS} --data {DATA} --backbone {BACKBONE}"
-    click.echo(f"$ featx fit --clf svm {options}")
-    choice = fit_command.Choice(
+    click.echo(f"$ featx fit --clf svm --per-class {sizes} --data {DATA} --backbone {BACKBONE}")
+    question = fit_command.Choice(
         clf=("svm",),
         per_class=PER_CLASS,
-        repeats=REPEATS,
         data=(DATA,),
         backbone=(BACKBONE,),
         cache_dir=cache_dir,
         reports_dir=reports_dir,
     )
-    fit_command.run(choice, reporter)
+    fit_command.run(question, reporter)
