@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import version
+from typing import Any
 
 from featx.backbones import Backbone
 from featx.engines import Engine
@@ -49,10 +50,26 @@ def make_spec(
         With the identity from which the fingerprint is made.
     """
     digests = source.image_digests(reporter=reporter)
-    identity = {
+    return CacheSpec(
+        identity=_identity(source, backbone, engine, settings, source.content_id(digests)),
+        meta=_record(source, backbone, engine, settings),
+        labels=source.labels,
+        class_names=source.class_names,
+        paths=source.paths,
+        n_features=backbone.n_features,
+        dtype=settings.store_dtype,
+        image_digests=digests,
+    )
+
+
+def _identity(
+    source: Source, backbone: Backbone, engine: Engine, settings: Settings, content: str
+) -> dict[str, Any]:
+    """Everything that changes the values of the features, and nothing else."""
+    return {
         "schema": SCHEMA,
         "source": {
-            "content": source.content_id(digests),
+            "content": content,
             "n_images": len(source),
             "class_names": list(source.class_names),
         },
@@ -61,8 +78,14 @@ def make_spec(
         "precision": engine.precision,
         "store_dtype": settings.store_dtype,
     }
+
+
+def _record(
+    source: Source, backbone: Backbone, engine: Engine, settings: Settings
+) -> dict[str, Any]:
+    """Collect what a person, and a repair, want to know beside the identity."""
     weights = backbone.weights
-    meta = {
+    return {
         "data": source.name,
         "split": source.split,
         "sample": settings.sample.record(),
@@ -87,13 +110,3 @@ def make_spec(
         "request": dict(settings.request),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    return CacheSpec(
-        identity=identity,
-        meta=meta,
-        labels=source.labels,
-        class_names=source.class_names,
-        paths=source.paths,
-        n_features=backbone.n_features,
-        dtype=settings.store_dtype,
-        image_digests=digests,
-    )
