@@ -13,19 +13,13 @@ import numpy as np
 from featx.errors import ImageError, SourceError
 from featx.progress import SILENT, Reporter
 from featx.sources.base import Source
+from featx.sources.splits import in_order, split_of
 
 __all__ = ["ENDINGS", "FolderSource", "open_folder"]
 
 ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif"})
 """Endings of the files that are taken as images, in lower case."""
 
-_SPLIT_OF = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
 _IGNORED = frozenset({"thumbs.db", "desktop.ini", "__macosx"})  # besides all that is hidden
 _LAYOUT = (
     "featx reads <folder>/<class>/<image> or <folder>/train/<class>/<image> and test/ likewise"
@@ -137,7 +131,7 @@ def _find_splits(root: Path, left_out: _LeftOut, reporter: Reporter) -> dict[str
     are called like splits, or if it has folders and no images of its own.
     """
     folders, files = _entries(root, "")
-    named = [entry.name for entry in folders if entry.name.lower() in _SPLIT_OF]
+    named = [entry.name for entry in folders if split_of(entry.name)]
     if len(named) < len(folders):
         named = [name for name in named if _holds_classes(root, name)]
     if not named:
@@ -152,12 +146,12 @@ def _find_splits(root: Path, left_out: _LeftOut, reporter: Reporter) -> dict[str
 def _ordered_splits(root: Path, named: list[str]) -> dict[str, str]:
     prefixes: dict[str, str] = {}
     for name in named:
-        split = _SPLIT_OF[name.lower()]
+        split = split_of(name) or name
         if split in prefixes:
             both = _some([prefixes[split].rstrip("/"), name])
             raise SourceError(f"{str(root)!r} has both {both} for the split {split}: keep one")
         prefixes[split] = f"{name}/"
-    return {split: prefixes[split] for split in ("train", "val", "test") if split in prefixes}
+    return in_order(prefixes)
 
 
 def _holds_classes(root: Path, name: str) -> bool:

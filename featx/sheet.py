@@ -1,0 +1,114 @@
+"""A contact sheet: many small pictures in a grid, each with a line of text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from featx.errors import UsageError
+
+__all__ = ["contact_sheet", "save_sheet"]
+
+_GAP_PX = 6
+_TEXT_PX = 12
+_PAPER, _INK, _VOID = "white", "black", (224, 224, 224)
+
+
+def contact_sheet(
+    cells: Sequence[tuple[Image.Image | None, str]], *, columns: int = 10, cell_px: int = 96
+) -> Image.Image:
+    """Draw pictures in a grid, row by row.
+
+    Parameters
+    ----------
+    cells : sequence of (PIL.Image.Image or None, str)
+        Each picture, scaled to fit (small ones by whole factors of hard pixels), and its
+        caption, cut to fit; None, an image that cannot be read, is a grey square.
+    columns : int, default=10
+        Pictures in a row.
+    cell_px : int, default=96
+        Side of the square that each picture fits in.
+
+    Returns
+    -------
+    PIL.Image.Image
+        Mode RGB.
+    """
+    columns = max(1, min(columns, len(cells)))
+    n_rows = -(-len(cells) // columns)
+    step_x, step_y = cell_px + _GAP_PX, cell_px + _TEXT_PX + 2 * _GAP_PX
+    sheet = Image.new("RGB", (_GAP_PX + columns * step_x, _GAP_PX + n_rows * step_y), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(_TEXT_PX - 2)
+    for i, (picture, caption) in enumerate(cells):
+        left, top = _GAP_PX + i % columns * step_x, _GAP_PX + i // columns * step_y
+        if picture is None:
+            draw.rectangle((left, top, left + cell_px - 1, top + cell_px - 1), fill=_VOID)
+        else:
+            fitted = _fit(picture, cell_px)
+            at = left + (cell_px - fitted.width) // 2, top + (cell_px - fitted.height) // 2
+            sheet.paste(fitted, at)
+        draw.text((left, top + cell_px + 2), _cut(caption, draw, font, cell_px), _INK, font)
+    return sheet
+
+
+def _fit(picture: Image.Image, cell_px: int) -> Image.Image:
+    factor = cell_px // max(picture.size)
+    if factor >= 2:
+        size = picture.width * factor, picture.height * factor
+        return picture.resize(size, Image.Resampling.NEAREST)
+    return ImageOps.contain(picture, (cell_px, cell_px))
+
+
+def _cut(
+    text: str,
+    draw: ImageDraw.ImageDraw,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    width_px: int,
+) -> str:
+    # Names of files may hold what no font can draw, such as bytes that are not UTF-8.
+    text = text.encode("latin-1", "replace").decode("latin-1")
+    if draw.textlength(text, font) <= width_px:
+        return text
+    while text and draw.textlength(text + "...", font) > width_px:
+        text = text[:-1]
+    return text + "..."
+
+
+def save_sheet(sheet: Image.Image, path: Path) -> None:
+    """Write a picture; a file that is there is replaced only if it is a picture too.
+
+    Parameters
+    ----------
+    sheet : PIL.Image.Image
+        The picture.
+    path : Path
+        Its ending names the format.
+
+    Raises
+    ------
+    UsageError
+        If the ending is none of Pillow's, the folder is not there, or what is there is no picture.
+    """
+    ending = path.suffix.lower()
+    if ending not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise UsageError(f"{path}: the picture's name must end in .png, .jpg or .webp")
+    if path.exists() and not _is_picture(path):
+        raise UsageError(f"{path} is there and is no picture: it is not overwritten")
+    draft = path.with_name(f".{path.name}.new{ending}")
+    try:
+        sheet.save(draft)
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _is_picture(path: Path) -> bool:
+    try:
+        with Image.open(path):
+            return True
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,167 @@
+"""Which classes take part, and under which names: ``--classes``, ``--drop``, ``--map``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from featx.errors import UsageError, nearest
+from featx.fingerprint import fingerprint
+from featx.sources.base import Source
+
+__all__ = ["ClassChoice"]
+
+
+@dataclass(frozen=True)
+class ClassChoice:
+    """Renames classes, then keeps some of them.
+
+    Parameters
+    ----------
+    keep : tuple of str
+        Classes to keep, in this order of labels; empty keeps all.
+    drop : tuple of str
+        Classes to leave out.
+    rename : mapping of str to str
+        New names; two classes of the same new name become one.
+
+    Raises
+    ------
+    UsageError
+        If a class is both kept and dropped.
+
+    Examples
+    --------
+    >>> choice = ClassChoice(drop=("frog",), rename={"automobile": "car"})
+    >>> choice.apply(np.array([0, 1, 2]), ["automobile", "frog", "ship"])
+    (array([ 0, -1,  1]), ['car', 'ship'])
+    """
+
+    keep: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    rename: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        both = [name for name in self.keep if name in self.drop]
+        if both:
+            raise UsageError(f"class {both[0]!r} is both kept and dropped: leave one of them out")
+
+    @classmethod
+    def parse(
+        cls, keep: Iterable[str] = (), drop: Iterable[str] = (), rename: Iterable[str] = ()
+    ) -> ClassChoice:
+        """Read the words of the command line.
+
+        Parameters
+        ----------
+        keep, drop : iterable of str
+            Names of classes.
+        rename : iterable of str
+            ``OLD=NEW`` each.
+
+        Returns
+        -------
+        ClassChoice
+
+        Raises
+        ------
+        UsageError
+            If a word of `rename` has not that form, or an old name comes twice.
+        """
+        names: dict[str, str] = {}
+        for word in rename:
+            old, is_pair, new = word.partition("=")
+            if not (is_pair and old and new):
+                raise UsageError(f"--map takes OLD=NEW (automobile=car), not {word!r}")
+            if old in names:
+                raise UsageError(f"--map names {old!r} twice: a class gets one new name")
+            names[old] = new
+        return cls(tuple(keep), tuple(drop), names)
+
+    @property
+    def is_everything(self) -> bool:
+        """Whether nothing is changed."""
+        return not (self.keep or self.drop or self.rename)
+
+    @property
+    def tag(self) -> str:
+        """Short name of the choice for file names; empty where nothing is changed."""
+        if self.is_everything:
+            return ""
+        record = {"keep": self.keep, "drop": self.drop, "rename": dict(self.rename)}
+        return f"classes{fingerprint(record)[:6]}"
+
+    def apply(self, labels: np.ndarray, class_names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+        """Give new labels and names.
+
+        Parameters
+        ----------
+        labels : ndarray of int64, shape (N,)
+            Index into `class_names`; -1 is unknown.
+        class_names : sequence of str
+            In the order of the labels.
+
+        Returns
+        -------
+        labels : ndarray of int64, shape (N,)
+            -1 where the class was left out, or unknown before.
+        class_names : list of str
+            Those kept, in the order of `keep`, or in their old order.
+
+        Raises
+        ------
+        UsageError
+            If a class is named that is not there, or fewer than two stay.
+        """
+        _require("--map", self.rename, class_names)
+        renamed = [self.rename.get(name, name) for name in class_names]
+        present = list(dict.fromkeys(renamed))
+        _require("--classes", self.keep, present)
+        _require("--drop", self.drop, present)
+        kept = [name for name in dict.fromkeys(self.keep or present) if name not in self.drop]
+        if len(kept) < 2:
+            raise UsageError(f"{len(kept)} of {len(present)} classes stay: a classifier needs two")
+        index = {name: i for i, name in enumerate(kept)}
+        # One entry more, reached by the label -1.
+        table = np.array([*(index.get(name, -1) for name in renamed), -1], dtype=np.int64)
+        return table[labels], kept
+
+    def apply_to(self, source: Source) -> Source:
+        """Restrict a source to the chosen classes; images of unknown class go where one is named.
+
+        Parameters
+        ----------
+        source : Source
+            One split.
+
+        Returns
+        -------
+        Source
+            `source` itself where nothing is changed.
+
+        Raises
+        ------
+        UsageError
+            As `apply`.
+        """
+        if self.is_everything:
+            return source
+        labels, names = self.apply(source.labels, source.class_names)
+        # A split without labels (STL-10's unlabeled) has nothing to choose from.
+        rows = np.flatnonzero(labels >= 0) if (source.labels >= 0).any() else np.arange(len(source))
+        relabelled = replace(source, labels=labels, class_names=tuple(names))
+        return relabelled if len(rows) == len(source) else relabelled.take(rows)
+
+
+def _require(flag: str, wanted: Iterable[str], present: Sequence[str]) -> None:
+    for name in wanted:
+        if name not in present:
+            close = nearest(name, present)
+            hint = f"did you mean {' or '.join(close)}?" if close else f"there are {_some(present)}"
+            raise UsageError(f"{flag}: there is no class {name!r}: {hint}")
+
+
+def _some(names: Sequence[str], n: int = 12) -> str:
+    return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
