@@ -89,7 +89,7 @@ def test_kills_at_random_moments(tmp_path: Path, whole: tuple[bytes, float]) -> 
 @pytest.mark.slow
 def test_many_kills_at_random_moments(tmp_path: Path, whole: tuple[bytes, float]) -> None:
     counts = kill_many(tmp_path, whole, N_KILLS_SLOW)
-    assert len({n for n in counts if 0 < n < N_ROWS}) > 20, counts
+    assert len({n for n in counts if 0 < n < N_ROWS}) > min(20, N_KILLS_SLOW // 4), counts
 
 
 N_START = 9  # allocate, head, tail, sync; journal: lines, sync, name, folder; first rows
