@@ -24,7 +24,7 @@ __all__ = ["command"]
     show_default=True,
     help="Any HDF5 reader knows gzip; zstd is faster, and needs the extra pack.",
 )
-@click.option("--level", type=int, help="1 to 9 (gzip), 1 to 22 (zstd).  [default: 4, zstd 3]")
+@click.option("--level", type=int, help="1 to 9 (gzip), 1 to 22 (zstd).  [default: 4, zstd 1]")
 @click.option("--overwrite", is_flag=True, help="Replace an archive of this name.")
 @common_options
 def command(

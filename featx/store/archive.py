@@ -23,6 +23,7 @@ import numpy as np
 from featx.errors import CacheError, MissingExtraError, UsageError
 from featx.progress import Reporter
 from featx.store import disk, layout
+from featx.store.seal import is_featx
 
 __all__ = [
     "CODECS",
@@ -37,7 +38,9 @@ __all__ = [
 
 ENCODING_TYPE: Final = "featx-pack"
 ENCODING_VERSION: Final = "1"
-CODECS: Final = {"gzip": 4, "zstd": 3}  # and their default levels
+# And their default levels. Level 1 of zstd is faster than 3, and on features of SqueezeNet,
+# most of which are zero, it is smaller too: 37.8 against 38.9 MB of 173 MB.
+CODECS: Final = {"gzip": 4, "zstd": 1}
 _LEVELS: Final = {"gzip": 9, "zstd": 22}
 _FILTERS: Final = {"gzip": 1, "zstd": 32015}
 _N_THREADS: Final = min(4, os.cpu_count() or 1)
@@ -85,7 +88,7 @@ class Stamp:
             stamp = cls(int(match[1]), match[2].decode())
             if stamp.render() == block:
                 return stamp
-        if block.startswith(b"featx-cache "):
+        if is_featx(block):
             raise CacheError("a cache, and not packed")
         newer = re.match(rb"featx-pack (\d{1,9})\n", block)
         if newer and int(newer[1]) > 1:
@@ -127,6 +130,20 @@ class Codec:
     def filters(self) -> list[int]:
         """HDF5's numbers of the filters, in their order: shuffle, then this one."""
         return [2, _FILTERS[self.name]]
+
+    def require(self) -> None:
+        """Make sure that it works here.
+
+        Raises
+        ------
+        MissingExtraError
+            If zstd's package is not installed.
+        """
+        if self.name == "zstd":
+            try:
+                import hdf5plugin  # noqa: F401
+            except ImportError as error:
+                raise MissingExtraError("hdf5plugin", "pack", "the codec zstd") from error
 
     def add_to(self, plan: Any) -> None:
         """Add the filters to an HDF5 dataset creation property list."""
@@ -207,7 +224,7 @@ def open_codec(name: str, level: int | None = None) -> Codec:
     name : {"gzip", "zstd"}
         Which.
     level : int, optional
-        1 to 9 for gzip (default 4), 1 to 22 for zstd (default 3).
+        1 to 9 for gzip (default 4), 1 to 22 for zstd (default 1).
 
     Returns
     -------
@@ -225,12 +242,9 @@ def open_codec(name: str, level: int | None = None) -> Codec:
     level = CODECS[name] if level is None else level
     if not 1 <= level <= _LEVELS[name]:
         raise UsageError(f"the level of {name} must be 1 to {_LEVELS[name]}, not {level}")
-    if name == "zstd":
-        try:
-            import hdf5plugin  # noqa: F401
-        except ImportError as error:
-            raise MissingExtraError("hdf5plugin", "pack", "the codec zstd") from error
-    return Codec(name, level)
+    codec = Codec(name, level)
+    codec.require()
+    return codec
 
 
 def in_order(

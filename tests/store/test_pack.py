@@ -427,3 +427,12 @@ def test_options_are_checked(cache_file, monkeypatch):
     with pytest.raises(MissingExtraError, match=r"pip install 'featx\[pack\]'"):
         pack_cache(cache_file, codec="zstd")
     assert [p.name for p in cache_file.parent.iterdir()] == ["a.h5"]
+
+
+@pytest.mark.parametrize(("codec", "level"), [("gzip", 4), ("zstd", 1)])
+def test_the_default_level_is_the_one_measured_to_be_best(cache_file, codec, level):
+    need(codec)
+    packed = pack_cache(cache_file, codec=codec).path
+    with h5py.File(packed) as file:
+        plan = file["features"].id.get_create_plist()
+        assert plan.get_filter(1)[2][0] == level
