@@ -30,7 +30,8 @@ from featx.store.archive import CODECS
 from featx.store.pack import pack_cache
 from featx.store.unpack import unpack_cache
 
-GROUP_BYTES = 8 << 20  # as the store commits
+GROUP_BYTES = 32 << 20  # as the store commits
+SPAN_BYTES = 8 << 20  # read at once in a scan
 READERS = ("featx", "numpy.memmap", "chunked h5py")
 Row = tuple[str, str, str, str, str]
 Timed = Callable[[], float]
@@ -190,7 +191,7 @@ def reading_actions(
 ) -> dict[str, tuple[Callable[[], object], ...]]:
     """Ways to read, each in the order of `READERS`."""
     ordered = np.sort(rows)  # h5py takes no others
-    step = max(1, GROUP_BYTES // (2 * features.shape[1]))
+    step = max(1, SPAN_BYTES // (2 * features.shape[1]))
     spans = [slice(i, i + step) for i in range(0, len(features), step)]
 
     def scan_mapped() -> list[np.ndarray]:
@@ -200,12 +201,12 @@ def reading_actions(
     return {
         "gather": (
             lambda: features[rows],
-            lambda: np.array(mapped()[rows]),
+            lambda: np.asarray(mapped()[rows]),
             lambda: chunked[ordered],
         ),
         "gather in order": (
             lambda: features[ordered],
-            lambda: np.array(mapped()[ordered]),
+            lambda: np.asarray(mapped()[ordered]),
             lambda: chunked[ordered],
         ),
         "scan": (
@@ -269,12 +270,12 @@ def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=None, help="disk to measure")
-    parser.add_argument("--megabytes", type=int, default=96, help="size of a written file")
+    parser.add_argument("--megabytes", type=int, default=400, help="size of a written file")
     parser.add_argument("--values", type=int, nargs="+", default=[25_088, 100_352])
     parser.add_argument("--batch", type=int, default=64, help="rows in a write")
     parser.add_argument("--read-rows", type=int, default=3_000, help="rows of the files to read")
     parser.add_argument("--gather", type=int, default=1_000, help="random rows")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--real", type=Path, help="a cache of real features, to be packed")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="featx-benchmark-") as name:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, TypeVar
+from collections.abc import Iterator
+from typing import Any, Final
 
 import numpy as np
 
 from featx.store import disk
 from featx.store.image import n_blocks
 from featx.store.layout import DIGEST_BYTES
+from featx.store.threads import in_threads
 
-__all__ = ["BlockHasher", "hash_span", "in_threads"]
+__all__ = ["BlockHasher", "hash_span"]
 
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
-_N_THREADS: Final = min(4, os.cpu_count() or 1)
 _READ_BYTES: Final = 1 << 20
 
 
@@ -31,15 +27,6 @@ def hash_span(fd: int, offset: int, n_bytes: int) -> bytes:
         disk.pread_into(fd, view, offset + start)
         state.update(view)
     return state.digest()
-
-
-def in_threads(function: Callable[[_Item], _Result], items: Sequence[_Item]) -> Iterator[_Result]:
-    """Map `function` over `items` in a few threads, in order; stops at once if left early."""
-    pool = ThreadPoolExecutor(_N_THREADS)
-    try:
-        yield from pool.map(function, items)
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 class BlockHasher:
@@ -61,21 +48,43 @@ class BlockHasher:
         self._has_digest = np.zeros(len(self._digests), bool)
         self._open: dict[int, tuple[Any, int]] = {}
 
-    def add(self, start: int, data: memoryview) -> None:
-        """Count rows from `start` on, whose bytes are `data`."""
+    def parts(self, start: int, data: memoryview) -> Iterator[tuple[int, int, memoryview]]:
+        """Split rows into their blocks.
+
+        Parameters
+        ----------
+        start : int
+            Number of the first row.
+        data : memoryview
+            Bytes of the rows.
+
+        Yields
+        ------
+        block : int
+            Number of a block.
+        low : int
+            The first of the rows that lies in it.
+        part : memoryview
+            The bytes of those that do.
+        """
         stop = start + len(data) // self._row_bytes
         for block in range(start // self._block_rows, n_blocks(stop, self._block_rows)):
             first, last = self._span(block)
             low, high = max(first, start), min(last, stop)
-            part = data[(low - start) * self._row_bytes : (high - start) * self._row_bytes]
-            self._extend(block, low, high, part)
+            yield (
+                block,
+                low,
+                data[(low - start) * self._row_bytes : (high - start) * self._row_bytes],
+            )
 
     def _span(self, block: int) -> tuple[int, int]:
         first = block * self._block_rows
         return first, min(first + self._block_rows, self._n_rows)
 
-    def _extend(self, block: int, low: int, high: int, part: memoryview) -> None:
+    def add(self, block: int, low: int, part: memoryview) -> None:
+        """Count rows from `low` on, whose bytes are `part`; each block may have its own thread."""
         first, last = self._span(block)
+        high = low + len(part) // self._row_bytes
         state, expected = self._open.pop(block, (None, first))
         if low != expected or self._has_digest[block]:
             self._has_digest[block] = False

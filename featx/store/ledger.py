@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import zlib
 from typing import Final
 
 import numpy as np
@@ -13,7 +12,7 @@ from featx.store.journal import Range
 
 __all__ = ["Ledger"]
 
-_GROUP_BYTES: Final = 8 << 20
+_GROUP_BYTES: Final = 32 << 20
 _GROUP_SECONDS: Final = 5.0
 
 
@@ -34,7 +33,7 @@ class Ledger:
     failed : dict of int to str
         Rows without features, with reasons.
     pending : list of Range
-        Rows written since the last commit.
+        Rows written since the last group was taken.
     """
 
     def __init__(self, n_rows: int) -> None:
@@ -61,28 +60,41 @@ class Ledger:
         self._note(item)
         self.is_committed[item.start : item.stop] = True
 
-    def queue(self, item: Range, data: memoryview) -> None:
-        """Count rows that were written just now, whose bytes are `data`."""
+    def queue(self, item: Range, n_bytes: int) -> Range:
+        """Count rows that were written just now.
+
+        Parameters
+        ----------
+        item : Range
+            The rows; of their checksum nothing is known yet.
+        n_bytes : int
+            Their size.
+
+        Returns
+        -------
+        Range
+            The range of the journal that ends with them: the one of the rows before, or `item`.
+        """
         self._note(item)
-        self._pending_bytes += len(data)
+        self._pending_bytes += n_bytes
         last = self.pending[-1] if self.pending else None
         if last is None or last.stop != item.start:
             self.pending.append(item)
-            return
-        last.crc = zlib.crc32(data, last.crc)
+            return item
         last.stop = item.stop
         last.failed.update(item.failed)
+        return last
 
-    def start_commit(self) -> bool:
-        """Begin a new group; say whether the old one has rows."""
+    def take_group(self) -> list[Range]:
+        """Begin a new group; give the ranges of the old one, which may be none."""
         self._committed_at = time.monotonic()
-        return bool(self.pending)
+        group, self.pending, self._pending_bytes = self.pending, [], 0
+        return group
 
-    def end_commit(self) -> None:
-        """Count all pending rows as durable."""
-        for item in self.pending:
+    def end_commit(self, group: list[Range]) -> None:
+        """Count the rows of a group as durable."""
+        for item in group:
             self.is_committed[item.start : item.stop] = True
-        self.pending, self._pending_bytes = [], 0
 
     def _note(self, item: Range) -> None:
         self.status[item.start : item.stop] = layout.DONE

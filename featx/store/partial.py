@@ -15,12 +15,12 @@ from typing import Final
 from featx.errors import CacheError
 from featx.progress import Reporter
 from featx.store import disk
-from featx.store.digest import in_threads
 from featx.store.image import Image
 from featx.store.journal import Journal, JournalHeader, Range, read_journal
 from featx.store.layout import journal_path
 from featx.store.lock import try_flock, unlock
 from featx.store.spec import CacheSpec
+from featx.store.threads import in_threads
 
 __all__ = ["Partial", "adopt", "create", "discard", "find_partials", "sweep", "write_image"]
 

@@ -76,14 +76,24 @@ def as_stored(
     indices = [row - start for row in failed]
     if indices:
         stored[indices] = np.nan
-    # Without the sign, the bits of infinity are the least of all that are not finite.
-    bits = stored.view(f"<u{dtype.itemsize}")
-    magnitude = bits & bits.dtype.type((1 << (8 * dtype.itemsize - 1)) - 1)
-    is_bad = magnitude.max(axis=1) >= _INFINITY[dtype.itemsize]
+    is_bad = _not_finite(stored)
     is_bad[indices] = False
     if is_bad.any():
         raise CacheError(_complaint(rows, dtype, start, np.flatnonzero(is_bad)))
     return stored
+
+
+def _not_finite(stored: np.ndarray) -> np.ndarray:
+    """Rows with NaN or infinity; several times faster than `numpy.isfinite`, and without a copy.
+
+    The bits of infinity are the least of all values of its sign that are not finite: as a
+    signed number among the positive ones, as an unsigned number among the negative ones.
+    """
+    n_bytes = stored.dtype.itemsize
+    infinity, sign = _INFINITY[n_bytes], 1 << (8 * n_bytes - 1)
+    positive = stored.view(f"<i{n_bytes}").max(axis=1) >= infinity
+    negative = stored.view(f"<u{n_bytes}").max(axis=1) >= infinity + sign
+    return np.asarray(positive | negative)
 
 
 def _complaint(rows: np.ndarray, dtype: np.dtype[Any], start: int, bad: np.ndarray) -> str:

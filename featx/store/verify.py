@@ -11,8 +11,9 @@ from featx.errors import CacheError
 from featx.progress import Reporter
 from featx.store import disk
 from featx.store.check import Header
-from featx.store.digest import hash_span, in_threads
+from featx.store.digest import hash_span
 from featx.store.seal import Seal, hash_file, read_block
+from featx.store.threads import in_threads
 
 __all__ = ["Damage", "verify_blocks", "verify_seal"]
 

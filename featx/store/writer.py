@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
-import zlib
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,7 @@ from featx.store.partial import Partial
 from featx.store.reuse import Donor, copy_rows, is_same_file, open_donor
 from featx.store.rows import as_stored, check_rows
 from featx.store.spec import CacheSpec
+from featx.store.sums import Sums
 from featx.store.target import is_finished, is_intact
 
 __all__ = ["CacheWriter"]
@@ -63,6 +64,9 @@ class CacheWriter:
         self._is_broken = False
         block_rows = layout.default_block_rows(spec.row_bytes)
         self._hasher = BlockHasher(spec.n_rows, block_rows, spec.row_bytes)
+        self._sums = Sums(self._hasher)
+        self._committer = ThreadPoolExecutor(1, "featx-commit")
+        self._committing: tuple[Future[None], list[Range]] | None = None
 
     @classmethod
     def open(
@@ -204,7 +208,9 @@ class CacheWriter:
         start : int
             Number of the first row.
         rows : numpy.ndarray
-            Shape (n, D), any float type; cast to the stored type.
+            Shape (n, D), any float type; cast to the stored type. They are handed
+            over: do not change the array before the next `commit`, its checksums are
+            computed meanwhile.
         failed : mapping of int to str, optional
             Rows among them (by number in the cache) that have no features, with
             reasons; they are stored as NaN whatever `rows` holds.
@@ -228,10 +234,11 @@ class CacheWriter:
         with self._writing(f"rows {start}-{stop - 1}") as partial:
             offset = self._image.features_offset + start * self.spec.row_bytes
             disk.pwrite(partial.fd, data, offset)
-        self._hasher.add(start, data)
-        self._ledger.queue(Range(start, stop, zlib.crc32(data), failed, self._run), data)
+        item = self._ledger.queue(Range(start, stop, 0, failed, self._run), len(data))
+        self._sums.add(start, data, item)
         if self._ledger.is_due:
-            self.commit()
+            self._end_commit()
+            self._begin_commit()
 
     @contextmanager
     def _writing(self, what: str) -> Iterator[Partial]:
@@ -256,12 +263,26 @@ class CacheWriter:
         CacheError
             If the disk fails; rows committed before are safe.
         """
-        if not self._ledger.start_commit():
+        self._end_commit()
+        self._begin_commit()
+        self._end_commit()
+
+    def _begin_commit(self) -> None:
+        """Make the written rows durable in the background, while others are written."""
+        group = self._ledger.take_group()
+        if group:
+            with self._writing("its journal") as partial:
+                job = self._committer.submit(_make_durable, partial, group, self._sums.take())
+            self._committing = job, group
+
+    def _end_commit(self) -> None:
+        if self._committing is None:
             return
-        with self._writing("its journal") as partial:
-            disk.fdatasync(partial.fd)
-            partial.journal.append(self._ledger.pending)
-        self._ledger.end_commit()
+        job, group = self._committing
+        with self._writing("its journal"):
+            job.result()
+        self._committing = None
+        self._ledger.end_commit(group)
 
     def finish(self) -> None:
         """Complete the file, and give it the target's name in one step.
@@ -308,6 +329,9 @@ class CacheWriter:
 
         A partial file without any committed row is removed.
         """
+        self._committer.shutdown()  # waits for a commit under way
+        self._sums.close()
+        self._count_last_commit()
         partial, self._partial = self._partial, None
         if partial is not None:
             is_useless = not self.is_complete and not self._ledger.n_committed
@@ -316,6 +340,12 @@ class CacheWriter:
                     partials.discard(partial.path)
             partial.close()
         self._release()
+
+    def _count_last_commit(self) -> None:
+        # After an error elsewhere nobody waited for it, but its rows may be durable.
+        committing, self._committing = self._committing, None
+        if committing is not None and committing[0].exception() is None:
+            self._ledger.end_commit(committing[1])
 
     def _release(self) -> None:
         lock, self._lock = self._lock, None
@@ -339,3 +369,10 @@ class CacheWriter:
                 raise
         finally:
             self.close()
+
+
+def _make_durable(partial: Partial, group: list[Range], sums: list[Future[None]]) -> None:
+    disk.fdatasync(partial.fd)
+    for job in sums:
+        job.result()
+    partial.journal.append(group)
