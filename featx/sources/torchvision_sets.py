@@ -1,24 +1,22 @@
-"""CIFAR-10, CIFAR-100 and STL-10, by torchvision's loaders and checksums."""
+"""CIFAR-10, CIFAR-100 and STL-10, by torchvision's addresses and checksums."""
 
 from __future__ import annotations
 
 import http.client
-import os
 import socket
 import tempfile
 import urllib.error
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from featx.errors import SourceError
 from featx.progress import SILENT, Reporter
-from featx.sources.base import ArraySource, Source
+from featx.sources.base import Source
+from featx.sources.official_formats import FORMATS
+from featx.sources.official_reader import read_official
 
 __all__ = ["SETS", "TorchvisionSet", "open_torchvision"]
 
@@ -65,9 +63,9 @@ def open_torchvision(
 ) -> dict[str, Source]:
     """Open one of `SETS`, after downloading and checking it where necessary.
 
-    The pixels are kept in ``featx-<name>-<split>.npy`` beside the data, compared at each
-    opening with those that torchvision has checked, and mapped from there: worker
-    processes then share one copy. In a folder that cannot be written they stay in memory.
+    torchvision downloads the files and checks them, at each opening; featx reads them, with
+    pickles that cannot run anything (`read_plain_pickle`) and pixels that are mapped from the
+    official files: worker processes share one copy.
 
     Parameters
     ----------
@@ -83,7 +81,7 @@ def open_torchvision(
     Returns
     -------
     dict of str to Source
-        ``"train"`` and ``"test"``.
+        ``"train"`` and ``"test"``, and ``"unlabeled"`` (labels -1) of STL-10.
 
     Raises
     ------
@@ -94,17 +92,29 @@ def open_torchvision(
 
     loader = getattr(torchvision.datasets, SETS[name].loader)
     folder = Path(folder).expanduser().absolute()
-    try:
-        return _load_splits(name, loader, folder)
-    except RuntimeError:  # missing or damaged, says torchvision
+    splits = _read_if_whole(name, loader, folder)
+    if splits is None:
         _unpack(name, loader, folder, download, reporter)
+        splits = _read_unpacked(name, loader, folder)
+    return splits
+
+
+def _read_if_whole(name: str, loader: Any, folder: Path) -> dict[str, Source] | None:
+    if not _is_whole(loader, folder):
+        return None
     try:
-        return _load_splits(name, loader, folder)
-    except RuntimeError as error:
+        return _read(name, loader, folder)
+    except SourceError:  # the names of the classes of STL-10 have no checksum
+        return None
+
+
+def _read_unpacked(name: str, loader: Any, folder: Path) -> dict[str, Source]:
+    if not _is_whole(loader, folder):
         raise SourceError(
             f"{folder / loader.base_folder} is damaged although {loader.filename} was "
             "just unpacked into it: delete both and try again"
-        ) from error
+        )
+    return _read(name, loader, folder)
 
 
 def _unpack(name: str, loader: Any, folder: Path, download: bool, reporter: Reporter) -> None:
@@ -177,59 +187,20 @@ def _impatient() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _load_splits(name: str, loader: Any, folder: Path) -> dict[str, Source]:
+def _is_whole(loader: Any, folder: Path) -> bool:
+    """Compare all files with torchvision's checksums."""
+    from torchvision.datasets import utils
+
+    files = [*loader.train_list, *loader.test_list]
+    if hasattr(loader, "meta"):
+        files.append((loader.meta["filename"], loader.meta["md5"]))
+    base = folder / loader.base_folder
     try:
-        return {split: _load(name, loader, folder, split) for split in ("train", "test")}
+        return all(utils.check_integrity(base / file, md5) for file, md5 in files)
     except OSError as error:
-        raise SourceError(
-            f"cannot read {folder / loader.base_folder}: {error.strerror or error}"
-        ) from error
+        raise SourceError(f"cannot read {base}: {error.strerror or error}") from error
 
 
-def _load(name: str, loader: Any, folder: Path, split: str) -> Source:
-    """Load one split; RuntimeError if a checksum is wrong, before any pickle is opened."""
-    options = {"split": split} if name == "stl10" else {"train": split == "train"}
-    with warnings.catch_warnings():
-        # NumPy 2.4.0 to 2.4.4 warns of how the pickles of 2009 write a dtype (numpy#31177).
-        warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
-        data = loader(folder, download=False, **options)
-    is_channels_first = data.data.shape[1] == 3
-    pixels = data.data.transpose(0, 2, 3, 1) if is_channels_first else data.data
-    labels = np.asarray(data.labels if name == "stl10" else data.targets, dtype=np.int64)
-    class_names = tuple(getattr(data, "classes", ()))
-    if len(class_names) <= labels.max():  # stl10 keeps them in a file without a checksum
-        raise RuntimeError("the file with the names of the classes is missing or damaged")
-    pixels, file = _on_disk(np.ascontiguousarray(pixels), folder / f"featx-{name}-{split}.npy")
-    return ArraySource(
-        name=name,
-        split=split,
-        class_names=class_names,
-        labels=labels,
-        paths=tuple(f"{split}/{row:05d}" for row in range(len(labels))),
-        pixels=pixels,
-        rows=np.arange(len(labels)),
-        file=file,
-    )
-
-
-def _on_disk(pixels: np.ndarray, file: Path) -> tuple[np.ndarray, str | None]:
-    """Give the same pixels mapped from `file`, written first if it does not hold them."""
-    part = file.with_name(f".{file.stem}-{os.getpid()}.npy")
-    try:
-        if not _holds(file, pixels):
-            try:
-                np.save(part, pixels)
-                part.replace(file)
-            finally:
-                part.unlink(missing_ok=True)
-        return np.load(file, mmap_mode="r", allow_pickle=False), str(file)
-    except OSError:  # read-only, or full: the pixels are in memory already
-        return pixels, None
-
-
-def _holds(file: Path, pixels: np.ndarray) -> bool:
-    try:
-        held = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return False
-    return held.dtype == pixels.dtype and np.array_equal(held, pixels)
+def _read(name: str, loader: Any, folder: Path) -> dict[str, Source]:
+    [known] = [known for known in FORMATS if known.folder == loader.base_folder]
+    return read_official(known, folder / loader.base_folder, name=name)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import multiprocessing
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_sets
 from PIL import Image
 
 from featx.progress import Reporter
@@ -214,49 +212,6 @@ class TestDigits(SourceContract):
 
 
 DIGITS_TEST_ID = "f614f7282120fab72f5b8cf6360d9732444e2cfd8909ba38979cbeabbc65edb8"
-
-
-class TinySetContract(SourceContract):
-    name = ""
-
-    @pytest.fixture
-    def splits(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Source]:
-        archive = tiny_sets.install(self.name, "http://127.0.0.1:1", monkeypatch)
-        import torchvision.datasets as sets
-
-        loader = {"cifar10": sets.CIFAR10, "cifar100": sets.CIFAR100, "stl10": sets.STL10}
-        (tmp_path / loader[self.name].filename).write_bytes(archive)
-        return open_data(self.name, data_dir=tmp_path, download=False)
-
-    def test_is_what_the_files_hold(self, splits: dict[str, Source]) -> None:
-        for split, source in splits.items():
-            assert source.class_names == tuple(tiny_sets.class_names(self.name))
-            np.testing.assert_array_equal(source.labels, tiny_sets.labels_of(split))
-            for row, pixels in enumerate(tiny_sets.pixels_of(self.name, split)):
-                np.testing.assert_array_equal(source.read(row), pixels)
-
-    def test_worker_processes_map_the_pixels(self, source: Source) -> None:
-        assert len(pickle.dumps(source)) < 10_000 < source.read(0).nbytes * len(source)
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            np.testing.assert_array_equal(pool.apply(source.read, (3,)), source.read(3))
-
-    def test_content_id_depends_on_every_pixel(self, source: Source) -> None:
-        assert isinstance(source, ArraySource)
-        pixels = source.pixels.copy()
-        pixels[4, 5, 6, 0] ^= 1
-        assert replace(source, pixels=pixels).content_id() != source.content_id()
-
-
-class TestCifar10(TinySetContract):
-    name = "cifar10"
-
-
-class TestCifar100(TinySetContract):
-    name = "cifar100"
-
-
-class TestStl10(TinySetContract):
-    name = "stl10"
 
 
 GOOD: dict[str, Any] = {

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 import socket
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import tiny_sets
 from local_site import Site
+from test_source_contract import SourceContract
 
 from featx.errors import SourceError
-from featx.sources import open_data
+from featx.sources import Source, open_data
+from featx.sources.mapped import MappedSource
+from featx.sources.official_formats import FORMATS
 from featx.sources.torchvision_sets import SETS
 
 NAMES = sorted(SETS)
@@ -60,10 +63,7 @@ def test_downloads_once(name: str, site: Site, archive: bytes, tmp_path: Path) -
     np.testing.assert_array_equal(splits["test"].read(4), tiny_sets.pixels_of(name, "test")[4])
     file = loader_of(name).filename
     assert (folder / file).read_bytes() == archive
-    assert names_in(folder) == {
-        *(file, loader_of(name).base_folder),
-        *(f"featx-{name}-train.npy", f"featx-{name}-test.npy"),
-    }
+    assert names_in(folder) == {file, loader_of(name).base_folder}
     n_requests = len(site.requests)
     assert n_requests > 0
     again = open_data(name, data_dir=folder)
@@ -193,54 +193,46 @@ def test_no_pickle_is_opened_before_its_checksum(name: str, archive: bytes, tmp_
     del archive
 
 
-class _Deprecated:
-    def __reduce__(self) -> Any:
-        return warnings.warn, ("dtype(): align", np.exceptions.VisibleDeprecationWarning)
-
-
-def test_numpy_may_warn_of_the_age_of_a_pickle(
+def test_a_pickle_is_not_run_even_with_the_right_checksum(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = tiny_sets.cifar_batch
+    whole, sprung = tiny_sets.cifar_batch, tmp_path / "sprung"
 
     def batch(*args: Any) -> bytes:
-        return tiny_sets.old_pickle(pickle.loads(whole(*args)) | {"more": _Deprecated()})
+        data = pickle.loads(whole(*args), encoding="latin1")
+        return tiny_sets.old_pickle(data | {"more": _Trap(sprung)})
 
     monkeypatch.setattr(tiny_sets, "cifar_batch", batch)
     site.files["/cifar-10-python.tar.gz"] = tiny_sets.install("cifar10", site.url, monkeypatch)
-    assert len(open_data("cifar10", data_dir=tmp_path)["test"]) == tiny_sets.N_TEST
+    with pytest.raises(SourceError, match=r"data_batch_1 is a pickle that wants to run '.*getattr"):
+        open_data("cifar10", data_dir=tmp_path / "data")
+    assert not sprung.exists()
+
+
+def test_no_source_loads_a_pickle() -> None:
+    import featx
+
+    [root] = featx.__path__
+    for path in Path(root, "sources").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert "import pickle\n" not in text, path
+        assert "allow_pickle=True" not in text, path
 
 
 @pytest.mark.usefixtures("archive")
-def test_mapped_pixels_are_checked_at_each_opening(name: str, tmp_path: Path) -> None:
-    wanted = open_data(name, data_dir=tmp_path)["train"].content_id()
-    mapped = tmp_path / f"featx-{name}-train.npy"
-    whole = mapped.read_bytes()
-    other = bytearray(whole)
-    other[-1] ^= 1
-    for damaged in (bytes(other), whole[:-1], whole[:40], b"", b"rubbish" * 40):
-        mapped.unlink()
-        mapped.write_bytes(damaged)
-        assert open_data(name, data_dir=tmp_path)["train"].content_id() == wanted
-        assert mapped.read_bytes() == whole
-
-
-@pytest.mark.usefixtures("archive")
-def test_a_folder_that_cannot_be_written(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wanted = open_data(name, data_dir=tmp_path)["train"].content_id()
-    for path in tmp_path.glob("featx-*.npy"):
-        path.unlink()
-
-    def refuse(*args: Any) -> None:
-        raise PermissionError(30, "Read-only file system")
-
-    monkeypatch.setattr(np, "save", refuse)
-    source = pickle.loads(pickle.dumps(open_data(name, data_dir=tmp_path)["train"]))
-    assert source.file is None
-    assert source.content_id() == wanted
-    assert list(tmp_path.glob("*.npy")) == []
+def test_a_folder_that_cannot_be_written_is_enough(name: str, tmp_path: Path) -> None:
+    open_data(name, data_dir=tmp_path)
+    base = tmp_path / loader_of(name).base_folder
+    before = names_in(tmp_path)
+    for folder in (base, tmp_path):
+        folder.chmod(0o500)
+    try:
+        source = pickle.loads(pickle.dumps(open_data(name, data_dir=tmp_path)["train"]))
+        assert isinstance(source, MappedSource)
+        assert names_in(tmp_path) == before
+    finally:
+        for folder in (tmp_path, base):
+            folder.chmod(0o700)
 
 
 @pytest.mark.usefixtures("archive")
@@ -251,11 +243,93 @@ def test_a_data_dir_that_is_a_file(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("archive")
-def test_a_mapped_file_that_vanished_says_so_in_the_worker(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["remove", "empty", "cut"])
+def test_a_mapped_file_that_changed_says_so_in_the_worker(
+    name: str, tmp_path: Path, damage: str
+) -> None:
     stored = pickle.dumps(open_data(name, data_dir=tmp_path)["test"])
-    (tmp_path / f"featx-{name}-test.npy").unlink()
-    with pytest.raises(SourceError, match=r"featx-.*-test\.npy cannot be read: open the data"):
+    file = {"cifar10": "test_batch", "cifar100": "test", "stl10": "test_X.bin"}[name]
+    path = tmp_path / loader_of(name).base_folder / file
+    whole = path.read_bytes()
+    path.unlink()
+    if damage != "remove":
+        path.write_bytes(b"" if damage == "empty" else whole[:-3000])
+    with pytest.raises(SourceError, match=f"the pixels in {file} cannot be read: open the data"):
         pickle.loads(stored)
+
+
+def test_the_digests_are_those_of_torchvision() -> None:
+    for name in NAMES:
+        loader = loader_of(name)
+        [known] = [known for known in FORMATS if known.folder == loader.base_folder]
+        listed = dict(loader.train_list + loader.test_list)
+        if hasattr(loader, "meta"):
+            listed[loader.meta["filename"]] = loader.meta["md5"]
+        assert (known.name, known.digests) == (name, listed)
+        assert set(known.files) >= set(listed) - {"unlabeled_X.bin"}
+
+
+def test_stl10_has_images_without_labels(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = tiny_sets.pixels_of("stl10", "unlabeled")
+    files = tiny_sets.files_of("stl10")
+    files["unlabeled_X.bin"] = pixels.transpose(0, 3, 2, 1).tobytes()
+    monkeypatch.setattr(tiny_sets, "files_of", lambda name: files)
+    site.files["/stl10_binary.tar.gz"] = tiny_sets.install("stl10", site.url, monkeypatch)
+    splits = open_data("stl10", data_dir=tmp_path)
+    assert list(splits) == ["train", "test", "unlabeled"]
+    source = splits["unlabeled"]
+    assert source.class_names == splits["train"].class_names
+    assert source.labels.tolist() == [-1] * len(pixels)
+    assert source.paths[3] == "unlabeled/00003"
+    for row, image in enumerate(pixels):
+        np.testing.assert_array_equal(source.read(row), image)
+
+
+class TinySetContract(SourceContract):
+    name = ""
+
+    @pytest.fixture
+    def splits(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Source]:
+        archive = tiny_sets.install(self.name, "http://127.0.0.1:1", monkeypatch)
+        (tmp_path / loader_of(self.name).filename).write_bytes(archive)
+        return open_data(self.name, data_dir=tmp_path, download=False)
+
+    def test_is_what_the_files_hold(self, splits: dict[str, Source]) -> None:
+        for split, source in splits.items():
+            assert source.class_names == tuple(tiny_sets.class_names(self.name))
+            np.testing.assert_array_equal(source.labels, tiny_sets.labels_of(split))
+            for row, pixels in enumerate(tiny_sets.pixels_of(self.name, split)):
+                np.testing.assert_array_equal(source.read(row), pixels)
+
+    def test_worker_processes_map_the_pixels(self, source: Source) -> None:
+        assert len(pickle.dumps(source)) < 10_000 < np.asarray(source.read(0)).nbytes * len(source)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            np.testing.assert_array_equal(pool.apply(source.read, (3,)), source.read(3))
+
+    def test_content_id_depends_on_every_pixel(self, source: Source) -> None:
+        assert isinstance(source, MappedSource)
+        before = source.content_id()
+        block = source.blocks[-1]
+        with Path(block.file).open("r+b") as stream:
+            stream.seek(block.offset + 4 * block.stride + 77)
+            [value] = stream.read(1)
+            stream.seek(-1, 1)
+            stream.write(bytes([value ^ 1]))
+        assert source.content_id() != before
+
+
+class TestCifar10(TinySetContract):
+    name = "cifar10"
+
+
+class TestCifar100(TinySetContract):
+    name = "cifar100"
+
+
+class TestStl10(TinySetContract):
+    name = "stl10"
 
 
 @pytest.mark.network

@@ -6,7 +6,7 @@ import hashlib
 import io
 import pickle
 import tarfile
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -16,8 +16,22 @@ from featx.sources.torchvision_sets import SETS
 N_TRAIN, N_TEST = 30, 20
 
 
-class _OldPickler(pickle.Pickler):
-    """Writes dtypes as Python 2 did: with integers where numpy 2.4 wants booleans."""
+class _OldPickler(pickle._Pickler):  # type: ignore[name-defined]
+    """Writes text, bytes and dtypes as Python 2 did: the official files are of 2009."""
+
+    dispatch: ClassVar[dict[Any, Any]] = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
+
+    def save_bytes(self, value: bytes) -> None:
+        is_short = len(value) < 256
+        head = b"U" + bytes([len(value)]) if is_short else b"T" + len(value).to_bytes(4, "little")
+        self.write(head + value)
+        self.memoize(value)
+
+    def save_text(self, value: str) -> None:
+        self.save_bytes(value.encode("latin-1"))
+
+    dispatch[bytes] = save_bytes
+    dispatch[str] = save_text
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, np.dtype):
@@ -28,7 +42,7 @@ class _OldPickler(pickle.Pickler):
 def old_pickle(value: Any) -> bytes:
     stream = io.BytesIO()
     _OldPickler(stream, protocol=2).dump(value)
-    return stream.getvalue()
+    return stream.getvalue().replace(b"cnumpy._core.", b"cnumpy.core.")
 
 
 def pixels_of(name: str, split: str) -> np.ndarray:
