@@ -1,0 +1,105 @@
+"""Images inside an archive, read in place: the layouts of folders, or WebDataset."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from featx.progress import SILENT, Reporter
+from featx.sources.base import Source
+from featx.sources.layout import common_top, list_images
+from featx.sources.members import TAR_ENDINGS, ArchiveFile, ArchiveSource, Index, archive_stem
+from featx.sources.tar import TarSource, index_tar, is_header
+from featx.sources.tree import MemberTree
+from featx.sources.unpacked import plain_tar
+from featx.sources.webdataset import looks_like_webdataset, open_indexed
+from featx.sources.zip import ZipSource, index_zip
+
+__all__ = ["ARCHIVE_ENDINGS", "is_archive", "open_archive"]
+
+ARCHIVE_ENDINGS = (".zip", *TAR_ENDINGS)
+"""Endings of the files that are taken as archives, in lower case."""
+
+
+def is_archive(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is called like an archive; it need not be there.
+
+    Parameters
+    ----------
+    path : path-like
+        Any path.
+
+    Returns
+    -------
+    bool
+
+    Examples
+    --------
+    >>> is_archive("photos.tar.gz"), is_archive("photos.csv")
+    (True, False)
+    """
+    return os.fspath(path).lower().endswith(ARCHIVE_ENDINGS)
+
+
+def open_archive(
+    path: str | os.PathLike[str], *, data_dir: Path | None = None, reporter: Reporter = SILENT
+) -> dict[str, Source]:
+    """List the images of an archive.
+
+    The layouts are those of `featx.sources.folder.open_folder`; one folder that holds
+    everything (``cifar10/train/...``) is looked through. A tar archive may also be a shard
+    of a WebDataset. Nothing is unpacked but a compressed tar, once, to a plain one.
+
+    Parameters
+    ----------
+    path : path-like
+        A zip or tar archive; tar also with gzip, bzip2 or xz.
+    data_dir : Path, optional
+        Compressed tar archives are unpacked into the folder ``unpacked`` in it.
+    reporter : Reporter, optional
+        Is told about members that are left out, and about unpacking.
+
+    Returns
+    -------
+    dict of str to Source
+        The splits in the order train, val, test; or ``"all"`` alone.
+
+    Raises
+    ------
+    SourceError
+        If the archive is missing, damaged, cut short, or not laid out like this.
+    """
+    path = Path(path).expanduser().absolute()
+    if _is_zip(path):
+        return _open(index_zip(path), path, ZipSource, reporter)
+    index = index_tar(plain_tar(path, data_dir, reporter=reporter))
+    if looks_like_webdataset(index):
+        return open_indexed(path, index, reporter=reporter)
+    return _open(index, path, TarSource, reporter)
+
+
+def _is_zip(path: Path) -> bool:
+    """Tell by the first bytes, and by the name where these are of no archive at all."""
+    with ArchiveFile.of(path).open() as stream:
+        start = stream.read(512)
+    return start[:2] == b"PK" or (path.suffix.lower() == ".zip" and not is_header(start))
+
+
+def _open(
+    index: Index, path: Path, kind: type[ArchiveSource], reporter: Reporter
+) -> dict[str, Source]:
+    index.tell(reporter)
+    tree = MemberTree(archive_stem(path), str(path), index.files, index.folders)
+    tree.top = common_top(tree)
+    return {
+        split: kind(
+            name=tree.name,
+            split=split,
+            class_names=found.class_names,
+            labels=found.labels,
+            paths=found.paths,
+            archives=(index.archive,),
+            members=kind.table(index.rows[index.files[tree.top + path]] for path in found.paths),
+        )
+        for split, found in list_images(tree, reporter=reporter).items()
+    }

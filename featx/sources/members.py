@@ -1,0 +1,302 @@
+"""Files inside an archive: their names made safe, where their bytes lie, and reading them."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar, Self
+
+import numpy as np
+
+from featx.errors import ImageError, SourceError
+from featx.progress import Reporter
+from featx.sources.base import Source
+
+__all__ = [
+    "MOST_MEMBERS",
+    "TAR_ENDINGS",
+    "ArchiveFile",
+    "ArchiveSource",
+    "Index",
+    "archive_stem",
+    "clean_name",
+    "read_range",
+]
+
+TAR_ENDINGS = (
+    *(".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst"),
+)
+"""Endings of tar archives, in lower case."""
+
+MOST_MEMBERS = 20_000_000
+"""Most members of one archive; the largest public sets of images have 14 million."""
+
+_LONGEST_NAME = 4096  # as the paths of Linux
+_DRIVE = re.compile("[A-Za-z]:")
+
+
+@dataclass(frozen=True)
+class ArchiveFile:
+    """An archive on the disk, and what tells whether it is still the same.
+
+    Nothing is kept open between reads. So a source goes to worker processes, forked or spawned,
+    and is read by several threads, with no handle to share; opening takes microseconds.
+
+    Parameters
+    ----------
+    path : str
+        Absolute.
+    n_bytes : int
+        Its size.
+    changed_ns : int
+        When it was last written, in nanoseconds.
+    """
+
+    path: str
+    n_bytes: int
+    changed_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """Look at an archive.
+
+        Parameters
+        ----------
+        path : Path
+            A file.
+
+        Returns
+        -------
+        ArchiveFile
+
+        Raises
+        ------
+        SourceError
+            If there is no such file.
+        """
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise SourceError(f"cannot read {str(path)!r}: {error.strerror}") from error
+        if not path.is_file():
+            raise SourceError(f"{str(path)!r} is no archive but a folder or a device")
+        return cls(str(path.absolute()), status.st_size, status.st_mtime_ns)
+
+    def open(self) -> io.FileIO:
+        """Open the archive for reading.
+
+        Returns
+        -------
+        io.FileIO
+            Without a buffer.
+
+        Raises
+        ------
+        SourceError
+            If the file is gone, or is not what it was.
+        """
+        try:
+            stream = io.FileIO(self.path)
+        except OSError as error:
+            raise SourceError(f"cannot read {self.path!r}: {error.strerror}") from error
+        status = os.fstat(stream.fileno())
+        if (status.st_size, status.st_mtime_ns) != (self.n_bytes, self.changed_ns):
+            stream.close()
+            raise SourceError(f"{self.path!r} has changed since it was listed: start again")
+        return stream
+
+
+@dataclass
+class Index:
+    """What one archive holds.
+
+    Parameters
+    ----------
+    archive : ArchiveFile
+        Where.
+    files : dict of str to int
+        The row of `rows` for each safe name, in the order of the archive.
+    folders : set of str
+        Safe names.
+    rows : list of tuple
+        Where the bytes are, as the archive's own kind of source wants it.
+    """
+
+    archive: ArchiveFile
+    files: dict[str, int] = field(default_factory=dict)
+    folders: set[str] = field(default_factory=set)
+    rows: list[tuple[int, ...]] = field(default_factory=list)
+    _left_out: Counter[str] = field(default_factory=Counter)
+    _example: dict[str, str] = field(default_factory=dict)
+
+    def add_file(self, raw: str, row: tuple[int, ...]) -> None:
+        """Take a file, or leave it out if its name is not safe.
+
+        Parameters
+        ----------
+        raw : str
+            Its name as it stands in the archive.
+        row : tuple of int
+            Where its bytes are.
+
+        Raises
+        ------
+        SourceError
+            If there is such a file already, or there are too many.
+        """
+        name = clean_name(raw)
+        if name is None:
+            self.leave_out("members with names that lead elsewhere", raw)
+            return
+        if name in self.files:
+            raise SourceError(
+                f"{self.archive.path!r} has {name!r} twice (members {self.files[name] + 1:,} and "
+                f"{len(self.rows) + 1:,} of its files): pack it again with one of them"
+            )
+        if len(self.rows) >= MOST_MEMBERS:
+            raise SourceError(f"{self.archive.path!r} has more than {MOST_MEMBERS:,} files")
+        self.files[name] = len(self.rows)
+        self.rows.append(row)
+
+    def add_folder(self, raw: str) -> None:
+        """Take a folder, so that an empty class is seen."""
+        name = clean_name(raw)
+        if name:
+            self.folders.add(name)
+        elif raw.strip("./"):
+            self.leave_out("members with names that lead elsewhere", raw)
+
+    def leave_out(self, kind: str, raw: str) -> None:
+        """Count a member that is not taken.
+
+        Parameters
+        ----------
+        kind : str
+            What it is, in the plural.
+        raw : str
+            Its name.
+        """
+        self._left_out[kind] += 1
+        self._example.setdefault(kind, raw)
+
+    def tell(self, reporter: Reporter) -> None:
+        """Warn of all that was left out, on one line."""
+        if self._left_out:
+            counts = ", ".join(
+                f"{n:,} {kind} ({self._example[kind][:80]!r})"
+                for kind, n in self._left_out.most_common()
+            )
+            reporter.warn(f"{Path(self.archive.path).name!r}: {counts} left out")
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class ArchiveSource(Source):
+    """Images inside archives, read in place.
+
+    Parameters
+    ----------
+    archives : tuple of ArchiveFile
+        All archives of the split.
+    members : structured ndarray, shape (N,)
+        Where each row's bytes are; the field ``file`` is an index into `archives`.
+    """
+
+    fields: ClassVar[np.dtype[np.void]]
+    """Type of `members`."""
+
+    archives: tuple[ArchiveFile, ...]
+    members: np.ndarray
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.members.shape != self.labels.shape:
+            raise ValueError("members must give one image for each label")
+
+    def read(self, row: int) -> bytes:
+        """Read the bytes of one member; see `Source.read`."""
+        member = self.members[row]
+        with self.archives[member["file"]].open() as stream:
+            try:
+                return self._read(stream, member)
+            except OSError as error:
+                reason = error.strerror or type(error).__name__
+                raise ImageError(f"cannot be read: {reason}") from error
+
+    @classmethod
+    def table(cls, rows: Iterable[tuple[int, ...]]) -> np.ndarray:
+        """Make `members` of rows of an `Index`."""
+        return np.array(list(rows), cls.fields)
+
+    @abstractmethod
+    def _read(self, stream: BinaryIO, member: Any) -> bytes:
+        """Read one member from its open archive."""
+
+    def take(self, rows: np.ndarray) -> Self:
+        """Restrict the source to some rows; see `Source.take`."""
+        rows = self._checked(rows)
+        paths = tuple(self.paths[row] for row in rows)
+        return replace(self, labels=self.labels[rows], paths=paths, members=self.members[rows])
+
+
+def clean_name(raw: str) -> str | None:
+    """Give the name of a member as its path below the archive.
+
+    Parameters
+    ----------
+    raw : str
+        As it stands in the archive.
+
+    Returns
+    -------
+    str or None
+        With single ``/`` between the folders and at no end; None for a name that is
+        empty, absolute, has ``..``, a drive letter, a backslash or NUL in it, or is too long.
+
+    Examples
+    --------
+    >>> clean_name("./train//cat/1.jpg"), clean_name("../1.jpg")
+    ('train/cat/1.jpg', None)
+    """
+    if raw.startswith("/") or "\\" in raw or "\0" in raw or _DRIVE.match(raw):
+        return None
+    parts = [part for part in raw.split("/") if part not in ("", ".")]
+    if not parts or ".." in parts or len(raw) > _LONGEST_NAME:
+        return None
+    return "/".join(parts)
+
+
+def archive_stem(path: Path) -> str:
+    """Give the name of an archive without its ending: ``cifar10`` for ``cifar10.tar.xz``."""
+    name = path.name
+    found = [end for end in (*TAR_ENDINGS, ".zip") if name.lower().endswith(end)]
+    return (name[: -max(map(len, found))] if found else path.stem) or "data"
+
+
+def read_range(stream: BinaryIO, offset: int, n_bytes: int) -> bytes:
+    """Read a piece of a file.
+
+    Parameters
+    ----------
+    stream : binary file
+        Without a buffer.
+    offset : int
+        Where the piece starts.
+    n_bytes : int
+        Its length.
+
+    Returns
+    -------
+    bytes
+        Shorter than `n_bytes` where the file ends before.
+    """
+    stream.seek(offset)
+    data = stream.read(n_bytes)
+    while len(data) < n_bytes and (more := stream.read(n_bytes - len(data))):
+        data += more
+    return data

@@ -1,0 +1,251 @@
+"""WebDataset: tar archives (shards) with the files of one sample under one key, read in place."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from featx.errors import SourceError
+from featx.progress import SILENT, Reporter
+from featx.sources.base import Source
+from featx.sources.layout import ENDINGS, ending, is_shown, some
+from featx.sources.members import TAR_ENDINGS, ArchiveFile, Index, archive_stem
+from featx.sources.shard_labels import Label, read_label, resolve_labels
+from featx.sources.shards import Shard, choose_shards, find_shards, is_pattern, shards_in
+from featx.sources.splits import in_order
+from featx.sources.tar import TarSource, index_tar
+from featx.sources.unpacked import plain_tar
+
+__all__ = ["is_webdataset", "looks_like_webdataset", "open_indexed", "open_webdataset"]
+
+_PEEK = 256  # members that tell what kind a shard is of
+
+
+@dataclass
+class _Split:
+    """What the shards of one split hold, in their order."""
+
+    archives: list[ArchiveFile] = field(default_factory=list)
+    rows: list[tuple[int, ...]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    labels: list[Label] = field(default_factory=list)
+    n_without_image: int = 0
+
+    def add(self, shard: Shard, index: Index) -> None:
+        number = len(self.archives)
+        self.archives.append(index.archive)
+        with index.archive.open() as stream:
+            for key, files in _samples(index).items():
+                image = _image(files, key, shard.path)
+                if image is None:
+                    self.n_without_image += 1
+                    continue
+                _, *where = index.rows[index.files[image]]
+                self.rows.append((number, *where))
+                self.paths.append(f"{shard.name}/{image}")
+                self.labels.append(read_label(stream, index, files))
+
+
+def is_webdataset(spec: str | os.PathLike[str]) -> bool:
+    """Whether a path leads to shards.
+
+    Parameters
+    ----------
+    spec : str or path-like
+        A pattern with braces, a folder, or a file.
+
+    Returns
+    -------
+    bool
+        True for a pattern of tar archives, and for a folder with tar archives, or a
+        plain one, whose first files are an image and a label of the same key. Compressed ones
+        in a folder are taken for shards without a look.
+    """
+    path = Path(spec).expanduser()
+    if not path.exists():
+        return is_pattern(str(spec)) and str(spec).lower().endswith(TAR_ENDINGS)
+    shards = shards_in(path) if path.is_dir() else [path]
+    if not shards or not shards[0].name.lower().endswith(TAR_ENDINGS):
+        return False
+    if not shards[0].name.lower().endswith(".tar"):
+        return path.is_dir()
+    try:
+        return looks_like_webdataset(index_tar(shards[0], most=_PEEK))
+    except SourceError:
+        return False
+
+
+def looks_like_webdataset(index: Index) -> bool:
+    """Whether an archive is a shard, and no tree of class folders.
+
+    Parameters
+    ----------
+    index : Index
+        Its members.
+
+    Returns
+    -------
+    bool
+        True if an image has a ``.cls`` file of the same key beside it; or a ``.json`` or
+        ``.txt`` file, and there are no two folders of images, which could be classes.
+    """
+    images, labels = set(), dict[str, set[str]]()
+    for name in index.files:
+        key, extension = _split_name(name)
+        if ending(name) in ENDINGS:
+            images.add(key)
+        else:
+            labels.setdefault(extension, set()).add(key)
+    if images & labels.get("cls", set()):
+        return True
+    folders = {key.rpartition("/")[0] for key in images}
+    return len(folders) == 1 and bool(
+        images & (labels.get("json", set()) | labels.get("txt", set()))
+    )
+
+
+def open_webdataset(
+    spec: str | os.PathLike[str], *, data_dir: Path | None = None, reporter: Reporter = SILENT
+) -> dict[str, Source]:
+    """List the samples of shards.
+
+    The split is the first word of a shard's name that names one (``imagenet-val-00.tar``,
+    ``train/00.tar``). The label is in ``<key>.cls``, in ``<key>.json`` under ``label``,
+    ``cls`` or ``class``, or in ``<key>.txt``: a number, or the name of a class. The names of
+    numbers are the lines of ``classes.txt`` or ``classnames.txt`` beside the shards.
+
+    Parameters
+    ----------
+    spec : str or path-like
+        A tar archive, a folder of them, or a pattern: ``train-{000000..000012}.tar``.
+    data_dir : Path, optional
+        Where compressed shards are unpacked to; see `featx.sources.unpacked.plain_tar`.
+    reporter : Reporter, optional
+        Is told about what is left out.
+
+    Returns
+    -------
+    dict of str to Source
+        The splits in the order train, val, test; or ``"all"`` alone. Rows are in the order of
+        the shards' names and of their members; the label of an image without one is -1.
+
+    Raises
+    ------
+    SourceError
+        If a shard is missing or damaged, or labels do not fit together.
+    """
+    paths, root = find_shards(spec)
+    shards = choose_shards([Shard.of(path, root) for path in paths], root.name, reporter)
+    splits: dict[str, _Split] = {}
+    with (reporter if len(shards) > 1 else SILENT).bar(
+        len(shards), f"listing {root.name}", "shard"
+    ) as bar:
+        for shard in shards:
+            index = index_tar(plain_tar(shard.path, data_dir, reporter=reporter))
+            index.tell(reporter)
+            splits.setdefault(shard.split or "all", _Split()).add(shard, index)
+            bar.update()
+    is_one = len(paths) == 1 and not Path(spec).is_dir()
+    return _sources(
+        archive_stem(paths[0]) if is_one else root.name or "data", root, splits, reporter
+    )
+
+
+def open_indexed(path: Path, index: Index, *, reporter: Reporter = SILENT) -> dict[str, Source]:
+    """Open one shard whose members are listed already; see `open_webdataset`.
+
+    Parameters
+    ----------
+    path : Path
+        The archive that a person gave, which names the split.
+    index : Index
+        Its members.
+    reporter : Reporter, optional
+        Is told about what is left out.
+
+    Returns
+    -------
+    dict of str to Source
+        The one split.
+
+    Raises
+    ------
+    SourceError
+        If labels do not fit together.
+    """
+    index.tell(reporter)
+    shard, split = Shard.of(path, path.parent), _Split()
+    split.add(shard, index)
+    return _sources(shard.name, path.parent, {shard.split or "all": split}, reporter)
+
+
+def _sources(
+    name: str, root: Path, splits: dict[str, _Split], reporter: Reporter
+) -> dict[str, Source]:
+    splits = in_order(splits)
+    _tell(name, splits, reporter)
+    empty = [split for split, found in splits.items() if not found.rows]
+    if empty:
+        raise SourceError(
+            f"the shards of {name!r} have no images in the split {some(empty)}: "
+            f"image files end in {', '.join(sorted(ENDINGS))}"
+        )
+    class_names, labels = resolve_labels(
+        {split: found.labels for split, found in splits.items()},
+        {split: found.paths for split, found in splits.items()},
+        root,
+    )
+    return {
+        split: TarSource(
+            name=name,
+            split=split,
+            class_names=class_names,
+            labels=labels[split],
+            paths=tuple(found.paths),
+            archives=tuple(found.archives),
+            members=TarSource.table(found.rows),
+        )
+        for split, found in splits.items()
+    }
+
+
+def _tell(name: str, splits: dict[str, _Split], reporter: Reporter) -> None:
+    n_without_image = sum(split.n_without_image for split in splits.values())
+    if n_without_image:
+        reporter.warn(f"{name!r}: {n_without_image:,} samples without an image left out")
+    n_unknown = sum(split.labels.count(None) for split in splits.values())
+    if n_unknown:
+        reporter.warn(f"{name!r}: {n_unknown:,} images without a label, their class is unknown")
+
+
+def _samples(index: Index) -> dict[str, dict[str, str]]:
+    """Map the key of each sample to its files: the extension, in lower case, to the name."""
+    samples: dict[str, dict[str, str]] = {}
+    for name in index.files:
+        if not all(map(is_shown, name.split("/"))):
+            continue
+        key, extension = _split_name(name)
+        files = samples.setdefault(key, {})
+        if extension in files:
+            both = some([files[extension], name])
+            raise SourceError(f"{index.archive.path!r} has both {both}: keep one")
+        files[extension] = name
+    return samples
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """Split at the first dot behind the folders, as WebDataset does."""
+    start = name.rfind("/") + 1
+    stem, _, extension = name[start:].partition(".")
+    return name[:start] + stem, extension.lower()
+
+
+def _image(files: dict[str, str], key: str, path: Path) -> str | None:
+    """Choose the image of a sample: ``<key>.jpg`` rather than ``<key>.mask.png``."""
+    images = [extension for extension, name in files.items() if ending(name) in ENDINGS]
+    plain = [extension for extension in images if "." not in extension] or images
+    if len(plain) > 1:
+        both = some(files[extension] for extension in plain)
+        raise SourceError(f"{str(path)!r} has more than one image of the sample {key!r}: {both}")
+    return files[plain[0]] if plain else None
