@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,21 +19,19 @@ __all__ = ["command"]
 @click.argument("file", type=click.Path(path_type=Path))
 @common_options
 def command(file: Path, reporter: Reporter) -> None:
-    """Show what is in a cache FILE, or a partial one, and how it was made."""
-    from featx.store import Cache, find_partials, read_summary
+    """Show what is in a cache FILE, a partial or a packed one, and how it was made."""
+    from featx.store import find_partials, read_summary
 
-    del reporter
     if not file.exists() and (partials := find_partials(file)):
         for partial in partials:
             click.echo("\n".join(_lines(read_summary(partial))))
         return
-    summary = read_summary(file)
+    summary = read_summary(file, reporter)
     click.echo("\n".join(_lines(summary)))
-    if summary["complete"] and summary["n_failed"]:
-        with Cache.open(file) as cache:
-            click.echo("images that could not be read:")
-            for row, reason in sorted(cache.errors.items()):
-                click.echo(f"  row {row}: {cache.paths[row]}: {reason}")
+    if summary["failed"]:
+        click.echo("images that could not be read:")
+        for row, path, reason in summary["failed"]:
+            click.echo(f"  row {row}: {path}: {reason}")
 
 
 def _lines(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -41,12 +40,21 @@ def _lines(summary: Mapping[str, Any]) -> Iterator[str]:
     yield f"{summary['path']}: {state}"
     yield f"features: {n_rows:,} x {summary['n_features']:,} {summary['dtype']}"
     yield f"size: {summary['file_bytes'] / 1e6:,.1f} MB"
+    if "codec" in summary:
+        yield from _packed_lines(summary)
     if summary["n_classes"] is not None:
         yield f"classes: {summary['n_classes']}"
     yield f"images that could not be read: {summary['n_failed']:,}"
     yield f"fingerprint: {summary['fingerprint']}"
     for name, value in _flat(summary["meta"]):
         yield f"{name}: {value}"
+
+
+def _packed_lines(summary: Mapping[str, Any]) -> Iterator[str]:
+    n_bytes = summary["unpacked_bytes"]
+    ratio = n_bytes / summary["file_bytes"]
+    yield f"packed: {summary['codec']}, {n_bytes / 1e6:,.1f} MB when unpacked (ratio {ratio:.2f})"
+    yield f"unpack: featx unpack {shlex.quote(str(summary['path']))}"
 
 
 def _flat(meta: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -9,10 +9,12 @@ from typing import Any
 from featx.errors import CacheError
 from featx.progress import SILENT, Reporter
 from featx.store.features import FeatureArray
+from featx.store.kinds import is_archive_file
+from featx.store.packed import verify_archive
 from featx.store.partial import find_partials
 from featx.store.reader import Cache
 from featx.store.spec import CacheSpec
-from featx.store.summary import find_caches, summarize_partial
+from featx.store.summary import find_caches, summarize_archive, summarize_partial
 from featx.store.verify import Damage
 from featx.store.writer import CacheWriter
 
@@ -30,7 +32,7 @@ __all__ = [
 
 
 def verify_file(path: str | os.PathLike[str], reporter: Reporter = SILENT) -> list[Damage]:
-    """Check every byte of a cache, also of one too damaged to open.
+    """Check every byte of a cache or an archive, also of one too damaged to open.
 
     Parameters
     ----------
@@ -45,35 +47,44 @@ def verify_file(path: str | os.PathLike[str], reporter: Reporter = SILENT) -> li
         Empty if every byte is as it was written.
     """
     try:
+        if is_archive_file(path):
+            verify_archive(path, reporter)
+            return []
         with Cache.open(path) as cache:
             return cache.verify(reporter)
     except CacheError as error:
         return [Damage("file", 0, 0, str(error))]
 
 
-def read_summary(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Describe a finished or a partial file without reading its features.
+def read_summary(path: str | os.PathLike[str], reporter: Reporter = SILENT) -> dict[str, Any]:
+    """Describe a finished, a partial or a packed file without its features.
 
     Parameters
     ----------
     path : path-like
-        A cache, or a partial file beside one.
+        A cache, a partial file beside one, or an archive.
+    reporter : Reporter, optional
+        Shows the check of an archive, of which every byte is read.
 
     Returns
     -------
     dict
         ``path``, ``complete``, ``n_rows``, ``n_features``, ``dtype``, ``n_done``,
         ``n_failed``, ``n_classes`` (None for a partial file), ``file_bytes``,
-        ``fingerprint``, ``meta``.
+        ``fingerprint``, ``meta``, and ``failed``: row, path and reason of each failed
+        row (empty for a partial file). An archive has ``codec`` and ``unpacked_bytes``
+        besides.
 
     Raises
     ------
     CacheError
-        If it is neither, or damaged.
+        If it is none of them, or damaged.
     """
     path = Path(path)
     if path.suffix == ".partial" and path.is_file():
         return summarize_partial(path)
+    if is_archive_file(path):
+        return summarize_archive(path, reporter)
     with Cache.open(path) as cache:
         n_failed = len(cache.errors)
         return {
@@ -88,4 +99,5 @@ def read_summary(path: str | os.PathLike[str]) -> dict[str, Any]:
             "file_bytes": path.stat().st_size,
             "fingerprint": cache.fingerprint,
             "meta": cache.meta,
+            "failed": [(row, cache.paths[row], why) for row, why in sorted(cache.errors.items())],
         }

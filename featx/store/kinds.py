@@ -12,7 +12,7 @@ from typing import Final
 
 from featx.store.layout import USERBLOCK_BYTES
 from featx.store.lock import try_flock
-from featx.store.seal import is_featx
+from featx.store.seal import is_archive, is_featx
 
 __all__ = [
     "JOURNAL",
@@ -21,6 +21,7 @@ __all__ = [
     "age_of",
     "files_below",
     "first_bytes",
+    "is_archive_file",
     "is_flocked",
     "is_journal",
     "is_lock",
@@ -55,13 +56,21 @@ def first_bytes(path: Path, n_bytes: int = USERBLOCK_BYTES) -> bytes:
         return b"unreadable"
 
 
+def is_archive_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a file, or what a link leads to, begins as an archive of featx does."""
+    try:
+        return is_archive(first_bytes(Path(path).resolve()))
+    except OSError:
+        return False
+
+
 def is_removable(path: Path) -> bool:
     """Whether a file is a cache, a partial file or an archive of featx."""
     return is_partial(path) or (path.suffix in _SUFFIXES and _is_ours(first_bytes(path)))
 
 
 def _is_ours(start: bytes) -> bool:
-    return is_featx(start) or start.startswith(b"featx-pack ")
+    return is_featx(start) or is_archive(start)
 
 
 def is_partial(path: Path) -> bool:

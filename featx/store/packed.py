@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import h5py
 import numpy as np
@@ -16,13 +15,14 @@ import numpy as np
 from featx.errors import CacheError
 from featx.progress import SILENT, Reporter
 from featx.store import archive, check, disk, layout
-from featx.store.archive import Codec, Stamp, hash_archive, in_order, open_codec
+from featx.store.archive import Codec, Stamp, hash_archive, in_order
 from featx.store.check import Extent
 from featx.store.features import Handle
+from featx.store.image import build_image
 from featx.store.seal import read_block
 from featx.store.spec import CacheSpec
 
-__all__ = ["Archive", "is_same"]
+__all__ = ["Archive", "is_same", "open_archive", "verify_archive"]
 
 _ATTRIBUTES: Final = (
     "encoding-type",
@@ -43,13 +43,88 @@ def is_same(one: np.ndarray, other: np.ndarray) -> bool:
     return (one.dtype, one.shape) == (other.dtype, other.shape) and one.tobytes() == other.tobytes()
 
 
+@contextmanager
+def open_archive(path: str | os.PathLike[str], reporter: Reporter = SILENT) -> Iterator[Archive]:
+    """Open an archive; its seal is checked before HDF5 parses anything.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+    reporter : Reporter, optional
+        Shows the check.
+
+    Yields
+    ------
+    Archive
+
+    Raises
+    ------
+    CacheError
+        If it is missing, damaged or no archive.
+    """
+    full = Path(path).absolute()
+    with disk.translated(f"cannot open {full}"):
+        if not full.is_file():
+            raise CacheError(f"no file {full}")
+        handle = Handle(str(full))
+    with ExitStack() as stack:
+        stack.callback(handle.close)
+        try:
+            with disk.translated("cannot read it"):
+                _check_seal(handle.fd, reporter, f"check {full.name}")
+                packed = Archive(full, handle, _open_hdf5(handle.fd, stack))
+        except CacheError as error:
+            raise CacheError(f"{full}: {error}") from error
+        yield packed
+
+
+def _check_seal(fd: int, reporter: Reporter, label: str) -> None:
+    stamp, n_bytes = Stamp.parse(read_block(fd)), os.fstat(fd).st_size
+    mend = "take another copy of it, or pack the cache again"
+    if n_bytes != stamp.file_bytes:
+        raise CacheError(
+            f"damaged: it has {n_bytes:,} bytes in place of {stamp.file_bytes:,}: {mend}"
+        )
+    if hash_archive(fd, reporter, label) != stamp.digest:
+        raise CacheError(
+            f"damaged: it changed since it was written (its seal does not match): {mend}"
+        )
+
+
+def _open_hdf5(fd: int, stack: ExitStack) -> h5py.File:
+    def close() -> None:
+        with suppress(Exception):
+            file.close()
+
+    stream = stack.enter_context(os.fdopen(os.dup(fd), "rb", buffering=0))
+    with _hdf5_translated():
+        file = h5py.File(stream, "r")
+    stack.callback(close)
+    return file
+
+
+@contextmanager
+def _hdf5_translated() -> Iterator[None]:
+    try:
+        yield
+    except CacheError:
+        raise
+    except Exception as error:  # HDF5 raises nearly any type for a damaged file
+        raise CacheError(f"HDF5 cannot read it: {error}") from error
+
+
 class Archive:
-    """A packed cache, opened for reading and checked as a stranger's file.
+    """A packed cache, opened by `open_archive` and checked as a stranger's file.
 
     Attributes
     ----------
     path : pathlib.Path
         The archive.
+    n_bytes : int
+        Its size.
+    codec : Codec
+        How its features are compressed; it need not be installed here.
     arrays : dict of str to numpy.ndarray
         All datasets but the features, as stored.
     spec : CacheSpec
@@ -58,81 +133,25 @@ class Archive:
         Reasons of failed rows.
     """
 
-    def __init__(self, path: Path, handle: Handle) -> None:
-        self.path, self._handle = path, handle
+    def __init__(self, path: Path, handle: Handle, file: h5py.File) -> None:
+        self.path, self._file = path, file
         self.n_bytes = os.fstat(handle.fd).st_size
-        self._stream = os.fdopen(os.dup(handle.fd), "rb", buffering=0)
-        self._file: Any = None
-        self.arrays: dict[str, np.ndarray] = {}
-        self.failed: dict[int, str] = {}
-        self.spec: CacheSpec
-        self._codec: Codec
-        self._features: Any = None
-        self._chunk_rows = 0
-
-    @classmethod
-    def open(cls, path: str | os.PathLike[str], reporter: Reporter = SILENT) -> Archive:
-        """Open an archive; its seal is checked before HDF5 parses anything.
-
-        Parameters
-        ----------
-        path : path-like
-            The file.
-        reporter : Reporter, optional
-            Shows the check.
-
-        Returns
-        -------
-        Archive
-
-        Raises
-        ------
-        CacheError
-            If it is missing, damaged or no archive.
-        MissingExtraError
-            If its codec is not installed.
-        """
-        full = Path(path).absolute()
-        with disk.translated(f"cannot open {full}"):
-            if not full.is_file():
-                raise CacheError(f"no file {full}")
-            found = cls(full, Handle(str(full)))
-        try:
-            with disk.translated(f"cannot read {full}"):
-                found._check_seal(reporter)
-                found._read()
-        except CacheError as error:
-            found.close()
-            raise CacheError(f"{full}: {error}") from error
-        except BaseException:
-            found.close()
-            raise
-        return found
-
-    def _check_seal(self, reporter: Reporter) -> None:
-        stamp = Stamp.parse(read_block(self._handle.fd))
-        if self.n_bytes != stamp.file_bytes:
-            raise CacheError(
-                f"damaged: it has {self.n_bytes:,} bytes in place of {stamp.file_bytes:,}"
-            )
-        if hash_archive(self._handle.fd, reporter, f"check {self.path.name}") != stamp.digest:
-            raise CacheError("damaged: it changed since it was written (its seal does not match)")
-
-    def _read(self) -> None:
-        try:
-            self._file = h5py.File(self._stream, "r")
-            root = self._file.id
-            values = self._attributes(root)
-            extents = self._extents(root)
-        except CacheError:
-            raise
-        except Exception as error:  # HDF5 raises nearly any type for a damaged file
-            raise CacheError(f"HDF5 cannot read it: {error}") from error
-        self._codec = open_codec(values["codec"])
-        self.arrays = {name: self._handle.read(extent) for name, extent in extents.items()}
+        with _hdf5_translated():
+            values = self._attributes(file.id)
+            extents = self._extents(file.id)
+        self.codec = Codec(values["codec"], archive.CODECS[values["codec"]])
+        self.arrays = {name: handle.read(extent) for name, extent in extents.items()}
         meta = check._meta(values["meta"], values["fingerprint"])
-        self._open_features(root, values["block_rows"])
+        with _hdf5_translated():
+            self._open_features(file.id, values["block_rows"])
         self._build(meta)
+
+    @property
+    def unpacked_bytes(self) -> int:
+        """Size of the cache that was packed."""
+        status, digests = self.arrays["status"], self.arrays["digests"]
+        image = build_image(self.spec, status=status, failed=self.failed, digests=digests)
+        return image.file_bytes
 
     def _attributes(self, root: Any) -> dict[str, Any]:
         if self._file.userblock_size != layout.USERBLOCK_BYTES:
@@ -176,10 +195,10 @@ class Archive:
         row_bytes = shape[1] * dtype.itemsize
         if block_rows != layout.default_block_rows(row_bytes):
             raise CacheError(f"it has blocks of {block_rows:,} rows of {row_bytes:,} bytes")
-        if n_rows * row_bytes > self.n_bytes * _MAX_RATIO[self._codec.name]:
+        if n_rows * row_bytes > self.n_bytes * _MAX_RATIO[self.codec.name]:
             raise CacheError(f"{self.n_bytes:,} bytes cannot hold features of the shape {shape}")
         self._chunk_rows = min(block_rows, n_rows)
-        _check_storage(dataset, (self._chunk_rows, shape[1]), self._codec)
+        _check_storage(dataset, (self._chunk_rows, shape[1]), self.codec)
         blocks = -(-n_rows // block_rows)
         if self.arrays["digests"].shape != (blocks, layout.DIGEST_BYTES):
             raise CacheError("'digests' does not fit its features")
@@ -231,7 +250,10 @@ class Archive:
         ------
         CacheError
             If a block is not what was packed.
+        MissingExtraError
+            If the codec is not installed, at once.
         """
+        self.codec.require()
         starts = range(0, self.spec.n_rows, self._chunk_rows)
         return in_order(self._decoded, ((start, self._stored(start)) for start in starts))
 
@@ -245,9 +267,9 @@ class Archive:
             if not 0 < info.size <= 2 * n_bytes + 1024:
                 raise CacheError(f"is stored in {info.size:,} bytes")
             _, data = self._features.id.read_direct_chunk((start, 0))
-            if self._codec.name == "gzip":
+            if self.codec.name == "gzip":
                 return bytes(data)
-            self._codec.check_frame(data, n_bytes)
+            self.codec.check_frame(data, n_bytes)
             return np.asarray(self._features[start : start + self._chunk_rows])
         except Exception as error:  # HDF5 raises nearly any type for a damaged file
             raise self._damaged(start, error) from error
@@ -258,7 +280,7 @@ class Archive:
         if isinstance(stored, bytes):
             try:
                 n_values = self._chunk_rows * self.spec.n_features
-                flat = self._codec.decode(stored, n_values, self._features.dtype)
+                flat = self.codec.decode(stored, n_values, self._features.dtype)
             except CacheError as error:
                 raise self._damaged(start, error) from error
             stored = flat.reshape(self._chunk_rows, -1)[:n_rows]
@@ -271,24 +293,30 @@ class Archive:
         stop = min(start + self._chunk_rows, self.spec.n_rows)
         return CacheError(f"{self.path}: damaged: features rows {start}-{stop - 1}: {reason}")
 
-    def close(self) -> None:
-        """Close the file."""
-        with suppress(Exception):
-            if self._file is not None:
-                self._file.close()
-        self._stream.close()
-        self._handle.close()
 
-    def __enter__(self) -> Self:
-        return self
+def verify_archive(path: str | os.PathLike[str], reporter: Reporter = SILENT) -> None:
+    """Check every byte of an archive, and that it can be unpacked.
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
+    Parameters
+    ----------
+    path : path-like
+        The file.
+    reporter : Reporter, optional
+        Shows progress.
+
+    Raises
+    ------
+    CacheError
+        If it is damaged, or no archive.
+    MissingExtraError
+        If its codec is not installed.
+    """
+    with (
+        open_archive(path, reporter) as packed,
+        reporter.bar(packed.spec.n_rows, f"verify {packed.path.name}", "row") as bar,
+    ):
+        for _, rows in packed.blocks():
+            bar.update(len(rows))
 
 
 def _check_storage(dataset: Any, chunk: tuple[int, int], codec: Codec) -> None:

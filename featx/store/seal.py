@@ -23,6 +23,7 @@ __all__ = [
     "Seal",
     "hash_bytes",
     "hash_file",
+    "is_archive",
     "is_featx",
     "is_readable_version",
     "read_block",
@@ -30,7 +31,12 @@ __all__ = [
 
 _MAGIC: Final = b"featx-cache "
 _PARTIAL: Final = b"featx-partial "
-_HDF5_SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
+_ARCHIVE: Final = b"featx-pack "
+_OTHERS: Final = {
+    _PARTIAL: "incomplete",
+    _ARCHIVE: "a packed archive: get the cache back with  featx unpack FILE",
+    b"\x89HDF\r\n\x1a\n": "an HDF5 file, but not a featx cache",
+}
 PARTIAL_BLOCK: Final = (_PARTIAL + b"1\n").ljust(USERBLOCK_BYTES, b"\0")
 _READ_BYTES: Final = 1 << 20
 _TEXT = re.compile(
@@ -99,13 +105,10 @@ def _reason(block: bytes) -> str:
         return f"made by a newer featx (encoding version {newer}, this one reads 1): update featx"
     if block.startswith(_MAGIC) or _TEXT.match(block):
         return "damaged: its first 4,096 bytes cannot be read"
-    if block.startswith(_PARTIAL):
-        return "incomplete"
-    if block.startswith(_HDF5_SIGNATURE):
-        return "an HDF5 file, but not a featx cache"
-    if not block:
-        return "empty"
-    return "not a featx cache"
+    for start, reason in _OTHERS.items():
+        if block.startswith(start):
+            return reason
+    return "not a featx cache" if block else "empty"
 
 
 def _newer_version(block: bytes) -> int:
@@ -120,8 +123,13 @@ def _newer_version(block: bytes) -> int:
 
 
 def is_featx(block: bytes) -> bool:
-    """Whether a file that starts so was written by featx, whatever its state."""
+    """Whether a file that starts so is a cache or a partial file, whatever its state."""
     return block.startswith((_MAGIC, _PARTIAL)) or _TEXT.match(block) is not None
+
+
+def is_archive(block: bytes) -> bool:
+    """Whether a file that starts so was written by ``featx pack``."""
+    return block.startswith(_ARCHIVE)
 
 
 def is_readable_version(block: bytes) -> bool:

@@ -12,7 +12,7 @@ from featx.errors import CacheError
 from featx.progress import SILENT, Reporter
 from featx.store import disk
 from featx.store.pack import PackReport
-from featx.store.packed import Archive, is_same
+from featx.store.packed import Archive, is_same, open_archive
 from featx.store.reader import Cache
 from featx.store.writer import CacheWriter
 
@@ -56,10 +56,13 @@ def unpack_cache(
     CacheError
         If the archive is damaged or not one, or the cache cannot be written. Rows
         verified so far stay in a partial file, which the same call resumes.
+    MissingExtraError
+        If the archive's codec is not installed.
     """
     began = time.monotonic()
     out = Path(unpacked_path(source) if target is None else target)
-    with Archive.open(source, reporter) as packed:
+    with open_archive(source, reporter) as packed:
+        packed.codec.require()
         with CacheWriter.open(out, packed.spec, overwrite=overwrite, reporter=reporter) as writer:
             is_new = not writer.is_complete
             if is_new:

@@ -66,6 +66,25 @@ def test_a_damaged_archive_is_one_line(in_tmp, capsys):
     assert not (in_tmp / "x.h5").exists()
 
 
+def test_an_archive_is_described_and_verified_like_its_cache(in_tmp, capsys):
+    assert main(["info", "cache/a.h5"]) == 0
+    of_cache = capsys.readouterr().out.splitlines()
+    assert main(["pack", "cache/a.h5", "-o", "my a.h5", "-q"]) == 0
+    capsys.readouterr()
+    assert main(["info", "my a.h5"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    packed = [line for line in lines if line not in of_cache]
+    assert packed[0] == "my a.h5: complete"
+    assert re.fullmatch(r"packed: gzip, 0\.1 MB when unpacked \(ratio [\d.]+\)", packed[-2])
+    assert packed[-1] == "unpack: featx unpack 'my a.h5'"
+    assert set(of_cache) - set(lines) <= {"cache/a.h5: complete", "size: 0.1 MB"}
+    assert lines[-1] == "  row 2: 2: broken"
+    assert main(["verify", "my a.h5"]) == 0
+    assert capsys.readouterr().out == "my a.h5: intact\n"
+    assert main(["repair", "my a.h5"]) == 1
+    assert "a packed archive: get the cache back with  featx unpack" in capsys.readouterr().err
+
+
 def test_export(in_tmp, capsys):
     assert main(["export", "cache/a.h5", "--format", "npz", "-q"]) == 0
     out = capsys.readouterr().out

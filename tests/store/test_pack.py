@@ -18,9 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from store_helpers import SEED, fill, make_rows, make_spec, write_missing
 
+from featx.catalog import load
 from featx.errors import CacheError, MissingExtraError, UsageError
 from featx.progress import SILENT
-from featx.store import Cache, CacheWriter, disk
+from featx.store import Cache, CacheWriter, disk, read_summary, verify_file
 from featx.store.archive import Codec, Stamp, hash_archive
 from featx.store.pack import pack_cache
 from featx.store.unpack import unpack_cache
@@ -414,8 +415,70 @@ def test_what_is_no_archive_is_refused(cache_file, tmp_path):
             unpack_cache(path)
     with pytest.raises(CacheError, match="no file"):
         unpack_cache(tmp_path / "none")
-    with pytest.raises(CacheError, match="not a featx cache"):
-        pack_cache(pack_cache(cache_file).path)
+
+
+def test_an_archive_is_named_as_one_where_a_cache_is_wanted(cache_file):
+    packed = pack_cache(cache_file).path
+    message = r"a\.featx\.h5: a packed archive: get the cache back with  featx unpack FILE"
+    spec = make_spec(400, 3_000)
+    for use in (
+        pack_cache,
+        load,
+        Cache.open,
+        lambda path: CacheWriter.open(path, spec, overwrite=True),
+    ):
+        before = packed.read_bytes()
+        with pytest.raises(CacheError, match=message):
+            use(packed)
+        assert packed.read_bytes() == before
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_an_archive_is_described_as_its_cache_is(cache_file, codec, monkeypatch):
+    need(codec)
+    packed = pack_cache(cache_file, codec=codec).path
+    link = packed.with_name("link.h5")
+    link.symlink_to(packed)
+    monkeypatch.setitem(sys.modules, "hdf5plugin", None)  # not needed for it
+    found, cache = read_summary(link), read_summary(cache_file)
+    assert found.pop("codec") == codec
+    assert found.pop("unpacked_bytes") == cache.pop("file_bytes")
+    assert found.pop("file_bytes") == packed.stat().st_size
+    assert (found.pop("path"), cache.pop("path")) == (str(link), str(cache_file))
+    assert found == cache
+    assert cache["failed"] == [
+        (5, "images/00005.png", "truncated"),
+        (399, "images/00399.png", "ein Wüstling"),
+    ]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_an_archive_is_verified(cache_file, codec, monkeypatch):
+    need(codec)
+    packed = pack_cache(cache_file, codec=codec).path
+    assert verify_file(packed) == []
+    content = bytearray(packed.read_bytes())
+    content[-9] ^= 1
+    packed.write_bytes(content)
+    (damage,) = verify_file(packed)
+    assert str(damage).startswith("file: ")
+    assert "damaged: it changed" in str(damage)
+    assert "take another copy of it, or pack the cache again" in str(damage)
+    if codec == "zstd":
+        packed = pack_cache(cache_file, codec=codec, overwrite=True).path
+        monkeypatch.setitem(sys.modules, "hdf5plugin", None)
+        for use in (verify_file, unpack_cache):
+            with pytest.raises(MissingExtraError, match=r"pip install 'featx\[pack\]'"):
+                use(packed)
+
+
+def test_a_sealed_archive_of_other_features_does_not_verify(cache_file):
+    packed = pack_cache(cache_file).path
+    with h5py.File(packed, "r+") as file:
+        other_values(file)
+    stamp(packed)
+    (damage,) = verify_file(packed)
+    assert "features rows 174-347: its digest is another" in str(damage)
 
 
 def test_options_are_checked(cache_file, monkeypatch):
