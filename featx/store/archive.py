@@ -120,7 +120,7 @@ class Codec:
     name : {"gzip", "zstd"}
         Which.
     level : int
-        Higher is smaller and slower.
+        Higher is slower and mostly smaller.
     """
 
     name: str

@@ -77,7 +77,7 @@ def pack_cache(
     codec : {"gzip", "zstd"}, default="gzip"
         Any HDF5 reader knows gzip; zstd needs a plugin, and is faster.
     level : int, optional
-        Higher is smaller and slower.
+        Higher is slower and mostly smaller; see `open_codec` for the default.
     overwrite : bool, default=False
         Replace an archive of this name; a cache never is.
     reporter : Reporter, optional
@@ -142,27 +142,36 @@ class _Stream(io.FileIO):
 
 def _write(fd: int, cache: Cache, codec: Codec, reporter: Reporter) -> None:
     stream = _Stream(fd)
-    header = cache._header
-    arrays = {n: cache._array(n) for n in header.extents if n != "features"}
-    chunk = (min(header.block_rows, len(cache)), cache.n_features)
     with h5py.File(stream, "w", userblock_size=layout.USERBLOCK_BYTES) as file:
-        for name, array in arrays.items():
+        _write_small(fd, file, cache, codec)
+        _write_features(file, cache, codec, stream, reporter)
+    stream.check()
+
+
+def _write_small(fd: int, file: h5py.File, cache: Cache, codec: Codec) -> None:
+    for name in cache._header.extents:
+        if name != "features":
+            array = cache._array(name)
             offset = _create(file, name, array.shape, array.dtype)
             if array.nbytes:
                 disk.pwrite(fd, array.tobytes(), offset)
-        for name, value in _attributes(cache, codec).items():
-            _create_attribute(file, name, value)
-        dataset = _create_features(file, cache, chunk, codec)
-        blocks = _encoded(cache, arrays["digests"], codec, chunk[0])
-        with reporter.bar(len(cache), f"pack {cache.path.name}", "row") as bar:
-            for start, rows, data in blocks:
-                if data is None:
-                    dataset[start : start + len(rows)] = rows
-                else:
-                    dataset.id.write_direct_chunk((start, 0), data)
-                stream.check()
-                bar.update(len(rows))
-    stream.check()
+    for name, value in _attributes(cache, codec).items():
+        _create_attribute(file, name, value)
+
+
+def _write_features(
+    file: h5py.File, cache: Cache, codec: Codec, stream: _Stream, reporter: Reporter
+) -> None:
+    chunk_rows = min(cache._header.block_rows, len(cache))
+    dataset = _create_features(file, cache, (chunk_rows, cache.n_features), codec)
+    with reporter.bar(len(cache), f"pack {cache.path.name}", "row") as bar:
+        for start, rows, data in _encoded(cache, codec, chunk_rows):
+            if data is None:
+                dataset[start : start + len(rows)] = rows
+            else:
+                dataset.id.write_direct_chunk((start, 0), data)
+            stream.check()
+            bar.update(len(rows))
 
 
 def _attributes(cache: Cache, codec: Codec) -> Mapping[str, Any]:
@@ -192,8 +201,10 @@ def _create_features(
 
 
 def _encoded(
-    cache: Cache, digests: np.ndarray, codec: Codec, chunk_rows: int
+    cache: Cache, codec: Codec, chunk_rows: int
 ) -> Iterator[tuple[int, np.ndarray, bytes | None]]:
+    digests = cache._array("digests")
+
     def encode(block: int) -> tuple[int, np.ndarray, bytes | None]:
         start = block * chunk_rows
         rows = cache.X[start : start + chunk_rows]
