@@ -51,6 +51,50 @@ def test_photographs_are_prepared_bit_for_bit_as_torchvision_does(photographs):
             )
 
 
+@settings(deadline=None, max_examples=300)
+@given(
+    st.integers(1, 300),
+    st.integers(1, 300),
+    st.sampled_from([32, 64, 224, 232, 256, 342]),
+    st.floats(0.5, 1),
+)
+def test_every_size_of_image_is_resized_as_torchvision_does_it(width, height, resize_px, crop):
+    """Noise is the hardest image: no two neighbours are alike, so each weight shows."""
+    transform = torchvision_preset(resize_px, max(1, int(resize_px * crop)))
+    image = noise(width, height)
+    ours = prepared(Preprocessing.from_torchvision(transform), image)
+    assert torch.equal(ours, transform(image))
+
+
+@pytest.mark.parametrize(
+    ("size", "resize_px"),
+    [
+        ((32, 32), 256),
+        ((96, 96), 256),
+        ((224, 224), 256),
+        ((31, 31), 256),
+        ((64, 48), 384),
+        ((56, 112), 224),
+        ((7, 7), 224),
+        ((160, 200), 256),
+        ((224, 300), 224),
+    ],
+)
+def test_torch_resizes_where_that_is_exact(size, resize_px, monkeypatch):
+    from torchvision.transforms import functional
+
+    transform = torchvision_preset(resize_px, resize_px - 20)
+    wanted = transform(noise(*size))
+    monkeypatch.setattr(functional, "resize", None)  # it is not called
+    assert torch.equal(prepared(Preprocessing.from_torchvision(transform), noise(*size)), wanted)
+
+
+def torchvision_preset(resize_px, crop_px):
+    from torchvision.transforms._presets import ImageClassification
+
+    return ImageClassification(resize_size=resize_px, crop_size=crop_px)
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 40))
 def test_any_size_of_image_gives_the_size_of_the_network(width, height, side):
