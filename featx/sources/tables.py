@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from featx.errors import MissingExtraError, SourceError
 
-__all__ = ["TABLE_ENDINGS", "read_table"]
+__all__ = ["TABLE_ENDINGS", "read_numbered_table", "read_table"]
 
 TABLE_ENDINGS = (".csv", ".tsv", ".parquet")
 """Endings of the files that `read_table` takes, in lower case."""
@@ -23,14 +23,15 @@ def read_table(path: Path) -> dict[str, list[str]]:
     Parameters
     ----------
     path : Path
-        ``.csv`` (commas, or semicolons where the first line has no comma), ``.tsv`` or
-        ``.parquet``; the first line of a text file names the columns.
+        ``.csv`` (commas; semicolons or tabs where the first line has those and no comma),
+        ``.tsv`` or ``.parquet``; the first line of a text file names the columns.
 
     Returns
     -------
     dict of str to list of str
         Each column by name, all of one length; empty cells and nulls are ``""``. White
-        space around the names is dropped, that of the cells stays.
+        space around the names and before the cells is dropped; what is behind cells stays.
+        Columns of bytes, lists or structs of a Parquet file are left out.
 
     Raises
     ------
@@ -39,11 +40,36 @@ def read_table(path: Path) -> dict[str, list[str]]:
     MissingExtraError
         If it is a Parquet file and pyarrow is not installed.
     """
+    return read_numbered_table(path)[0]
+
+
+def read_numbered_table(path: Path) -> tuple[dict[str, list[str]], Sequence[int]]:
+    """Read a table whole, with the number of each row's line.
+
+    Parameters
+    ----------
+    path : Path
+        As `read_table`.
+
+    Returns
+    -------
+    columns : dict of str to list of str, each of length N
+        As `read_table`.
+    numbers : sequence of int, length N
+        The line of the file that each row ends on, from 1; of a Parquet file, its row.
+
+    Raises
+    ------
+    SourceError, MissingExtraError
+        As `read_table`.
+    """
     try:
         if path.suffix.lower() == ".parquet":
             return _read_parquet(path)
         with path.open(encoding=_ENCODING, newline="") as stream:
-            lines = list(csv.reader(stream, delimiter=_delimiter(path, stream)))
+            delimiter = _delimiter(path, stream)
+            lines = csv.reader(stream, delimiter=delimiter, skipinitialspace=True, strict=True)
+            return _columns(path, lines)
     except OSError as error:
         raise SourceError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -52,56 +78,70 @@ def read_table(path: Path) -> dict[str, list[str]]:
         ) from error
     except csv.Error as error:
         raise SourceError(f"{path} is no table that featx can read: {error}") from error
-    return _columns(path, lines)
 
 
-def _delimiter(path: Path, stream: Any) -> str:
+def _delimiter(path: Path, stream: TextIO) -> str:
     if path.suffix.lower() == ".tsv":
         return "\t"
     first = stream.readline()
     stream.seek(0)
-    return ";" if ";" in first and "," not in first else ","
+    return next((mark for mark in ",;\t" if mark in first), ",")
 
 
-def _columns(path: Path, lines: list[list[str]]) -> dict[str, list[str]]:
-    if not lines:
+def _columns(path: Path, lines: Any) -> tuple[dict[str, list[str]], list[int]]:
+    names = [name.strip() for name in next(lines, [])]
+    if not any(names):
         raise SourceError(f"{path} is empty: its first line must name the columns")
-    names = [name.strip() for name in lines[0]]
+    _check_names(path, names)
+    columns: dict[str, list[str]] = {name: [] for name in names}
+    adders = [cells.append for cells in columns.values()]
+    numbers: list[int] = []
+    for line in lines:
+        if not line:
+            continue  # a blank line
+        if len(line) != len(names):
+            raise SourceError(
+                f"{path}, line {lines.line_num}: {len(line)} cells in place of {len(names)}; a "
+                "cell with the separator in it must stand in double quotes"
+            )
+        for add, cell in zip(adders, line, strict=True):
+            add(cell)
+        numbers.append(lines.line_num)
+    return columns, numbers
+
+
+def _check_names(path: Path, names: list[str]) -> None:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise SourceError(f"{path} has two columns {repeated[0]!r}: rename one")
-    body = list(_body(path, lines, len(names)))
-    cells = zip(*body, strict=True) if body else ([] for _ in names)
-    return {name: list(column) for name, column in zip(names, cells, strict=True)}
 
 
-def _body(path: Path, lines: list[list[str]], n_columns: int) -> Iterator[list[str]]:
-    for number, line in enumerate(lines[1:], 2):
-        if not line:
-            continue  # a blank line
-        if len(line) != n_columns:
-            raise SourceError(
-                f"{path}, record {number}: {len(line)} cells in place of {n_columns}; a cell with "
-                "the separator in it must stand in double quotes"
-            )
-        yield line
-
-
-def _read_parquet(path: Path) -> dict[str, list[str]]:
+def _read_parquet(path: Path) -> tuple[dict[str, list[str]], Sequence[int]]:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
         raise MissingExtraError("pyarrow", "parquet", "reading a Parquet file") from error
     try:
-        table = pyarrow.parquet.read_table(path)
+        # Not pyarrow's read_table, for which a folder split=train/ above would be a column.
+        with path.open("rb") as stream, pyarrow.parquet.ParquetFile(stream) as file:
+            _check_names(path, file.schema_arrow.names)
+            table = file.read([field.name for field in file.schema_arrow if _is_plain(field.type)])
     except pyarrow.ArrowException as error:
         raise SourceError(f"{path} is no Parquet file, or damaged: {error}") from error
-    return {name: [_text(v) for v in table[name].to_pylist()] for name in table.column_names}
+    columns = {name: [_text(v) for v in table[name].to_pylist()] for name in table.column_names}
+    return columns, range(1, table.num_rows + 1)
+
+
+def _is_plain(kind: Any) -> bool:
+    """Tell whether a column has texts, numbers or dates, not images or lists."""
+    from pyarrow import types
+
+    return not (types.is_nested(kind) or "binary" in str(kind))
 
 
 def _text(value: Any) -> str:
-    if value is None:
+    if value is None or value != value:  # noqa: PLR0124 - NaN is how pandas writes a missing text
         return ""
     # A column of whole numbers that has nulls may come as floats.
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
