@@ -10,6 +10,7 @@ from featx.progress import SILENT, Reporter
 from featx.sources.base import ArraySource, Source
 from featx.sources.digits import open_digits
 from featx.sources.folder import FolderSource, open_folder
+from featx.sources.places import default_data_dir
 from featx.sources.torchvision_sets import SETS, open_torchvision
 
 __all__ = [
@@ -33,18 +34,6 @@ def available_data() -> dict[str, str]:
         A description of one line for each name that `open_data` takes.
     """
     return {name: known.description for name, known in SETS.items()} | {"digits": _DIGITS}
-
-
-def default_data_dir() -> Path:
-    """Give the folder that data sets are downloaded to.
-
-    Returns
-    -------
-    Path
-        The environment variable ``FEATX_DATA``, or ``~/.cache/featx/data``.
-    """
-    chosen = os.environ.get("FEATX_DATA")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "featx" / "data"
 
 
 def open_data(

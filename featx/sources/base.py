@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 from featx.errors import ImageError, SourceError
 from featx.images import decode
 from featx.progress import SILENT, Reporter
+from featx.sources.remembered import Remembered, Stamp
 
 __all__ = ["ArraySource", "Source"]
 
@@ -93,6 +95,28 @@ class Source(ABC):
             If the file cannot be read.
         """
 
+    @property
+    def place(self) -> str | None:
+        """Absolute path of the folder, archive or table of the images; None in memory."""
+        return None
+
+    def stamp(self, row: int) -> Stamp | None:
+        """Tell a changed image from an unchanged one, without reading it.
+
+        Parameters
+        ----------
+        row : int
+            From 0 to N - 1.
+
+        Returns
+        -------
+        tuple of 3 int, or None
+            Size in bytes, time of modification and time of change in nanoseconds; None
+            where there is no such file.
+        """
+        del row
+        return None
+
     def image(self, row: int) -> Image.Image:
         """Read and decode one image.
 
@@ -149,6 +173,9 @@ class Source(ABC):
     def image_digests(self, *, reporter: Reporter = SILENT) -> np.ndarray:
         """Hash every image as it is stored, in a few threads.
 
+        Files that were hashed before and have not changed since (by size and times, see
+        `featx.sources.remembered`) are not read again.
+
         Parameters
         ----------
         reporter : Reporter, optional
@@ -160,17 +187,29 @@ class Source(ABC):
             SHA-256 of each image's bytes (or shape and pixels); of its path where it
             cannot be read.
         """
-        starts = range(0, len(self), _ROWS_PER_TASK)
-        digests = np.empty((len(self), 32), np.uint8)
+        remembered = Remembered(self.place)
+        stamps = [self.stamp(row) for row in range(len(self))]
+        found = [remembered.find(*item) for item in zip(self.paths, stamps, strict=True)]
+        unknown = [row for row, digest in enumerate(found) if digest is None]
+        for row, digest in zip(unknown, self._hash_all(unknown, reporter), strict=True):
+            found[row] = digest
+            remembered.add(self.paths[row], stamps[row], digest)
+        remembered.save()
+        joined = b"".join(digest for digest in found if digest is not None)
+        return np.frombuffer(joined, np.uint8).reshape(len(self), 32).copy()
+
+    def _hash_all(self, rows: list[int], reporter: Reporter) -> Iterator[bytes]:
+        parts = [rows[i : i + _ROWS_PER_TASK] for i in range(0, len(rows), _ROWS_PER_TASK)]
         threads = min(_MOST_THREADS, os.cpu_count() or 1)
+        if not rows:
+            return
         with (
-            reporter.bar(len(self), f"hashing {self.name} {self.split}") as bar,
+            reporter.bar(len(rows), f"hashing {self.name} {self.split}") as bar,
             ThreadPoolExecutor(threads) as pool,
         ):
-            for start, part in zip(starts, pool.map(self._hash_rows, starts), strict=True):
-                digests[start : start + len(part)] = part
+            for part in pool.map(lambda part: [self._hash_row(row) for row in part], parts):
+                yield from part
                 bar.update(len(part))
-        return digests
 
     def content_id(self, digests: np.ndarray | None = None, *, reporter: Reporter = SILENT) -> str:
         """Hash the images and the names of their classes.
@@ -199,11 +238,6 @@ class Source(ABC):
         for digest, class_name in entries:
             state.update(digest + len(class_name).to_bytes(4, "little") + class_name)
         return state.hexdigest()
-
-    def _hash_rows(self, start: int) -> np.ndarray:
-        rows = range(start, min(start + _ROWS_PER_TASK, len(self)))
-        joined = b"".join(self._hash_row(row) for row in rows)
-        return np.frombuffer(joined, np.uint8).reshape(len(rows), 32)
 
     def _hash_row(self, row: int) -> bytes:
         try:

@@ -12,6 +12,7 @@ from featx.errors import ImageError, SourceError
 from featx.progress import SILENT, Reporter
 from featx.sources.base import Source
 from featx.sources.layout import ENDINGS, LAYOUT, list_images
+from featx.sources.remembered import Stamp, stamp_file
 from featx.sources.tree import Entry, Tree
 
 __all__ = ["ENDINGS", "MOST_IMAGE_BYTES", "DiskTree", "FolderSource", "open_folder", "read_file"]
@@ -33,6 +34,15 @@ class FolderSource(Source):
     """
 
     root: str
+
+    @property
+    def place(self) -> str:
+        """The folder; see `Source.place`."""
+        return self.root
+
+    def stamp(self, row: int) -> Stamp | None:
+        """Stamp one file; see `Source.stamp`."""
+        return stamp_file(f"{self.root}/{self.paths[row]}")
 
     def read(self, row: int) -> bytes:
         """Read the bytes of one file; see `Source.read`."""
