@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +30,16 @@ SEED = int(os.environ.get("FEATX_TEST_SEED", "0"))
 N_KILLS = int(os.environ.get("FEATX_TEST_KILLS", "12"))
 N_KILLS_SLOW = int(os.environ.get("FEATX_TEST_KILLS_SLOW", "120"))
 N_IMAGES, BAD_ROW = 320, 77
+N_OLD = 200  # whole batches, so that the rows computed later are those of one run
 N_SECONDS_ORPHANS = 30  # torch's decoding processes look every 5 s whether they are orphans
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux")
 
 
-def jpeg_tree(root: Path) -> Path:
+def jpeg_tree(root: Path, n_images: int = N_IMAGES) -> Path:
     """Two classes of small noisy photographs, one of which is broken."""
     rng = np.random.default_rng(5)
-    for i in range(N_IMAGES):
+    for i in range(n_images):
         path = root / f"class{i // (N_IMAGES // 2)}" / f"{i:03}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (48, 60, 3), np.uint8)).save(path)
@@ -54,16 +55,19 @@ class Server:
     process: subprocess.Popen[str]
     data: Path
     log: Path
+    name: str = ""
     whole: dict[str, bytes] = field(default_factory=dict)
     attributes: dict[str, Any] = field(default_factory=dict)
     n_calls: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
+    old: bytes = b""  # a finished cache of fewer images, which lies there at first
 
     def run(self, cache: Path, workers: int = 0, **order: Any) -> int:
         """Extract, and perhaps be killed; return the exit code."""
         words = ["extract", "--backbone", "squeezenet1_0", "--device", "cpu", "--batch-size", "4"]
         words += ["--weights", str(WEIGHTS) if WEIGHTS.exists() else "random", "--input-size", "64"]
         words += ["--data", str(self.data), "--cache", str(cache), "--workers", str(workers)]
+        words += ["--append"] if self.old else []
         none = {"after": None, "step": None, "is_alone": False, "is_late": False, "calls": None}
         order = {**none, **order, "words": words, "log": str(self.log)}
         assert self.process.stdin is not None
@@ -90,6 +94,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         found.seconds = time.monotonic() - began
         found.n_calls = Counter(json.loads((folder / "calls").read_text()))
         (path,) = (folder / "whole").glob("*.h5")
+        found.name = path.name
         found.whole, found.attributes = content(path)
         assert np.flatnonzero(np.frombuffer(found.whole["status"], "u1") == 2).tolist() == [BAD_ROW]
         yield found
@@ -113,9 +118,18 @@ def journal_lines(path: Path) -> list[dict[str, Any]]:
     return found
 
 
+def lay_old(server: Server, cache: Path) -> None:
+    """Begin a cache folder; with the finished cache of fewer images, if that is the case."""
+    cache.mkdir()
+    if server.old:
+        (cache / server.name).write_bytes(server.old)
+
+
 def check(cache: Path, server: Server, before: np.ndarray) -> np.ndarray:
     """The invariants after a kill; return which rows are safe, as a mask."""
     for path in cache.glob("*.h5"):
+        if server.old and path.read_bytes() == server.old:
+            continue
         check_whole(path, server)
         return np.ones(N_IMAGES, bool)
     is_safe = np.zeros(N_IMAGES, bool)
@@ -192,6 +206,7 @@ def kill_many(folder: Path, server: Server, n_kills: int, **fault: bool) -> list
     moments = steps_to_kill_at(server, rng)
     counts: list[int] = []
     cache, is_safe, patience = folder / "cache", np.zeros(N_IMAGES, bool), 0.0
+    lay_old(server, cache)
     while len(counts) < n_kills:
         workers, is_alone = int(rng.integers(3)), bool(rng.random() < 0.1)
         order = {**next(moments), **fault, "is_alone": is_alone, "workers": workers}
@@ -203,6 +218,7 @@ def kill_many(folder: Path, server: Server, n_kills: int, **fault: bool) -> list
         # Half of the runs are killed again when resumed, the others go on in peace.
         if code == 0 or rng.random() < 0.5:
             finish(server, cache, int(rng.integers(3)), patience)
+            lay_old(server, cache)
             is_safe, patience = np.zeros(N_IMAGES, bool), 0.0
     return counts
 
@@ -211,6 +227,30 @@ def test_kills_at_random_moments_and_at_each_kind_of_step(tmp_path: Path, server
     counts = kill_many(tmp_path, server, N_KILLS)
     assert any(0 < n < N_IMAGES for n in counts), counts
     assert N_IMAGES in counts, "no kill behind the finishing rename"
+
+
+@pytest.fixture
+def appending(server: Server, tmp_path: Path) -> Server:
+    """The same with --append, where a finished cache of the first images is replaced."""
+    fewer = replace(server, data=jpeg_tree(tmp_path / "fewer" / "d", N_OLD))
+    assert fewer.run(tmp_path / "old") == 0
+    found = replace(server, old=(tmp_path / "old" / server.name).read_bytes())
+    lay_old(found, tmp_path / "once")
+    finish(found, tmp_path / "once", 0)
+    assert f"reused: {N_OLD - 1} of {N_IMAGES} rows" in found.log.read_text()
+    return found
+
+
+def test_kills_while_a_finished_cache_is_replaced(tmp_path: Path, appending: Server) -> None:
+    counts = kill_many(tmp_path, appending, max(3, N_KILLS // 3))
+    assert N_IMAGES in counts
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_many_kills_while_a_finished_cache_is_replaced(tmp_path: Path, appending: Server) -> None:
+    counts = kill_many(tmp_path, appending, N_KILLS_SLOW // 3)
+    assert len({n for n in counts if 0 < n < N_IMAGES}) > N_KILLS_SLOW // 15, counts
 
 
 @pytest.mark.slow
