@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,7 +15,7 @@ __all__ = ["draw_subset", "split_holdout", "subset_hash"]
 
 # The last word of each generator's key, so that a holdout and a subset of one
 # seed are different permutations.
-_SUBSET, _HOLDOUT = 0, 1
+_SUBSET, _HOLDOUT, _HOLDOUT_GROUPS = 0, 1, 2
 
 
 def draw_subset(
@@ -80,8 +81,13 @@ def split_holdout(
     *,
     seed: int,
     valid: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Split labelled rows in two, class by class, for data without a test split.
+
+    Whole groups are taken in a random order, each of them where it brings the held-out shares
+    of the classes nearer to `fraction` (least sum of squares). Then every class that has
+    nothing held out gets the group that takes the shares the least away.
 
     Parameters
     ----------
@@ -94,6 +100,9 @@ def split_holdout(
         Any integer of at least 0.
     valid : array_like of bool, shape (n_rows,), optional
         Rows that may be used; all of them by default.
+    groups : array_like of int, shape (n_rows,), optional
+        Rows of one group come to one side, and the shares of the classes are met as well as
+        they then can be.
 
     Returns
     -------
@@ -103,12 +112,14 @@ def split_holdout(
     Raises
     ------
     ProtocolError
-        If a class has a single row, which cannot be on both sides.
+        If a class has a single row, or a single group, which cannot be on both sides.
     UsageError
         If `fraction` is not between 0 and 1, or `seed` is negative.
     """
     if not 0 < fraction < 1:
         raise UsageError(f"the held-out fraction is {fraction}: it must lie between 0 and 1")
+    if groups is not None:
+        return _split_groups(labels, fraction, seed, valid, np.asarray(groups))
     train, test = [], []
     for label, rows in _rows_by_class(labels, valid, None):
         if rows.size < 2:
@@ -121,6 +132,56 @@ def split_holdout(
         test.append(order[:n_test])
         train.append(order[n_test:])
     return _sorted(train), _sorted(test)
+
+
+def _split_groups(
+    labels: ArrayLike, fraction: float, seed: int, valid: ArrayLike | None, groups: NDArray[Any]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    by_class = list(_rows_by_class(labels, valid, None))
+    rows = _sorted([part for _, part in by_class])
+    names, member = np.unique(groups[rows], return_inverse=True)
+    counts = np.zeros((len(names), len(by_class)), np.int64)  # rows of a group and class
+    for column, (label, part) in enumerate(by_class):
+        np.add.at(counts[:, column], member[np.searchsorted(rows, part)], 1)
+        if np.count_nonzero(counts[:, column]) < 2:
+            raise ProtocolError(
+                f"all usable images of class {label} are in one group, which cannot be both "
+                "fitted and tested: add other groups, or leave the class out"
+            )
+    order = _shuffled(np.arange(len(names)), seed, 0, _HOLDOUT_GROUPS)
+    is_test = _choose_groups(counts, fraction, order)
+    for empty in np.flatnonzero(counts[is_test].sum(axis=0) == 0):
+        raise ProtocolError(
+            f"the groups of class {by_class[empty][0]} cannot be on both sides without taking "
+            "another class from one of them: use smaller groups, or leave a class out"
+        )
+    return rows[~is_test[member]], rows[is_test[member]]
+
+
+def _choose_groups(
+    counts: NDArray[np.int64], fraction: float, order: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Choose groups to hold out, from the rows of every group and class."""
+    total = counts.sum(axis=0)
+    held = np.zeros_like(total)
+    is_test = np.zeros(len(counts), dtype=bool)
+
+    def loss(rows: NDArray[np.int64]) -> float:
+        return float((((rows / total) - fraction) ** 2).sum())
+
+    def take(group: int) -> None:
+        nonlocal held
+        is_test[group], held = True, held + counts[group]
+
+    for group in order:
+        is_left = (held + counts[group] < total).all()
+        if is_left and loss(held + counts[group]) < loss(held):
+            take(group)
+    for column in range(len(total)):
+        able = [g for g in order if counts[g, column] and (held + counts[g] < total).all()]
+        if held[column] == 0 and able:
+            take(min(able, key=lambda g: loss(held + counts[g])))
+    return is_test
 
 
 def subset_hash(rows: ArrayLike) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from featx.errors import ProtocolError
 from featx.fewshot import split_holdout
 from featx.fingerprint import differences, fingerprint
 from featx.heads.base import Rows
+
+if TYPE_CHECKING:
+    from featx.evaluate.groups import Groups
 
 __all__ = ["CacheLike", "Pair", "pair_caches"]
 
@@ -40,6 +43,14 @@ class CacheLike(Protocol):
         """One name a class."""
 
     @property
+    def paths(self) -> Sequence[str]:
+        """One path an image, (N,)."""
+
+    @property
+    def image_digests(self) -> NDArray[np.uint8]:
+        """SHA-256 of each image's bytes, (N, 32), zeros where unknown."""
+
+    @property
     def meta(self) -> dict[str, Any]:
         """What was recorded at extraction."""
 
@@ -60,10 +71,19 @@ class Pair:
     ----------
     train, test : CacheLike
         The same cache where the data has no test split.
+    data : str, optional
+        What the table calls the data; as recorded in the train cache by default.
+    notices : tuple of str
+        What a person must know before the first fit.
+    groups : Groups, optional
+        Which images belong together.
     """
 
     train: CacheLike
     test: CacheLike
+    data: str | None = None
+    notices: tuple[str, ...] = ()
+    groups: Groups | None = None
 
     @property
     def is_holdout(self) -> bool:
@@ -74,7 +94,12 @@ class Pair:
     def name(self) -> str:
         """Data, backbone and layer, for messages."""
         meta = self.train.meta
-        return f"{meta['data']} {meta['backbone']} {meta['layer']}"
+        return f"{self.data_name} {meta['backbone']} {meta['layer']}"
+
+    @property
+    def data_name(self) -> str:
+        """What the table calls the data."""
+        return str(self.train.meta["data"]) if self.data is None else self.data
 
     def usable(self, cache: CacheLike) -> NDArray[np.bool_]:
         """Rows with features and a known label, shape (N,)."""
@@ -86,7 +111,8 @@ class Pair:
         Parameters
         ----------
         fraction : float
-            Share of each class to hold out, where there is no test cache.
+            Share of each class to hold out, where there is no test cache; whole groups, where
+            the pair has groups.
         seed : int
             Of the held-out choice.
 
@@ -100,7 +126,10 @@ class Pair:
         usable = self.usable(self.train)
         if not self.is_holdout:
             return usable, np.flatnonzero(self.usable(self.test)).astype(np.int64)
-        train_rows, test_rows = split_holdout(self.train.y, fraction, seed=seed, valid=usable)
+        groups = None if self.groups is None else self.groups.train
+        train_rows, test_rows = split_holdout(
+            self.train.y, fraction, seed=seed, valid=usable, groups=groups
+        )
         drawable = np.zeros(len(usable), dtype=bool)
         drawable[train_rows] = True
         return drawable, test_rows

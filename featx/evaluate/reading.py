@@ -1,20 +1,17 @@
-"""Reading features for a fit, and looking for what would make its score dishonest."""
+"""Reading features for a fit, and refusing to score what was fitted on."""
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featx.errors import ProtocolError
-from featx.heads.base import Rows, RowsView, check_finite, row_blocks
+from featx.heads.base import Rows, check_finite, row_blocks
 from featx.heads.rowspace import require_memory
 
-__all__ = ["hash_rows", "load_rows", "require_unseen"]
-
-_DIGEST_BYTES = 16
+__all__ = ["load_rows", "require_unseen"]
 
 
 def load_rows(X: Rows, rows: NDArray[np.int64]) -> NDArray[Any]:
@@ -46,37 +43,6 @@ def load_rows(X: Rows, rows: NDArray[np.int64]) -> NDArray[Any]:
         out[block] = X[rows[block]]
         check_finite(out[block], block.start, rows)
     return out
-
-
-def hash_rows(X: Rows) -> set[bytes]:
-    """Digests of rows, to find equal ones.
-
-    Parameters
-    ----------
-    X : Rows
-        Features; read once, and checked for NaN and infinity.
-
-    Returns
-    -------
-    set of bytes
-        Of the values as float32, so that caches of different types compare.
-    """
-    return set(_digests(X))
-
-
-def count_known(X: Rows, known: set[bytes]) -> int:
-    """Count the rows whose digest is known."""
-    return sum(digest in known for digest in _digests(X))
-
-
-def _digests(X: Rows) -> list[bytes]:
-    names = X.rows if isinstance(X, RowsView) else None
-    found = []
-    for rows in row_blocks(int(X.shape[0]), int(X.shape[1])):
-        block = np.ascontiguousarray(X[rows], dtype=np.float32)
-        check_finite(block, rows.start, names)
-        found += [hashlib.blake2b(row, digest_size=_DIGEST_BYTES).digest() for row in block]
-    return found
 
 
 def require_unseen(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 
 from featx.errors import ProtocolError
 from featx.evaluate.draws import Subset, draw_all, share_reads, union_of
+from featx.evaluate.leak_report import leak_lines, leak_record, summary
+from featx.evaluate.leaks import Leaks, find_leaks
 from featx.evaluate.pairs import Pair
-from featx.evaluate.reading import count_known, hash_rows, load_rows, require_unseen
+from featx.evaluate.reading import load_rows, require_unseen
 from featx.evaluate.result import FitResult
 from featx.evaluate.scores import score
-from featx.evaluate.settings import Settings
+from featx.evaluate.settings import NEAR_OFF, Settings
+from featx.evaluate.views import ClassView, count_unusable
 from featx.fingerprint import fingerprint
 from featx.heads import Fit, FitOptions, RowSpace, get_head
 from featx.heads.base import RowsView
@@ -37,6 +40,7 @@ def evaluate(
     *,
     reporter: Reporter = SILENT,
     sink: Callable[[FitResult, Fit], object] | None = None,
+    on_leaks: Callable[[Leaks], object] | None = None,
 ) -> list[FitResult]:
     """Fit and score.
 
@@ -53,6 +57,8 @@ def evaluate(
         draws that are not different.
     sink : callable, optional
         Called with each result, and its fit, as soon as it is there.
+    on_leaks : callable, optional
+        Called with what the search for leaks found, before anything is done about it.
 
     Returns
     -------
@@ -62,10 +68,10 @@ def evaluate(
     Raises
     ------
     ProtocolError
-        If a class has too few rows, a used row holds NaN or infinity, or the rows do not fit
-        into memory.
+        If a class has too few rows, a used row holds NaN or infinity, the rows do not fit
+        into memory, or there are leaks and they are to be errors.
     """
-    job = _Job(pair, settings, reporter)
+    job = _Job(pair, settings, reporter, on_leaks)
     results = []
     with reporter.bar(job.n_fits, pair.name, "fit") as bar:
         for result, fit in job.run():
@@ -89,40 +95,75 @@ class _Timed:
 class _Job:
     """One pair, its subsets and its test rows."""
 
-    def __init__(self, pair: Pair, settings: Settings, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        settings: Settings,
+        reporter: Reporter,
+        on_leaks: Callable[[Leaks], object] | None,
+    ) -> None:
         self.pair, self.settings, self.reporter = pair, settings, reporter
+        self.notices: list[str] = []
         drawable, self.test_rows = pair.split(settings.holdout, settings.holdout_seed)
         if not self.test_rows.size:
             raise ProtocolError(f"{pair.name}: no test image is labelled and usable")
+        self._tell([*pair.notices, *self._unusable()])
+        self.leaks = find_leaks(pair, drawable, self.test_rows, settings)
+        if on_leaks is not None:
+            on_leaks(self.leaks)
+        drawable = self._guarded(drawable)
         self.subsets, notices = draw_all(pair.train, drawable, settings)
-        self.notices = [*self._unusable(), *notices]
-        for notice in self.notices:
-            reporter.warn(f"{pair.name}: {notice}")
-        share = f"{settings.holdout:.0%} of each class held out (seed {settings.holdout_seed})"
-        self.remarks = [f"no test split: {share}"] if pair.is_holdout else []
+        self._tell(notices)
+        self.remarks = [*self._split_remarks(), *pair.notices]
+        if found := summary(self.leaks):
+            is_drop = settings.on_leak == "drop"
+            self.remarks.append(f"{found} (left out of training)" if is_drop else found)
         self.n_fits = len(self.subsets) * len(settings.heads)
         self.test = RowsView(pair.test.X, self.test_rows)
         self.truth = np.asarray(pair.test.y)[self.test_rows]
 
+    def _tell(self, notices: Iterable[str]) -> None:
+        for notice in notices:
+            self.notices.append(notice)
+            self.reporter.warn(f"{self.pair.name}: {notice}")
+
     def _unusable(self) -> Iterator[str]:
         caches = [self.pair.train] if self.pair.is_holdout else [self.pair.train, self.pair.test]
         for cache in caches:
-            left_out = int((~self.pair.usable(cache)).sum())
-            if left_out:
+            if left_out := count_unusable(cache):
                 yield f"{left_out} rows of {cache.path} are unusable or unlabelled and left out"
+
+    def _split_remarks(self) -> Iterator[str]:
+        if self.pair.is_holdout:
+            what = (
+                "of each class" if self.pair.groups is None else "of each class, in whole groups,"
+            )
+            share = f"{self.settings.holdout:.0%} {what} held out"
+            yield f"no test split: {share} (seed {self.settings.holdout_seed})"
+
+    def _guarded(self, drawable: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Rows that may be drawn once the leaks are dealt with."""
+        settings, leaks = self.settings, self.leaks
+        if settings.near == NEAR_OFF:
+            self._tell(["near twins are not looked for (--near off)"])
+        found, lines = summary(leaks), leak_lines(leaks)
+        if found and settings.on_leak == "raise":
+            error = ProtocolError(f"{self.pair.name}: {found}")
+            error.add_note("\n  ".join(lines))
+            raise error
+        self._tell([found] * bool(found))
+        for line in lines:
+            self.reporter.warn(f"  {line}")
+        if not found or settings.on_leak != "drop":
+            return drawable
+        self._tell([f"{len(leaks.train_rows):,} training images are left out for it"])
+        return drawable & ~np.isin(np.arange(len(drawable)), leaks.train_rows)
 
     def run(self) -> Iterator[tuple[FitResult, Fit]]:
         """Fit group by group of subsets that share a read."""
-        known = hash_rows(self.test)
         for group in share_reads(self.subsets):
             rows = union_of(group)
             pool = load_rows(self.pair.train.X, rows)
-            if count := count_known(pool, known):
-                text = (
-                    f"{count} of {len(rows):,} images fitted on have a twin among the test images"
-                )
-                self.notices.append(text)
-                self.reporter.warn(f"{self.pair.name}: {text} (equal features)")
             gram = gram_matrix(pool) if len(rows) < pool.shape[1] else None
             for subset in group:
                 space = RowSpace(pool, np.searchsorted(rows, subset.rows), gram)
@@ -130,7 +171,8 @@ class _Job:
                     yield self._fit(name, subset, space)
 
     def _fit(self, name: str, subset: Subset, space: RowSpace) -> tuple[FitResult, Fit]:
-        options = FitOptions(C=self.settings.C, folds=self.settings.folds, seed=subset.seed)
+        groups = None if self.pair.groups is None else self.pair.groups.train[subset.rows]
+        options = FitOptions(self.settings.C, self.settings.folds, subset.seed, groups)
         train, test = self.pair.train, self.pair.test
         require_unseen((train.fingerprint, subset.rows), (test.fingerprint, self.test_rows))
         started = time.perf_counter()
@@ -144,6 +186,7 @@ class _Job:
         fit, train = timed.fit, self.pair.train
         acc1, macro_f1, detail = score(self.truth, timed.guess, train.class_names)
         return FitResult(
+            data=self.pair.data_name,
             **{key: train.meta[key] for key in _FROM_META},
             n_features=int(train.X.shape[1]),
             clf=name,
@@ -183,16 +226,27 @@ class _Job:
             "C": self.settings.C,
             "folds": self.settings.folds,
         }
-        return fingerprint(identity)[:16]
+        return fingerprint(identity | self._choices())[:16]
+
+    def _choices(self) -> dict[str, Any]:
+        """Classes and groups, where any were chosen."""
+        parts = {"train": self.pair.train, "test": self.pair.test}
+        views = {part: c.record() for part, c in parts.items() if isinstance(c, ClassView)}
+        groups = {"groups": self.pair.groups.record()} if self.pair.groups else {}
+        return ({"classes": views} if views else {}) | groups
 
     def _detail(self, subset: Subset, fit: Fit) -> dict[str, Any]:
         is_choice = len(self.test_rows) < len(self.pair.test.y)
+        n_drawn = int(np.isin(subset.rows, self.leaks.train_rows).sum())
         return {
             "train_rows": subset.rows.tolist(),
             "test_rows": self.test_rows.tolist() if is_choice else "all",
             "is_holdout": self.pair.is_holdout,
             "cv": {"C": fit.cv.C, "accuracy": fit.cv.accuracy} if fit.cv else None,
             "notices": list(self.notices),
+            "leaks": leak_record(self.leaks)
+            | {"on_leak": self.settings.on_leak, "n_drawn": n_drawn},
+            **self._choices(),
             "settings": self.settings.record(),
             "train_cache": str(self.pair.train.path),
             "test_cache": str(self.pair.test.path),
@@ -203,4 +257,4 @@ class _Job:
         }
 
 
-_FROM_META = ("data", "backbone", "layer", "pool", "input_size", "precision")
+_FROM_META = ("backbone", "layer", "pool", "input_size", "precision")

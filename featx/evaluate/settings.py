@@ -8,9 +8,11 @@ from typing import Any
 from featx.errors import UsageError
 from featx.heads import get_head
 
-__all__ = ["ALL", "Settings"]
+__all__ = ["ALL", "NEAR_AUTO", "NEAR_OFF", "ON_LEAK", "Settings"]
 
 ALL = "all"
+NEAR_AUTO, NEAR_OFF = "auto", "off"
+ON_LEAK = ("warn", "drop", "raise")
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,11 @@ class Settings:
         Share of each class held out for testing, where the data has no test split.
     holdout_seed : int, default=0
         Seed of that split, the same for all draws.
+    on_leak : {"warn", "drop", "raise"}, default="warn"
+        What to do where a test image is among those that may be drawn: tell, leave the training
+        image out, or stop.
+    near : float, "auto" or "off", default="auto"
+        Near twins have less than this share of the usual distance; see `find_near`.
 
     Raises
     ------
@@ -50,6 +57,8 @@ class Settings:
     folds: int = 5
     holdout: float = 0.2
     holdout_seed: int = 0
+    on_leak: str = "warn"
+    near: float | str = NEAR_AUTO
 
     def __post_init__(self) -> None:
         for name in self.heads:
@@ -64,6 +73,14 @@ class Settings:
             raise UsageError(f"holdout is {self.holdout}: it must lie between 0 and 1")
         if self.C is not None and not self.C > 0:
             raise UsageError(f"C is {self.C}: it must be above 0")
+        self._check_guard()
+
+    def _check_guard(self) -> None:
+        if self.on_leak not in ON_LEAK:
+            raise UsageError(f"on_leak is {self.on_leak!r}: choose from {', '.join(ON_LEAK)}")
+        is_word = self.near in (NEAR_AUTO, NEAR_OFF)
+        if not is_word and (isinstance(self.near, str) or not 0 < self.near < 1):
+            raise UsageError(f"near is {self.near!r}: give a number between 0 and 1, or 'off'")
 
     def record(self) -> dict[str, Any]:
         """Give the settings as plain values for JSON."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -92,11 +92,14 @@ class FitOptions:
         Folds of the cross-validation; fewer where a class has fewer rows.
     seed : int, default=0
         Shuffles the folds, and initialises what starts at random.
+    groups : ndarray of int64, shape (n_rows,), optional
+        Rows of one group are never on both sides of a fold.
     """
 
     C: float | None = None
     folds: int = 5
     seed: int = 0
+    groups: NDArray[np.int64] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -113,9 +113,10 @@ class LinearHead:
             return options.C, None, []
         # C times the mean squared norm does not depend on the scale of the features.
         grid = np.array(self.grid) / space.scale
-        folds = fold_rows(codes, options.folds, options.seed)
+        folds = fold_rows(codes, options.folds, options.seed, options.groups)
         if not folds:
-            note = "C not searched: one image per class leaves nothing out; middle of the grid"
+            what = "image" if options.groups is None else "group"
+            note = f"C not searched: one {what} per class leaves nothing out; middle of the grid"
             return float(grid[len(grid) // 2]), None, [note]
 
         def scores_of(weights: Array) -> Array:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from featx.heads.base import CvCurve, labels_of
 from featx.heads.losses import Array
@@ -18,7 +18,7 @@ _SOLVER_ARRAYS = 16
 
 
 def fold_rows(
-    codes: NDArray[np.int64], folds: int, seed: int
+    codes: NDArray[np.int64], folds: int, seed: int, groups: NDArray[np.int64] | None = None
 ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Rows fitted and left out of every stratified fold.
 
@@ -30,18 +30,35 @@ def fold_rows(
         Folds wanted; a class with fewer rows makes them fewer.
     seed : int
         Shuffles the rows.
+    groups : ndarray of int64, shape (n_rows,), optional
+        Rows of one group are kept together.
 
     Returns
     -------
     list of tuple of ndarray of int64
-        Those of ``StratifiedKFold(shuffle=True, random_state=seed)``; empty where a
-        class has a single row, or there is a single fold.
+        Those of ``StratifiedKFold(shuffle=True, random_state=seed)``, with groups those of
+        ``StratifiedGroupKFold`` that have every class among the rows fitted; empty where a
+        class has a single row or group, or there is a single fold.
     """
+    if groups is not None:
+        return _group_folds(codes, folds, seed, groups)
     n_folds = min(folds, int(np.bincount(codes).min()))
     if n_folds < 2:
         return []
     splitter = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
     return list(splitter.split(np.zeros(len(codes)), codes))
+
+
+def _group_folds(
+    codes: NDArray[np.int64], folds: int, seed: int, groups: NDArray[np.int64]
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    classes = np.unique(codes)
+    n_folds = min(folds, *(len(np.unique(groups[codes == c])) for c in classes))
+    if n_folds < 2:
+        return []
+    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    found = splitter.split(np.zeros(len(codes)), codes, groups)
+    return [(a, b) for a, b in found if len(b) and len(np.unique(codes[a])) == len(classes)]
 
 
 def cross_validate(

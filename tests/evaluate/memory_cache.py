@@ -16,8 +16,14 @@ class MemoryCache:
     meta: dict
     class_names: list = field(default_factory=lambda: ["ant", "bee", "cow"])
     status: np.ndarray = None
+    image_digests: np.ndarray = None
+    paths: list = None
 
     def __post_init__(self):
+        if self.image_digests is None:
+            self.image_digests = np.zeros((len(self.y), 32), np.uint8)
+        if self.paths is None:
+            self.paths = [f"{self.meta['split']}/{i:04}.jpg" for i in range(len(self.y))]
         if self.status is None:
             self.status = np.ones(len(self.y), dtype=np.uint8)
 

@@ -125,8 +125,11 @@ def test_a_head_is_never_scored_on_rows_it_was_fitted_on(pair, monkeypatch):
 def test_twins_across_the_splits_are_counted(pair):
     pair.test.X[[2, 4, 6]] = pair.train.X[[2, 4, 4]]
     results, text = run(pair, per_class=("all",))
-    assert "2 of 60 images fitted on have a twin among the test images" in text
-    assert any("twin" in notice for notice in results[0].detail["notices"])
+    said = "3 of 45 test images have a twin among the 60 training images: 3 equal features"
+    assert said in text
+    assert any(said in notice for notice in results[0].detail["notices"])
+    assert said in results[0].notes
+    assert results[0].detail["leaks"]["n_drawn"] == 2
     clean = Pair(make_cache(), make_cache(45, split="test"))
     assert "twin" not in run(clean, per_class=("all",))[1]
 

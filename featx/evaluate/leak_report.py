@@ -1,0 +1,220 @@
+"""What is told about leaks: lines, a record for JSON, and a picture of the pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from featx.errors import FeatxError, ImageError
+from featx.evaluate.leaks import KINDS, SAME_GROUP, Conflict, Leak, Leaks
+from featx.evaluate.pairs import CacheLike
+from featx.progress import SILENT, Reporter
+from featx.sheet import contact_sheet, save_sheet
+from featx.sources import Source, open_data
+
+__all__ = ["conflict_line", "leak_lines", "leak_record", "save_leak_sheet", "summary"]
+
+_SHOWN, _RECORDED, _DRAWN = 3, 50, 40
+
+
+def summary(leaks: Leaks) -> str:
+    """Count in one line; empty where nothing was found.
+
+    Parameters
+    ----------
+    leaks : Leaks
+        What was found.
+
+    Returns
+    -------
+    str
+    """
+    counts, parts = leaks.counts, []
+    if leaks.n_twins:
+        kinds = ", ".join(f"{counts[kind]:,} {kind}" for kind in KINDS if counts[kind])
+        parts.append(
+            f"{leaks.n_twins:,} of {leaks.n_test:,} test images have a twin among the "
+            f"{leaks.n_train:,} training images: {kinds}"
+        )
+    if counts[SAME_GROUP]:
+        column = leaks.pair.groups.column if leaks.pair.groups else ""
+        parts.append(
+            f"{counts[SAME_GROUP]:,} of {leaks.n_test:,} test images are in a group "
+            f"({column}) of training images"
+        )
+    return " and ".join(parts)
+
+
+def leak_lines(leaks: Leaks) -> list[str]:
+    """Describe the first pairs and the first label conflicts.
+
+    Parameters
+    ----------
+    leaks : Leaks
+        What was found.
+
+    Returns
+    -------
+    list of str
+        One line a pair, at most three of a kind.
+    """
+    lines = []
+    for kind in (*KINDS, SAME_GROUP):
+        pairs = _one_per_test_image(leak for leak in leaks.found if leak.kind == kind)
+        lines += [_pair_line(leaks, leak) for leak in pairs[:_SHOWN]]
+        lines += [f"{kind}: and {len(pairs) - _SHOWN:,} more"] * (len(pairs) > _SHOWN)
+    lines += [conflict_line(leaks, conflict) for conflict in leaks.conflicts[:_SHOWN]]
+    n_more = len(leaks.conflicts) - _SHOWN
+    return lines + [f"label conflict: and {n_more:,} more"] * (n_more > 0)
+
+
+def conflict_line(leaks: Leaks, conflict: Conflict) -> str:
+    """Describe two labels of one image."""
+    names = [_named(leaks, part, row) for part, row in (conflict.first, conflict.second)]
+    return f"label conflict, {conflict.kind}: {names[0]} and {names[1]}"
+
+
+def _one_per_test_image(found: Iterable[Leak]) -> list[Leak]:
+    kept: dict[int, Leak] = {}
+    for leak in found:
+        kept.setdefault(leak.test, leak)
+    return list(kept.values())
+
+
+def _pair_line(leaks: Leaks, leak: Leak) -> str:
+    names = _named(leaks, "test", leak.test), _named(leaks, "train", leak.train)
+    like = "" if leak.kind != "near" else f" (cosine {leak.cosine:.3f})"
+    return f"{leak.kind}{like}: {names[0]} and {names[1]}"
+
+
+def _cache(leaks: Leaks, part: str) -> CacheLike:
+    return leaks.pair.train if part == "train" else leaks.pair.test
+
+
+def _named(leaks: Leaks, part: str, row: int) -> str:
+    cache = _cache(leaks, part)
+    label = int(cache.y[row])
+    return f"{cache.paths[row]} ({cache.class_names[label] if label >= 0 else 'unknown'})"
+
+
+def leak_record(leaks: Leaks) -> dict[str, Any]:
+    """Give what was found as plain values, for a fit's JSON.
+
+    Parameters
+    ----------
+    leaks : Leaks
+        What was found.
+
+    Returns
+    -------
+    dict
+        Counts, the rule of the near search, and the first 50 pairs and label conflicts.
+    """
+    near: Any = "off"
+    if leaks.near is not None:
+        rule = leaks.near.rule
+        near = {"ratio": rule.ratio, "is_default": rule.is_default, "spread": rule.spread}
+        near["n_by_sketch_only"] = leaks.near.n_sketched
+    return {
+        "n_train": leaks.n_train,
+        "n_test": leaks.n_test,
+        "n_twins": leaks.n_twins,
+        "test_images": leaks.counts,
+        "n_train_images": len(leaks.train_rows),
+        "near": near,
+        "n_pairs": len(leaks.found),
+        "pairs": [_pair_record(leaks, leak) for leak in leaks.found[:_RECORDED]],
+        "n_label_conflicts": len(leaks.conflicts),
+        "label_conflicts": [conflict_line(leaks, c) for c in leaks.conflicts[:_RECORDED]],
+    }
+
+
+def _pair_record(leaks: Leaks, leak: Leak) -> dict[str, Any]:
+    return {
+        "kind": leak.kind,
+        "train": _named(leaks, "train", leak.train),
+        "test": _named(leaks, "test", leak.test),
+        "cosine": leak.cosine,
+        "ratio": leak.ratio,
+    }
+
+
+def save_leak_sheet(many: Iterable[Leaks], path: Path, reporter: Reporter = SILENT) -> int:
+    """Draw the pairs side by side: the test image, then the training image.
+
+    Parameters
+    ----------
+    many : iterable of Leaks
+        What was found for each pair of caches; each two images are drawn once, at most 40.
+    path : Path
+        The picture, see `save_sheet`.
+    reporter : Reporter, optional
+        Is told which images cannot be read again; they are grey squares.
+
+    Returns
+    -------
+    int
+        Pairs drawn; no file is written if there are none.
+
+    Raises
+    ------
+    UsageError
+        If the picture cannot be written.
+    """
+    albums: dict[str, _Album] = {}
+    cells: dict[tuple[str, ...], list[tuple[Image.Image | None, str]]] = {}
+    for leaks in many:
+        for leak in _one_per_test_image(leaks.found):
+            sides = (("test", leak.test), ("train", leak.train))
+            caches = [_cache(leaks, part) for part, _ in sides]
+            key = tuple(c.paths[row] for c, (_, row) in zip(caches, sides, strict=True))
+            if key in cells or len(cells) == _DRAWN:
+                continue
+            how = leak.kind if leak.kind != "near" else f"near {leak.cosine:.2f}"
+            cells[key] = [
+                (_album(albums, cache, reporter).picture(cache.paths[row]), caption)
+                for cache, (_, row), caption in zip(
+                    caches, sides, (how, _named(leaks, "train", leak.train)), strict=True
+                )
+            ]
+    if cells:
+        save_sheet(contact_sheet([c for two in cells.values() for c in two], columns=8), path)
+    return len(cells)
+
+
+def _album(albums: dict[str, _Album], cache: CacheLike, reporter: Reporter) -> _Album:
+    data = str(cache.meta.get("request", {}).get("data", ""))
+    if data not in albums:
+        albums[data] = _Album.open(data, cache, reporter)
+    return albums[data]
+
+
+class _Album:
+    """Images of the data set that a cache was made from, by their paths."""
+
+    def __init__(self, rows: Mapping[str, tuple[Source, int]]) -> None:
+        self.rows = rows
+
+    @classmethod
+    def open(cls, data: str, cache: CacheLike, reporter: Reporter) -> _Album:
+        try:
+            if not data:
+                raise ImageError("the cache does not say where its images are")
+            splits = open_data(data, download=False)
+        except FeatxError as error:
+            reporter.warn(f"images of {Path(cache.path).name} cannot be drawn: {error}")
+            return cls({})
+        every = [(p, s, i) for s in splits.values() for i, p in enumerate(s.paths)]
+        return cls({path: (source, row) for path, source, row in every})
+
+    def picture(self, path: str) -> Image.Image | None:
+        if path not in self.rows:
+            return None
+        source, row = self.rows[path]
+        try:
+            return source.image(row)
+        except ImageError:
+            return None

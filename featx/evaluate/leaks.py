@@ -1,0 +1,242 @@
+"""Images that are both in what may be fitted on and in what is tested on."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.evaluate.near import NearPairs, find_near
+from featx.evaluate.pairs import CacheLike, Pair
+from featx.evaluate.settings import NEAR_OFF, Settings
+from featx.evaluate.sketch import Sketch, sketch_rows
+from featx.heads.base import Rows, RowsView
+
+__all__ = ["KINDS", "SAME_GROUP", "Conflict", "Leak", "Leaks", "find_leaks"]
+
+KINDS = ("same file", "equal features", "near")
+"""How a test image can have a twin, the surest first."""
+
+SAME_GROUP = "same group"
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A training image and a test image that are not independent.
+
+    Parameters
+    ----------
+    kind : str
+        One of `KINDS`, or `SAME_GROUP`.
+    train, test : int
+        Rows of the two caches.
+    cosine : float or None
+        Of the features, where it was computed.
+    ratio : float or None
+        Their distance over the usual one, for ``near``; see `find_near`.
+    """
+
+    kind: str
+    train: int
+    test: int
+    cosine: float | None = None
+    ratio: float | None = None
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Two rows that are one image, with different classes.
+
+    Parameters
+    ----------
+    kind : str
+        One of `KINDS`.
+    first, second : tuple of str and int
+        ``"train"`` or ``"test"``, and the row.
+    """
+
+    kind: str
+    first: tuple[str, int]
+    second: tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """Everything found for a pair of caches.
+
+    Parameters
+    ----------
+    pair : Pair
+        What was looked at.
+    n_train, n_test : int
+        Images that may be drawn, and that are tested.
+    found : tuple of Leak
+        By kind, the surest first, then the most alike. For the first two kinds, each image
+        is paired with the first of its twins; `near` has all pairs.
+    conflicts : tuple of Conflict
+        Label conflicts: across the parts, and, of the first two kinds, inside train.
+    near : NearPairs or None
+        Outcome of the search for near twins; None where it was switched off.
+    """
+
+    pair: Pair
+    n_train: int
+    n_test: int
+    found: tuple[Leak, ...]
+    conflicts: tuple[Conflict, ...] = ()
+    near: NearPairs | None = None
+
+    @property
+    def train_rows(self) -> NDArray[np.int64]:
+        """Training rows that leak, ascending."""
+        return np.unique(np.array([leak.train for leak in self.found], np.int64))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Test images by the surest kind of their twins; `SAME_GROUP` is counted apart."""
+        kind_of: dict[int, str] = {}
+        for leak in self.twins:
+            kind_of.setdefault(leak.test, leak.kind)
+        kinds = list(kind_of.values())
+        counts = {kind: kinds.count(kind) for kind in KINDS}
+        in_groups = {leak.test for leak in self.found if leak.kind == SAME_GROUP}
+        return counts | {SAME_GROUP: len(in_groups)}
+
+    @property
+    def twins(self) -> list[Leak]:
+        """All but those of the kind `SAME_GROUP`."""
+        return [leak for leak in self.found if leak.kind != SAME_GROUP]
+
+    @property
+    def n_twins(self) -> int:
+        """Test images that have a twin."""
+        return len({leak.test for leak in self.twins})
+
+
+def find_leaks(
+    pair: Pair, drawable: NDArray[np.bool_], test_rows: NDArray[np.int64], settings: Settings
+) -> Leaks:
+    """Compare every image that may be drawn with every one that is tested.
+
+    Parameters
+    ----------
+    pair : Pair
+        The caches; each is read once.
+    drawable : ndarray of bool, shape (N_train,)
+        Rows of the train cache that may be drawn.
+    test_rows : ndarray of int64, shape (n_test,)
+        Rows of the test cache.
+    settings : Settings
+        `near` is used.
+
+    Returns
+    -------
+    Leaks
+        Same files by the SHA-256 of their bytes, where the caches have it; equal features;
+        near features, unless switched off; equal groups, where the pair has groups.
+
+    Raises
+    ------
+    ProtocolError
+        If a test row holds NaN or infinity.
+    """
+    parts = _Parts(pair, np.flatnonzero(drawable).astype(np.int64), test_rows)
+    sketches = _sketch_both(parts, with_sketch=settings.near != NEAR_OFF)
+    keys: dict[str, tuple[Sequence[Hashable], Sequence[Hashable]]] = {
+        "same file": (_files(pair.train, parts.train), _files(pair.test, test_rows)),
+        "equal features": (sketches[0][1].digests, sketches[1][1].digests),
+    }
+    found = [leak for kind, both in keys.items() for leak in parts.equal(kind, *both)]
+    near = None
+    if settings.near != NEAR_OFF and len(parts.train) and len(test_rows):
+        near = find_near(*sketches, None if isinstance(settings.near, str) else settings.near)
+        found += parts.near(near)
+    found = _surest(found)
+    inside = [c for kind, both in keys.items() for c in parts.conflicts_inside(kind, both[0])]
+    conflicts = {(c.first, c.second): c for c in [*parts.conflicts_across(found), *inside][::-1]}
+    if pair.groups is not None:
+        found += parts.equal(SAME_GROUP, *pair.groups.of(parts.train, test_rows))
+    sure_first = tuple(conflicts.values())[::-1]
+    return Leaks(pair, len(parts.train), len(test_rows), tuple(found), sure_first, near)
+
+
+def _sketch_both(
+    parts: _Parts, *, with_sketch: bool
+) -> tuple[tuple[Rows, Sketch], tuple[Rows, Sketch]]:
+    pair = parts.pair
+    # Equal values of float16 and float32 have equal digests as the wider of the two types.
+    dtype = np.result_type(*(np.asarray(cache.X[0:1]).dtype for cache in (pair.train, pair.test)))
+    train, test = RowsView(pair.train.X, parts.train), RowsView(pair.test.X, parts.test)
+    return (
+        (train, sketch_rows(train, dtype, with_sketch=with_sketch)),
+        (test, sketch_rows(test, dtype, with_sketch=with_sketch, must_be_finite=True)),
+    )
+
+
+def _files(cache: CacheLike, rows: NDArray[np.int64]) -> list[Hashable]:
+    """Digest of each image; None, which equals nothing, where it is not known."""
+    digests = np.asarray(cache.image_digests)[rows]
+    return [row.tobytes() if row.any() else None for row in digests]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Two sets of rows, and what is found between them."""
+
+    pair: Pair
+    train: NDArray[np.int64]
+    test: NDArray[np.int64]
+
+    def equal(self, kind: str, train: Sequence[Hashable], test: Sequence[Hashable]) -> list[Leak]:
+        """Pair every row whose key is in the other part with the first row that has it."""
+        in_train, in_test = _first(train), _first(test)
+        cosine = 1.0 if kind == "equal features" else None
+        couples = {(in_train[key], j) for j, key in enumerate(test) if key in in_train}
+        couples |= {(i, in_test[key]) for i, key in enumerate(train) if key in in_test}
+        rows = [(int(self.train[i]), int(self.test[j])) for i, j in sorted(couples)]
+        return [Leak(kind, i, j, cosine) for i, j in rows]
+
+    def near(self, pairs: NearPairs) -> list[Leak]:
+        columns = (self.train[pairs.train], self.test[pairs.test], pairs.cosine, pairs.ratio)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        return [Leak("near", *row) for row in rows]
+
+    def conflicts_across(self, found: Iterable[Leak]) -> list[Conflict]:
+        return [
+            Conflict(leak.kind, ("train", leak.train), ("test", leak.test))
+            for leak in found
+            if self.pair.train.y[leak.train] != self.pair.test.y[leak.test]
+        ]
+
+    def conflicts_inside(self, kind: str, train: Sequence[Hashable]) -> list[Conflict]:
+        first, labels = _first(train), np.asarray(self.pair.train.y)[self.train]
+        return [
+            Conflict(kind, ("train", int(self.train[first[key]])), ("train", int(self.train[i])))
+            for i, key in enumerate(train)
+            if key is not None and labels[i] != labels[first[key]]
+        ]
+
+
+def _first(keys: Sequence[Hashable]) -> dict[Hashable, int]:
+    found: dict[Hashable, int] = {}
+    for i, key in enumerate(keys):
+        if key is not None:
+            found.setdefault(key, i)
+    return found
+
+
+def _surest(found: list[Leak]) -> list[Leak]:
+    """Keep a pair of rows once, and a near pair only where one of the two has no surer twin."""
+    sure = [leak for leak in found if leak.kind != "near"]
+    train, test = {leak.train for leak in sure}, {leak.test for leak in sure}
+    near = [
+        leak
+        for leak in found
+        if leak.kind == "near" and not (leak.train in train and leak.test in test)
+    ]
+    kept: dict[tuple[int, int], Leak] = {}
+    for leak in [*sure, *near]:
+        kept.setdefault((leak.train, leak.test), leak)
+    return list(kept.values())

@@ -1,0 +1,126 @@
+"""Rows of features as short vectors that keep their cosines, and as digests, in one pass."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.heads.base import Rows, RowsView, check_finite, row_blocks
+
+__all__ = ["WIDTH", "Sketch", "sketch_rows"]
+
+WIDTH = 1024
+"""Values of a sketch; rows that are not longer are their own sketch."""
+
+_DIGEST_BYTES = 16
+_MOST_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """What is kept of rows that are compared.
+
+    Parameters
+    ----------
+    unit : ndarray of float32, shape (n_rows, width)
+        Sketches divided by their norm; zeros for a row of zeros, or one that holds NaN or
+        infinity. `width` is 0 where no sketch was asked for.
+    digests : list of bytes
+        One a row; equal rows have equal digests.
+    is_exact : bool
+        Whether the sketch is the row itself.
+    """
+
+    unit: NDArray[np.float32]
+    digests: list[bytes]
+    is_exact: bool
+
+    @property
+    def error(self) -> float:
+        """Standard deviation of a sketched cosine c, over 1 - c^2; see `sketch_rows`."""
+        return 0.0 if self.is_exact else 1.0 / np.sqrt(max(self.unit.shape[1], 1))
+
+
+def sketch_rows(
+    X: Rows, dtype: np.dtype[Any], *, with_sketch: bool = True, must_be_finite: bool = False
+) -> Sketch:
+    r"""Sketch and hash rows, which are read once, in order.
+
+    The values x_1 ... x_D of a row are cut into `WIDTH` runs of equal length, and each run is
+    summed with random signs: s_i = sum over run i of e_j x_j. So s = R x with a fixed R whose
+    expected R^T R is the identity, and sketches keep inner products on average (Weinberger,
+    Dasgupta, Langford, Smola and Attenberg, "Feature hashing for large scale multitask
+    learning", ICML 2009, lemma 2). The cosine of two sketches of m values is that of the rows
+    with a standard deviation of about (1 - c^2) / sqrt(m), like a correlation of m samples: for
+    twins, where c is near 1, that is little.
+
+    Parameters
+    ----------
+    X : Rows, shape (n_rows, n_features)
+        Features.
+    dtype : numpy.dtype
+        Rows are hashed as this type, so that those of two caches compare.
+    with_sketch : bool, default=True
+        Without, rows are hashed only.
+    must_be_finite : bool, default=False
+        Whether a row that holds NaN or infinity is an error.
+
+    Returns
+    -------
+    Sketch
+
+    Raises
+    ------
+    ProtocolError
+        If a row must be finite and is not.
+    """
+    n_rows, n_features = (int(n) for n in X.shape)
+    is_exact = n_features <= WIDTH
+    width = (n_features if is_exact else WIDTH) if with_sketch else 0
+    unit = np.zeros((n_rows, width), np.float32)
+    signs = _signs(n_features) if width and not is_exact else None
+
+    def one(rows: slice) -> list[bytes]:
+        block = np.asarray(X[rows])
+        if width:
+            sums = _summed(block, signs)
+            unit[rows] = _normalised(sums)
+            if must_be_finite and not np.isfinite(sums).all():
+                check_finite(block, rows.start, X.rows if isinstance(X, RowsView) else None)
+        block = np.ascontiguousarray(block, dtype)
+        return [hashlib.sha256(row).digest()[:_DIGEST_BYTES] for row in block]
+
+    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+        parts = list(pool.map(one, row_blocks(n_rows, n_features)))
+    return Sketch(unit, [digest for part in parts for digest in part], is_exact)
+
+
+def _signs(n_features: int) -> NDArray[np.float32]:
+    """Signs of the values, shape (WIDTH, run); zeros behind the last value."""
+    run = -(-n_features // WIDTH)
+    generator = np.random.Generator(np.random.PCG64(0))
+    signs = np.zeros(WIDTH * run, np.float32)
+    signs[:n_features] = 2 * generator.integers(0, 2, n_features) - 1
+    return signs.reshape(WIDTH, run)
+
+
+def _summed(block: NDArray[Any], signs: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    if signs is None:
+        return block.astype(np.float32)
+    padded = np.zeros((len(block), signs.size), np.float32)
+    padded[:, : block.shape[1]] = block
+    sums: NDArray[np.float32] = np.einsum("nmw,mw->nm", padded.reshape(-1, *signs.shape), signs)
+    return sums
+
+
+def _normalised(sums: NDArray[np.float32]) -> NDArray[np.float32]:
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        norms = np.linalg.norm(sums, axis=1, keepdims=True)
+        is_usable = np.isfinite(norms) & (norms > 0)
+        return np.where(is_usable, sums / norms, np.float32(0))

@@ -1,0 +1,144 @@
+"""Near twins, against all pairs in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featx.evaluate import near as near_module
+from featx.evaluate.near import DEFAULT_RATIO, find_near
+from featx.evaluate.sketch import sketch_rows
+
+F32 = np.dtype("float32")
+
+
+def search(train, test, ratio=None):
+    parts = [(X, sketch_rows(X, F32)) for X in (train, test)]
+    return find_near(*parts, ratio)
+
+
+def by_hand(train, test, ratio, k=10):
+    """All pairs with d < ratio * usual distance, in float64."""
+    a, b = (np.asarray(x, np.float64) for x in (train, test))
+    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
+    distance = 1 - a @ b.T
+    usual_a = np.sort(distance, axis=1)[:, :k].mean(axis=1)
+    usual_b = np.sort(distance, axis=0)[:k].mean(axis=0)
+    share = distance / ((usual_a[:, None] + usual_b[None]) / 2)
+    return distance, share, {tuple(pair) for pair in np.argwhere(share < ratio).tolist()}
+
+
+def pairs_of(found):
+    return set(zip(found.train.tolist(), found.test.tolist(), strict=True))
+
+
+def clusters(n_train, n_test, d, seed):
+    """Sparse features, as behind a ReLU, of a few kinds."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(5, d))
+    make = lambda n: np.maximum(0, centres[rng.integers(0, 5, n)] + rng.normal(size=(n, d)))  # noqa: E731
+    return make(n_train).astype(np.float32), make(n_test).astype(np.float32), rng
+
+
+def plant(train, test, rng, noise, n=6):
+    rows, columns = (
+        rng.choice(len(train), n, replace=False),
+        rng.choice(len(test), n, replace=False),
+    )
+    test[columns] = train[rows] + noise * rng.normal(size=(n, train.shape[1]))
+    return set(zip(rows.tolist(), columns.tolist(), strict=True))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 10_000), st.floats(0.2, 0.95))
+def test_short_rows_give_what_all_pairs_give(n_train, n_test, seed, ratio):
+    train, test, rng = clusters(n_train, n_test, 60, seed)
+    n = min(3, n_train, n_test)
+    plant(train, test, rng, 0.1, n)
+    found = search(train, test, ratio)
+    distance, share, expected = by_hand(train, test, ratio)
+    at_the_edge = {tuple(p) for p in np.argwhere(np.abs(share - ratio) < 1e-4).tolist()}
+    assert pairs_of(found) - at_the_edge == expected - at_the_edge
+    assert np.allclose(found.cosine, 1 - distance[found.train, found.test], atol=1e-6)
+    assert (np.diff(found.cosine) <= 0).all()
+
+
+@pytest.mark.parametrize("d", [300, 3_000, 20_000])
+@pytest.mark.parametrize("noise", [0.01, 0.3])
+def test_planted_twins_are_found_and_nothing_else(d, noise):
+    train, test, rng = clusters(400, 150, d, seed=d)
+    planted = plant(train, test, rng, noise)
+    found = search(train, test)
+    assert pairs_of(found) == planted == by_hand(train, test, found.rule.ratio)[2]
+    distance = by_hand(train, test, 0.5)[0]
+    assert np.allclose(found.cosine, 1 - distance[found.train, found.test], atol=1e-6)
+    assert found.rule.is_default
+    assert found.n_sketched == 0
+
+
+def test_where_neighbours_differ_much_the_default_is_tightened():
+    rng = np.random.default_rng(3)
+    flat = [rng.normal(size=(n, 4)).astype(np.float32) for n in (500, 200)]
+    found = search(*flat)
+    assert found.rule.ratio < 0.15
+    assert len(set(found.test.tolist())) <= 3
+    assert len(set(search(*flat, ratio=DEFAULT_RATIO).test.tolist())) > 50
+    wide = [rng.normal(size=(n, 3_000)).astype(np.float32) for n in (500, 200)]
+    assert search(*wide).rule.ratio == DEFAULT_RATIO
+    assert not len(search(*wide).train)
+
+
+@pytest.mark.parametrize("m", [2, 5, 9])
+def test_one_in_a_thousand_unrelated_rows_is_flagged_in_any_dimension(m):
+    """Poisson neighbours: the nearest of 10, by what the 2nd to 10th tell."""
+    rng = np.random.default_rng(m)
+    n = 4_000
+    # Squared distances of Poisson neighbours in m dimensions, scaled into cosines.
+    distance = np.cumsum(rng.exponential(size=(n, 10)), axis=1) ** (2 / m)
+    ratio = near_module._rule(1 - distance * 1e-3, None).ratio
+    share = (distance[:, 0] / distance[:, -1] < ratio).mean()
+    assert share < 0.003
+    loose = (distance[:, 0] / distance[:, -1] < ratio**0.5).mean()
+    assert 0.01 < loose < 0.3 or ratio == DEFAULT_RATIO
+
+
+def test_twins_of_most_rows_do_not_hide_one_another():
+    train, test, rng = clusters(300, 100, 2_000, seed=5)
+    planted = plant(train, test, rng, 0.1, n=90)
+    assert pairs_of(search(train, test)) == planted
+
+
+def test_blocks_give_what_one_block_gives(monkeypatch):
+    train, test, rng = clusters(200, 80, 500, seed=6)
+    plant(train, test, rng, 0.2)
+    whole = search(train, test, 0.9)
+    monkeypatch.setattr(near_module, "_BLOCK_BYTES", 4 * 80 * 7)
+    parts = search(train, test, 0.9)
+    assert pairs_of(whole) == pairs_of(parts)
+    assert np.allclose(whole.cosine, parts.cosine, atol=1e-6)
+
+
+def test_beyond_a_number_of_pairs_the_sketch_decides_and_that_is_counted(monkeypatch):
+    train, test, rng = clusters(200, 80, 3_000, seed=7)
+    planted = plant(train, test, rng, 0.1)
+    monkeypatch.setattr(near_module, "_MOST_VERIFIED", 2)
+    found = search(train, test)
+    assert pairs_of(found) == planted
+    assert found.n_sketched == 4
+
+
+def test_rows_of_zeros_are_like_nothing():
+    train, test, _ = clusters(30, 30, 50, seed=8)
+    train[:3], test[:3] = 0, 0
+    found = search(train, test, 0.9)
+    assert not set(found.train.tolist()) & {0, 1, 2}
+    assert not set(found.test.tolist()) & {0, 1, 2}
+
+
+def test_one_row_on_a_side():
+    train, test, _ = clusters(20, 1, 50, seed=9)
+    test[0] = train[4] * 1.001
+    assert pairs_of(search(train, test)) == {(4, 0)}
+    assert pairs_of(search(test, train)) == {(0, 4)}
