@@ -7,15 +7,20 @@ import io
 import os
 import threading
 import warnings
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from featx.errors import ImageError
 
-__all__ = ["DECODER", "FORMATS", "MAX_ASPECT", "MAX_PIXELS", "decode"]
+__all__ = ["DECODER", "FORMATS", "MAX_ASPECT", "MAX_PIXELS", "decode", "measure"]
+
+_T = TypeVar("_T")
 
 DECODER = "pillow-rgb/1"
 """Name of the policy below; it is part of a cache's fingerprint, so any change bumps it."""
@@ -26,8 +31,16 @@ MAX_PIXELS = 1 << 27
 MAX_ASPECT = 256
 """Longest side over shortest: resizing the short side to 256 of more would fill the memory."""
 
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF") + (
-    ("AVIF",) if importlib.util.find_spec("PIL.AvifImagePlugin") else ()
+_PLUGINS = {"AVIF": "PIL.AvifImagePlugin", "HEIF": "pillow_heif"}
+
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "GIF",
+    "BMP",
+    "WEBP",
+    "TIFF",
+    *(name for name, package in _PLUGINS.items() if importlib.util.find_spec(package)),
 )
 """Pillow's parsers that may run (MPO is opened by JPEG's); the rare ones stay unreachable."""
 
@@ -41,6 +54,9 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_HEIC = "a HEIC photograph, " + (
+    "a damaged one" if "HEIF" in FORMATS else "which needs  pip install 'featx[heic]'"
+)
 _FOREIGN = {  # what files that are no image for us often are, by a piece of their first bytes
     b"<!doctype html": "an HTML page",
     b"<html": "an HTML page",
@@ -49,8 +65,8 @@ _FOREIGN = {  # what files that are no image for us often are, by a piece of the
     b"%pdf": "a PDF file",
     b"pk\x03\x04": "a ZIP archive",
     b"8bps": "a Photoshop file",
-    b"ftyphei": "a HEIC photograph",
-    b"ftypmif1": "a HEIC photograph",
+    b"ftyphei": _HEIC,
+    b"ftypmif1": _HEIC,
     b"jp  \r\n": "a JPEG 2000 file",
     b"version https://git-lfs": "a Git LFS pointer (run  git lfs pull)",
 }
@@ -71,7 +87,8 @@ def decode(data: bytes | str | os.PathLike[str] | np.ndarray) -> Image.Image:
     - 16-bit grey is scaled to 8 bits (``v / 257``, rounded) where Pillow would clip; 32-bit integer
       grey likewise if its values lie in 0 to 65,535. 16-bit colour keeps its high
       byte, as Pillow does;
-    - float grey is scaled by 255 if all of it lies in 0 to 1, and is refused otherwise.
+    - float grey is scaled by 255 if all of it lies in 0 to 1, and is refused otherwise;
+    - HEIC is read where the extra ``heic`` is installed, and AVIF where Pillow can.
 
     Only `FORMATS` are opened. Images of more than `MAX_PIXELS` or more
     elongated than `MAX_ASPECT` are refused before a pixel is decoded.
@@ -98,6 +115,37 @@ def decode(data: bytes | str | os.PathLike[str] | np.ndarray) -> Image.Image:
     """
     if isinstance(data, np.ndarray):
         return _from_array(data)
+    return _parse(data, _decode)
+
+
+def measure(data: bytes | np.ndarray) -> tuple[str, int, int]:
+    """Look at an image's header without decoding its pixels.
+
+    Parameters
+    ----------
+    data : bytes or ndarray of uint8, shape (H, W[, 3])
+        An encoded file, or pixels.
+
+    Returns
+    -------
+    kind : str
+        A name of `FORMATS` (or MPO), or ``"pixels"``.
+    width, height : int
+        In pixels, as stored: an orientation in the EXIF data is not applied.
+
+    Raises
+    ------
+    ImageError
+        If there is no such image; one that is damaged behind its header is not noticed.
+    """
+    if isinstance(data, np.ndarray):
+        image = _from_array(data)
+        return "pixels", image.width, image.height
+    return _parse(data, _measure)
+
+
+def _parse(data: bytes | str | os.PathLike[str], parser: Callable[[bytes], _T]) -> _T:
+    """Call `parser` with an image's bytes; whatever goes wrong is an `ImageError`."""
     if isinstance(data, (str, os.PathLike)):
         data = _read(Path(data))
     if not isinstance(data, (bytes, bytearray, memoryview)):
@@ -106,7 +154,7 @@ def decode(data: bytes | str | os.PathLike[str] | np.ndarray) -> Image.Image:
         raise ImageError("the file is empty")
     try:
         with _quiet_pillow:
-            return _decode(bytes(data))
+            return parser(bytes(data))
     except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -126,8 +174,27 @@ def _read(path: Path) -> bytes:
         raise ImageError("cannot be read: not a possible file name") from error
 
 
+@cache
+def _register_plugins() -> None:
+    if "HEIF" in FORMATS:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+
+
+def _open(data: bytes) -> ImageFile.ImageFile:
+    _register_plugins()
+    return Image.open(io.BytesIO(data), formats=FORMATS)
+
+
+def _measure(data: bytes) -> tuple[str, int, int]:
+    with _open(data) as image:
+        _check_size(*image.size)
+        return str(image.format), image.width, image.height
+
+
 def _decode(data: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with _open(data) as image:
         _check_size(*image.size)
         image.load()
         orientation = _orientation(image)

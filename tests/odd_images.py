@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (13, 17, 3), dtype=np.uint8)
@@ -80,6 +80,10 @@ CMYK = Image.fromarray(
 )
 
 
+# A colour profile that would change every colour if it were applied.
+PROFILE = bytes(ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes())
+
+
 def scaled16(values: np.ndarray) -> np.ndarray:
     return grey_rgb(np.round(values / 257.0))
 
@@ -96,6 +100,7 @@ EXACT: dict[str, tuple[Callable[[], bytes], np.ndarray]] = {
     "tiff lzw": (lambda: encoded(rgb(), "TIFF", compression="tiff_lzw"), COLOURS),
     "tiff deflate": (lambda: encoded(rgb(), "TIFF", compression="tiff_deflate"), COLOURS),
     "webp lossless": (lambda: encoded(rgb(), "WEBP", lossless=True), COLOURS),
+    "png with a colour profile": (lambda: encoded(rgb(), "PNG", icc_profile=PROFILE), COLOURS),
     "png one pixel": (lambda: encoded(rgb(COLOURS[:1, :1]), "PNG"), COLOURS[:1, :1]),
     "png grey": (lambda: encoded(rgb(GREY), "PNG"), grey_rgb(GREY)),
     "gif grey": (lambda: encoded(rgb(GREY), "GIF"), grey_rgb(GREY)),
@@ -172,6 +177,7 @@ EXACT: dict[str, tuple[Callable[[], bytes], np.ndarray]] = {
 # Lossy files: what the reference path makes of them.
 LIKE_PILLOW: dict[str, Callable[[], bytes]] = {
     "jpeg": lambda: encoded(rgb(SMOOTH), "JPEG"),
+    "jpeg with a colour profile": lambda: encoded(rgb(SMOOTH), "JPEG", icc_profile=PROFILE),
     "jpeg progressive": lambda: encoded(rgb(SMOOTH), "JPEG", progressive=True),
     "jpeg grey": lambda: encoded(rgb(SMOOTH[:, :, 0]), "JPEG"),
     "jpeg cmyk": lambda: encoded(rgb(SMOOTH).convert("CMYK"), "JPEG"),

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,7 +29,7 @@ from odd_images import (
 from PIL import Image, ImageOps, features
 
 from featx.errors import ImageError
-from featx.images import DECODER, FORMATS, MAX_ASPECT, MAX_PIXELS, decode
+from featx.images import DECODER, FORMATS, MAX_ASPECT, MAX_PIXELS, decode, measure
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -82,6 +84,57 @@ def test_exif_orientation_by_hand() -> None:
     assert image.shape == (3, 2, 3)
     assert image[0, 1].tolist() == [255, 255, 255]
     assert image.sum() == 3 * 255
+
+
+def test_heic_where_its_extra_is_installed() -> None:
+    heif = pytest.importorskip("pillow_heif")
+    decode(encoded(rgb(), "PNG"))  # featx, not this test, makes Pillow read HEIC
+    heif.register_heif_opener()
+    data = encoded(rgb(SMOOTH), "HEIF", quality=90)
+    reference = Image.open(io.BytesIO(data)).convert("RGB")
+    np.testing.assert_array_equal(np.asarray(decode(data)), np.asarray(reference))
+    assert np.abs(np.asarray(reference).astype(int) - SMOOTH).max() < 12
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = encoded(rgb(SMOOTH), "HEIF", quality=90, exif=exif.tobytes())
+    assert decode(turned).size == (24, 32)
+    with pytest.raises(ImageError, match="HEIC photograph, a damaged one"):
+        decode(data[:300])
+
+
+def test_heic_without_its_extra_names_it() -> None:
+    code = (
+        "import sys; sys.modules['pillow_heif'] = None\n"
+        "import importlib.util; find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name: None if name == 'pillow_heif' else find(name)\n"
+        "from featx.images import decode, FORMATS\n"
+        "assert 'HEIF' not in FORMATS\n"
+        "decode(b'\\0\\0\\0\\x18ftypheic' + bytes(50))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "pip install 'featx[heic]'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (encoded(rgb(SMOOTH), "JPEG"), ("JPEG", 32, 24)),
+        (encoded(rgb(), "PNG"), ("PNG", 17, 13)),
+        (encoded(rgb(SMOOTH), "JPEG")[:-100], ("JPEG", 32, 24)),
+        (SMOOTH, ("pixels", 32, 24)),
+    ],
+)
+def test_measuring_reads_the_header_only(
+    data: bytes | np.ndarray, expected: tuple[str, int, int]
+) -> None:
+    assert measure(data) == expected
+
+
+@pytest.mark.parametrize("name", ["empty", "html", "png bomb", "strip", "png no width"])
+def test_measuring_refuses_what_has_no_good_header(name: str) -> None:
+    make, reason = BAD[name]
+    with pytest.raises(ImageError, match=reason):
+        measure(make())
 
 
 @pytest.mark.parametrize("name", BAD)
