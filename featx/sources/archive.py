@@ -11,7 +11,7 @@ from featx.sources.layout import common_top, list_images
 from featx.sources.members import TAR_ENDINGS, ArchiveFile, ArchiveSource, Index, archive_stem
 from featx.sources.tar import TarSource, index_tar, is_header
 from featx.sources.tree import MemberTree
-from featx.sources.unpacked import plain_tar
+from featx.sources.unpacked import is_compressed, plain_tar
 from featx.sources.webdataset import looks_like_webdataset, open_indexed
 from featx.sources.zip import ZipSource, index_zip
 
@@ -82,7 +82,8 @@ def _is_zip(path: Path) -> bool:
     """Tell by the first bytes, and by the name where these are of no archive at all."""
     with ArchiveFile.of(path).open() as stream:
         start = stream.read(512)
-    return start[:2] == b"PK" or (path.suffix.lower() == ".zip" and not is_header(start))
+    is_tar = is_header(start) or is_compressed(start)
+    return start[:2] == b"PK" or (path.suffix.lower() == ".zip" and not is_tar)
 
 
 def _open(

@@ -116,14 +116,14 @@ def common_top(tree: Tree) -> str:
     Returns
     -------
     str
-        ``"cifar10/"``; or ``""`` where the folder is a split or has no folders of its own,
-        and so may be a class.
+        ``"cifar10/"``; or ``""`` where the folder is a split, or has images or no folders of
+        its own, and so may be a class.
     """
     folders, files = _entries(tree, "")
     if len(folders) != 1 or split_of(folders[0].name) or _n_images(files):
         return ""
-    top = f"{folders[0].name}/"
-    return top if _entries(tree, top)[0] else ""
+    top = folders[0].name
+    return f"{top}/" if _holds_classes(tree, top) else ""
 
 
 def is_shown(name: str) -> bool:

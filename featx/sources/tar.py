@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,8 @@ _PADDING = 1 << 16  # behind the end mark, where a second archive is looked for
 _FILE = frozenset({b"0", b"\0", b"7"})
 _FOLDER = frozenset({b"5", b"D"})
 _NO_DATA = frozenset({b"1", b"2", b"3", b"4", b"5", b"6", b"V"})
+_EXTENSIONS = frozenset({b"x", b"g", b"X", b"L", b"K"})
+_SPARSE = frozenset({b"S", b"M"})
 _KINDS = {
     b"1": "hard links",
     b"2": "symbolic links",
@@ -37,23 +39,14 @@ _KINDS = {
 }
 
 
-@dataclass(frozen=True)
-class _Header:
-    """One header: `size` is that of the data on the disk, which start at `offset` + 512."""
+class _Header(NamedTuple):
+    """One header; the member's data start at `data`, and the next header at `end`."""
 
-    offset: int
     name: str
     type: bytes
     size: int
-
-    @property
-    def data(self) -> int:
-        return self.offset + _BLOCK
-
-    @property
-    def end(self) -> int:
-        size = 0 if self.type in _NO_DATA else self.size
-        return self.data + -(-size // _BLOCK) * _BLOCK
+    data: int
+    end: int
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -150,7 +143,7 @@ def _headers(stream: BinaryIO, archive: ArchiveFile) -> Iterator[_Header]:
         header = _parse(block, offset, archive, extended)
         if header.end > archive.n_bytes:
             raise SourceError(_cut_short(archive, f"{header.name!r} ends behind its end"))
-        if header.type in (b"x", b"g", b"X", b"L", b"K"):
+        if header.type in _EXTENSIONS:
             extended |= _extension(stream, header, archive)
         else:
             extended = {}
@@ -161,22 +154,31 @@ def _headers(stream: BinaryIO, archive: ArchiveFile) -> Iterator[_Header]:
 def _parse(block: bytes, offset: int, archive: ArchiveFile, extended: dict[str, str]) -> _Header:
     if not is_header(block):
         raise SourceError(_damaged(archive, offset))
-    kind, name = block[156:157], _text(block[:100])
-    prefix = _text(block[345:500]) if block[257:263] == b"ustar\0" else ""
-    if kind in (b"S", b"M") or any(key.startswith("GNU.sparse.") for key in extended):
+    kind = block[156:157]
+    if kind in _EXTENSIONS:
+        extended = {}  # they are about the next member
+    name = extended.get("path") or _name(block)
+    if kind in _SPARSE or any(key.startswith("GNU.sparse.") for key in extended):
         raise SourceError(
             f"{archive.path!r} holds {name!r} as a sparse file or a part of one, which featx does "
             "not read: pack it again without --sparse"
         )
     try:
-        size = int(extended.get("size") or _number(block[124:136]))
+        size = int(extended["size"]) if "size" in extended else _number(block[124:136])
     except ValueError:
         size = -1
     if size < 0:
         raise SourceError(_damaged(archive, offset))
-    return _Header(
-        offset, extended.get("path") or (f"{prefix}/{name}" if prefix else name), kind, size
-    )
+    data = offset + _BLOCK
+    n_blocks = 0 if kind in _NO_DATA else -(-size // _BLOCK)
+    return _Header(name, kind, size, data, data + n_blocks * _BLOCK)
+
+
+def _name(block: bytes) -> str:
+    name = _text(block[:100])
+    if block[257:263] == b"ustar\0" and block[345]:  # GNU's own format has other things there
+        return f"{_text(block[345:500])}/{name}"
+    return name
 
 
 def is_header(block: bytes) -> bool:
@@ -200,7 +202,7 @@ def is_header(block: bytes) -> bool:
         return False
     total = sum(block) - sum(block[148:156]) + 8 * ord(" ")
     # Very old writers summed the bytes as signed ones.
-    return wanted in (total, total - 256 * sum(b > 127 for b in block[:148] + block[156:]))
+    return wanted == total or wanted == total - 256 * sum(byte > 127 for byte in block)
 
 
 def _number(digits: bytes) -> int:
@@ -224,14 +226,14 @@ def _extension(stream: BinaryIO, header: _Header, archive: ArchiveFile) -> dict[
     if header.type in (b"g", b"K"):  # about all members, about the target of a link
         return {}
     if header.size > _LONGEST_EXTENSION:
-        raise SourceError(_damaged(archive, header.offset))
+        raise SourceError(_damaged(archive, header.data - _BLOCK))
     data = read_range(stream, header.data, header.size)
     if header.type == b"L":
         return {"path": _text(data)}
     try:
         return dict(_pax_records(data))
     except ValueError as error:
-        raise SourceError(_damaged(archive, header.offset)) from error
+        raise SourceError(_damaged(archive, header.data - _BLOCK)) from error
 
 
 def _pax_records(data: bytes) -> Iterator[tuple[str, str]]:

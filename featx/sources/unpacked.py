@@ -21,7 +21,7 @@ from featx.progress import SILENT, Reporter
 from featx.sources.members import ArchiveFile, archive_stem
 from featx.sources.tar import is_header
 
-__all__ = ["plain_tar"]
+__all__ = ["is_compressed", "plain_tar"]
 
 _MIB = 1 << 20
 _CHUNK = 4 * _MIB
@@ -85,6 +85,11 @@ def plain_tar(path: Path, data_dir: Path | None = None, *, reporter: Reporter = 
             "make room, or set FEATX_DATA to a folder on another disk"
         ) from error
     return target
+
+
+def is_compressed(start: bytes) -> bool:
+    """Whether the first bytes of a file are those of a compressed one."""
+    return start.startswith((*_OPENERS, _ZSTANDARD))
 
 
 def _folder(data_dir: Path | None) -> Path:
@@ -190,12 +195,15 @@ def _record(archive: ArchiveFile) -> dict[str, Any]:
 
 
 def _recorded(record_file: Path, archive: ArchiveFile) -> Path | None:
-    """Give what was unpacked before, if neither it nor the archive has changed since."""
+    """Give what was unpacked before, if the archive is the same; delete it if it is not whole."""
     try:
         record = json.loads(record_file.read_text(encoding="utf-8"))
-        target = record_file.with_name(record.pop("target"))
-        n_bytes = record.pop("target_bytes")
-        is_same = record == _record(archive) and target.stat().st_size == n_bytes
+        target, n_bytes = record_file.with_name(record.pop("target")), record.pop("target_bytes")
+        if record != _record(archive):
+            return None
+        if target.stat().st_size != n_bytes:
+            target.unlink()
+            return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return target if is_same else None
+    return target

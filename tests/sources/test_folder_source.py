@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import shutil
+import socket
 import sys
 import time
 from pathlib import Path
@@ -154,7 +155,52 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
 def test_special_files_are_never_opened(tmp_path: Path) -> None:
     root = make(tmp_path, "a/1.jpg", "b/1.jpg")
     os.mkfifo(root / "a" / "pipe.jpg")
-    assert len(open_folder(root)["all"]) == 2
+    (root / "a" / "link-to-pipe.jpg").symlink_to("pipe.jpg")
+    (root / "a" / "zero.jpg").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(root / "b" / "socket.jpg"))
+        source = open_folder(root)["all"]
+        assert source.paths == ("a/1.jpg", "b/1.jpg")
+        assert "4 files that are no images left out (4 pipe, socket or device)" in said(root)
+
+
+@pytest.mark.timeout(20)
+def test_a_file_that_became_a_pipe_does_not_hang(tmp_path: Path) -> None:
+    root = make(tmp_path, "a/1.jpg", "a/2.jpg", "a/3.jpg", "b/1.jpg")
+    source = open_folder(root)["all"]
+    for name in ("1.jpg", "2.jpg", "3.jpg"):
+        (root / "a" / name).unlink()
+    os.mkfifo(root / "a" / "1.jpg")
+    (root / "a" / "2.jpg").symlink_to("/dev/zero")
+    (root / "a" / "3.jpg").mkdir()
+    for row, reason in enumerate(["not a regular file", "not a regular file", "Is a directory"]):
+        with pytest.raises(ImageError, match=f"^cannot be read: {reason}$"):
+            source.read(row)
+
+
+def test_a_file_too_large_for_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_folder(make(tmp_path, "a/1.jpg", "b/1.jpg"))["all"]
+    monkeypatch.setattr("featx.sources.folder.MOST_IMAGE_BYTES", 3)
+    with pytest.raises(ImageError, match="^7 bytes, more than 3$"):
+        source.read(0)
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_folder(make(tmp_path, "a/1.jpg", "b/1.jpg"))["all"]
+
+    def refuse(path: Path, flags: int) -> int:  # the tests may run as root, who may read all
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(ImageError, match="^cannot be read: Permission denied$"):
+        source.read(0)
+
+
+def test_long_names_and_names_with_odd_signs(tmp_path: Path) -> None:
+    names = ("a b/ 1 .jpg", "a b/é.JPG", "b/" + "n" * 251 + ".jpg", "b/'\"\n\\.jpg", "b/C:.jpg")
+    source = open_folder(make(tmp_path, *names))["all"]
+    assert sorted(source.paths) == sorted(names)
+    assert [source.read(row).decode() for row in range(5)] == list(source.paths)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
