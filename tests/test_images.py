@@ -120,7 +120,7 @@ def test_heic_without_its_extra_names_it() -> None:
     [
         (encoded(rgb(SMOOTH), "JPEG"), ("JPEG", 32, 24)),
         (encoded(rgb(), "PNG"), ("PNG", 17, 13)),
-        (encoded(rgb(SMOOTH), "JPEG")[:-100], ("JPEG", 32, 24)),
+        (encoded(rgb(SMOOTH), "JPEG")[:-3], ("JPEG", 32, 24)),
         (SMOOTH, ("pixels", 32, 24)),
     ],
 )

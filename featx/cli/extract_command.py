@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featx.cli.options import ListCommand, cache_option, common_options, list_option
+from featx.cli.options import (
+    DATA_HELP,
+    ListCommand,
+    cache_option,
+    class_options,
+    common_options,
+    list_option,
+)
 from featx.errors import UsageError
 from featx.progress import Reporter
 
@@ -29,6 +36,9 @@ class Plan:
     backbone: tuple[str, ...]
     data: str = "cifar10"
     split: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    map: tuple[str, ...] = ()
     weights: str | None = None
     layer: str | None = None
     pool: str = "none"
@@ -81,8 +91,9 @@ class Plan:
 
 @click.command(cls=ListCommand)
 @list_option("--backbone", required=True, help="Names, as in  featx list backbones.")
-@click.option("--data", default="cifar10", show_default=True, help="Built-in name or a folder.")
+@click.option("--data", default="cifar10", show_default=True, help=DATA_HELP)
 @list_option("--split", help="Splits to extract.  [default: all that the data have]")
+@class_options
 @click.option("--weights", help="Tag (IMAGENET1K_V1), file (.pth, .safetensors), or random.")
 @click.option("--layer", help="Tap point.  [default: the last convolutional feature map]")
 @click.option(
@@ -146,7 +157,7 @@ def run(plan: Plan, reporter: Reporter, *, target: Path | None = None) -> None:
     from featx.engines import LocalEngine, resolve_device, resolve_precision
     from featx.errors import unknown_name
     from featx.extract import Sample, take_sample
-    from featx.sources import open_data
+    from featx.sources import ClassChoice, open_data
 
     for name in plan.backbone:
         if name not in available_backbones():
@@ -154,7 +165,8 @@ def run(plan: Plan, reporter: Reporter, *, target: Path | None = None) -> None:
     device = resolve_device(plan.device)
     precision, why = resolve_precision(plan.precision, device)
     engine = LocalEngine(device, precision, plan.batch_size, plan.workers)
-    sample = Sample(plan.per_class, plan.test_per_class, plan.seed)
+    classes = ClassChoice.parse(plan.classes, plan.drop, plan.map)
+    sample = Sample(plan.per_class, plan.test_per_class, plan.seed, classes)
     splits = _chosen(open_data(plan.data, reporter=reporter), plan)
     sources = [take_sample(source, sample) for source in splits.values()]
     reporter.say(f"device {device}, precision {precision} ({why})")
@@ -174,7 +186,9 @@ def _chosen(splits: Mapping[str, Source], plan: Plan) -> dict[str, Source]:
         raise UsageError(
             f"{plan.data} has no split {unknown[0]!r}: choose from {', '.join(splits)}"
         )
-    return {name: source for name, source in splits.items() if name in (plan.split or splits)}
+    # Images without labels serve no fit: they are extracted where they are asked for.
+    wanted = plan.split or [name for name in splits if name != "unlabeled" or len(splits) == 1]
+    return {name: source for name, source in splits.items() if name in wanted}
 
 
 def _extract_backbone(

@@ -10,16 +10,34 @@ from typing import Any
 import click
 
 from featx.cli.options import common_options
+from featx.errors import UsageError
 from featx.progress import Reporter
 
 __all__ = ["command"]
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.option("--data", help="Describe a data set instead: what  featx extract --data  takes.")
+@click.option(
+    "--preview", type=click.Path(path_type=Path), help="With --data: draw some images (.png)."
+)
 @common_options
-def command(file: Path, reporter: Reporter) -> None:
+def command(file: Path | None, data: str | None, preview: Path | None, reporter: Reporter) -> None:
     """Show what is in a cache FILE, a partial or a packed one, and how it was made."""
+    if (file is None) == (data is None):
+        raise UsageError("name a cache file, or a data set with --data (one of the two)")
+    if data is not None:
+        from featx.cli.data_info import show_data
+
+        show_data(data, preview, reporter)
+    elif preview is not None:
+        raise UsageError("--preview draws the images of a data set: name it with --data")
+    elif file is not None:
+        _show_cache(file, reporter)
+
+
+def _show_cache(file: Path, reporter: Reporter) -> None:
     from featx.store import find_partials, read_summary
 
     if not file.exists() and (partials := find_partials(file)):

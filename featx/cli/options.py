@@ -9,7 +9,18 @@ import click
 
 from featx.progress import Reporter
 
-__all__ = ["ListCommand", "PerClass", "cache_option", "common_options", "list_option"]
+__all__ = [
+    "DATA_HELP",
+    "ListCommand",
+    "PerClass",
+    "cache_option",
+    "class_options",
+    "common_options",
+    "list_option",
+]
+
+DATA_HELP = "Built-in name, folder, archive, manifest or Hugging Face data: see  featx list data."
+"""Help of ``--data``."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -94,6 +105,17 @@ def cache_option(function: F) -> F:
     return click.option(
         "--cache", "cache_dir", default="cache", show_default=True, help="Folder of cache files."
     )(function)
+
+
+def class_options(function: F) -> F:
+    """Add ``--classes``, ``--drop`` and ``--map``, for a `ListCommand`."""
+    for option in (
+        list_option("--map", metavar="OLD=NEW", help="New names; equal ones become one class."),
+        list_option("--drop", help="Classes to leave out."),
+        list_option("--classes", help="Classes to keep, by their new names.  [default: all]"),
+    ):
+        function = option(function)
+    return function
 
 
 def common_options(function: F) -> F:

@@ -12,7 +12,7 @@ from featx.backbones import Backbone
 from featx.engines import Engine
 from featx.errors import UsageError
 from featx.fewshot import draw_subset
-from featx.sources import Source
+from featx.sources import ClassChoice, Source
 
 __all__ = ["Sample", "Settings", "cache_path", "take_sample"]
 
@@ -31,24 +31,31 @@ class Sample:
         Images per class of the other splits; all by default.
     seed : int, default=0
         Of the draw.
+    classes : ClassChoice
+        Which classes, before the draw; all by default.
     """
 
     per_class: int | None = None
     test_per_class: int | None = None
     seed: int = 0
+    classes: ClassChoice = field(default_factory=ClassChoice)
 
     def for_split(self, split: str) -> int | None:
         """Images per class of one split; None for all."""
+        if split == "unlabeled":
+            return None
         return self.per_class if split in ("train", "all") else self.test_per_class
 
-    def record(self) -> dict[str, int | None] | None:
+    def record(self) -> dict[str, Any] | None:
         """Give what goes into the cache file; None where everything is extracted."""
+        chosen = {} if self.classes.is_everything else {"classes": self.classes.record()}
         if self.per_class is None and self.test_per_class is None:
-            return None
+            return chosen or None
         return {
             "per_class": self.per_class,
             "test_per_class": self.test_per_class,
             "seed": self.seed,
+            **chosen,
         }
 
 
@@ -95,14 +102,14 @@ class Settings:
 
 
 def take_sample(source: Source, sample: Sample) -> Source:
-    """Restrict a source to a stratified draw.
+    """Restrict a source to its chosen classes, and to a stratified draw of them.
 
     Parameters
     ----------
     source : Source
         One split.
     sample : Sample
-        How many images per class.
+        Which classes, and how many images of each.
 
     Returns
     -------
@@ -113,7 +120,10 @@ def take_sample(source: Source, sample: Sample) -> Source:
     ------
     ProtocolError
         If a class has too few images.
+    UsageError
+        If a class is named that is not there.
     """
+    source = sample.classes.apply_to(source)
     per_class = sample.for_split(source.split)
     if per_class is None:
         return source
@@ -148,6 +158,8 @@ def cache_path(
     """
     sample = settings.sample
     parts = [source.name, source.split]
+    if not sample.classes.is_everything:
+        parts.append(sample.classes.tag)
     per_class = sample.for_split(source.split)
     if per_class is not None:
         parts.append(f"{per_class}perclass" + (f"-seed{sample.seed}" if sample.seed else ""))

@@ -11,10 +11,12 @@ from featx.sources.base import ArraySource, Source
 from featx.sources.digits import open_digits
 from featx.sources.folder import FolderSource, open_folder
 from featx.sources.places import default_data_dir
+from featx.sources.select import ClassChoice
 from featx.sources.torchvision_sets import SETS, open_torchvision
 
 __all__ = [
     "ArraySource",
+    "ClassChoice",
     "FolderSource",
     "Source",
     "available_data",

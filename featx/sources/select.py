@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -88,10 +89,11 @@ class ClassChoice:
     @property
     def tag(self) -> str:
         """Short name of the choice for file names; empty where nothing is changed."""
-        if self.is_everything:
-            return ""
-        record = {"keep": self.keep, "drop": self.drop, "rename": dict(self.rename)}
-        return f"classes{fingerprint(record)[:6]}"
+        return "" if self.is_everything else f"classes{fingerprint(self.record())[:6]}"
+
+    def record(self) -> dict[str, Any]:
+        """Give the choice as plain values for JSON."""
+        return {"keep": list(self.keep), "drop": list(self.drop), "rename": dict(self.rename)}
 
     def apply(self, labels: np.ndarray, class_names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
         """Give new labels and names.

@@ -1,0 +1,68 @@
+"""What ``featx info --data`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import click
+
+from featx.progress import Reporter
+from featx.sources import Source, open_data
+from featx.sources.look import SourceSummary, preview, summarise
+
+__all__ = ["show_data"]
+
+_MOST_CLASSES = 100
+
+
+def show_data(spec: str, picture: Path | None, reporter: Reporter) -> None:
+    """Print classes, counts, sizes and splits of a data set; draw some of its images.
+
+    Parameters
+    ----------
+    spec : str
+        What ``--data`` takes.
+    picture : Path, optional
+        Where to write a contact sheet.
+    reporter : Reporter
+        Is told about files that are left out.
+    """
+    from featx.sheet import save_sheet
+
+    splits = open_data(spec, reporter=reporter)
+    summaries = [summarise(source) for source in splits.values()]
+    click.echo("\n".join(_lines(next(iter(splits.values())), summaries)))
+    if picture is not None:
+        save_sheet(preview(splits), picture)
+        click.echo(f"some of its images: {picture}")
+
+
+def _lines(source: Source, summaries: Sequence[SourceSummary]) -> Iterator[str]:
+    n_classes = len(source.class_names)
+    counts = ", ".join(f"{summary.split} {summary.n_images:,}" for summary in summaries)
+    yield f"{source.name}: {n_classes:,} classes, images: {counts}"
+    for summary in summaries:
+        yield _headers(summary)
+        for path, reason in list(summary.bad.items())[:5]:
+            yield f"    {path}: {reason}"
+    width = max((len(name) for name in source.class_names[:_MOST_CLASSES]), default=0)
+    labelled = [summary for summary in summaries if summary.n_images > summary.n_unlabelled]
+    if labelled:
+        yield f"{'class':<{width}}" + "".join(f"{item.split:>11}" for item in labelled)
+    for name in source.class_names[:_MOST_CLASSES]:
+        yield f"{name:<{width}}" + "".join(f"{item.per_class[name]:>11,}" for item in labelled)
+    if n_classes > _MOST_CLASSES:
+        yield f"... and {n_classes - _MOST_CLASSES:,} more classes"
+
+
+def _headers(summary: SourceSummary) -> str:
+    parts = [", ".join(summary.kinds) or "no image can be read", summary.describe_sizes()]
+    if good := sum(summary.kinds.values()):
+        parts.append(f"{summary.n_bytes / good / 1e3:,.1f} kB each")
+    if summary.bad:
+        parts.append(f"{len(summary.bad):,} that cannot be read")
+    if summary.n_unlabelled:
+        parts.append(f"{summary.n_unlabelled:,} of the split without a label")
+    looked = f"of {summary.n_measured:,}" if summary.n_measured < summary.n_images else "of all"
+    return f"  {summary.split}, headers {looked}: {', '.join(filter(None, parts))}"
