@@ -1,0 +1,220 @@
+"""Which columns of a data set of Hugging Face are the image and the label."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from featx.errors import SourceError
+from featx.sources.hub_shards import Shard, import_pyarrow
+from featx.sources.labels import index_labels, sorted_names
+
+__all__ = ["Columns", "choose_columns", "features_of", "has_images", "number_labels", "read_labels"]
+
+Features = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that are read.
+
+    Parameters
+    ----------
+    image, label : str
+        Their names.
+    class_names : tuple of str, optional
+        Of a ClassLabel; None where the labels are words or numbers of their own.
+    """
+
+    image: str
+    label: str
+    class_names: tuple[str, ...] | None
+
+
+def features_of(schema: Any) -> Features:
+    """Read the features that `datasets` writes into the metadata of a schema.
+
+    Parameters
+    ----------
+    schema : pyarrow.Schema
+        Of an Arrow or Parquet file.
+
+    Returns
+    -------
+    mapping of str to object
+        The features by column; empty where there are none.
+    """
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return features if isinstance(features, dict) else {}
+
+
+def has_images(schema: Any) -> bool:
+    """Tell whether a column of a schema holds encoded images."""
+    return bool(_image_columns(schema, features_of(schema)))
+
+
+def choose_columns(where: str, schema: Any, features: Features) -> Columns:
+    """Choose the columns of image and label.
+
+    The only one of its kind, or the one that is called ``image`` or ``label``. Images are
+    Image features, or without features columns of bytes; labels are ClassLabel features, or
+    without one a column of text or whole numbers called ``label``.
+
+    Parameters
+    ----------
+    where : str
+        The file or folder, for errors.
+    schema : pyarrow.Schema
+        Its columns.
+    features : mapping of str to object
+        As `features_of`.
+
+    Returns
+    -------
+    Columns
+
+    Raises
+    ------
+    SourceError
+        If a choice is not clear, with the columns and what to rename.
+    """
+    image = _only(where, schema, _image_columns(schema, features), "image")
+    label = _only(where, schema, _label_columns(schema, features), "label")
+    return Columns(image, label, _names(where, features.get(label)))
+
+
+def _kind(features: Features, name: str) -> str:
+    feature = features.get(name)
+    return str(feature.get("_type", "")) if isinstance(feature, dict) else ""
+
+
+def _image_columns(schema: Any, features: Features) -> list[str]:
+    marked = [name for name in schema.names if _kind(features, name) == "Image"]
+    return marked or [field.name for field in schema if _has_bytes(field.type)]
+
+
+def _has_bytes(kind: Any) -> bool:
+    types = import_pyarrow().types
+    if types.is_struct(kind):
+        return any(field.name == "bytes" and _has_bytes(field.type) for field in kind)
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+
+def _label_columns(schema: Any, features: Features) -> list[str]:
+    marked = [name for name in schema.names if _kind(features, name) == "ClassLabel"]
+    types = import_pyarrow().types
+    plain = (types.is_string, types.is_large_string, types.is_integer)
+    return marked or [
+        field.name for field in schema if field.name == "label" and _is_any(field.type, plain)
+    ]
+
+
+def _is_any(kind: Any, tests: Iterable[Callable[[Any], bool]]) -> bool:
+    return any(test(kind) for test in tests)
+
+
+def _only(where: str, schema: Any, found: list[str], wanted: str) -> str:
+    if len(found) == 1 or wanted in found:
+        return wanted if wanted in found else found[0]
+    columns = ", ".join(f"{field.name} ({str(field.type)[:40]})" for field in schema)
+    feature = {"image": "Image", "label": "ClassLabel"}[wanted]
+    if not found:
+        raise SourceError(
+            f"{where} has no column of the feature {feature} among {columns}: cast the "
+            f"{wanted} to it, with  cast_column  of the package datasets"
+        )
+    raise SourceError(
+        f"{where} has {len(found)} columns of the feature {feature} ({', '.join(found)}) among "
+        f"{columns}: choose one by its name, with  rename_column({found[0]!r}, {wanted!r})  "
+        "of the package datasets"
+    )
+
+
+def _names(where: str, feature: Any) -> tuple[str, ...] | None:
+    if not isinstance(feature, dict) or feature.get("_type") != "ClassLabel":
+        return None
+    names = feature.get("names") or [str(i) for i in range(int(feature.get("num_classes") or 0))]
+    if len(set(map(str, names))) != len(names):
+        raise SourceError(f"{where} has a class name twice: give each class a name of its own")
+    return tuple(map(str, names))
+
+
+def read_labels(shard: Shard, columns: Columns) -> np.ndarray | list[str]:
+    """Read the labels of one file, N rows.
+
+    Parameters
+    ----------
+    shard : Shard
+        The file.
+    columns : Columns
+        What to read.
+
+    Returns
+    -------
+    ndarray of int64, shape (N,), or list of str
+        Numbers of a ClassLabel, -1 is unknown; or words, ``""`` is unknown.
+
+    Raises
+    ------
+    SourceError
+        If a number is no class.
+    """
+    if columns.class_names is None:
+        return _words(shard, columns.label)
+    return _numbers(shard, columns.label, len(columns.class_names))
+
+
+def number_labels(
+    labels: Mapping[str, Sequence[np.ndarray | list[str]]], class_names: tuple[str, ...] | None
+) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """Join the labels of each split's files, as numbers.
+
+    Parameters
+    ----------
+    labels : mapping of str to sequence of what `read_labels` gives
+        By split.
+    class_names : tuple of str or None
+        As in `Columns`.
+
+    Returns
+    -------
+    class_names : tuple of str
+        Those of the ClassLabel, or the different words of all splits, sorted.
+    labels : dict of str to ndarray of int64, shape (N,)
+        Index into `class_names`; -1 is unknown.
+    """
+    names = class_names
+    if names is None:
+        names = sorted_names(
+            str(word) for split in labels.values() for part in split for word in part
+        )
+    joined = {}
+    for split, parts in labels.items():
+        numbers = [p if isinstance(p, np.ndarray) else index_labels(p, names) for p in parts]
+        joined[split] = np.concatenate([np.empty(0, np.int64), *numbers])
+    return names, joined
+
+
+def _numbers(shard: Shard, name: str, n_classes: int) -> np.ndarray:
+    column = shard.column(name)
+    if not import_pyarrow().types.is_integer(column.type):
+        raise SourceError(f"{shard.file}: {name!r} is {column.type}, not whole numbers")
+    labels = np.asarray(column.fill_null(-1).to_numpy(), dtype=np.int64)
+    wrong = np.flatnonzero((labels < -1) | (labels >= n_classes))
+    if len(wrong):
+        raise SourceError(
+            f"{shard.file}, row {wrong[0]:,}: the label {labels[wrong[0]]} is none of the "
+            f"{n_classes} classes (-1 is unknown)"
+        )
+    return labels
+
+
+def _words(shard: Shard, name: str) -> list[str]:
+    return ["" if word is None else str(word) for word in shard.column(name).to_pylist()]

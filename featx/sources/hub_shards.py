@@ -1,0 +1,229 @@
+"""Files of Arrow and Parquet with encoded images in a column, read row by row."""
+
+from __future__ import annotations
+
+import bisect
+import threading
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from featx.errors import ImageError, MissingExtraError, SourceError
+
+__all__ = ["ArrowShard", "ParquetShard", "Recent", "Shard", "import_pyarrow", "open_shard"]
+
+_Value = TypeVar("_Value")
+
+_POINTER = b"version https://git-lfs"
+
+
+def import_pyarrow() -> Any:
+    """Give the module pyarrow, with its parts for IPC and Parquet.
+
+    Raises
+    ------
+    MissingExtraError
+        If it is not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.ipc
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingExtraError("pyarrow", "hf", "reading a data set of Hugging Face") from error
+    return pyarrow
+
+
+class Recent(Generic[_Value]):
+    """The values used last, up to a total size; the last two stay whatever their size.
+
+    Parameters
+    ----------
+    most : int
+        The largest total size.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._held: OrderedDict[Hashable, tuple[_Value, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, make: Callable[[], tuple[_Value, int]]) -> _Value:
+        """Give the value of `key`, by `make` (the value and its size) if it is not held."""
+        with self._lock:
+            if key not in self._held:
+                self._held[key] = make()
+            self._held.move_to_end(key)
+            while len(self._held) > 2 and sum(size for _, size in self._held.values()) > self.most:
+                self._held.popitem(last=False)
+            return self._held[key][0]
+
+
+class Shard(ABC):
+    """One file of rows.
+
+    Parameters
+    ----------
+    file : str
+        Its absolute path.
+
+    Attributes
+    ----------
+    schema : pyarrow.Schema
+        Its columns.
+    ends : list of int
+        Where each part (batch, row group) ends, in rows.
+
+    Raises
+    ------
+    SourceError
+        If it cannot be opened, or is damaged.
+    """
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.schema: Any = None
+        self.ends: list[int] = []
+
+    @property
+    def n_rows(self) -> int:
+        """How many rows it has."""
+        return self.ends[-1] if self.ends else 0
+
+    @abstractmethod
+    def column(self, name: str) -> Any:
+        """Read a column whole (one of labels, not of images), as a pyarrow.ChunkedArray."""
+
+    @abstractmethod
+    def part(self, name: str, index: int) -> tuple[Any, int]:
+        """Read a part of a column of images: a binary pyarrow.Array, and its size in memory."""
+
+    def image(self, name: str, row: int, parts: Recent[Any]) -> bytes | None:
+        """Read the bytes of one image.
+
+        Parameters
+        ----------
+        name : str
+            The column.
+        row : int
+            From 0 to `n_rows` - 1.
+        parts : Recent
+            Keeps the parts read last.
+
+        Returns
+        -------
+        bytes or None
+            None where none are stored.
+        """
+        index = bisect.bisect_right(self.ends, row)
+        column = parts.get((self.file, name, index), lambda: self.part(name, index))
+        value: bytes | None = column[row - self.ends[index] + len(column)].as_py()
+        return value
+
+
+class ArrowShard(Shard):
+    """A stream of record batches, as `datasets` saves them: mapped, nothing is loaded."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__(file)
+        pyarrow = import_pyarrow()
+        with _translated(file, SourceError):
+            reader = pyarrow.ipc.open_stream(pyarrow.memory_map(file))
+            self.schema = reader.schema
+            self._batches = list(reader)
+        self.ends = list(accumulate(batch.num_rows for batch in self._batches))
+
+    def column(self, name: str) -> Any:
+        """Read a column whole; see `Shard.column`."""
+        table = import_pyarrow().Table.from_batches(self._batches, self.schema)
+        with _translated(self.file, SourceError):
+            table.column(name).validate(full=True)  # a wrong offset would read outside of the file
+        return table.column(name)
+
+    def part(self, name: str, index: int) -> tuple[Any, int]:
+        """Map one batch; see `Shard.part`."""
+        column = _bytes_of(self._batches[index].column(name))
+        with _translated(self.file, ImageError):
+            column.validate(full=True)
+        return column, 0
+
+
+class ParquetShard(Shard):
+    """A Parquet file: a row group is decoded when one of its rows is wanted."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__(file)
+        with _translated(file, SourceError):
+            self._file = import_pyarrow().parquet.ParquetFile(file)
+            self.schema = self._file.schema_arrow
+        metadata = self._file.metadata
+        sizes = (metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+        self.ends = list(accumulate(sizes))
+
+    def column(self, name: str) -> Any:
+        """Read a column whole; see `Shard.column`."""
+        with _translated(self.file, SourceError):
+            return self._file.read([name]).column(name)
+
+    def part(self, name: str, index: int) -> tuple[Any, int]:
+        """Decode one row group; see `Shard.part`."""
+        pyarrow = import_pyarrow()
+        is_struct = pyarrow.types.is_struct(self.schema.field(name).type)
+        with _translated(self.file, ImageError):
+            table = self._file.read_row_group(index, [f"{name}.bytes" if is_struct else name])
+            column = pyarrow.concat_arrays(table.column(name).chunks)
+        return _bytes_of(column), table.nbytes
+
+
+def _bytes_of(column: Any) -> Any:
+    return column.field("bytes") if import_pyarrow().types.is_struct(column.type) else column
+
+
+@contextmanager
+def _translated(file: str, wanted: type[SourceError | ImageError]) -> Iterator[None]:
+    pyarrow = import_pyarrow()
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError) as error:
+        if wanted is ImageError:
+            raise ImageError(f"cannot be read: {_short(error)}") from error
+        raise SourceError(f"{file} cannot be read: {_why(file, error)}") from error
+
+
+def _why(file: str, error: Exception) -> str:
+    try:
+        with Path(file).open("rb") as stream:
+            start = stream.read(len(_POINTER))
+    except OSError as reason:
+        return reason.strerror or type(reason).__name__
+    return "it is a Git LFS pointer: run  git lfs pull" if start == _POINTER else _short(error)
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
+
+
+def open_shard(file: str) -> Shard:
+    """Open a file by its ending.
+
+    Parameters
+    ----------
+    file : str
+        Its absolute path, ``.parquet`` or an Arrow stream.
+
+    Returns
+    -------
+    Shard
+
+    Raises
+    ------
+    SourceError
+        If it cannot be opened, or is damaged.
+    MissingExtraError
+        If pyarrow is not installed.
+    """
+    return ParquetShard(file) if file.lower().endswith(".parquet") else ArrowShard(file)
