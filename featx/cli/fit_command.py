@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from featx.cli.options import ListCommand, PerClass, cache_option, common_options, list_option
-from featx.errors import CacheError, unknown_name
+from featx.errors import CacheError, UsageError, unknown_name
 from featx.progress import Reporter
 
 if TYPE_CHECKING:
-    from featx.evaluate import Pair
+    from featx.evaluate import Leaks, Pair, Settings
     from featx.store import Cache
 
 __all__ = ["Choice", "command", "run"]
@@ -31,8 +32,66 @@ class Choice:
     holdout: float = 0.2
     data: tuple[str, ...] = ()
     backbone: tuple[str, ...] = ()
+    train_data: str | None = None
+    test_data: str | None = None
+    classes: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    rename: tuple[str, ...] = ()
+    groups: str | None = None
+    on_leak: str = "warn"
+    near: float | str = "auto"
+    leak_sheet: str | None = None
     cache_dir: str = "cache"
     reports_dir: str = "reports"
+
+    def __post_init__(self) -> None:
+        if (self.train_data is None) != (self.test_data is None):
+            raise UsageError("--train-data and --test-data go together: name both data sets")
+        if self.train_data is not None and self.data:
+            raise UsageError("--data is for fits within a data set: leave it out, or --train-data")
+
+    def settings(self) -> Settings:
+        """Give what `evaluate` takes."""
+        from featx.evaluate import Settings
+
+        return Settings(
+            heads=self.clf,
+            per_class=self.per_class,
+            repeats=self.repeats,
+            seed=self.seed,
+            C=self.C,
+            folds=self.folds,
+            holdout=self.holdout,
+            on_leak=self.on_leak,
+            near=self.near,
+        )
+
+
+class NearRatio(click.ParamType):  # type: ignore[type-arg]
+    """A share of the usual distance between 0 and 1, or ``off``."""
+
+    name = "FLOAT|off"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float | str:
+        """Read the word.
+
+        Parameters
+        ----------
+        value : object
+            The word.
+        param, ctx : object
+            For the error.
+
+        Returns
+        -------
+        float or str
+        """
+        if value in ("off", "auto"):
+            return str(value)
+        try:
+            return float(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor 'off'", param, ctx)
 
 
 @click.command(cls=ListCommand)
@@ -51,16 +110,43 @@ class Choice:
 )
 @list_option("--data", help="Only caches of these data sets.")
 @list_option("--backbone", help="Only caches of these backbones.")
+@click.option("--train-data", help="Fit on this data set, test on that of --test-data.")
+@click.option("--test-data", help="Test on this data set, on the classes that both have.")
+@list_option("--classes", help="Only these classes.")
+@list_option("--drop", help="Leave these classes out.")
+@list_option("--map", "rename", metavar="OLD=NEW", help="Rename or merge classes, before all else.")
+@click.option(
+    "--groups",
+    metavar="[TABLE:]COLUMN",
+    help="Keep images of one group (a patient, a video) on one side of every split.",
+)
+@click.option(
+    "--on-leak",
+    type=click.Choice(["warn", "drop", "raise"]),
+    default="warn",
+    show_default=True,
+    help="Where training and test share an image: tell, leave it out of training, or stop.",
+)
+@click.option(
+    "--near",
+    type=NearRatio(),
+    default="auto",
+    help="Near twins: less than this share of the usual distance.  [default: 0.7 or less]",
+)
+@click.option("--no-near", is_flag=True, help="The same as  --near off.")
+@click.option("--leak-sheet", metavar="FILE.png", help="Draw the shared images, side by side.")
 @cache_option
 @click.option(
     "--reports", "reports_dir", default="reports", show_default=True, help="Folder of results."
 )
 @common_options
-def command(reporter: Reporter, **options: Any) -> None:
+def command(reporter: Reporter, no_near: bool, **options: Any) -> None:
     """Fit classifiers on few labelled images per class, on every finished cache.
 
     Prints one table; adds a row per fit to reports/results.csv and a JSON per fit.
     """
+    if no_near:
+        options["near"] = "off"
     run(Choice(**options), reporter)
 
 
@@ -74,34 +160,63 @@ def run(choice: Choice, reporter: Reporter) -> None:
     reporter : Reporter
         Shows what is done.
     """
-    from featx.evaluate import ResultsFolder, Settings, evaluate, format_table, summarise
+    from featx.evaluate import ResultsFolder, evaluate, format_table, summarise
 
-    settings = Settings(
-        heads=choice.clf,
-        per_class=choice.per_class,
-        repeats=choice.repeats,
-        seed=choice.seed,
-        C=choice.C,
-        folds=choice.folds,
-        holdout=choice.holdout,
-    )
+    settings = choice.settings()
     pairs = _pairs(choice, reporter)
     results = ResultsFolder(choice.reports_dir)
+    sheet = _Sheet(choice.leak_sheet, reporter)
     fits = []
     for pair in pairs:
-        fits += evaluate(pair, settings, reporter=reporter, sink=lambda fit, _: results.add(fit))
+        fits += evaluate(
+            pair,
+            settings,
+            reporter=reporter,
+            sink=lambda fit, _: results.add(fit),
+            on_leaks=sheet.add,
+        )
     click.echo(format_table(summarise(fits)))
     click.echo(f"{len(fits)} fits added to {results.table}, details in {results.folder / 'fits'}")
+    sheet.tell()
+
+
+class _Sheet:
+    """The picture of ``--leak-sheet``, drawn anew with each pair of caches."""
+
+    def __init__(self, path: str | None, reporter: Reporter) -> None:
+        self.path, self.reporter = None if path is None else Path(path), reporter
+        self.found: list[Leaks] = []
+        self.n_drawn = 0
+
+    def add(self, leaks: Leaks) -> None:
+        from featx.evaluate import save_leak_sheet
+
+        self.found.append(leaks)
+        if self.path is not None:
+            self.n_drawn = save_leak_sheet(self.found, self.path, self.reporter)
+
+    def tell(self) -> None:
+        if self.path is not None:
+            drawn = f"{self.n_drawn} pairs of images drawn in {self.path}"
+            click.echo(drawn if self.n_drawn else f"no shared images: {self.path} is not written")
 
 
 def _pairs(choice: Choice, reporter: Reporter) -> list[Pair]:
     from featx.catalog import open_complete
-    from featx.evaluate import pair_caches
+    from featx.evaluate import add_groups, choose_classes, cross_pairs, pair_caches
+    from featx.sources.select import ClassChoice
 
+    classes = ClassChoice.parse(choice.classes, choice.drop, choice.rename)
     caches, notices = open_complete(choice.cache_dir)
-    for name in ("data", "backbone"):
-        caches = _only(caches, name, getattr(choice, name), choice.cache_dir)
-    pairs, alone = pair_caches(caches)
+    caches = _only(caches, "backbone", choice.backbone, choice.cache_dir)
+    if choice.train_data is not None and choice.test_data is not None:
+        names = choice.train_data, choice.test_data
+        caches = _only(caches, "data", names, choice.cache_dir)
+        pairs, alone = cross_pairs(caches, *names, classes)
+    else:
+        caches = _only(caches, "data", choice.data, choice.cache_dir)
+        pairs, alone = pair_caches(caches)
+        pairs = [choose_classes(pair, classes) for pair in pairs]
     for notice in [*notices, *alone]:
         reporter.warn(notice)
     if not pairs:
@@ -109,7 +224,7 @@ def _pairs(choice: Choice, reporter: Reporter) -> list[Pair]:
             f"{choice.cache_dir} holds no finished cache to fit on: run  featx extract "
             "--backbone NAME  first, for the train and the test split"
         )
-    return pairs
+    return [add_groups(pair, choice.groups) for pair in pairs] if choice.groups else pairs
 
 
 def _only(caches: list[Cache], name: str, wanted: tuple[str, ...], folder: str) -> list[Cache]:

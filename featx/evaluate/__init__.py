@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+from featx.evaluate.cross import cross_pairs
+from featx.evaluate.groups import add_groups
+from featx.evaluate.leak_report import save_leak_sheet
+from featx.evaluate.leaks import Leaks, find_leaks
 from featx.evaluate.output import ResultsFolder, read_results
 from featx.evaluate.pairs import CacheLike, Pair, pair_caches
 from featx.evaluate.result import COLUMNS, FitResult
 from featx.evaluate.run import evaluate
 from featx.evaluate.settings import ALL, Settings
 from featx.evaluate.table import format_table, summarise
+from featx.evaluate.views import choose_classes
 
 __all__ = [
     "ALL",
     "COLUMNS",
     "CacheLike",
     "FitResult",
+    "Leaks",
     "Pair",
     "ResultsFolder",
     "Settings",
+    "add_groups",
+    "choose_classes",
+    "cross_pairs",
     "evaluate",
+    "find_leaks",
     "format_table",
     "pair_caches",
     "read_results",
+    "save_leak_sheet",
     "summarise",
 ]

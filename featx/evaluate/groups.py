@@ -17,7 +17,8 @@ from featx.sources.tables import TABLE_ENDINGS, read_table
 
 __all__ = ["Groups", "add_groups"]
 
-_PATH = "path"
+# Those that a manifest may use, by preference.
+_PATHS = ("path", "image", "image_path", "file", "filename", "file_name", "filepath", "file_path")
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +66,8 @@ def add_groups(pair: Pair, words: str) -> Pair:
         Their caches.
     words : str
         ``COLUMN`` of the table that the caches were made from, or ``TABLE:COLUMN``. The table
-        has a column ``path``: the paths of the caches, or paths relative to the table's folder.
+        has a column ``path`` (or ``image``, ``file``, ...): the paths of the caches, or paths
+        relative to the table's folder.
 
     Returns
     -------
@@ -126,13 +128,16 @@ def _root(cache: CacheLike) -> Path | None:
 
 def _read(file: Path, column: str, root: Path | None) -> dict[str, str]:
     table = read_table(file)
-    for name in (_PATH, column):
+    by_lower = {name.lower(): name for name in table}
+    path_column = next((by_lower[name] for name in _PATHS if name in by_lower), _PATHS[0])
+    for name in (path_column, column):
         if name not in table:
             close = nearest(name, table)
             hint = f"did you mean {' or '.join(close)}?" if close else f"it has {', '.join(table)}"
             raise UsageError(f"--groups: {file} has no column {name!r}: {hint}")
     found: dict[str, str] = {}
-    for path, group in zip(table[_PATH], table[column], strict=True):
+    for path, cell in zip(table[path_column], table[column], strict=True):
+        group = cell.strip()
         for key in _keys(path, file, root):
             if found.setdefault(key, group) != group:
                 raise SourceError(
@@ -144,8 +149,8 @@ def _read(file: Path, column: str, root: Path | None) -> dict[str, str]:
 def _keys(path: str, file: Path, root: Path | None) -> set[str]:
     """Write a path of the table in the ways that a cache may write it."""
     folder = _absolute(file).parent
-    full = Path(os.path.normpath(folder / path.replace("\\", "/")))
-    keys = {_plain(path)}
+    full = Path(os.path.normpath(folder / path.strip().replace("\\", "/")))
+    keys = {_plain(path.strip())}
     for base in (folder, root):
         if base is not None and full.is_relative_to(base):
             keys.add(full.relative_to(base).as_posix())

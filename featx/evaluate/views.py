@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.errors import UsageError
 from featx.evaluate.pairs import CacheLike, Pair
 from featx.fingerprint import fingerprint
 from featx.heads.base import Rows
@@ -131,7 +132,10 @@ def choose_classes(pair: Pair, choice: ClassChoice) -> Pair:
     """
     if choice.is_everything:
         return pair
-    train = ClassView(pair.train, choice)
+    try:
+        train = ClassView(pair.train, choice)
+    except UsageError as error:
+        raise UsageError(f"{pair.data_name}: {error}") from error
     test = train if pair.test is pair.train else ClassView(pair.test, choice)
     n, total = len(train.class_names), len(pair.train.class_names)
     left_out = f", left out: {', '.join(train.left_out)}" if train.left_out else ""
