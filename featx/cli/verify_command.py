@@ -31,4 +31,7 @@ def command(files: tuple[Path, ...], reporter: Reporter) -> None:
         for damage in damages:
             click.echo(f"  {damage}")
     if n_damaged:
-        raise CacheError(f"{n_damaged} of {len(files)} files are damaged: run  featx repair FILE")
+        raise CacheError(
+            f"{n_damaged} of {len(files)} files are damaged: run  featx repair FILE  on a cache; "
+            "of a packed archive take another copy, or pack it again"
+        )

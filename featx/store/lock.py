@@ -20,6 +20,31 @@ _NOT_SUPPORTED: Final = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EIN
 _BUSY: Final = (errno.EAGAIN, errno.EACCES)
 
 
+# Descriptors that were locked, with what they led to: numbers of closed ones may be reused.
+_held: dict[int, os.stat_result] = {}
+
+
+def _let_go_in_child() -> None:
+    """Take the locks from a forked child, such as a worker that decodes images.
+
+    A lock belongs to the open file, which parent and child share: a worker that
+    outlives a killed writer would hold the lock on. The descriptors lead to the
+    null device from now on, so that closing them hits nothing else.
+    """
+    if not _held:
+        return
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd, locked in _held.items():
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(fd), locked):
+                os.dup2(null, fd, inheritable=False)
+    os.close(null)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
+
+
 def try_flock(fd: int) -> bool | None:
     """Lock an open file without waiting.
 
@@ -37,11 +62,13 @@ def try_flock(fd: int) -> bool | None:
         if error.errno in _NOT_SUPPORTED:
             return None
         raise
+    _held[fd] = os.fstat(fd)
     return True
 
 
 def unlock(fd: int) -> None:
-    """Give up the lock of an open file, also for forked children that share it."""
+    """Give up the lock of an open file, also for other processes that share it."""
+    _held.pop(fd, None)
     with suppress(OSError):
         fcntl.flock(fd, fcntl.LOCK_UN)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -14,7 +15,7 @@ from store_helpers import make_rows, make_spec, write_missing
 
 from featx.errors import CacheBusyError
 from featx.store import CacheWriter
-from featx.store.lock import Lock
+from featx.store.lock import Lock, try_flock
 
 
 def test_one_holder(tmp_path: Path) -> None:
@@ -46,6 +47,48 @@ def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="symbolic links"):
         Lock(tmp_path / "a.h5").acquire()
     assert (tmp_path / "precious").read_text() == "data"
+
+
+def test_a_child_that_outlives_a_killed_writer_does_not_keep_it(tmp_path: Path) -> None:
+    code = textwrap.dedent(
+        """
+        import os, signal, sys, time
+        from pathlib import Path
+        from featx.store.lock import Lock, try_flock
+        lock = Lock(Path(sys.argv[1]))
+        lock.acquire()
+        partial = os.open(sys.argv[1] + ".partial", os.O_RDWR | os.O_CREAT)
+        assert try_flock(partial)
+        closed = os.open(sys.argv[1] + ".other", os.O_RDWR | os.O_CREAT)
+        assert try_flock(closed)
+        os.close(closed)
+        reused = os.open(sys.argv[1] + ".reused", os.O_RDWR | os.O_CREAT)
+        assert reused == closed
+        child = os.fork()
+        if child == 0:
+            os.pwrite(reused, b"ours", 0)
+            print(os.getpid(), flush=True)
+            time.sleep(60)
+            os._exit(0)
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+        """
+    )
+    target = tmp_path / "a.h5"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(target)], stdout=subprocess.PIPE, text=True
+    ) as writer:
+        assert writer.stdout is not None
+        child = int(writer.stdout.readline())
+        try:
+            assert writer.wait() == -signal.SIGKILL
+            os.kill(child, 0)  # it lives
+            Lock(target).acquire()
+            with Path(f"{target}.partial").open("rb") as stream:
+                assert try_flock(stream.fileno())
+            assert Path(f"{target}.reused").read_text() == "ours"
+        finally:
+            os.kill(child, signal.SIGKILL)
 
 
 def test_a_forked_child_does_not_keep_it(tmp_path: Path) -> None:
@@ -88,7 +131,7 @@ RACE = """
     import sys
     from pathlib import Path
     from featx.errors import CacheBusyError
-    from featx.store.lock import Lock
+    from featx.store.lock import Lock, try_flock
     folder = Path(sys.argv[1])
     taken = 0
     while taken < 150:
