@@ -16,6 +16,7 @@ __all__ = ["draw_subset", "split_holdout", "subset_hash"]
 # The last word of each generator's key, so that a holdout and a subset of one
 # seed are different permutations.
 _SUBSET, _HOLDOUT, _HOLDOUT_GROUPS = 0, 1, 2
+_CLOSE_ENOUGH = 0.002  # error of the held-out shares at which groups are no longer swapped
 
 
 def draw_subset(
@@ -87,7 +88,8 @@ def split_holdout(
 
     Whole groups are taken in a random order, each of them where it brings the held-out shares
     of the classes nearer to `fraction` (least sum of squares). Then every class that has
-    nothing held out gets the group that takes the shares the least away.
+    nothing held out gets the group that takes the shares the least away, and each group that is
+    held out is swapped with the one that brings them nearer, if any does.
 
     Parameters
     ----------
@@ -163,24 +165,32 @@ def _choose_groups(
 ) -> NDArray[np.bool_]:
     """Choose groups to hold out, from the rows of every group and class."""
     total = counts.sum(axis=0)
-    held = np.zeros_like(total)
     is_test = np.zeros(len(counts), dtype=bool)
 
-    def loss(rows: NDArray[np.int64]) -> float:
-        return float((((rows / total) - fraction) ** 2).sum())
+    def losses(held: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Sum of squares for each row of `held`; infinite where no row of a class is left."""
+        squares = ((held / total - fraction) ** 2).sum(axis=-1)
+        return np.asarray(np.where((held < total).all(axis=-1), squares, np.inf))
 
-    def take(group: int) -> None:
-        nonlocal held
-        is_test[group], held = True, held + counts[group]
-
+    held = np.zeros_like(total)
     for group in order:
-        is_left = (held + counts[group] < total).all()
-        if is_left and loss(held + counts[group]) < loss(held):
-            take(group)
+        if losses(held + counts[group]) < losses(held):
+            is_test[group], held = True, held + counts[group]
     for column in range(len(total)):
-        able = [g for g in order if counts[g, column] and (held + counts[g] < total).all()]
-        if held[column] == 0 and able:
-            take(min(able, key=lambda g: loss(held + counts[g])))
+        held = counts[is_test].sum(axis=0)
+        able = order[(counts[order, column] > 0) & ~is_test[order]]
+        loss = losses(held + counts[able])
+        if held[column] == 0 and np.isfinite(loss).any():
+            is_test[able[loss.argmin()]] = True
+    for group in order[is_test[order]]:
+        held = counts[is_test].sum(axis=0)
+        if losses(held) < len(total) * _CLOSE_ENOUGH**2:
+            break
+        held, others = held - counts[group], order[~is_test[order]]
+        swapped = held + counts[others]
+        loss = np.where((swapped > 0).all(axis=-1), losses(swapped), np.inf)
+        if len(others) and loss.min() < losses(held + counts[group]):
+            is_test[[group, others[loss.argmin()]]] = False, True
     return is_test
 
 

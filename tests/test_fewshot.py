@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.model_selection import StratifiedGroupKFold
 
 from featx.errors import ProtocolError, UsageError
 from featx.fewshot import draw_subset, split_holdout, subset_hash
@@ -100,3 +101,49 @@ def test_wrong_numbers(k, seed, text):
 def test_wrong_fractions(fraction):
     with pytest.raises(UsageError, match="fraction"):
         split_holdout([0, 0], fraction, seed=0)
+
+
+grouped = st.lists(st.tuples(st.integers(-1, 2), st.integers(0, 15)), max_size=150)
+
+
+@given(grouped, st.floats(0.05, 0.8), st.integers(0, 99))
+def test_no_group_is_on_both_sides_of_a_holdout(rows, fraction, seed):
+    """Two groups of a single class each make a split possible."""
+    y = np.array([label for label, _ in rows] + [0, 1, 2, 0, 1, 2])
+    groups = np.array([group for _, group in rows] + [20, 21, 22, 23, 24, 25])
+    train, test = split_holdout(y, fraction, seed=seed, groups=groups)
+    assert not set(groups[train]) & set(groups[test])
+    assert sorted([*train, *test]) == np.flatnonzero(y >= 0).tolist()
+    assert set(y[train]) == set(y[test]) == {0, 1, 2}
+    again = split_holdout(y, fraction, seed=seed, groups=groups)
+    assert np.array_equal(train, again[0])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_shares_of_a_grouped_holdout_are_as_good_as_scikit_learns(seed):
+    rng = np.random.default_rng(seed)
+    groups = rng.integers(0, 60, 900)
+    y = rng.integers(0, 4, 60)[groups] if seed % 2 else rng.integers(0, 4, 900)
+
+    def worst(test):
+        shares = [np.mean(np.isin(np.flatnonzero(y == c), test)) for c in range(4)]
+        return max(abs(share - 0.2) for share in shares)
+
+    splitter = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
+    theirs = [worst(test) for _, test in splitter.split(y, y, groups)]
+    ours = worst(split_holdout(y, 0.2, seed=seed, groups=groups)[1])
+    assert ours <= max(0.04, np.median(theirs))
+
+
+def test_groups_of_one_row_are_held_out_at_the_usual_share():
+    y = np.repeat([0, 1, 2], 100)
+    _, test = split_holdout(y, 0.2, seed=0, groups=np.arange(300))
+    assert np.bincount(y[test]).tolist() == [20, 20, 20]
+
+
+def test_a_class_in_one_group_cannot_be_held_out():
+    with pytest.raises(ProtocolError, match="class 1 are in one group"):
+        split_holdout([0, 0, 1, 1], 0.5, seed=0, groups=[0, 1, 2, 2])
+    with pytest.raises(ProtocolError, match="cannot be on both sides"):
+        # Of each two of three groups, one would have to be held out.
+        split_holdout([0, 0, 1, 1, 2, 2], 0.5, seed=0, groups=[0, 1, 0, 2, 1, 2])

@@ -132,7 +132,7 @@ def _read(file: Path, column: str, root: Path | None) -> dict[str, str]:
     path_column = next((by_lower[name] for name in _PATHS if name in by_lower), _PATHS[0])
     for name in (path_column, column):
         if name not in table:
-            close = nearest(name, table)
+            close = nearest(name, table) if name == column else []
             hint = f"did you mean {' or '.join(close)}?" if close else f"it has {', '.join(table)}"
             raise UsageError(f"--groups: {file} has no column {name!r}: {hint}")
     found: dict[str, str] = {}
