@@ -17,6 +17,7 @@ import numpy as np
 from featx.errors import ImageError, SourceError
 from featx.progress import Reporter
 from featx.sources.base import Source
+from featx.sources.remembered import Stamp, stamp_file
 
 __all__ = [
     "MOST_MEMBERS",
@@ -217,6 +218,16 @@ class ArchiveSource(Source):
         super().__post_init__()
         if self.members.shape != self.labels.shape:
             raise ValueError("members must give one image for each label")
+
+    @property
+    def place(self) -> str | None:
+        """The archive, or the folder of the shards; see `Source.place`."""
+        paths = [archive.path for archive in self.archives]
+        return os.path.commonpath(paths) if paths else None
+
+    def stamp(self, row: int) -> Stamp | None:
+        """Stamp the archive of one image; see `Source.stamp`."""
+        return stamp_file(self.archives[self.members[row]["file"]].path)
 
     def read(self, row: int) -> bytes:
         """Read the bytes of one member; see `Source.read`."""

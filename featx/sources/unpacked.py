@@ -19,6 +19,7 @@ from filelock import FileLock
 from featx.errors import SourceError
 from featx.progress import SILENT, Reporter
 from featx.sources.members import ArchiveFile, archive_stem
+from featx.sources.places import default_data_dir
 from featx.sources.tar import is_header
 
 __all__ = ["is_compressed", "plain_tar"]
@@ -93,8 +94,6 @@ def is_compressed(start: bytes) -> bool:
 
 
 def _folder(data_dir: Path | None) -> Path:
-    from featx.sources import default_data_dir
-
     return (
         default_data_dir() if data_dir is None else data_dir
     ).expanduser().absolute() / "unpacked"

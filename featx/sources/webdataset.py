@@ -87,8 +87,9 @@ def looks_like_webdataset(index: Index) -> bool:
     Returns
     -------
     bool
-        True if an image has a ``.cls`` file of the same key beside it; or a ``.json`` or
-        ``.txt`` file, and there are no two folders of images, which could be classes.
+        True if an image has a ``.cls``, ``.json`` or ``.txt`` file of the same key beside it.
+        Where two folders have images they could be classes with captions or boxes: then,
+        if more than half of the images have a ``.cls`` file.
     """
     images, labels = set(), dict[str, set[str]]()
     for name in index.files:
@@ -97,12 +98,9 @@ def looks_like_webdataset(index: Index) -> bool:
             images.add(key)
         else:
             labels.setdefault(extension, set()).add(key)
-    if images & labels.get("cls", set()):
-        return True
-    folders = {key.rpartition("/")[0] for key in images}
-    return len(folders) == 1 and bool(
-        images & (labels.get("json", set()) | labels.get("txt", set()))
-    )
+    if len({key.rpartition("/")[0] for key in images}) > 1:
+        return 2 * len(images & labels.get("cls", set())) > len(images)
+    return any(images & labels.get(extension, set()) for extension in ("cls", "json", "txt"))
 
 
 def open_webdataset(
@@ -146,7 +144,7 @@ def open_webdataset(
             index.tell(reporter)
             splits.setdefault(shard.split or "all", _Split()).add(shard, index)
             bar.update()
-    is_one = len(paths) == 1 and not Path(spec).is_dir()
+    is_one = len(paths) == 1 and not Path(spec).expanduser().is_dir()
     return _sources(
         archive_stem(paths[0]) if is_one else root.name or "data", root, splits, reporter
     )

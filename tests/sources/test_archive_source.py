@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import multiprocessing
+import os
 import pickle
 import re
 import shutil
@@ -541,12 +542,29 @@ def test_a_tar_member_too_large_for_an_image(
 def test_an_archive_that_changed_is_an_error_of_the_whole(tmp_path: Path, kind: str) -> None:
     path = pack(tmp_path / f"x{kind}", named(*TWO))
     source = open_archive(path)["all"]
-    pack(path, named(*TWO, "a/2.jpg", "a/" + "x" * 200 + ".jpg") | {"a/3.jpg": bytes(20_000)})
+    pack(path, named(*TWO, "a/2.jpg"))
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
     with pytest.raises(SourceError, match="has changed since it was listed: start again"):
         source.read(0)
     path.unlink()
     with pytest.raises(SourceError, match="cannot read .*: No such file"):
         source.content_id()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hashes_are_remembered_while_the_archive_is_the_same(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("featx.sources.remembered._COARSEST_CLOCK_NS", 0)
+    path = pack(tmp_path / f"x{kind}", named(*TWO))
+    source = open_archive(path)["all"]
+    before = source.content_id()
+    with monkeypatch.context() as patch:
+        patch.setattr(type(source), "read", None)
+        assert open_archive(path)["all"].content_id() == before
+    pack(path, {"a/1.jpg": b"another", "b/1.jpg": b"b/1.jpg"})
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))  # also on a clock that is coarse
+    assert open_archive(path)["all"].content_id() != before
 
 
 @pytest.mark.parametrize("kind", PLAIN)
@@ -629,6 +647,7 @@ def test_another_content_under_the_same_name_is_unpacked_anew(
     path = pack(tmp_path / "x.tar.gz", named(*TWO))
     open_archive(path)
     pack(path, named("c/1.jpg", "d/1.jpg"))
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
     assert open_archive(path)["all"].class_names == ("c", "d")
     assert len([name for name in unpacked(data_dir) if name.endswith(".tar")]) == 2
 

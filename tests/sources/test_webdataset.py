@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -234,7 +233,9 @@ def test_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [*splits] == ["train"]
     assert splits["train"].name == "in"
     assert splits["train"].paths[::2] == ("train-08/1.jpg", "train-09/1.jpg", "train-10/1.jpg")
-    os.chdir("/")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_webdataset("~/in")["train"].name == "in"
+    monkeypatch.chdir("/")
     assert splits["train"].read(5) == b"2"
     assert list(open_webdataset(f"{tmp_path}/in/{{train,val}}-08.tar")) == ["train", "val"]
     with pytest.raises(SourceError, match=r"2 of 4 shards are missing: '.*-11.tar', '.*-12.tar'"):
@@ -277,6 +278,7 @@ CLASS_FOLDERS = {
     "captions beside them": named("a/1.jpg", "a/1.txt", "b/1.jpg", "b/1.txt"),
     "boxes beside them": named("a/1.jpg", "a/1.json", "b/1.jpg", "b/1.json"),
     "splits": named("x/train/a/1.jpg", "x/train/a/1.txt", "x/train/b/1.jpg"),
+    "a stray label": named("a/1.jpg", "a/1.cls", "b/1.jpg"),
     "notes": named("a/1.jpg", "b/1.jpg", "classes.txt", "labels.json", "a.cls"),
 }
 
