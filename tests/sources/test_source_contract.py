@@ -116,7 +116,10 @@ class SourceContract:
         )
         assert mirrored.content_id() == whole
 
-    def test_content_id_shows_progress(self, source: Source) -> None:
+    def test_content_id_shows_progress(
+        self, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("FEATX_DATA", str(tmp_path / "nothing remembered"))
         stream = io.StringIO()
         source.content_id(reporter=Reporter(stream=stream))
         assert f"{len(source):,}/{len(source):,}" in stream.getvalue()
