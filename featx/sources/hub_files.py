@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,23 +50,24 @@ def is_saved(folder: Path) -> bool:
 def parquet_files(folder: Path) -> list[Path]:
     """List the Parquet files of a folder, also in ``data/`` and in folders called like splits."""
     places = [folder, folder / "data"]
-    places += [below for place in places for below in _split_folders(place)]
-    return [path for place in places for path in _sorted(place) if _is_parquet(path)]
+    places += [
+        path
+        for place in places
+        for path in _listed(place, lambda name: split_of(name) is not None)
+        if path.is_dir()
+    ]
+    listed = [_listed(place, lambda name: name.lower().endswith(".parquet")) for place in places]
+    return [path for paths in listed for path in paths if path.is_file()]
 
 
-def _sorted(folder: Path) -> list[Path]:
+def _listed(folder: Path, is_wanted: Callable[[str], bool]) -> list[Path]:
+    """List what is called as wanted; the rest, of which there may be millions, costs little."""
     try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        with os.scandir(folder) as found:
+            names = [entry.name for entry in found if is_wanted(entry.name)]
     except OSError:  # there is no such folder
         return []
-
-
-def _split_folders(folder: Path) -> list[Path]:
-    return [path for path in _sorted(folder) if split_of(path.name) and path.is_dir()]
-
-
-def _is_parquet(path: Path) -> bool:
-    return path.suffix.lower() == ".parquet" and path.is_file()
+    return [folder / name for name in sorted(names) if name[0] != "."]
 
 
 def find_files(root: Path, reporter: Reporter) -> HubFiles:
