@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from featx.errors import UsageError
 
@@ -55,11 +56,18 @@ def contact_sheet(
 
 
 def _fit(picture: Image.Image, cell_px: int) -> Image.Image:
-    factor = cell_px // max(picture.size)
-    if factor >= 2:
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        paper = Image.new("RGBA", picture.size, _PAPER)
+        picture = Image.alpha_composite(paper, picture)
+    picture = picture.convert("RGB")
+    longest = max(picture.size)
+    if longest <= cell_px // 2:
+        factor = cell_px // longest
         size = picture.width * factor, picture.height * factor
         return picture.resize(size, Image.Resampling.NEAREST)
-    return ImageOps.contain(picture, (cell_px, cell_px))
+    width, height = (max(1, round(cell_px * side / longest)) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def _cut(
@@ -68,8 +76,9 @@ def _cut(
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     width_px: int,
 ) -> str:
-    # Names of files may hold what no font can draw, such as bytes that are not UTF-8.
+    # Names of files may hold what no font can draw: line breaks, bytes that are not UTF-8.
     text = text.encode("latin-1", "replace").decode("latin-1")
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)
     if draw.textlength(text, font) <= width_px:
         return text
     while text and draw.textlength(text + "...", font) > width_px:
@@ -101,14 +110,19 @@ def save_sheet(sheet: Image.Image, path: Path) -> None:
     try:
         sheet.save(draft)
         draft.replace(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: too many pixels for the format
         draft.unlink(missing_ok=True)
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot write {path}: {reason}") from error
 
 
 def _is_picture(path: Path) -> bool:
     try:
-        with Image.open(path):
-            return True
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path):
+                return True
+    except Image.DecompressionBombError:  # its header was read: a picture, and a large one
+        return True
     except (OSError, ValueError):
         return False
