@@ -97,10 +97,9 @@ def _layers(name: str | None, input_size: int | None) -> tuple[Sequence[str], Ro
 
 
 def _data() -> tuple[Sequence[str], Rows]:
-    from featx.sources import available_data
+    from featx.sources import FORMS, available_data
 
-    rows: Rows = list(available_data().items())
-    rows.append(("FOLDER", "class-per-folder tree, with or without train/ and test/ above"))
+    rows: Rows = [*available_data().items(), *FORMS.items()]
     return ("data", "what"), rows
 
 

@@ -1,0 +1,135 @@
+"""From what a person types after ``--data`` to the splits of a data set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from featx.errors import SourceError, UsageError, nearest, unknown_name
+from featx.progress import SILENT, Reporter
+from featx.sources.archive import ARCHIVE_ENDINGS, is_archive, open_archive
+from featx.sources.base import Source
+from featx.sources.digits import open_digits
+from featx.sources.folder import open_folder
+from featx.sources.hub import is_hub_dataset, open_hub
+from featx.sources.manifest import open_manifest
+from featx.sources.official import is_official, open_official
+from featx.sources.places import default_data_dir
+from featx.sources.tables import TABLE_ENDINGS
+from featx.sources.torchvision_sets import SETS, open_torchvision
+from featx.sources.webdataset import is_webdataset, open_webdataset
+
+__all__ = ["FORMS", "available_data", "open_data"]
+
+_DIGITS = "1,797 handwritten digits of 8 x 8, 10 classes (part of scikit-learn)"
+
+FORMS = {
+    "FOLDER": "class-per-folder tree, with or without train/, val/ and test/ above",
+    "FILE.csv|.tsv|.parquet": "manifest: columns path, label and perhaps split",
+    "FILE.zip|.tar|.tar.gz": "archive with such a tree, read in place",
+    "'train-{0000..0099}.tar'": "WebDataset shards, or a folder of them",
+    "FOLDER|FILE.parquet": "Hugging Face data: save_to_disk, or Parquet with images",
+    "FOLDER with *_batch, *.bin": "official files of CIFAR-10, CIFAR-100 or STL-10",
+}
+"""What `open_data` takes beside names, with a description of one line each."""
+
+
+def available_data() -> dict[str, str]:
+    """List the built-in data sets.
+
+    Returns
+    -------
+    dict of str to str
+        A description of one line for each name that `open_data` takes.
+    """
+    return {name: known.description for name, known in SETS.items()} | {"digits": _DIGITS}
+
+
+def open_data(
+    spec: str | os.PathLike[str],
+    *,
+    data_dir: Path | None = None,
+    download: bool = True,
+    reporter: Reporter = SILENT,
+) -> dict[str, Source]:
+    """Open a built-in data set, or one that lies in a folder, an archive or a table.
+
+    Parameters
+    ----------
+    spec : str or path-like
+        A name of `available_data`, or a path: a folder with a folder for each class
+        (`open_folder`), a manifest (`open_manifest`), an archive (`open_archive`),
+        WebDataset shards (`open_webdataset`), data of Hugging Face (`open_hub`) or the official
+        files of CIFAR or STL-10 (`open_official`). A name wins over a folder that is called
+        the same; ``./name`` or a `Path` means the folder.
+    data_dir : Path, optional
+        Where built-in data sets, and compressed archives unpacked, are kept;
+        `default_data_dir` if not given.
+    download : bool, default=True
+        Whether a built-in data set may be downloaded.
+    reporter : Reporter, optional
+        Is told about downloads and about files that are left out.
+
+    Returns
+    -------
+    dict of str to Source
+        The splits, in the order train, val, test, unlabeled, or ``"all"`` alone; all with
+        the same `class_names`.
+
+    Raises
+    ------
+    UsageError
+        If `spec` is neither a name nor a path.
+    SourceError
+        If the data are missing, damaged, or not laid out as featx reads them.
+
+    Examples
+    --------
+    >>> {split: len(source) for split, source in open_data("digits").items()}
+    {'train': 1201, 'test': 596}
+    """
+    folder = default_data_dir() if data_dir is None else data_dir
+    if isinstance(spec, str) and spec in available_data():
+        if Path(spec).is_dir():
+            reporter.say(f"{spec}: the built-in data set (for the folder, say ./{spec})")
+        if spec == "digits":
+            return open_digits()
+        return open_torchvision(spec, folder, download=download, reporter=reporter)
+    if isinstance(spec, str) and _looks_like_a_name(spec):
+        error = unknown_name("data set", spec, available_data(), see="featx list data")
+        raise UsageError(f"{error}; and there is no folder {spec!r}")
+    path = Path(spec).expanduser()
+    if is_webdataset(path):
+        return open_webdataset(path, data_dir=folder, reporter=reporter)
+    if path.is_file() and is_archive(path):
+        return open_archive(path, data_dir=folder, reporter=reporter)
+    return _opener(path)(path, reporter=reporter)
+
+
+def _looks_like_a_name(spec: str) -> bool:
+    if not spec:
+        return True
+    return not any(mark in spec for mark in "/\\~{") and not Path(spec).exists()
+
+
+def _opener(path: Path) -> Callable[..., dict[str, Source]]:
+    """Choose what reads a path that is no archive."""
+    if path.is_dir() and is_official(path):
+        return open_official
+    if is_hub_dataset(path):
+        return open_hub
+    if path.is_file() and path.suffix.lower() in TABLE_ENDINGS:
+        return open_manifest
+    if path.is_file():
+        raise SourceError(
+            f"{str(path)!r} is a file that featx cannot read as data: a manifest ends in "
+            f"{', '.join(TABLE_ENDINGS)}, an archive in {', '.join(ARCHIVE_ENDINGS)}; "
+            "otherwise give a folder"
+        )
+    close = nearest(path.name, available_data())
+    if close and not path.exists():
+        raise SourceError(
+            f"no folder {str(path)!r}: did you mean the built-in data set {' or '.join(close)}?"
+        )
+    return open_folder
