@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featx.cli.options import ListCommand, PerClass, cache_option, common_options, list_option
+from featx.cli.options import (
+    ListCommand,
+    PerClass,
+    cache_option,
+    class_options,
+    common_options,
+    list_option,
+)
 from featx.errors import CacheError, UsageError, unknown_name
 from featx.progress import Reporter
 
@@ -36,7 +43,7 @@ class Choice:
     test_data: str | None = None
     classes: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
-    rename: tuple[str, ...] = ()
+    map: tuple[str, ...] = ()
     groups: str | None = None
     on_leak: str = "warn"
     near: float | str = "auto"
@@ -112,9 +119,7 @@ class NearRatio(click.ParamType):  # type: ignore[type-arg]
 @list_option("--backbone", help="Only caches of these backbones.")
 @click.option("--train-data", help="Fit on this data set, test on that of --test-data.")
 @click.option("--test-data", help="Test on this data set, on the classes that both have.")
-@list_option("--classes", help="Only these classes.")
-@list_option("--drop", help="Leave these classes out.")
-@list_option("--map", "rename", metavar="OLD=NEW", help="Rename or merge classes, before all else.")
+@class_options
 @click.option(
     "--groups",
     metavar="[TABLE:]COLUMN",
@@ -204,9 +209,9 @@ class _Sheet:
 def _pairs(choice: Choice, reporter: Reporter) -> list[Pair]:
     from featx.catalog import open_complete
     from featx.evaluate import add_groups, choose_classes, cross_pairs, pair_caches
-    from featx.sources.select import ClassChoice
+    from featx.sources import ClassChoice
 
-    classes = ClassChoice.parse(choice.classes, choice.drop, choice.rename)
+    classes = ClassChoice.parse(choice.classes, choice.drop, choice.map)
     caches, notices = open_complete(choice.cache_dir)
     caches = _only(caches, "backbone", choice.backbone, choice.cache_dir)
     if choice.train_data is not None and choice.test_data is not None:
