@@ -1,6 +1,6 @@
 """Where images come from: built-in sets, folders, tables, archives, all behind `Source`."""
 
-from featx.sources.archive import open_archive
+from featx.sources.archives import open_archive, open_webdataset
 from featx.sources.base import ArraySource, Source
 from featx.sources.folder import FolderSource, open_folder
 from featx.sources.hub import open_hub
@@ -10,7 +10,6 @@ from featx.sources.official import open_official
 from featx.sources.opening import FORMS, available_data, open_data
 from featx.sources.places import default_data_dir
 from featx.sources.select import ClassChoice
-from featx.sources.webdataset import open_webdataset
 
 __all__ = [
     "FORMS",

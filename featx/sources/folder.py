@@ -78,6 +78,8 @@ def read_file(path: Path) -> bytes:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ImageError(f"cannot be read: {reason}") from error
+    except ValueError as error:  # a NUL inside the path
+        raise ImageError("cannot be read: not a possible file name") from error
 
 
 def open_folder(path: str | os.PathLike[str], *, reporter: Reporter = SILENT) -> dict[str, Source]:

@@ -9,10 +9,12 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from featx.errors import ImageError, SourceError
+from featx.errors import SourceError
 from featx.progress import SILENT, Reporter
 from featx.sources.base import Source
+from featx.sources.folder import read_file
 from featx.sources.labels import index_labels, sorted_names
+from featx.sources.remembered import Stamp, stamp_file
 from featx.sources.splits import in_order, split_of
 from featx.sources.tables import read_numbered_table
 
@@ -40,15 +42,18 @@ class ManifestSource(Source):
 
     root: str
 
+    @property
+    def place(self) -> str:
+        """The folder of the table; see `Source.place`."""
+        return self.root
+
+    def stamp(self, row: int) -> Stamp | None:
+        """Stamp one file; see `Source.stamp`."""
+        return stamp_file(os.path.join(self.root, self.paths[row]))  # noqa: PTH118 - fast
+
     def read(self, row: int) -> bytes:
         """Read the bytes of one file; see `Source.read`."""
-        try:
-            return Path(self.root, self.paths[row]).read_bytes()
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
-            raise ImageError(f"cannot be read: {reason}") from error
-        except ValueError as error:  # a NUL inside the path
-            raise ImageError("cannot be read: not a possible file name") from error
+        return read_file(Path(self.root, self.paths[row]))
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 from PIL import Image, ImageOps
 
-from featx.errors import ImageError, UsageError, nearest
+from featx.errors import UsageError, nearest
 from featx.sources.base import ArraySource, Source
+from featx.sources.folder import read_file
 from featx.sources.labels import index_labels, sorted_names
 
 __all__ = ["ImageLike", "MemorySource", "from_arrays"]
@@ -50,13 +51,7 @@ class MemorySource(Source):
             return item.copy()
         if isinstance(item, bytes):
             return item
-        try:
-            return item.read_bytes()
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
-            raise ImageError(f"cannot be read: {reason}") from error
-        except ValueError as error:  # a NUL inside the path
-            raise ImageError("cannot be read: not a possible file name") from error
+        return read_file(item)
 
     def take(self, rows: np.ndarray) -> Self:
         """Restrict the source to some rows; see `Source.take`."""

@@ -8,7 +8,13 @@ from pathlib import Path
 
 from featx.errors import SourceError, UsageError, nearest, unknown_name
 from featx.progress import SILENT, Reporter
-from featx.sources.archive import ARCHIVE_ENDINGS, is_archive, open_archive
+from featx.sources.archives import (
+    ARCHIVE_ENDINGS,
+    is_archive,
+    is_webdataset,
+    open_archive,
+    open_webdataset,
+)
 from featx.sources.base import Source
 from featx.sources.digits import open_digits
 from featx.sources.folder import open_folder
@@ -18,7 +24,6 @@ from featx.sources.official import is_official, open_official
 from featx.sources.places import default_data_dir
 from featx.sources.tables import TABLE_ENDINGS
 from featx.sources.torchvision_sets import SETS, open_torchvision
-from featx.sources.webdataset import is_webdataset, open_webdataset
 
 __all__ = ["FORMS", "available_data", "open_data"]
 
@@ -127,6 +132,8 @@ def _opener(path: Path) -> Callable[..., dict[str, Source]]:
             f"{', '.join(TABLE_ENDINGS)}, an archive in {', '.join(ARCHIVE_ENDINGS)}; "
             "otherwise give a folder"
         )
+    if not path.exists() and path.name.lower().endswith((*TABLE_ENDINGS, *ARCHIVE_ENDINGS)):
+        raise SourceError(f"no file {str(path)!r}: check its name and folder")
     close = nearest(path.name, available_data())
     if close and not path.exists():
         raise SourceError(

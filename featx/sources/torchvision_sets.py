@@ -15,8 +15,8 @@ from typing import Any
 from featx.errors import SourceError
 from featx.progress import SILENT, Reporter
 from featx.sources.base import Source
-from featx.sources.official_formats import FORMATS
-from featx.sources.official_reader import read_official
+from featx.sources.official.formats import FORMATS
+from featx.sources.official.reader import read_official
 
 __all__ = ["SETS", "TorchvisionSet", "open_torchvision"]
 

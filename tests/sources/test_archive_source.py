@@ -28,12 +28,12 @@ from test_source_contract import SourceContract
 from featx.errors import FeatxError, ImageError, SourceError
 from featx.progress import Reporter
 from featx.sources import Source
-from featx.sources import members as members_module
-from featx.sources.archive import is_archive, open_archive
+from featx.sources.archives import members as members_module
+from featx.sources.archives.archive import is_archive, open_archive
+from featx.sources.archives.members import clean_name
+from featx.sources.archives.tar import TarSource, index_tar, read_tar_member
+from featx.sources.archives.zip import ZipSource
 from featx.sources.folder import open_folder
-from featx.sources.members import clean_name
-from featx.sources.tar import TarSource, index_tar, read_tar_member
-from featx.sources.zip import ZipSource
 
 PLAIN = (".zip", ".tar")
 TWO = ("a/1.jpg", "b/1.jpg")
@@ -524,7 +524,7 @@ def test_too_many_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for kind in PLAIN:
         with pytest.raises(SourceError, match="has more than 1 files"):
             open_archive(pack(tmp_path / f"x{kind}", named(*TWO)))
-    monkeypatch.setattr("featx.sources.zip._MOST_DIRECTORY_BYTES", 50)
+    monkeypatch.setattr("featx.sources.archives.zip._MOST_DIRECTORY_BYTES", 50)
     with pytest.raises(SourceError, match="has a list of members of more than 50 bytes"):
         open_archive(tmp_path / "x.zip")
 
@@ -533,7 +533,7 @@ def test_a_tar_member_too_large_for_an_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = open_archive(pack(tmp_path / "x.tar", named(*TWO)))["all"]
-    monkeypatch.setattr("featx.sources.tar.MOST_IMAGE_BYTES", 3)
+    monkeypatch.setattr("featx.sources.archives.tar.MOST_IMAGE_BYTES", 3)
     with pytest.raises(ImageError, match="^7 bytes, more than 3$"):
         source.read(0)
 
@@ -684,7 +684,7 @@ def test_a_compressed_file_that_is_no_tar(tmp_path: Path) -> None:
 def test_a_decompression_bomb_is_refused(
     tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("featx.sources.unpacked._SMALL_BYTES", 1 << 20)
+    monkeypatch.setattr("featx.sources.archives.unpacked._SMALL_BYTES", 1 << 20)
     path = pack(tmp_path / "x.tar.xz", named(*TWO) | {"a/2.jpg": bytes(30 << 20)})
     with pytest.raises(SourceError, match=r"unpacks to more than 1,\d+,\d+ bytes from .* a decomp"):
         open_archive(path)

@@ -23,8 +23,8 @@ from test_source_contract import SourceContract
 from featx.errors import ImageError, MissingExtraError, SourceError
 from featx.progress import Reporter
 from featx.sources import FolderSource, Source, open_data
-from featx.sources.hub import HubSource, is_hub_dataset, open_hub
-from featx.sources.hub_shards import Recent
+from featx.sources.hub.dataset import HubSource, is_hub_dataset, open_hub
+from featx.sources.hub.shards import Recent
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -470,7 +470,7 @@ def test_no_code_of_a_data_set_is_run_and_nothing_is_downloaded(
     for name in ("set", "hub"):
         assert len(next(iter(open_hub(tmp_path / name).values()))) == len(folder)
     code = (
-        "import sys; from featx.sources.hub import open_hub; "
+        "import sys; from featx.sources.hub.dataset import open_hub; "
         f"paths = [{str(tmp_path / 'set')!r}, {str(tmp_path / 'hub')!r}]; "
         "[source.read(0) for path in paths for source in open_hub(path).values()]; "
         "print([m for m in ('datasets', 'torch', 'requests') if m in sys.modules])"

@@ -18,9 +18,9 @@ from test_source_contract import SourceContract
 from featx.errors import SourceError
 from featx.progress import Reporter
 from featx.sources import ArraySource, Source, official, open_data
-from featx.sources.mapped import MappedSource
-from featx.sources.official import is_official, open_official
-from featx.sources.official_formats import FORMATS
+from featx.sources.official.folder import is_official, open_official
+from featx.sources.official.formats import FORMATS
+from featx.sources.official.mapped import MappedSource
 
 FOLDERS = [known.folder for known in FORMATS]
 NAMES = {

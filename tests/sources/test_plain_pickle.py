@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from featx.errors import SourceError
 from featx.sources import plain_pickle
-from featx.sources.plain_pickle import PickledArray, read_plain_pickle
+from featx.sources.official.plain_pickle import PickledArray, read_plain_pickle
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 _PLAIN = st.recursive(

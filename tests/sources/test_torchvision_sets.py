@@ -15,8 +15,8 @@ from test_source_contract import SourceContract
 
 from featx.errors import SourceError
 from featx.sources import Source, open_data
-from featx.sources.mapped import MappedSource
-from featx.sources.official_formats import FORMATS
+from featx.sources.official.formats import FORMATS
+from featx.sources.official.mapped import MappedSource
 from featx.sources.torchvision_sets import SETS
 
 NAMES = sorted(SETS)

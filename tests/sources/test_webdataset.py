@@ -12,10 +12,10 @@ from test_source_contract import SourceContract
 from featx.errors import SourceError
 from featx.progress import Reporter
 from featx.sources import Source
-from featx.sources.archive import open_archive
+from featx.sources.archives.archive import open_archive
+from featx.sources.archives.shards import expand_braces
+from featx.sources.archives.webdataset import is_webdataset, open_webdataset
 from featx.sources.folder import open_folder
-from featx.sources.shards import expand_braces
-from featx.sources.webdataset import is_webdataset, open_webdataset
 
 
 @pytest.fixture(autouse=True)

@@ -6,14 +6,20 @@ import os
 from pathlib import Path
 
 from featx.progress import SILENT, Reporter
+from featx.sources.archives.members import (
+    TAR_ENDINGS,
+    ArchiveFile,
+    ArchiveSource,
+    Index,
+    archive_stem,
+)
+from featx.sources.archives.tar import TarSource, index_tar, is_header
+from featx.sources.archives.unpacked import is_compressed, plain_tar
+from featx.sources.archives.webdataset import looks_like_webdataset, open_indexed
+from featx.sources.archives.zip import ZipSource, index_zip
 from featx.sources.base import Source
 from featx.sources.layout import common_top, list_images
-from featx.sources.members import TAR_ENDINGS, ArchiveFile, ArchiveSource, Index, archive_stem
-from featx.sources.tar import TarSource, index_tar, is_header
 from featx.sources.tree import MemberTree
-from featx.sources.unpacked import is_compressed, plain_tar
-from featx.sources.webdataset import looks_like_webdataset, open_indexed
-from featx.sources.zip import ZipSource, index_zip
 
 __all__ = ["ARCHIVE_ENDINGS", "is_archive", "open_archive"]
 

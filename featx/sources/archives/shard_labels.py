@@ -12,9 +12,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from featx.errors import SourceError
+from featx.sources.archives.members import Index
+from featx.sources.archives.tar import read_tar_member
 from featx.sources.layout import check_two_classes, some
-from featx.sources.members import Index
-from featx.sources.tar import read_tar_member
 
 __all__ = ["NAME_FILES", "Label", "read_label", "resolve_labels"]
 

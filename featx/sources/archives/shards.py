@@ -10,8 +10,8 @@ from pathlib import Path
 
 from featx.errors import SourceError
 from featx.progress import Reporter
+from featx.sources.archives.members import TAR_ENDINGS, archive_stem
 from featx.sources.layout import is_shown, some
-from featx.sources.members import TAR_ENDINGS, archive_stem
 from featx.sources.splits import split_of
 
 __all__ = ["Shard", "choose_shards", "expand_braces", "find_shards", "is_pattern", "shards_in"]

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from featx.errors import ImageError, SourceError
+from featx.sources.archives.members import ArchiveFile, ArchiveSource, Index, read_range
 from featx.sources.folder import MOST_IMAGE_BYTES
-from featx.sources.members import ArchiveFile, ArchiveSource, Index, read_range
 
 __all__ = ["TarSource", "index_tar", "is_header", "read_tar_member"]
 

@@ -18,9 +18,9 @@ from filelock import FileLock
 
 from featx.errors import SourceError
 from featx.progress import SILENT, Reporter
-from featx.sources.members import ArchiveFile, archive_stem
+from featx.sources.archives.members import ArchiveFile, archive_stem
+from featx.sources.archives.tar import is_header
 from featx.sources.places import default_data_dir
-from featx.sources.tar import is_header
 
 __all__ = ["is_compressed", "plain_tar"]
 

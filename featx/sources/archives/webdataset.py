@@ -8,14 +8,14 @@ from pathlib import Path
 
 from featx.errors import SourceError
 from featx.progress import SILENT, Reporter
+from featx.sources.archives.members import TAR_ENDINGS, ArchiveFile, Index, archive_stem
+from featx.sources.archives.shard_labels import Label, read_label, resolve_labels
+from featx.sources.archives.shards import Shard, choose_shards, find_shards, is_pattern, shards_in
+from featx.sources.archives.tar import TarSource, index_tar
+from featx.sources.archives.unpacked import plain_tar
 from featx.sources.base import Source
 from featx.sources.layout import ENDINGS, ending, is_shown, some
-from featx.sources.members import TAR_ENDINGS, ArchiveFile, Index, archive_stem
-from featx.sources.shard_labels import Label, read_label, resolve_labels
-from featx.sources.shards import Shard, choose_shards, find_shards, is_pattern, shards_in
 from featx.sources.splits import in_order
-from featx.sources.tar import TarSource, index_tar
-from featx.sources.unpacked import plain_tar
 
 __all__ = ["is_webdataset", "looks_like_webdataset", "open_indexed", "open_webdataset"]
 
@@ -118,7 +118,7 @@ def open_webdataset(
     spec : str or path-like
         A tar archive, a folder of them, or a pattern: ``train-{000000..000012}.tar``.
     data_dir : Path, optional
-        Where compressed shards are unpacked to; see `featx.sources.unpacked.plain_tar`.
+        Where compressed shards are unpacked to; see `featx.sources.archives.unpacked.plain_tar`.
     reporter : Reporter, optional
         Is told about what is left out.
 

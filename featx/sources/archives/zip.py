@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from featx.errors import ImageError, SourceError
+from featx.sources.archives.members import ArchiveFile, ArchiveSource, Index, read_range
 from featx.sources.folder import MOST_IMAGE_BYTES
-from featx.sources.members import ArchiveFile, ArchiveSource, Index, read_range
 
 __all__ = ["ZipSource", "index_zip"]
 

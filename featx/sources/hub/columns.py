@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from featx.errors import SourceError
-from featx.sources.hub_shards import Shard, import_pyarrow
+from featx.sources.hub.shards import Shard, import_pyarrow
 from featx.sources.labels import index_labels, sorted_names
 
 __all__ = ["Columns", "choose_columns", "features_of", "has_images", "number_labels", "read_labels"]

@@ -18,7 +18,7 @@ import numpy as np
 from featx.errors import ImageError, MissingExtraError, SourceError
 from featx.progress import SILENT, Reporter
 from featx.sources.base import Source
-from featx.sources.hub_columns import (
+from featx.sources.hub.columns import (
     Columns,
     choose_columns,
     features_of,
@@ -26,8 +26,8 @@ from featx.sources.hub_columns import (
     number_labels,
     read_labels,
 )
-from featx.sources.hub_files import HubFiles, find_files, is_saved, parquet_files
-from featx.sources.hub_shards import Recent, Shard, open_shard
+from featx.sources.hub.files import HubFiles, find_files, is_saved, parquet_files
+from featx.sources.hub.shards import Recent, Shard, open_shard
 from featx.sources.splits import in_order
 
 __all__ = ["HubSource", "is_hub_dataset", "open_hub"]

@@ -9,8 +9,8 @@ from pathlib import Path
 from featx.errors import SourceError
 from featx.progress import SILENT, Reporter
 from featx.sources.base import Source
-from featx.sources.official_formats import FORMATS, Format
-from featx.sources.official_reader import read_official
+from featx.sources.official.formats import FORMATS, Format
+from featx.sources.official.reader import read_official
 
 __all__ = ["is_official", "open_official"]
 

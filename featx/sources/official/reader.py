@@ -10,9 +10,9 @@ import numpy as np
 
 from featx.errors import SourceError
 from featx.sources.base import ArraySource, Source
-from featx.sources.mapped import Block, MappedSource
-from featx.sources.official_formats import Format
-from featx.sources.plain_pickle import PickledArray, read_plain_pickle
+from featx.sources.official.formats import Format
+from featx.sources.official.mapped import Block, MappedSource
+from featx.sources.official.plain_pickle import PickledArray, read_plain_pickle
 from featx.sources.splits import in_order
 
 __all__ = ["read_official"]
