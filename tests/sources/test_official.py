@@ -17,8 +17,9 @@ from test_source_contract import SourceContract
 
 from featx.errors import SourceError
 from featx.progress import Reporter
-from featx.sources import ArraySource, Source, official, open_data
-from featx.sources.official.folder import is_official, open_official
+from featx.sources import ArraySource, Source, open_data
+from featx.sources.official import folder as folder_module
+from featx.sources.official import is_official, open_official
 from featx.sources.official.formats import FORMATS
 from featx.sources.official.mapped import MappedSource
 
@@ -248,7 +249,7 @@ def test_files_that_are_not_the_official_ones_are_told(
         kind = hashlib.md5 if len(digest) == 32 else hashlib.sha1
         right[file] = kind((folder / file).read_bytes()).hexdigest()
     formats = tuple(replace(other, digests=right) if other is known else other for other in FORMATS)
-    monkeypatch.setattr(official, "FORMATS", formats)
+    monkeypatch.setattr(folder_module, "FORMATS", formats)
     assert warning not in said(folder)
     assert f"the official files of {known.title}" in said(folder)
     assert open_official(folder)["train"].name == known.name

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featx.errors import SourceError
-from featx.sources import plain_pickle
+from featx.sources.official import plain_pickle
 from featx.sources.official.plain_pickle import PickledArray, read_plain_pickle
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
