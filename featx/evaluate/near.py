@@ -19,7 +19,7 @@ _FALSE_ALARMS = 0.001
 _SIGMAS = 4.0
 _MOST_VERIFIED = 10_000
 _VERIFIED_AT_ONCE = 64
-_BLOCK_BYTES = 128 << 20
+_BLOCK_BYTES = 64 << 20
 _LEAST_DISTANCE = 1e-6  # below it, float32 cosines of sketches are noise
 
 

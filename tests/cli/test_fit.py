@@ -6,11 +6,13 @@ import csv
 import io
 import json
 import re
+import shutil
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageChops
 from sklearn.svm import LinearSVC
 
 import featx
@@ -181,3 +183,52 @@ def test_results_are_readable_by_anything(fit):
     frame = pandas.read_csv(io.StringIO(Path("reports/results.csv").read_text(encoding="utf-8")))
     assert len(frame) == 3
     assert frame["acc1"].between(0, 1).all()
+
+
+def test_planted_copies_of_real_photographs_are_found(
+    cifar_slice, squeezenet_file, tmp_path, monkeypatch, capsys
+):
+    """Byte copies, saved again as JPEG, moved by a pixel, and one under another class."""
+    monkeypatch.chdir(tmp_path)
+    for split, n in (("train", 30), ("test", 10)):
+        for name in CLASSES:
+            folder = tmp_path / "photos" / split / name
+            folder.mkdir(parents=True)
+            for path in sorted((cifar_slice / split / name).iterdir())[:n]:
+                shutil.copy(path, folder)
+    planted = {}
+    for i, name in enumerate(CLASSES):
+        paths = sorted((tmp_path / "photos" / "train" / name).iterdir())
+        test = tmp_path / "photos" / "test"
+        shutil.copy(paths[1], test / name / "copy.jpg")
+        with Image.open(paths[2]) as image:
+            image.save(test / name / "saved.jpg", quality=60)
+        with Image.open(paths[3]) as image:
+            ImageChops.offset(image, 1, 0).save(test / name / "moved.png")
+        shutil.copy(paths[4], test / CLASSES[i - 1] / "other.jpg")
+        planted |= {
+            f"test/{name}/copy.jpg": paths[1],
+            f"test/{name}/saved.jpg": paths[2],
+            f"test/{name}/moved.png": paths[3],
+            f"test/{CLASSES[i - 1]}/other.jpg": paths[4],
+        }
+    words = ["extract", "--backbone", "squeezenet1_0", "--weights", str(squeezenet_file)]
+    assert main([*words, "--data", "photos", "--quiet"]) == 0
+    words = ["--per-class", "all", "--C", "1e-8", "--on-leak", "drop", "--leak-sheet", "leaks.png"]
+    assert main(["fit", *words, "--quiet"]) == 0
+    record = json.loads(next(Path("reports/fits").glob("*.json")).read_text(encoding="utf-8"))
+    found = {
+        (pair["test"].split(" ")[0], pair["train"].split(" ")[0])
+        for pair in record["leaks"]["pairs"]
+    }
+    expected = {
+        (test, path.relative_to(tmp_path / "photos").as_posix()) for test, path in planted.items()
+    }
+    assert found >= expected
+    assert len(found) <= len(expected) + 2
+    assert record["leaks"]["test_images"]["same file"] == 8
+    assert record["leaks"]["n_label_conflicts"] >= 4
+    assert record["fit"]["n_train"] <= 4 * 30 - 16
+    assert "label conflict, same file" in capsys.readouterr().err
+    with Image.open("leaks.png") as sheet:
+        assert len(sheet.getcolors(1 << 22)) > 1000

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+from featx.heads import FitOptions, RowSpace, get_head
 from featx.heads.select import fold_rows
 
 
@@ -59,3 +60,32 @@ def test_no_group_straddles_and_every_fit_has_every_class(rows, folds, seed):
 def test_a_class_of_one_group_leaves_nothing_out(groups):
     codes = np.array([0, 0, 0, 0, 1, 1, 1, 1])
     assert fold_rows(codes, 5, 0, np.array(groups)) == []
+
+
+def test_a_fold_without_a_class_among_its_fitted_rows_is_left_out():
+    """StratifiedGroupKFold fits one of these two folds on a single class."""
+    codes, groups = np.array([1, 1, 0, 0]), np.array([2, 4, 3, 2])
+    splits = list(StratifiedGroupKFold(2, shuffle=True, random_state=0).split(codes, codes, groups))
+    n_classes = [len(set(codes[fitted])) for fitted, _ in splits]
+    assert 1 in n_classes
+    assert len(fold_rows(codes, 2, 0, groups)) == n_classes.count(2)
+
+
+@pytest.mark.parametrize("name", ["svm", "logreg"])
+def test_heads_choose_their_penalty_on_whole_groups(name):
+    """Noise whose rows come four times each can be learnt by heart, and only so."""
+    rng = np.random.default_rng(0)
+    X = np.repeat(rng.normal(size=(40, 200)), 4, axis=0)
+    y = np.repeat(np.arange(40) % 2, 4)
+    space = RowSpace(X, np.arange(160))
+    by_heart = get_head(name).fit(space, y, FitOptions())
+    grouped = get_head(name).fit(space, y, FitOptions(groups=np.arange(160) // 4))
+    assert max(by_heart.cv.mean) == 1
+    assert max(grouped.cv.mean) < 0.75
+
+
+def test_groups_that_leave_nothing_out_are_told():
+    X, y = np.random.default_rng(0).normal(size=(8, 30)), np.arange(8) % 2
+    fit = get_head("svm").fit(RowSpace(X, np.arange(8)), y, FitOptions(groups=y))
+    assert fit.cv is None
+    assert "one group per class leaves nothing out" in fit.notes[0]
