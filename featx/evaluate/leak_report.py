@@ -216,5 +216,5 @@ class _Album:
         source, row = self.rows[path]
         try:
             return source.image(row)
-        except ImageError:
+        except FeatxError:  # also a file of pixels that is gone
             return None

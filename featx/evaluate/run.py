@@ -156,7 +156,7 @@ class _Job:
             self.reporter.warn(f"  {line}")
         if not found or settings.on_leak != "drop":
             return drawable
-        self._tell([f"{len(leaks.train_rows):,} training images are left out for it"])
+        self._tell([f"{len(leaks.train_rows):,} training images that leak are left out"])
         return drawable & ~np.isin(np.arange(len(drawable)), leaks.train_rows)
 
     def run(self) -> Iterator[tuple[FitResult, Fit]]:

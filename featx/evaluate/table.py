@@ -24,6 +24,7 @@ _SYSTEM = [
     "per_class",
     "train_fingerprint",
     "test_fingerprint",
+    "n_test",  # differs where other classes of one cache were tested
 ]
 _CONFIDENCE = 0.95
 

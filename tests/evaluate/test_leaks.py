@@ -165,7 +165,7 @@ def test_drop_leaves_training_rows_out_and_no_test_row(leaky):
     assert result.n_train == 57
     assert result.n_test == 45
     assert not {10, 20, 33} & set(result.detail["train_rows"])
-    assert "3 training images are left out for it" in text
+    assert "3 training images that leak are left out" in text
     assert "left out of training" in result.notes
     assert result.detail["leaks"]["n_drawn"] == 0
 

@@ -41,6 +41,10 @@ def test_one_line_for_each_system_and_size(results):
     assert table["per class"].tolist() == ["2", "2", "all", "2"]
 
 
+def test_other_test_images_are_another_system(results):
+    assert len(summarise([*results, replace(results[0], n_test=90)])) == 2
+
+
 def test_the_text_is_aligned_and_tells_the_notes(results):
     noted = replace(results[0], clf="mlp", C=None, notes="no test split: 20%; stopped")
     text = format_table(summarise([*results, noted])).splitlines()
