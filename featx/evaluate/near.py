@@ -108,8 +108,8 @@ def find_near(
     that are flagged            1,000        1,000            1,000             1,000
     ======================  ==========  ==============  =================  ================
 
-    Of the 9, 8 are the same photograph to the eye; about half of the 10. On scikit-learn's digits
-    none is flagged. So **mirrored images are mostly missed in maps**; so are other crops,
+    To the eye, 8 of the 9 are the same photograph, 7 of the 10, and 7 of the first 8. Of
+    scikit-learn's digits none is flagged. **Mirrored images are mostly missed in maps**; so are other crops,
     another picture of the same thing, and images with more than about 10 near twins, which make
     one another's distances usual. A person must look before an image is called a duplicate:
     Barz and Denzler, "Do we train on test data? Purging CIFAR of near-duplicates", J. Imaging
