@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from featx.errors import ProtocolError
 from featx.evaluate.pairs import CacheLike, Pair
 from featx.evaluate.views import ClassView, describe
-from featx.fingerprint import differences, fingerprint
+from featx.fingerprint import fingerprint
 from featx.sources.select import ClassChoice
 
 __all__ = ["cross_pairs"]
@@ -128,11 +128,22 @@ def _pair(train: CacheLike, test: CacheLike, choice: ClassChoice) -> Pair:
     train_view = ClassView(train, _for(train, shared, choice))
     test_view = train_view if is_one else ClassView(test, _for(test, shared, choice))
     notices = [f"{len(shared)} shared classes{notice}"]
-    if lines := differences(_how(train), _how(test)):
-        notices.append("the features were made differently: " + ", ".join(lines))
+    if differing := list(_differing(_how(train), _how(test))):
+        notices.append(
+            f"the features were made differently (train and test): {', '.join(differing)}"
+        )
     typed = describe(ClassChoice(choice.keep, choice.drop))
     name = f"{train.meta['data']} -> {test.meta['data']} {typed}".strip()
     return Pair(train_view, test_view, data=name, notices=tuple(notices))
+
+
+def _differing(train: Any, test: Any, name: str = "") -> Iterator[str]:
+    """Yield the fields that differ, with both values."""
+    if isinstance(train, Mapping) and isinstance(test, Mapping):
+        for key in sorted(train.keys() | test.keys()):
+            yield from _differing(train.get(key), test.get(key), f"{name}.{key}".lstrip("."))
+    elif train != test:
+        yield f"{name} {train} and {test}"
 
 
 def _for(cache: CacheLike, shared: list[str], choice: ClassChoice) -> ClassChoice:

@@ -109,11 +109,12 @@ def find_near(
     ======================  ==========  ==============  =================  ================
 
     To the eye, 8 of the 9 are the same photograph, 7 of the 10, and 7 of the first 8. Of
-    scikit-learn's digits none is flagged. **Mirrored images are mostly missed in maps**; so are other crops,
-    another picture of the same thing, and images with more than about 10 near twins, which make
-    one another's distances usual. A person must look before an image is called a duplicate:
-    Barz and Denzler, "Do we train on test data? Purging CIFAR of near-duplicates", J. Imaging
-    6(6), 2020, found 3.3 % of CIFAR-10's test images among its 50,000 training images so.
+    scikit-learn's digits none is flagged. **Mirrored images are mostly missed in maps**; so are
+    other crops, another picture of the same thing, and images with more than about 10 near
+    twins, which make one another's distances usual. A person must look before an image is
+    called a duplicate: Barz and Denzler, "Do we train on test data? Purging CIFAR of
+    near-duplicates", J. Imaging 6(6), 2020, so found 3.3 % of CIFAR-10's test images among its
+    50,000 training images.
 
     Parameters
     ----------

@@ -96,7 +96,9 @@ def test_other_input_sizes_are_told_where_the_features_fit():
     identity = {"source": {"content": "z"}, "weights": "w", "schema": 1, "input_size": 96}
     test = zoo(input_size=96, identity=identity)
     (pair,), _ = cross_pairs([farm(), test], "farm", "zoo", EVERYTHING)
-    assert any("made differently" in n and "input_size" in n for n in pair.notices)
+    assert pair.notices[1] == (
+        "the features were made differently (train and test): input_size None and 96"
+    )
     (result,), text = run(pair)
     assert "made differently" in text
     assert "made differently" in result.notes
