@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from featx.backbones import embedded, torchvision_models
-from featx.backbones.base import POOLS, Backbone, LoadedNetwork, pooled_shape
-from featx.backbones.taps import TapPoint
-from featx.errors import unknown_name
+from featx.backbones.base import Backbone, BackboneGroup, LoadedNetwork
+from featx.backbones.pools import POOLS, pooled_shape
+from featx.backbones.taps import TapPoint, Taps
+from featx.errors import UsageError, WeightsError, unknown_name
 from featx.progress import SILENT, Reporter
 
 __all__ = [
     "POOLS",
     "Backbone",
+    "BackboneGroup",
     "TapPoint",
     "available_backbones",
     "default_weights",
     "list_layers",
     "open_backbone",
+    "open_backbones",
 ]
 
 _Loader = Callable[[str, str | None, Mapping[str, Any], Reporter], LoadedNetwork]
@@ -86,12 +89,71 @@ def open_backbone(
     BackboneError
         If the network does not run at the input size.
     """
+    options: dict[str, Any] = {"weights": weights, "overrides": overrides, "reporter": reporter}
+    return open_backbones(name, layers=[layer], pool=pool, **options)[0]
+
+
+def open_backbones(
+    name: str,
+    *,
+    layers: Sequence[str | None] = (None,),
+    pool: str | Sequence[str] = "none",
+    weights: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    reporter: Reporter = SILENT,
+) -> BackboneGroup:
+    """Load a pretrained network once and cut it off at several feature points.
+
+    Parameters
+    ----------
+    name : str
+        One of `available_backbones`.
+    layers : sequence of str or None, default=(None,)
+        Tap points; None is the default one. The same may come twice, with different pools.
+    pool : str or sequence of str, default="none"
+        One of `POOLS` for all layers, or one a layer.
+    weights, overrides, reporter
+        As for `open_backbone`.
+
+    Returns
+    -------
+    BackboneGroup
+        One `Backbone` a layer, in that order; ``features_many`` computes all in one pass.
+
+    Raises
+    ------
+    UsageError, WeightsError, BackboneError
+        As `open_backbone`; UsageError also for two equal feature points.
+    """
     loaded = _load(name, weights, overrides or {}, reporter)
     taps = loaded.tap(loaded.preprocessing.crop_px)
-    point = taps.find(layer)
-    pooled_shape(point.shape, pool)
+    points = [taps.find(layer) for layer in layers]
+    pools = [pool] * len(points) if isinstance(pool, str) else list(pool)
+    _check_points(loaded, taps, points, pools)
+    network = taps.cut_many([point.name for point in points]).requires_grad_(False)
+    members = (_member(loaded, taps, *pair) for pair in zip(points, pools, strict=True))
+    return BackboneGroup(tuple(members), network)
+
+
+def _check_points(
+    loaded: LoadedNetwork, taps: Taps, points: Sequence[TapPoint], pools: Sequence[str]
+) -> None:
+    if not points or len(points) != len(pools):
+        raise UsageError(f"{len(pools)} pools were given for {len(points)} layers")
+    for i, (point, pool) in enumerate(zip(points, pools, strict=True)):
+        pooled_shape(point.shape, pool, has_class_token=point.has_class_token)
+        if (point, pool) in zip(points[:i], pools[:i], strict=True):
+            raise UsageError(f"layer {point.name} with pool {pool} is asked for twice")
+        if loaded.unfilled and taps.lies_behind(point.name, loaded.unfilled):
+            raise WeightsError(
+                f"layer {point.name} is, or lies behind, the classifier, which "
+                f"{loaded.weights.file} does not fill: choose an earlier layer"
+            )
+
+
+def _member(loaded: LoadedNetwork, taps: Taps, point: TapPoint, pool: str) -> Backbone:
     return Backbone(
-        name=name,
+        name=loaded.name,
         layer=point.name,
         is_default_layer=point.name == taps.default,
         pool=pool,
@@ -99,12 +161,13 @@ def open_backbone(
         weights=loaded.weights,
         preprocessing=loaded.preprocessing,
         map_shape=point.shape,
+        n_prefix_tokens=point.n_prefix_tokens,
     )
 
 
 def list_layers(
     name: str, *, overrides: Mapping[str, Any] | None = None
-) -> tuple[tuple[TapPoint, ...], str]:
+) -> tuple[tuple[TapPoint, ...], str | None]:
     """Tap points of a network, without its weights.
 
     Parameters
@@ -118,8 +181,8 @@ def list_layers(
     -------
     points : tuple of TapPoint
         In the order in which the network computes them.
-    default : str
-        Name of the default point.
+    default : str or None
+        Name of the default point; None where a layer must be chosen.
     """
     loaded = _load(name, "random", overrides or {}, SILENT)
     taps = loaded.tap(loaded.preprocessing.crop_px)

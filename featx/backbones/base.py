@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import nn
 
+from featx.backbones.pools import pool_features, pooled_shape
 from featx.backbones.taps import Taps
-from featx.errors import UsageError, unknown_name
 from featx.preprocess import Preprocessing
 from featx.weights import Weights
 
-__all__ = ["POOLS", "Backbone", "LoadedNetwork", "pool_features", "pooled_shape"]
+__all__ = ["Backbone", "BackboneGroup", "LoadedNetwork"]
 
 Shape = tuple[int, ...]
-
-POOLS = ("none", "avg", "max", "cls")
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,9 @@ class LoadedNetwork:
         What those weights were trained with, with the user's overrides.
     tap : callable
         Makes the `Taps` of the network at an input size in pixels.
+    unfilled : tuple of str, default=()
+        Paths of the modules of a classifier that the weights did not fill, for they were
+        trained with another one: nothing may be tapped there or behind.
     """
 
     name: str
@@ -45,6 +46,7 @@ class LoadedNetwork:
     weights: Weights
     preprocessing: Preprocessing
     tap: Callable[[int], Taps]
+    unfilled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Backbone:
         How images are prepared for it.
     map_shape : tuple of int
         Shape of the tapped output for one image, before pooling.
+    n_prefix_tokens : int, default=0
+        Class and register tokens in the tapped output, before the patch tokens.
     """
 
     name: str
@@ -79,10 +83,12 @@ class Backbone:
     weights: Weights
     preprocessing: Preprocessing
     map_shape: Shape
+    n_prefix_tokens: int = 0
 
     @property
     def feature_shape(self) -> Shape:
         """Shape of the features of one image, before flattening."""
+        # Whether there is a class token was checked when the backbone was opened.
         return pooled_shape(self.map_shape, self.pool)
 
     @property
@@ -108,75 +114,103 @@ class Backbone:
         tensor of shape (n_images, n_features)
             Flattened in the order channels, rows, columns.
         """
-        return pool_features(self.network(images), self.pool).flatten(1)
+        return self.pooled(self.network(images))
+
+    def pooled(self, output: torch.Tensor) -> torch.Tensor:
+        """Pool and flatten what the network gives.
+
+        Parameters
+        ----------
+        output : tensor of shape (n_images, *map_shape)
+            Of `network`.
+
+        Returns
+        -------
+        tensor of shape (n_images, n_features)
+            Same dtype.
+        """
+        return pool_features(output, self.pool, self.n_prefix_tokens).flatten(1)
 
     def identity(self) -> dict[str, Any]:
         """Everything about the backbone that changes the features."""
+        point: dict[str, Any] = {
+            "layer": self.layer,
+            "pool": self.pool,
+            "feature_shape": list(self.feature_shape),
+        }
+        if self.n_prefix_tokens and self.pool in ("avg", "max", "avg+cls"):
+            point["n_prefix_tokens"] = self.n_prefix_tokens
         return {
             "backbone": self.name,
             "weights_sha256": self.weights.sha256,
             "preprocessing": self.preprocessing.identity(),
             "input_size": self.input_size,
-            "point": {
-                "layer": self.layer,
-                "pool": self.pool,
-                "feature_shape": list(self.feature_shape),
-            },
+            "point": point,
         }
 
 
-def pooled_shape(shape: Shape, pool: str) -> Shape:
-    """Shape of one image's features after pooling.
+@dataclass(frozen=True)
+class BackboneGroup(Sequence[Backbone]):
+    """Several feature points of one network, computed in one pass.
+
+    A sequence of its members, each usable alone; all of them share one set of weights.
 
     Parameters
     ----------
-    shape : tuple of int
-        ``(channels, height, width)``, ``(tokens, channels)`` or ``(channels,)``.
-    pool : str
-        One of `POOLS`.
-
-    Returns
-    -------
-    tuple of int
-        `shape` itself for ``none``, otherwise ``(channels,)``.
-
-    Raises
-    ------
-    UsageError
-        If this output cannot be pooled so.
+    members : tuple of Backbone
+        Of one name, with the same weights and preprocessing.
+    network : torch.nn.Module
+        Gives a tuple with the output of every member. This is what is moved to a device.
     """
-    if pool not in POOLS:
-        raise unknown_name("pool", pool, POOLS)
-    if pool == "none":
-        return shape
-    if len(shape) == 3 and pool != "cls":
-        return shape[:1]
-    if len(shape) == 2:
-        return shape[1:]
-    allowed = {3: "none, avg or max", 2: "any"}.get(len(shape), "none")
-    raise UsageError(
-        f"pool {pool!r} does not fit a layer whose output has the shape {shape}: use {allowed}"
-    )
+
+    members: tuple[Backbone, ...]
+    network: nn.Module
+
+    @classmethod
+    def of(cls, backbone: Backbone) -> BackboneGroup:
+        """Make a group of one."""
+        return cls((backbone,), _AsTuple(backbone.network))
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    @overload
+    def __getitem__(self, index: int) -> Backbone: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Backbone, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> Backbone | tuple[Backbone, ...]:
+        return self.members[index]
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images are prepared, for all members."""
+        return self.members[0].preprocessing
+
+    def features_many(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Compute the features of every member in one pass.
+
+        Parameters
+        ----------
+        images : tensor of shape (n_images, 3, input_size, input_size)
+            Normalised, on the device and in the memory format of the network.
+
+        Returns
+        -------
+        tuple of tensor of shape (n_images, n_features)
+            One a member, equal to its own `Backbone.features`: bit for bit on the CPU.
+        """
+        outputs = self.network(images)
+        return tuple(m.pooled(output) for m, output in zip(self.members, outputs, strict=True))
 
 
-def pool_features(output: torch.Tensor, pool: str) -> torch.Tensor:
-    """Pool the output of a tap point.
+class _AsTuple(nn.Module):
+    """Gives the output of a network as a tuple of one."""
 
-    Parameters
-    ----------
-    output : tensor of shape (n, channels, height, width) or (n, tokens, channels)
-        As tapped; any other shape with ``none`` only.
-    pool : str
-        One of `POOLS`; for tokens, ``avg`` and ``max`` run over all of them.
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
 
-    Returns
-    -------
-    tensor of shape (n, channels), or `output` for ``none``
-        Same dtype.
-    """
-    if pool == "none":
-        return output
-    if pool == "cls":
-        return output[:, 0]
-    axes = (2, 3) if output.dim() == 4 else (1,)
-    return output.mean(axes) if pool == "avg" else output.amax(axes)
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
+        return (self.network(images),)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from featx.backbones.base import LoadedNetwork
-from featx.backbones.taps import ModuleTaps
+from featx.backbones.module_taps import ModuleTaps
 from featx.errors import MissingExtraError, UsageError, WeightsError
 from featx.preprocess import Preprocessing
 from featx.progress import Reporter

@@ -14,7 +14,8 @@ from torchvision import models
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from featx.backbones.base import LoadedNetwork
-from featx.backbones.taps import GraphTaps
+from featx.backbones.graph_taps import GraphTaps
+from featx.backbones.taps import TokenFacts
 from featx.errors import WeightsError, nearest
 from featx.preprocess import Preprocessing
 from featx.progress import Reporter
@@ -113,7 +114,7 @@ def load(
         network=network,
         weights=Weights(label, digest, file, is_default=label == default_tag(name)),
         preprocessing=preprocessing,
-        tap=lambda input_px: GraphTaps(network, input_px, _aliases(network)),
+        tap=lambda input_px: GraphTaps(network, input_px, _aliases(network), _token_facts(network)),
     )
 
 
@@ -191,6 +192,12 @@ def _converted(
             )
             return resized
     return state
+
+
+def _token_facts(network: nn.Module) -> TokenFacts | None:
+    if isinstance(network, models.VisionTransformer):
+        return TokenFacts(n_tokens=network.seq_length, n_prefix=1, has_class=True)
+    return None
 
 
 def _aliases(network: nn.Module) -> dict[str, str]:

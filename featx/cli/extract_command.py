@@ -97,7 +97,7 @@ class Plan:
 @click.option("--weights", help="Tag (IMAGENET1K_V1), file (.pth, .safetensors), or random.")
 @click.option("--layer", help="Tap point.  [default: the last convolutional feature map]")
 @click.option(
-    "--pool", default="none", show_default=True, help="none, avg, max or cls (class token)."
+    "--pool", default="none", show_default=True, help="none, avg, max, cls (class token) or avg+cls."
 )
 @click.option("--input-size", type=int, help="Pixels.  [default: the size of the weights]")
 @click.option("--crop-pct", type=float, help="Ratio of crop to resize, overrides the weights'.")

@@ -9,8 +9,8 @@ from PIL import Image
 from torchvision import models
 
 from featx.backbones import available_backbones, default_weights, list_layers, open_backbone
-from featx.backbones.base import pool_features, pooled_shape
-from featx.backbones.taps import GraphTaps
+from featx.backbones.graph_taps import GraphTaps
+from featx.backbones.pools import pool_features, pooled_shape
 from featx.errors import BackboneError, UsageError, WeightsError
 from featx.preprocess import Preprocessing
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from featx.backbones.taps import GraphTaps, ModuleTaps
+from featx.backbones.graph_taps import GraphTaps
+from featx.backbones.module_taps import ModuleTaps
 from featx.errors import BackboneError, UsageError
 
 

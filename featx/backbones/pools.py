@@ -1,0 +1,83 @@
+"""From the output of a tap point to the features of one image."""
+
+from __future__ import annotations
+
+import torch
+
+from featx.errors import UsageError, unknown_name
+
+__all__ = ["POOLS", "pool_features", "pooled_shape"]
+
+Shape = tuple[int, ...]
+
+POOLS = ("none", "avg", "max", "cls", "avg+cls")
+
+
+def pooled_shape(shape: Shape, pool: str, *, has_class_token: bool = True) -> Shape:
+    """Shape of one image's features after pooling.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        ``(channels, height, width)``, ``(tokens, channels)`` or ``(channels,)``.
+    pool : str
+        One of `POOLS`.
+    has_class_token : bool, default=True
+        Whether the first token is a class token.
+
+    Returns
+    -------
+    tuple of int
+        `shape` itself for ``none``, ``(2 * channels,)`` for ``avg+cls``, otherwise ``(channels,)``.
+
+    Raises
+    ------
+    UsageError
+        If this output cannot be pooled so.
+    """
+    if pool not in POOLS:
+        raise unknown_name("pool", pool, POOLS)
+    if pool == "none":
+        return shape
+    is_map, is_tokens = len(shape) == 3, len(shape) == 2
+    if pool in ("avg", "max") and is_map:
+        return shape[:1]
+    if is_tokens and (has_class_token or "cls" not in pool):
+        return (2 * shape[1],) if pool == "avg+cls" else shape[1:]
+    allowed = "none, avg or max" if is_map or is_tokens else "none"
+    lacks = ", which has no class token" if is_tokens else ""
+    raise UsageError(
+        f"pool {pool!r} does not fit a layer whose output has the shape {shape}{lacks}: "
+        f"use {allowed}"
+    )
+
+
+def pool_features(output: torch.Tensor, pool: str, n_prefix_tokens: int = 0) -> torch.Tensor:
+    """Pool the output of a tap point.
+
+    Parameters
+    ----------
+    output : tensor of shape (n, channels, height, width) or (n, tokens, channels)
+        As tapped; any other shape with ``none`` only.
+    pool : str
+        One of `POOLS`. ``avg+cls`` is the mean of the patch tokens followed by the
+        class token.
+    n_prefix_tokens : int, default=0
+        Class and register tokens before the patch tokens; ``avg`` and ``max`` leave them out.
+
+    Returns
+    -------
+    tensor of shape (n, channels) or (n, 2 * channels), or `output` for ``none``
+        Same dtype.
+    """
+    if pool == "none":
+        return output
+    if pool == "cls":
+        return output[:, 0]
+    if output.dim() == 4:
+        return output.mean((2, 3)) if pool == "avg" else output.amax((2, 3))
+    patches = output[:, n_prefix_tokens:]
+    if pool == "max":
+        return patches.amax(1)
+    mean = patches.mean(1)
+    return torch.cat([mean, output[:, 0]], 1) if pool == "avg+cls" else mean
