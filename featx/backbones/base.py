@@ -214,3 +214,14 @@ class _AsTuple(nn.Module):
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
         return (self.network(images),)
+
+
+class _AsTuple(nn.Module):
+    """The output of a network as a tuple of one."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
+        return (self.network(images),)

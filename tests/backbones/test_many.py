@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from featx.backbones import open_backbone, open_backbones
+from featx.backbones import BackboneGroup, open_backbone, open_backbones
 from featx.backbones.graph_taps import GraphTaps
 from featx.backbones.module_taps import ModuleTaps
 from featx.backbones.pools import pool_features, pooled_shape
@@ -137,3 +137,13 @@ def test_only_whole_sequences_have_the_prefix():
         0,
         False,
     )
+
+
+def test_a_group_of_one_is_its_member():
+    backbone = open_backbone("squeezenet1_1", weights="random", overrides={"input_size": 64})
+    group = BackboneGroup.of(backbone)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        (features,) = group.features_many(images)
+        assert torch.equal(features, backbone.features(images))
+    assert list(group) == [backbone]
