@@ -30,7 +30,7 @@ from featx.store.archive import CODECS
 from featx.store.pack import pack_cache
 from featx.store.unpack import unpack_cache
 
-GROUP_BYTES = 32 << 20  # as the store commits
+GROUP_BYTES = 16 << 20  # as the store commits
 SPAN_BYTES = 8 << 20  # read at once in a scan
 READERS = ("featx", "numpy.memmap", "chunked h5py")
 Row = tuple[str, str, str, str, str]

@@ -23,7 +23,17 @@ from featx.errors import UsageError
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["INTERPOLATIONS", "Preprocessing"]
+__all__ = ["INTERPOLATIONS", "MISTAKES", "Preprocessing"]
+
+MISTAKES: dict[str, dict[str, Any]] = {
+    "correct": {},
+    "half-range": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
+    "divide-only": {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)},
+    "bgr": {"channels": "bgr"},
+    "raw": {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)},
+}
+"""Overrides that feed a network as wrongly as people do: values in -1 to 1, values in 0 to 1,
+colours in the order of OpenCV and Caffe, values in 0 to 255; and none."""
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
@@ -44,6 +54,8 @@ class Preprocessing:
         Subtracted from, then divided into, RGB values in [0, 1].
     origin : str, optional
         Where these values come from. It is shown, but is no part of the identity.
+    channels : {"rgb", "bgr"}, default="rgb"
+        Order in which the network gets the colours; ``bgr`` serves `MISTAKES` only.
     """
 
     resize_px: int
@@ -52,6 +64,7 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     origin: str = ""
+    channels: str = "rgb"
 
     def __post_init__(self) -> None:
         _check_positive("resize_px", self.resize_px)
@@ -64,6 +77,8 @@ class Preprocessing:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != 3 or not all(map(math.isfinite, values)):
                 raise UsageError(f"{name} must be 3 finite numbers (RGB), got {values}")
+        if self.channels not in ("rgb", "bgr"):
+            raise UsageError(f"channels {self.channels!r} is unknown: choose from rgb, bgr")
         if min(self.std) <= 0:
             raise UsageError(f"std must be positive, got {self.std}")
 
@@ -126,6 +141,7 @@ class Preprocessing:
         interpolation: str | None = None,
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
+        channels: str | None = None,
     ) -> Preprocessing:
         """Replace some of the values.
 
@@ -138,6 +154,8 @@ class Preprocessing:
         interpolation : str, optional
             One of `INTERPOLATIONS`.
         mean, std : tuple of 3 floats, optional
+            As in the class.
+        channels : str, optional
             As in the class.
 
         Returns
@@ -167,6 +185,7 @@ class Preprocessing:
             interpolation=interpolation or self.interpolation,
             mean=mean or self.mean,
             std=std or self.std,
+            channels=channels or self.channels,
         )
         if changed == self:
             return self
@@ -176,6 +195,8 @@ class Preprocessing:
         """Return the values that change the features, for the fingerprint."""
         values = asdict(self)
         del values["origin"]
+        if self.channels == "rgb":  # what every cache of earlier versions has
+            del values["channels"]
         return values
 
     def describe(self) -> str:
@@ -183,7 +204,7 @@ class Preprocessing:
         mean, std = (" ".join(f"{v:g}" for v in values) for values in (self.mean, self.std))
         return (
             f"resize {self.resize_px} {self.interpolation}, centre crop {self.crop_px}, "
-            f"mean {mean}, std {std} ({self.origin})"
+            f"mean {mean}, std {std}{', BGR' if self.channels == 'bgr' else ''} ({self.origin})"
         )
 
     def pixels(self, image: Image.Image) -> np.ndarray:
@@ -230,6 +251,8 @@ class Preprocessing:
         tensor of shape (n_images, 3, crop_px, crop_px), dtype float32
             In channels-last memory order, on the same device.
         """
+        if self.channels == "bgr":
+            pixels = pixels.flip(-1)
         values = pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255)
         mean = torch.tensor(self.mean, dtype=torch.float32, device=values.device)
         std = torch.tensor(self.std, dtype=torch.float32, device=values.device)

@@ -27,9 +27,9 @@ from typing import Any
 import torch
 
 import featx.backbones
-import featx.cli.extract_command
 import featx.engines
 import featx.extract
+import featx.extract.plan
 import featx.sources  # noqa: F401  (what a run would import on its way)
 from featx.cli import main
 from featx.store import disk, ledger

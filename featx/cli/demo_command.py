@@ -23,12 +23,13 @@ def command(cache_dir: str, reports_dir: str, reporter: Reporter) -> None:
     (EfficientNet-Lite0, from the extra featx[demo]), then a linear SVM at 10, 50
     and 100 images per class: the same two commands that you would type.
     """
-    from featx.cli import extract_command, fit_command
+    from featx.cli import fit_command
+    from featx.extract.plan import Plan, run_plan
 
     sizes = " ".join(str(k) for k in PER_CLASS)
     click.echo(f"$ featx extract --backbone {BACKBONE} --data {DATA}")
-    plan = extract_command.Plan(backbone=(BACKBONE,), data=DATA, cache_dir=cache_dir)
-    extract_command.run(plan, reporter)
+    plan = Plan(backbone=(BACKBONE,), data=DATA, cache_dir=cache_dir)
+    run_plan(plan, reporter, tell=click.echo)
     click.echo(f"$ featx fit --clf svm --per-class {sizes} --data {DATA} --backbone {BACKBONE}")
     question = fit_command.Choice(
         clf=("svm",),

@@ -25,20 +25,20 @@ def command(files: tuple[Path, ...], reporter: Reporter) -> None:
 
     Asks again what was asked when the file was made, with the same images and weights.
     """
-    from featx.cli import extract_command
+    from featx.extract.plan import Plan, run_plan
     from featx.store import Cache
 
     for file in files:
         try:
             with Cache.open(file) as cache:
-                plan = extract_command.Plan(**_request(cache), append=True)
+                plan = Plan(**_request(cache), append=True)
         except CacheError as error:
             error.add_note(
                 "where the record inside is damaged, repeat the command that made the file with "
                 "--append: every row that still verifies is kept"
             )
             raise
-        extract_command.run(plan, reporter, target=file)
+        run_plan(plan, reporter, target=file, tell=click.echo)
 
 
 def _request(cache: Cache) -> dict[str, Any]:
@@ -46,4 +46,5 @@ def _request(cache: Cache) -> dict[str, Any]:
     if not request:
         raise CacheError(f"{cache.path} does not record the command that made it")
     lists = {name: tuple(value) for name, value in request.items() if isinstance(value, list)}
-    return request | lists | {"split": (cache.meta["split"],)}
+    own = {"split": (cache.meta["split"],), "layer": (cache.meta["layer"],)}
+    return request | lists | own

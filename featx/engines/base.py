@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from featx.backbones.base import Backbone
+from featx.backbones.base import Backbone, BackboneGroup
 from featx.sources import Source
 
 __all__ = ["Engine", "FeatureBatch"]
@@ -49,16 +49,42 @@ class Engine(ABC):
     def batch_size(self) -> int:
         """Images in every batch; batch k always holds the rows from ``k * batch_size`` on."""
 
-    @abstractmethod
     def run(
         self, backbone: Backbone, source: Source, batches: Sequence[int], *, dtype: str = "float32"
     ) -> Iterator[FeatureBatch]:
-        """Compute the features of some batches.
+        """Compute the features of some batches, see `run_many`.
 
         Parameters
         ----------
         backbone : Backbone
             The network and its preprocessing.
+        source, batches, dtype
+            As in `run_many`.
+
+        Yields
+        ------
+        FeatureBatch
+            One a batch, in that order.
+        """
+        group = BackboneGroup.of(backbone)
+        for (batch,) in self.run_many(group, source, batches, dtype=dtype):
+            yield batch
+
+    @abstractmethod
+    def run_many(
+        self,
+        group: BackboneGroup,
+        source: Source,
+        batches: Sequence[int],
+        *,
+        dtype: str = "float32",
+    ) -> Iterator[tuple[FeatureBatch, ...]]:
+        """Compute several features of some batches in one pass.
+
+        Parameters
+        ----------
+        group : BackboneGroup
+            Feature points of one network, and its preprocessing.
         source : Source
             Where the images come from.
         batches : sequence of int
@@ -68,8 +94,8 @@ class Engine(ABC):
 
         Yields
         ------
-        FeatureBatch
-            One a batch, in that order.
+        tuple of FeatureBatch
+            One a member of the group, for each batch, in that order.
         """
 
     @abstractmethod

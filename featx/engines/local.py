@@ -9,7 +9,7 @@ from functools import cached_property
 
 import torch
 
-from featx.backbones.base import Backbone
+from featx.backbones.base import BackboneGroup
 from featx.engines.base import Engine, FeatureBatch
 from featx.engines.loader import PixelBatch, iter_pixels
 from featx.errors import UsageError
@@ -151,17 +151,22 @@ class LocalEngine(Engine):
             "workers": self._n_workers,
         }
 
-    def run(
-        self, backbone: Backbone, source: Source, batches: Sequence[int], *, dtype: str = "float32"
-    ) -> Iterator[FeatureBatch]:
-        """Compute the features of some batches, see `Engine.run`.
+    def run_many(
+        self,
+        group: BackboneGroup,
+        source: Source,
+        batches: Sequence[int],
+        *,
+        dtype: str = "float32",
+    ) -> Iterator[tuple[FeatureBatch, ...]]:
+        """Compute several features of some batches in one pass, see `Engine.run_many`.
 
         On a GPU the copy of each result to the host runs while the next batch is
         computed. Every batch has the full shape: the last one is padded.
 
         Parameters
         ----------
-        backbone : Backbone
+        group : BackboneGroup
             Moved to the device, its weights in channels-last order.
         source : Source
             Where the images come from.
@@ -172,21 +177,21 @@ class LocalEngine(Engine):
 
         Yields
         ------
-        FeatureBatch
-            One a batch, in order.
+        tuple of FeatureBatch
+            One a member, for each batch, in order.
         """
         pixels = iter_pixels(
             source,
-            backbone.preprocessing,
+            group.preprocessing,
             batches,
             batch_size=self.batch_size,
             workers=self._n_workers,
             pin_memory=self.device.type == "cuda",
         )
-        backbone.network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        group.network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         waiting: _Pending | None = None
         for batch in pixels:
-            pending = self._start(backbone, batch, getattr(torch, dtype))
+            pending = self._start(group, batch, getattr(torch, dtype))
             if waiting is not None:
                 yield waiting.result()
             waiting = pending
@@ -197,19 +202,20 @@ class LocalEngine(Engine):
             yield waiting.result()
 
     @torch.inference_mode()
-    def _start(self, backbone: Backbone, batch: PixelBatch, stored: torch.dtype) -> _Pending:
-        images = backbone.preprocessing.normalise(batch.pixels.to(self.device, non_blocking=True))
+    def _start(self, group: BackboneGroup, batch: PixelBatch, stored: torch.dtype) -> _Pending:
+        images = group.preprocessing.normalise(batch.pixels.to(self.device, non_blocking=True))
         dtype = _DTYPES.get(self.precision, torch.float32)
         with (
             torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32),
             torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False),
         ):
-            features = backbone.features(images)
-        features = features[: batch.n_images].to(stored)
+            outputs = group.features_many(images)
+        features = [output[: batch.n_images].to(stored) for output in outputs]
         if self.device.type == "cpu":
             return _Pending(batch, features, None)
-        host = torch.empty(features.shape, dtype=features.dtype, pin_memory=True)
-        host.copy_(features, non_blocking=True)
+        host = [torch.empty(f.shape, dtype=f.dtype, pin_memory=True) for f in features]
+        for there, here in zip(host, features, strict=True):
+            there.copy_(here, non_blocking=True)
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record(torch.cuda.current_stream(self.device))
         return _Pending(batch, host, done)
@@ -220,10 +226,11 @@ class _Pending:
     """Features on their way from the device to the host."""
 
     batch: PixelBatch
-    features: torch.Tensor
+    features: list[torch.Tensor]
     done: torch.cuda.Event | None
 
-    def result(self) -> FeatureBatch:
+    def result(self) -> tuple[FeatureBatch, ...]:
         if self.done is not None:
             self.done.synchronize()
-        return FeatureBatch(self.batch.start, self.features.numpy(), self.batch.failed)
+        start, failed = self.batch.start, self.batch.failed
+        return tuple(FeatureBatch(start, features.numpy(), failed) for features in self.features)

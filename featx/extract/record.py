@@ -7,11 +7,12 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
+
 from featx.backbones import Backbone
 from featx.engines import Engine
 from featx.extract.settings import Settings
 from featx.images import DECODER
-from featx.progress import SILENT, Reporter
 from featx.sources import Source
 from featx.store import CacheSpec
 
@@ -26,8 +27,7 @@ def make_spec(
     backbone: Backbone,
     engine: Engine,
     settings: Settings,
-    *,
-    reporter: Reporter = SILENT,
+    digests: np.ndarray,
 ) -> CacheSpec:
     """Everything about a cache that is known before the first image.
 
@@ -41,15 +41,14 @@ def make_spec(
         What runs it; of it only the arithmetic is part of the fingerprint.
     settings : Settings
         The other choices.
-    reporter : Reporter
-        Shows the hashing of the images.
+    digests : ndarray of uint8, shape (N, 32)
+        Of the images, as `Source.image_digests` gives them.
 
     Returns
     -------
     CacheSpec
         With the identity from which the fingerprint is made.
     """
-    digests = source.image_digests(reporter=reporter)
     return CacheSpec(
         identity=_identity(source, backbone, engine, settings, source.content_id(digests)),
         meta=_record(source, backbone, engine, settings),

@@ -1,30 +1,25 @@
-"""Filling a cache file with the features of a source, resumable at any moment."""
+"""Filling cache files with the features of a source, resumable at any moment."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from featx.backbones import Backbone
-from featx.engines import Engine, FeatureBatch
-from featx.errors import CacheError, FeatxError, ImageError, SourceError
+from featx.backbones import Backbone, BackboneGroup
+from featx.engines import Engine
+from featx.errors import CacheError, SourceError
+from featx.extract.fill import fill
 from featx.extract.record import make_spec
 from featx.extract.settings import Settings
 from featx.progress import SILENT, Reporter
 from featx.sources import Source
 from featx.store import CacheWriter
 
-__all__ = ["ExtractReport", "extract"]
-
-_MOST_WAITING_BATCHES = 2
+__all__ = ["ExtractReport", "extract", "extract_many"]
 
 
 @dataclass(frozen=True)
@@ -98,35 +93,89 @@ def extract(
     ImageError
         If an image could not be read and that was to stop the run.
     """
+    group = BackboneGroup.of(backbone)
+    [report] = extract_many(source, group, engine, [target], settings, reporter=reporter)
+    return report
+
+
+def extract_many(
+    source: Source,
+    group: BackboneGroup,
+    engine: Engine,
+    targets: Sequence[Path],
+    settings: Settings,
+    *,
+    reporter: Reporter = SILENT,
+) -> list[ExtractReport]:
+    """Fill several cache files in one pass of a network; see `extract`.
+
+    Parameters
+    ----------
+    source : Source
+        The images.
+    group : BackboneGroup
+        Feature points of one network.
+    engine : Engine
+        What runs it.
+    targets : sequence of Path
+        A cache file for each of them.
+    settings : Settings
+        The other choices.
+    reporter : Reporter
+        Shows the progress.
+
+    Returns
+    -------
+    list of ExtractReport
+        One a file.
+
+    Raises
+    ------
+    CacheError, SourceError, ImageError
+        As `extract`.
+    """
     started = time.monotonic()
-    _make_folder(target.parent)
-    spec = make_spec(source, backbone, engine, settings, reporter=reporter)
-    reuse = target if settings.reuse and target.exists() else None
-    with CacheWriter.open(
-        target, spec, overwrite=settings.overwrite, reuse=reuse, reporter=reporter
-    ) as writer:
-        for notice in writer.notices:
-            reporter.say(notice)
-        n_computed, failed = 0, writer.failed
-        if not writer.is_complete:
-            n_computed = int(writer.missing().sum())
-            failed = _fill(writer, source, backbone, engine, settings.on_error, reporter)
-            if len(failed) == len(source):
-                first = min(failed)
-                raise SourceError(
-                    f"none of the {len(source):,} images of {source.name} {source.split} could be "
-                    f"read; the first was {source.paths[first]}: {failed[first]}"
-                )
+    digests = source.image_digests(reporter=reporter)
+    with ExitStack() as stack:
+        writers = []
+        for backbone, target in zip(group, targets, strict=True):
+            _make_folder(target.parent)
+            spec = make_spec(source, backbone, engine, settings, digests)
+            reuse = target if settings.reuse and target.exists() else None
+            writer = CacheWriter.open(
+                target, spec, overwrite=settings.overwrite, reuse=reuse, reporter=reporter
+            )
+            writers.append(stack.enter_context(writer))
+            for notice in writer.notices:
+                reporter.say(notice)
+        n_computed = [int(writer.missing().sum()) for writer in writers]
+        if any(n_computed):
+            fill(writers, source, group, engine, settings.on_error, reporter)
+        for writer in writers:
+            _require_an_image(writer.failed, source)
             writer.finish()
-    _report_failures(failed, source, target, reporter)
-    return ExtractReport(
-        path=target,
-        n_images=len(source),
-        n_computed=n_computed,
-        n_failed=len(failed),
-        seconds=time.monotonic() - started,
-        n_bytes=target.stat().st_size,
-    )
+    for writer in writers[:1]:
+        _report_failures(writer.failed, source, writer.target, reporter)
+    return [
+        ExtractReport(
+            path=writer.target,
+            n_images=len(source),
+            n_computed=n,
+            n_failed=len(writer.failed),
+            seconds=time.monotonic() - started,
+            n_bytes=writer.target.stat().st_size,
+        )
+        for writer, n in zip(writers, n_computed, strict=True)
+    ]
+
+
+def _require_an_image(failed: Mapping[int, str], source: Source) -> None:
+    if len(failed) == len(source):
+        first = min(failed)
+        raise SourceError(
+            f"none of the {len(source):,} images of {source.name} {source.split} could be "
+            f"read; the first was {source.paths[first]}: {failed[first]}"
+        )
 
 
 def _make_folder(folder: Path) -> None:
@@ -137,60 +186,6 @@ def _make_folder(folder: Path) -> None:
             f"the folder {folder} for cache files cannot be made: {os.strerror(error.errno or 0)}. "
             "Give another one with --cache DIR"
         ) from error
-
-
-def _fill(
-    writer: CacheWriter,
-    source: Source,
-    backbone: Backbone,
-    engine: Engine,
-    on_error: str,
-    reporter: Reporter,
-) -> dict[int, str]:
-    """Compute every missing row; writing overlaps with computing."""
-    missing = writer.missing()
-    n_done = len(source) - int(missing.sum())
-    if n_done:
-        reporter.say(f"resuming: {n_done:,} of {len(source):,} images were done before")
-    batches = np.unique(np.flatnonzero(missing) // engine.batch_size)
-    failed = dict(writer.failed)
-    waiting: deque[Future[None]] = deque()
-    label = f"{source.name} {source.split}, {backbone.name}"
-    with (
-        ThreadPoolExecutor(1, "featx-writer") as pool,
-        reporter.bar(len(source), label, initial=n_done) as bar,
-    ):
-        try:
-            for batch in engine.run(backbone, source, batches.tolist(), dtype=writer.spec.dtype):
-                if batch.failed and on_error == "raise":
-                    row, reason = next(iter(batch.failed.items()))
-                    raise ImageError(f"{source.paths[row]}: {reason}")
-                failed.update(batch.failed)
-                for part in _missing_parts(batch, missing):
-                    waiting.append(pool.submit(writer.write, *part))
-                    bar.update(len(part[1]))
-                while len(waiting) > _MOST_WAITING_BATCHES:
-                    waiting.popleft().result()
-            while waiting:
-                waiting.popleft().result()
-        except BaseException:
-            # Interrupted or failed: what was computed is kept for the next run.
-            with suppress(FeatxError):
-                pool.submit(writer.commit).result()
-            raise
-    return failed
-
-
-def _missing_parts(
-    batch: FeatureBatch, missing: np.ndarray
-) -> Iterator[tuple[int, np.ndarray, dict[int, str]]]:
-    """Split a batch into its runs of missing rows: all of it, but for an odd resume."""
-    wanted = missing[batch.start : batch.start + len(batch.features)]
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], wanted, [False])).astype(np.int8)))
-    for first, last in zip(edges[::2], edges[1::2], strict=True):
-        start, stop = batch.start + int(first), batch.start + int(last)
-        reasons = {row: why for row, why in batch.failed.items() if start <= row < stop}
-        yield start, batch.features[first:last], reasons
 
 
 def _report_failures(

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
 from PIL import Image
 
-from featx.errors import ImageError
+from featx.errors import ImageError, UsageError
 from featx.images import measure
 from featx.sheet import contact_sheet
 from featx.sources.base import Source
 
-__all__ = ["SourceSummary", "preview", "summarise"]
+__all__ = ["SourceSummary", "common_size", "preview", "summarise"]
 
 _MOST_CELLS = 400
+_MOST_HEADERS = 100_000
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,39 @@ def summarise(source: Source, *, n_measured: int = 500) -> SourceSummary:
         widths=tuple(width for width, _ in sizes),
         heights=tuple(height for _, height in sizes),
         bad=bad,
+    )
+
+
+def common_size(sources: Sequence[Source]) -> tuple[int, int]:
+    """Find the one size of all images.
+
+    Parameters
+    ----------
+    sources : sequence of Source
+        Of each, the headers of at most 100,000 images, spread over its rows, are read.
+
+    Returns
+    -------
+    width, height : int
+        In pixels; of images turned by their EXIF data, as stored.
+
+    Raises
+    ------
+    UsageError
+        If there are several sizes, or no image can be read.
+    """
+    sizes: Counter[tuple[int, int]] = Counter()
+    for source in sources:
+        seen = summarise(source, n_measured=_MOST_HEADERS)
+        sizes.update(zip(seen.widths, seen.heights, strict=True))
+    if len(sizes) == 1:
+        return next(iter(sizes))
+    if not sizes:
+        raise UsageError("no image can be read, so that there is no native size: give pixels")
+    shown = ", ".join(f"{w} x {h} ({n:,})" for (w, h), n in sizes.most_common(4))
+    raise UsageError(
+        f"the images are of {len(sizes):,} sizes ({shown}): the native size needs all equal, since "
+        "every row of a cache has as many values; give pixels, as in  --input-size 224"
     )
 
 

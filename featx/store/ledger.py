@@ -12,7 +12,7 @@ from featx.store.journal import Range
 
 __all__ = ["Ledger"]
 
-_GROUP_BYTES: Final = 32 << 20
+_GROUP_BYTES: Final = 16 << 20
 _GROUP_SECONDS: Final = 5.0
 
 

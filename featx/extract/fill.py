@@ -1,0 +1,110 @@
+"""The missing rows of cache files: computed batch by batch, written while the next is computed."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+
+import numpy as np
+
+from featx.backbones import BackboneGroup
+from featx.engines import Engine, FeatureBatch
+from featx.errors import FeatxError, ImageError
+from featx.progress import Reporter
+from featx.sources import Source
+from featx.store import CacheWriter
+
+__all__ = ["fill"]
+
+_MOST_WAITING_BATCHES = 2
+
+
+def fill(
+    writers: Sequence[CacheWriter],
+    source: Source,
+    group: BackboneGroup,
+    engine: Engine,
+    on_error: str,
+    reporter: Reporter,
+) -> None:
+    """Compute and write every row that any of the files lacks.
+
+    Parameters
+    ----------
+    writers : sequence of CacheWriter
+        One for each member of `group`; those that are complete get nothing.
+    source : Source
+        The images.
+    group : BackboneGroup
+        Feature points of one network.
+    engine : Engine
+        What runs it.
+    on_error : {"skip", "raise"}
+        What to do about an image that cannot be read.
+    reporter : Reporter
+        Shows the progress.
+
+    Raises
+    ------
+    ImageError
+        If an image could not be read and `on_error` is ``raise``.
+    CacheError
+        If a file cannot be written.
+    """
+    missing = [writer.missing() for writer in writers]
+    wanted = np.logical_or.reduce(missing)
+    n_done = len(source) - int(wanted.sum())
+    if n_done:
+        reporter.say(f"resuming: {n_done:,} of {len(source):,} images were done before")
+    batches = np.unique(np.flatnonzero(wanted) // engine.batch_size).tolist()
+    dtype = writers[0].spec.dtype
+    waiting: deque[Future[None]] = deque()
+    label = f"{source.name} {source.split}, {group[0].name}"
+    with (
+        ThreadPoolExecutor(1, "featx-writer") as pool,
+        reporter.bar(len(source), label, initial=n_done) as bar,
+    ):
+        try:
+            for parts in engine.run_many(group, source, batches, dtype=dtype):
+                _check(parts[0], source, on_error)
+                waiting.append(pool.submit(_write, writers, parts, missing))
+                start, n_rows = parts[0].start, len(parts[0].features)
+                bar.update(int(wanted[start : start + n_rows].sum()))
+                while len(waiting) > _MOST_WAITING_BATCHES:
+                    waiting.popleft().result()
+            while waiting:
+                waiting.popleft().result()
+        except BaseException:
+            # Interrupted or failed: what was computed is kept for the next run.
+            for writer in writers:
+                with suppress(FeatxError):
+                    pool.submit(writer.commit).result()
+            raise
+
+
+def _check(batch: FeatureBatch, source: Source, on_error: str) -> None:
+    if batch.failed and on_error == "raise":
+        row, reason = next(iter(batch.failed.items()))
+        raise ImageError(f"{source.paths[row]}: {reason}")
+
+
+def _write(
+    writers: Sequence[CacheWriter], parts: Sequence[FeatureBatch], missing: Sequence[np.ndarray]
+) -> None:
+    for writer, batch, lacking in zip(writers, parts, missing, strict=True):
+        for start, rows, failed in _missing_runs(batch, lacking):
+            writer.write(start, rows, failed)
+
+
+def _missing_runs(
+    batch: FeatureBatch, missing: np.ndarray
+) -> Iterator[tuple[int, np.ndarray, dict[int, str]]]:
+    """Split a batch into its runs of missing rows: all of it, but for an odd resume."""
+    wanted = missing[batch.start : batch.start + len(batch.features)]
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], wanted, [False])).astype(np.int8)))
+    for first, last in zip(edges[::2], edges[1::2], strict=True):
+        start, stop = batch.start + int(first), batch.start + int(last)
+        reasons = {row: why for row, why in batch.failed.items() if start <= row < stop}
+        yield start, batch.features[first:last], reasons

@@ -1,0 +1,173 @@
+"""A plan: several layers in one pass, the images' own size, and mistakes made on purpose."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import featx
+from featx.cli import main
+from featx.errors import UsageError
+from featx.extract.plan import Plan, run_plan
+from featx.preprocess import MISTAKES, Preprocessing
+from featx.progress import SILENT
+from featx.store import Cache
+
+BASE = {"backbone": ("squeezenet1_1",), "weights": "random:3", "workers": 0, "batch_size": 4}
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return make_photos(tmp_path / "photos", {"cat": (40, 40), "dog": (40, 40)})
+
+
+def make_photos(root, sizes, n=5):
+    rng = np.random.default_rng(0)
+    for name, (width, height) in sizes.items():
+        (root / name).mkdir(parents=True)
+        for i in range(n):
+            pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    return root
+
+
+def run(**options):
+    lines = []
+    reports = run_plan(Plan(**{**BASE, "data": "photos", **options}), SILENT, tell=lines.append)
+    return [Cache.open(report.path) for report in reports], lines, reports
+
+
+def count_forwards(monkeypatch):
+    from featx.backbones import BackboneGroup
+
+    calls = []
+    compute = BackboneGroup.features_many
+
+    def counted(self, images):
+        calls.append(len(self))
+        return compute(self, images)
+
+    monkeypatch.setattr(BackboneGroup, "features_many", counted)
+    return calls
+
+
+def test_several_layers_are_one_pass_and_one_file_each(photos, monkeypatch):
+    layers = ("features.5", "features.8", "features")
+    singles = [run(layer=(layer,), input_size=48, cache_dir="one")[0][0] for layer in layers]
+    calls = count_forwards(monkeypatch)
+    caches, lines, reports = run(layer=layers, input_size=48, cache_dir="all")
+    assert calls == [3, 3, 3]  # ten images in batches of four
+    assert [report.n_computed for report in reports] == [10, 10, 10]
+    assert len(lines) == 3
+    for single, cache in zip(singles, caches, strict=True):
+        assert cache.path.name == single.path.name
+        assert cache.fingerprint == single.fingerprint
+        np.testing.assert_array_equal(cache.X[:], single.X[:])
+    assert len({cache.meta["layer"] for cache in caches}) == len({c.path for c in caches}) == 3
+
+
+def test_only_the_layers_that_lack_rows_are_written(photos, monkeypatch):
+    [first], _, _ = run(layer=("features.5",), input_size=48)
+    before = first.path.stat().st_mtime_ns
+    caches, lines, reports = run(layer=("features.5", "features.8"), input_size=48)
+    assert [report.n_computed for report in reports] == [0, 10]
+    assert "was complete already" in lines[0]
+    assert caches[0].path.stat().st_mtime_ns == before
+    calls = count_forwards(monkeypatch)
+    run(layer=("features.5", "features.8"), input_size=48)
+    assert calls == []
+
+
+def test_a_repair_asks_for_its_own_layer_only(photos):
+    caches, _, _ = run(layer=("features.5", "features.8"), input_size=48)
+    path, row = caches[1].path, caches[1].X[3].tobytes()
+    content = bytearray(path.read_bytes())
+    content[content.index(row)] ^= 1
+    path.write_bytes(content)
+    assert main(["repair", str(path), "--quiet"]) == 0
+    with h5py.File(path) as file:
+        assert file["features"][3].tobytes() == row
+
+
+def test_an_image_that_cannot_be_read_fails_in_every_layer(photos):
+    (photos / "cat" / "2.png").write_bytes(b"")
+    caches, _, reports = run(layer=("features.5", "features"), input_size=48)
+    assert [report.n_failed for report in reports] == [1, 1]
+    assert [cache.errors for cache in caches] == [{2: "the file is empty"}] * 2
+
+
+def test_the_native_size_resizes_nothing(photos):
+    [cache], _, _ = run(input_size="native")
+    assert cache.meta["input_size"] == 40
+    assert cache.meta["preprocessing"]["resize_px"] == 40
+    assert cache.meta["request"]["input_size"] == "native"
+    pixels = np.stack([np.asarray(Image.open(photos / path)) for path in cache.paths])
+    backbone = featx.backbones.open_backbone(
+        "squeezenet1_1", weights="random:3", overrides={"input_size": 40}
+    )
+    normalised = backbone.preprocessing.normalise(torch.from_numpy(pixels))
+    with torch.inference_mode():
+        wanted = backbone.features(normalised).numpy()
+    np.testing.assert_allclose(cache.X[:], wanted, atol=2e-3, rtol=2e-3)
+
+
+def test_the_native_size_needs_images_of_one_size(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_photos(tmp_path / "photos", {"cat": (40, 40), "dog": (32, 32)})
+    with pytest.raises(UsageError, match=r"2 sizes \(40 x 40 \(5\), 32 x 32 \(5\)\)"):
+        run(input_size="native")
+
+
+def test_oblong_images_are_cropped_at_their_native_size(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_photos(tmp_path / "photos", {"cat": (60, 40), "dog": (60, 40)})
+    [cache], _, _ = run(input_size="native")
+    assert cache.meta["input_size"] == 40
+    preprocessing = Preprocessing(40, 40, "bilinear", (0.0,) * 3, (1.0,) * 3)
+    image = Image.open(tmp_path / "photos" / cache.paths[0])
+    np.testing.assert_array_equal(preprocessing.pixels(image), np.asarray(image)[:, 10:50])
+
+
+def test_the_command_line_takes_sizes_and_words(photos, capsys):
+    words = ["extract", "--backbone", "squeezenet1_1", "--weights", "random", "--data", "photos"]
+    assert main([*words, "-j", "0", "--input-size", "native", "--layer", "features.5"]) == 0
+    captured = capsys.readouterr()
+    assert "native input size: 40 pixels, nothing is resized" in captured.err
+    assert main([*words, "--input-size", "big"]) == 2
+    assert "neither a number of pixels nor 'native'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_change_the_numbers_as_they_say(name):
+    right = Preprocessing(8, 8, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    wrong = right.override(**MISTAKES[name])
+    pixels = torch.arange(0, 192, dtype=torch.uint8).reshape(1, 8, 8, 3)
+    values = pixels.permute(0, 3, 1, 2).double()
+    mean, std = (torch.tensor(v).double()[:, None, None] for v in (right.mean, right.std))
+    expected = {
+        "correct": (values / 255 - mean) / std,
+        "half-range": values / 127.5 - 1,
+        "divide-only": values / 255,
+        "bgr": (values.flip(1) / 255 - mean) / std,
+        "raw": values,
+    }[name]
+    torch.testing.assert_close(wrong.normalise(pixels).double(), expected, rtol=1e-5, atol=1e-4)
+    assert (wrong.identity() == right.identity()) == (name == "correct")
+    assert ("BGR" in wrong.describe()) == (name == "bgr")
+
+
+def test_mistakes_are_other_files_and_other_fingerprints(photos):
+    caches = [run(preprocess=name, store_dtype="float32", input_size=48)[0][0] for name in MISTAKES]
+    assert len({cache.path for cache in caches}) == len({c.fingerprint for c in caches}) == 5
+    with pytest.raises(UsageError, match="did you mean divide-only"):
+        run(preprocess="divide")
+
+
+def test_the_identity_of_what_is_right_has_not_changed():
+    """Or every cache of earlier versions would be a mismatch."""
+    right = Preprocessing(256, 224, "bilinear", (0.5,) * 3, (0.25,) * 3)
+    assert set(right.identity()) == {"resize_px", "crop_px", "interpolation", "mean", "std"}
