@@ -14,6 +14,7 @@ from torch import nn
 from featx.errors import UsageError, WeightsError
 from featx.progress import Reporter
 from featx.weights import (
+    StoredFile,
     WeightsFile,
     download,
     load_into,
@@ -118,6 +119,92 @@ def test_counters_of_batch_normalisation_may_be_missing(network):
     assert torch.equal(network.conv.weight, state["conv.weight"])
 
 
+class Log(Reporter):
+    """A reporter that remembers what it was told."""
+
+    def __init__(self):
+        super().__init__()
+        object.__setattr__(self, "lines", [])
+
+    def _print(self, text):
+        self.lines.append(text)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("wrapper", ["state_dict", "model", "model_state_dict"])
+def test_wrappings_are_taken_off_and_told(network, tmp_path, prefix, wrapper):
+    state = {f"{prefix}{key}": value for key, value in network.state_dict().items()}
+    torch.save({wrapper: state}, tmp_path / "w.pth")
+    log = Log()
+    assert read_state_dict(tmp_path / "w.pth", reporter=log).keys() == network.state_dict().keys()
+    (line,) = log.lines
+    assert repr(wrapper) in line
+    assert all(repr(f"{part}.") in line for part in prefix.rstrip(".").split("."))
+    torch.save(network.state_dict(), tmp_path / "plain.pth")
+    log = Log()
+    read_state_dict(tmp_path / "plain.pth", reporter=log)
+    assert log.lines == []
+
+
+def test_a_prefix_of_some_keys_is_part_of_their_names(tmp_path):
+    state = {"module.a": torch.ones(1), "b": torch.ones(1)}
+    torch.save(state, tmp_path / "w.pth")
+    assert read_state_dict(tmp_path / "w.pth").keys() == state.keys()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_programs_are_refused_and_the_error_says_what_to_do(tmp_path):
+    network = nn.Sequential(nn.Linear(2, 2))
+    torch.jit.script(network).save(str(tmp_path / "script.pt"))
+    exported = torch.export.export(network, (torch.zeros(1, 2),))
+    torch.export.save(exported, tmp_path / "program.pt2")
+    (tmp_path / "renamed.pth").write_bytes((tmp_path / "program.pt2").read_bytes())
+    for name, kind in {
+        "script.pt": "TorchScript",
+        "program.pt2": "exported program",
+        "renamed.pth": "exported program",
+    }.items():
+        with pytest.raises(WeightsError, match=rf"{kind}.*any code.*module:function") as caught:
+            read_state_dict(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_classifier_may_differ_where_that_is_allowed(network):
+    state = {k: v + 1 for k, v in network.state_dict().items() if "num_batches" not in k}
+    before = network.norm.weight.clone()
+    assert load_into(network, state, "f", heads=["norm"]) is True
+    smaller = state | {"norm.weight": torch.zeros(2), "conv.weight": state["conv.weight"] + 1}
+    assert load_into(network, smaller, "f", heads=["norm"]) is False
+    assert torch.equal(network.conv.weight, smaller["conv.weight"])
+    assert torch.equal(network.norm.weight, before + 1)
+    headless = {k: v for k, v in state.items() if k.startswith("conv")}
+    assert load_into(network, headless, "f", heads=["norm"]) is False
+    replaced = headless | {"norm.1.weight": torch.zeros(9)}
+    assert load_into(network, replaced, "f", heads=["norm"]) is False
+    with pytest.raises(WeightsError, match=r"1 of another shape \(conv.weight"):
+        load_into(network, smaller | {"conv.weight": torch.zeros(1)}, "f", heads=["norm"])
+    with pytest.raises(WeightsError, match=r"1 missing \(conv.bias\)"):
+        load_into(network, {"conv.weight": state["conv.weight"]}, "f", heads=["norm"])
+
+
+def test_a_folder_of_ones_own_comes_before_a_download(server, tmp_path, monkeypatch):
+    _, url = server
+    content = b"weights" * 10
+    digest = hashlib.sha256(content).hexdigest()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("FEATX_WEIGHTS", str(tmp_path / "mine"))
+    file = WeightsFile(f"{url}/net.pth", len(content), digest[:8])
+    with pytest.raises(WeightsError, match="FEATX_WEIGHTS names .*mine, which is no folder"):
+        download(file)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/net.pth").write_bytes(content)
+    assert download(file) == StoredFile(tmp_path / "mine/net.pth", digest)
+    assert not (tmp_path / "home").exists()
+    (tmp_path / "mine/net.pth").write_bytes(b"other")
+    with pytest.raises(WeightsError, match="is damaged"):
+        download(file)
+
+
 def test_random_takes_a_seed():
     assert parse_random("random") == 0
     assert parse_random("random:7") == 7
@@ -153,12 +240,13 @@ def test_a_download_is_checked_kept_and_found_again(server, tmp_path, monkeypatc
     (folder / "net.pth").write_bytes(content)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     file = WeightsFile(f"{url}/net.pth", len(content), digest[:8])
-    path = download(file, reporter=Reporter())
-    assert path == tmp_path / "home/hub/checkpoints/net.pth"
-    assert path.read_bytes() == content
+    found = download(file, reporter=Reporter())
+    assert found.path == tmp_path / "home/hub/checkpoints/net.pth"
+    assert found.path.read_bytes() == content
+    assert found.sha256 == digest
     (folder / "net.pth").unlink()
-    assert download(file) == path
-    path.write_bytes(content[:-1])
+    assert download(file) == found
+    found.path.write_bytes(content[:-1])
     with pytest.raises(WeightsError, match="is damaged.*Delete it"):
         download(file)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from featx.backbones import embedded, torchvision_models
+from featx.backbones import embedded, factories, timm_models, torchvision_models
 from featx.backbones.base import Backbone, BackboneGroup, LoadedNetwork
 from featx.backbones.pools import POOLS, pooled_shape
 from featx.backbones.taps import TapPoint, Taps
-from featx.errors import UsageError, WeightsError, unknown_name
+from featx.errors import FeatxError, UsageError, WeightsError, unknown_name
 from featx.progress import SILENT, Reporter
+from featx.weights import program_error
 
 __all__ = [
     "POOLS",
@@ -18,6 +20,7 @@ __all__ = [
     "BackboneGroup",
     "TapPoint",
     "available_backbones",
+    "check_backbone",
     "default_weights",
     "list_layers",
     "open_backbone",
@@ -28,8 +31,12 @@ _Loader = Callable[[str, str | None, Mapping[str, Any], Reporter], LoadedNetwork
 
 
 def available_backbones() -> tuple[str, ...]:
-    """Names that `open_backbone` takes, sorted."""
-    return tuple(sorted((*torchvision_models.available(), embedded.NAME)))
+    """Names that `open_backbone` takes, sorted.
+
+    Besides these it takes ``timm/NAME``, ``timm/NAME.TAG`` and ``module:function``.
+    """
+    plain = (*torchvision_models.available(), embedded.NAME)
+    return tuple(sorted({*plain, *factories.available()}))
 
 
 def default_weights(name: str) -> str:
@@ -45,7 +52,11 @@ def default_weights(name: str) -> str:
     str
         A pinned tag, never a moving default.
     """
-    return "EMBEDDED" if name == embedded.NAME else torchvision_models.default_tag(name)
+    if name == embedded.NAME:
+        return embedded.TAG
+    if name.startswith(timm_models.PREFIX):
+        return timm_models.resolve(name)[1]
+    return "own" if factories.is_factory(name) else torchvision_models.default_tag(name)
 
 
 def open_backbone(
@@ -62,7 +73,8 @@ def open_backbone(
     Parameters
     ----------
     name : str
-        One of `available_backbones`.
+        One of `available_backbones`, ``timm/NAME[.TAG]``, or ``module:function`` for a
+        function of your own, see `featx.backbones.factories`.
     weights : str, optional
         Tag of the weights, path of a file, ``random`` or ``random:SEED``.
     layer : str, optional
@@ -184,15 +196,60 @@ def list_layers(
     default : str or None
         Name of the default point; None where a layer must be chosen.
     """
-    loaded = _load(name, "random", overrides or {}, SILENT)
+    # A function of the user's makes its own weights.
+    weights = None if factories.is_factory(name) else "random"
+    loaded = _load(name, weights, overrides or {}, SILENT)
     taps = loaded.tap(loaded.preprocessing.crop_px)
     return taps.points, taps.default
+
+
+def check_backbone(name: str) -> None:
+    """Refuse a name that `open_backbone` would not know, without loading anything.
+
+    Parameters
+    ----------
+    name : str
+        As typed after ``--backbone``.
+
+    Raises
+    ------
+    UsageError
+        With the nearest names.
+    """
+    _loader(name)
+    if name.startswith(timm_models.PREFIX):
+        timm_models.resolve(name)
+
+
+def _loader(name: str) -> _Loader:
+    if name.startswith(timm_models.PREFIX):
+        return timm_models.load
+    if name in torchvision_models.available():
+        return torchvision_models.load
+    if name == embedded.NAME:
+        return embedded.load
+    if Path(name).suffix in _PROGRAMS:
+        raise program_error(Path(name), "a program in a file")
+    if factories.is_factory(name):
+        return factories.load
+    known = [*available_backbones(), *(_in_timm(name))]
+    raise unknown_name("backbone", name, known, see="featx list backbones")
+
+
+_PROGRAMS = (".pt", ".pth", ".pt2", ".onnx", ".bin", ".safetensors")
+
+
+def _in_timm(name: str) -> list[str]:
+    """Give the name with its prefix, where timm is there and has that network."""
+    architecture = name.rpartition("/")[2].partition(".")[0]
+    try:
+        names = timm_models.import_timm().list_models()
+    except FeatxError:
+        return []
+    return [f"{timm_models.PREFIX}{n}" for n in names if n == architecture or "/" in name]
 
 
 def _load(
     name: str, weights: str | None, overrides: Mapping[str, Any], reporter: Reporter
 ) -> LoadedNetwork:
-    if name not in available_backbones():
-        raise unknown_name("backbone", name, available_backbones(), see="featx list backbones")
-    loader: _Loader = embedded.load if name == embedded.NAME else torchvision_models.load
-    return loader(name, weights, overrides, reporter)
+    return _loader(name)(name, weights, overrides, reporter)

@@ -168,7 +168,18 @@ class BackboneGroup(Sequence[Backbone]):
 
     @classmethod
     def of(cls, backbone: Backbone) -> BackboneGroup:
-        """Make a group of one."""
+        """Make a group of one.
+
+        Parameters
+        ----------
+        backbone : Backbone
+            Its only member.
+
+        Returns
+        -------
+        BackboneGroup
+            Running the network of `backbone` itself.
+        """
         return cls((backbone,), _AsTuple(backbone.network))
 
     def __len__(self) -> int:
@@ -207,17 +218,6 @@ class BackboneGroup(Sequence[Backbone]):
 
 class _AsTuple(nn.Module):
     """Gives the output of a network as a tuple of one."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
-        return (self.network(images),)
-
-
-class _AsTuple(nn.Module):
-    """The output of a network as a tuple of one."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

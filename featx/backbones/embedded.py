@@ -19,12 +19,19 @@ from featx.backbones.module_taps import ModuleTaps
 from featx.errors import MissingExtraError, UsageError, WeightsError
 from featx.preprocess import Preprocessing
 from featx.progress import Reporter
-from featx.weights import Weights, load_into, parse_random, read_state_dict, state_sha256
+from featx.weights import (
+    Weights,
+    load_into,
+    parse_random,
+    read_state_dict,
+    state_sha256,
+    stored,
+)
 
-__all__ = ["NAME", "load"]
+__all__ = ["NAME", "TAG", "load"]
 
 NAME = "efficientnet_lite0"
-_TAG = "EMBEDDED"
+TAG = "EMBEDDED"
 # The last feature map: batch normalisation and activation behind the head convolution.
 _DEFAULT_LAYER = "bn2"
 
@@ -59,10 +66,10 @@ def load(
     """
     del reporter
     timm = _import("timm")
-    spec = weights or _TAG
+    spec = weights or TAG
     seed = parse_random(spec)
-    if seed is None and spec != _TAG:
-        raise UsageError(f"unknown weights {spec!r} for {name}: choose from {_TAG}, random")
+    if seed is None and spec != TAG:
+        raise UsageError(f"unknown weights {spec!r} for {name}: choose from {TAG}, random")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed or 0)
         network = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
@@ -72,7 +79,7 @@ def load(
         path = _packaged_file()
         state: Mapping[str, torch.Tensor] = read_state_dict(path)
         load_into(network, _renamed(state, network.state_dict()), str(path))
-        record = Weights(_TAG, state_sha256(state), str(path), is_default=True)
+        record = Weights(TAG, state_sha256(state), str(path), True, stored(path).sha256)
     else:
         record = Weights(f"random:{seed}", state_sha256(network.state_dict()))
     return LoadedNetwork(

@@ -18,8 +18,7 @@ from torch.nn import functional
 from torchvision.models.feature_extraction import NodePathTracer
 
 from featx.backbones.fake import N_FAKE, run_fake
-from featx.backbones.taps import CLASS_TOKEN, Taps, TokenFacts, is_channels_last, make_point
-from featx.errors import BackboneError
+from featx.backbones.taps import CLASS_TOKEN, Layout, Taps
 
 __all__ = ["GraphTaps"]
 
@@ -31,7 +30,8 @@ class GraphTaps(Taps):
 
     The default point is the input of the last global pooling before the
     classifier, or of the classifier itself where nothing is pooled: the last
-    convolutional feature map, or the class token of a transformer.
+    convolutional feature map, or the class token of a transformer. A network that
+    has neither has no default.
 
     Parameters
     ----------
@@ -41,8 +41,8 @@ class GraphTaps(Taps):
         Side of the square input.
     aliases : mapping of str to str, optional
         Other names for some of the points.
-    tokens : TokenFacts, optional
-        What is known of the tokens.
+    layout : Layout, optional
+        What is known of the tokens and maps.
     default : str, optional
         Name of the default point, where it is not the one described above.
     """
@@ -52,7 +52,7 @@ class GraphTaps(Taps):
         network: nn.Module,
         input_px: int,
         aliases: Mapping[str, str] | None = None,
-        tokens: TokenFacts | None = None,
+        layout: Layout | None = None,
         default: str | None = None,
     ) -> None:
         tracer = NodePathTracer()
@@ -70,12 +70,19 @@ class GraphTaps(Taps):
             paths[before_head] = CLASS_TOKEN
         self._node_of = dict(_short_names(paths))
         self._name_of = {path: self._short(node) for node, path in paths.items()}
+        self._layout = layout or Layout()
         self.points = tuple(
-            make_point(name, self._shapes[node], tokens) for name, node in self._node_of.items()
+            self._layout.point(name, self._shapes[node], self._module(node))
+            for name, node in self._node_of.items()
         )
-        self.default = self._short(before_head) if before_head is not None else default
+        is_point = before_head is not None and before_head in paths
+        self.default = self._short(before_head) if is_point else default
 
-    def _short(self, node: Node) -> str:
+    def _module(self, node: Node) -> nn.Module | None:
+        is_module = node.op == "call_module"
+        return self._root.get_submodule(str(node.target)) if is_module else None
+
+    def _short(self, node: Node | None) -> str:
         return next(name for name, other in self._node_of.items() if other is node)
 
     def _canonical(self, name: str) -> str:
@@ -120,7 +127,7 @@ class GraphTaps(Taps):
             is_last = len(outputs) == len(set(wanted)) - 1
             # A copy, for what comes later may write into this one (a ReLU in place).
             output = copies[node] if is_last else graph.call_method("clone", (copies[node],))
-            if is_channels_last(self._shapes[node]):
+            if self._layout.puts_channels_last(self._shapes[node], self._module(node)):
                 output = graph.call_method("permute", (output, 0, 3, 1, 2))
             outputs[node] = output
             if is_last:
@@ -175,7 +182,7 @@ def _short_names(paths: Mapping[Node, str]) -> Iterator[tuple[str, Node]]:
             yield name, node
 
 
-def _before_head(graph: Graph, network: nn.Module) -> Node:
+def _before_head(graph: Graph, network: nn.Module) -> Node | None:
     modules = dict(network.named_modules())
 
     def is_a(node: Node, *kinds: type[nn.Module]) -> bool:
@@ -191,7 +198,7 @@ def _before_head(graph: Graph, network: nn.Module) -> Node:
     nodes = list(graph.nodes)
     heads = [i for i, node in enumerate(nodes) if is_a(node, nn.Linear, nn.Conv2d)]
     if not heads:
-        raise BackboneError(f"{type(network).__name__} has no classifier to cut off: give --layer")
+        return None
     head = heads[-1]
     if _goes_on(nodes[head + 1 :], modules):
         # No classifier follows: a network that was cut off already.
@@ -200,9 +207,7 @@ def _before_head(graph: Graph, network: nn.Module) -> Node:
     point = (pooled[-1] if pooled else nodes[head]).args[0]
     while isinstance(point, Node) and is_a(point, nn.Dropout):
         point = point.args[0]
-    if not isinstance(point, Node):
-        raise BackboneError(f"{type(network).__name__} has no feature map: give --layer")
-    return point
+    return point if isinstance(point, Node) else None
 
 
 def _goes_on(nodes: Sequence[Node], modules: Mapping[str, nn.Module]) -> bool:

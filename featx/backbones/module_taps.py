@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
 from featx.backbones.fake import N_FAKE, run_fake
-from featx.backbones.taps import Taps, TokenFacts, channels_first, is_channels_last, make_point
-from featx.errors import BackboneError
+from featx.backbones.taps import Layout, TapPoint, Taps, channels_first
+from featx.errors import BackboneError, UsageError
 
 __all__ = ["ModuleTaps"]
 
@@ -30,8 +31,8 @@ class ModuleTaps(Taps):
         Side of the square input.
     default : str or None
         Path of the module whose output is the default; None where there is none.
-    tokens : TokenFacts, optional
-        What is known of the tokens.
+    layout : Layout, optional
+        What is known of the tokens and maps.
     """
 
     def __init__(
@@ -39,13 +40,22 @@ class ModuleTaps(Taps):
         network: nn.Module,
         input_px: int,
         default: str | None,
-        tokens: TokenFacts | None = None,
+        layout: Layout | None = None,
     ) -> None:
         self._network = network
         self.default = default
-        shapes = module_shapes(network, network, input_px)
-        self.points = tuple(make_point(name, shape, tokens) for name, shape in shapes.items())
-        self._channels_last = {name for name, shape in shapes.items() if is_channels_last(shape)}
+        watched = watch(network, network, input_px)
+        self._others = watched.others
+        self.points, self._channels_last = describe(network, watched.shapes, layout or Layout())
+
+    def find(self, name: str | None) -> TapPoint:
+        """Look up a tap point, see `Taps.find`; explains outputs that are no tensors."""
+        if name in self._others:
+            raise UsageError(
+                f"layer {name!r} gives {self._others[name]}, not a tensor with one entry an "
+                "image: tap a layer inside or behind it"
+            )
+        return super().find(name)
 
     def cut(self, name: str) -> nn.Module:
         """Network that stops at the output of one module.
@@ -60,17 +70,51 @@ class ModuleTaps(Taps):
         torch.nn.Module
             Sharing its parameters with the network.
         """
-        return _One(self.cut_many([name]))
+        return One(self.cut_many([name]))
 
     def cut_many(self, names: Sequence[str]) -> nn.Module:
         """Network that stops at the last of several modules, see `Taps.cut_many`."""
         return _StopAt(self._network, tuple(names), self._channels_last)
 
 
-def module_shapes(
-    network: nn.Module, run: Callable[[torch.Tensor], Any], input_px: int
-) -> dict[str, Shape]:
-    """Learn what the modules give for one image, in the order in which they finish.
+@dataclass
+class Watched:
+    """What modules gave in a fake pass.
+
+    Parameters
+    ----------
+    shapes : dict of str to tuple of int
+        Shapes for one image as the network computes them, in the order in which the modules finish.
+    others : dict of str to str
+        What the other modules gave: no tensor with one entry an image.
+    """
+
+    shapes: dict[str, Shape] = field(default_factory=dict)
+    others: dict[str, str] = field(default_factory=dict)
+
+    def record(self, name: str, output: Any) -> None:
+        """Take down the first output of a module.
+
+        Parameters
+        ----------
+        name : str
+            Path of the module.
+        output : object
+            What it gave for `N_FAKE` images.
+        """
+        is_tensor = isinstance(output, torch.Tensor)
+        if is_tensor and output.dim() > 1 and output.shape[0] == N_FAKE:
+            if name not in self.others:
+                self.shapes.setdefault(name, tuple(output.shape[1:]))
+        elif name not in self.shapes:
+            what = (
+                f"a tensor of shape {tuple(output.shape)}" if is_tensor else type(output).__name__
+            )
+            self.others.setdefault(name, what)
+
+
+def watch(network: nn.Module, run: Callable[[torch.Tensor], Any], input_px: int) -> Watched:
+    """Learn what the modules of a network give for one image.
 
     Parameters
     ----------
@@ -83,30 +127,49 @@ def module_shapes(
 
     Returns
     -------
-    dict of str to tuple of int
-        Shapes as the network computes them. What is no tensor with one entry an image is left out.
+    Watched
+        All modules that were called.
     """
-    shapes: dict[str, Shape] = {}
+    watched = Watched()
 
-    def record(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            is_per_image = isinstance(output, torch.Tensor) and output.shape[:1] == (N_FAKE,)
-            if is_per_image and output.dim() > 1:
-                shapes.setdefault(name, tuple(output.shape[1:]))
+    def hook_of(name: str) -> Any:
+        return lambda module, args, output: watched.record(name, output)
 
-        return hook
-
-    handles = [
-        module.register_forward_hook(record(name))
-        for name, module in network.named_modules()
-        if name
-    ]
+    modules = [(name, module) for name, module in network.named_modules() if name]
+    handles = [module.register_forward_hook(hook_of(name)) for name, module in modules]
     try:
         run_fake(run, input_px)
     finally:
         for handle in handles:
             handle.remove()
-    return shapes
+    return watched
+
+
+def describe(
+    network: nn.Module, shapes: Mapping[str, Shape], layout: Layout
+) -> tuple[tuple[TapPoint, ...], frozenset[str]]:
+    """Make tap points of shapes.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        Whose modules gave them.
+    shapes : mapping of str to tuple of int
+        Of `watch`.
+    layout : Layout
+        What is known of the network.
+
+    Returns
+    -------
+    points : tuple of TapPoint
+        In the same order.
+    channels_last : frozenset of str
+        Names of those whose output must be permuted.
+    """
+    modules = dict(network.named_modules())
+    points = [layout.point(name, raw, modules.get(name)) for name, raw in shapes.items()]
+    last = [n for n, raw in shapes.items() if layout.puts_channels_last(raw, modules.get(n))]
+    return tuple(points), frozenset(last)
 
 
 class ReachedError(Exception):
@@ -136,6 +199,11 @@ class Catcher:
             network.get_submodule(name).register_forward_hook(self._hook(name))
             for name in sorted(self._missing)
         ]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all of them were caught."""
+        return not self._missing
 
     def _hook(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: torch.Tensor) -> None:
@@ -183,13 +251,31 @@ class _StopAt(nn.Module):
         )
 
 
-class _One(nn.Module):
-    """The only output of a network that gives a tuple of one."""
+class One(nn.Module):
+    """The only output of a network that gives a tuple of one.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        Gives that tuple.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Compute the output.
+
+        Parameters
+        ----------
+        images : tensor of shape (n, 3, size, size)
+            As for `network`.
+
+        Returns
+        -------
+        tensor of shape (n, ...)
+            The first of the tuple.
+        """
         output: torch.Tensor = self.network(images)[0]
         return output

@@ -17,15 +17,7 @@ from torch import nn
 
 from featx.errors import UsageError, unknown_name
 
-__all__ = [
-    "CLASS_TOKEN",
-    "TapPoint",
-    "Taps",
-    "TokenFacts",
-    "channels_first",
-    "is_channels_last",
-    "make_point",
-]
+__all__ = ["CLASS_TOKEN", "Layout", "TapPoint", "Taps", "channels_first"]
 
 Shape = tuple[int, ...]
 
@@ -61,53 +53,68 @@ class TapPoint:
 
 
 @dataclass(frozen=True)
-class TokenFacts:
-    """How a transformer lays out its tokens.
+class Layout:
+    """What is known of the order in which a network lays out its outputs.
 
     Parameters
     ----------
-    n_tokens : int
-        All of them, the prefix counted.
-    n_prefix : int
-        Those before the patch tokens.
-    has_class : bool
+    n_tokens : int, default=0
+        Tokens of a whole sequence, the prefix counted; 0 where nothing is known.
+    n_prefix : int, default=0
+        Tokens before the patch tokens.
+    has_class : bool, default=False
         Whether the first of the prefix is a class token.
+    is_channels_last : bool, default=False
+        Whether maps have their channels last (Swin). It decides where the shape does
+        not tell it, for it has as many channels as rows.
     """
 
-    n_tokens: int
-    n_prefix: int
-    has_class: bool
+    n_tokens: int = 0
+    n_prefix: int = 0
+    has_class: bool = False
+    is_channels_last: bool = False
 
+    def puts_channels_last(self, raw: Shape, module: nn.Module | None = None) -> bool:
+        """Whether the output for one (square) image is a map with its channels last.
 
-def is_channels_last(shape: Shape) -> bool:
-    """Whether the output for one (square) image is a map with its channels last."""
-    return len(shape) == 3 and shape[0] == shape[1] != shape[2]
+        Parameters
+        ----------
+        raw : tuple of int
+            Its shape, as the network computes it.
+        module : torch.nn.Module, optional
+            What computed it: a convolution puts its channels first.
 
+        Returns
+        -------
+        bool
+            False for what is no map.
+        """
+        if len(raw) != 3 or raw[0] != raw[1]:
+            return False
+        return raw[1] != raw[2] or (self.is_channels_last and not isinstance(module, nn.Conv2d))
 
-def make_point(name: str, raw: Shape, tokens: TokenFacts | None) -> TapPoint:
-    """Describe an output of the shape `raw` as featx hands it on, channels first.
+    def point(self, name: str, raw: Shape, module: nn.Module | None = None) -> TapPoint:
+        """Describe an output as featx hands it on: channels first.
 
-    Parameters
-    ----------
-    name : str
-        Of the point.
-    raw : tuple of int
-        Shape for one image, as the network computes it.
-    tokens : TokenFacts or None
-        What is known of the network's tokens; None where nothing is.
+        Parameters
+        ----------
+        name : str
+            Of the point.
+        raw, module
+            As for `puts_channels_last`.
 
-    Returns
-    -------
-    TapPoint
-        With the layout of its tokens, where it has any.
-    """
-    if is_channels_last(raw):
-        return TapPoint(name, (raw[2], raw[0], raw[1]))
-    if len(raw) != 2 or tokens is None:
-        return TapPoint(name, raw)
-    if raw[0] != tokens.n_tokens:
-        return TapPoint(name, raw, has_class_token=False)
-    return TapPoint(name, raw, tokens.n_prefix, tokens.has_class)
+        Returns
+        -------
+        TapPoint
+            With the layout of its tokens, where it has any.
+        """
+        if self.puts_channels_last(raw, module):
+            return TapPoint(name, (raw[2], raw[0], raw[1]))
+        if len(raw) != 2 or not self.n_tokens:
+            return TapPoint(name, raw)
+        if raw[0] != self.n_tokens:
+            return TapPoint(name, raw, has_class_token=False)
+        return TapPoint(name, raw, self.n_prefix, self.has_class)
 
 
 class Taps(ABC):
@@ -191,5 +198,16 @@ class Taps(ABC):
 
 
 def channels_first(output: torch.Tensor) -> torch.Tensor:
-    """Put the channels of a map of shape (n, height, width, channels) before its rows."""
+    """Put the channels of a map before its rows.
+
+    Parameters
+    ----------
+    output : tensor of shape (n, height, width, channels)
+        A map.
+
+    Returns
+    -------
+    tensor of shape (n, channels, height, width)
+        A view of it.
+    """
     return output.permute(0, 3, 1, 2)

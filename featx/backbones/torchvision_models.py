@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +14,10 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 
 from featx.backbones.base import LoadedNetwork
 from featx.backbones.graph_taps import GraphTaps
-from featx.backbones.taps import TokenFacts
-from featx.errors import WeightsError, nearest
+from featx.backbones.keras_names import keras_aliases
+from featx.backbones.local_files import assume, choose_file
+from featx.backbones.taps import Layout
+from featx.errors import BackboneError
 from featx.preprocess import Preprocessing
 from featx.progress import Reporter
 from featx.weights import (
@@ -27,13 +28,14 @@ from featx.weights import (
     parse_random,
     read_state_dict,
     state_sha256,
+    stored,
 )
 
-__all__ = ["available", "default_tag", "load"]
+__all__ = ["available", "classifiers", "default_tag", "load"]
 
 # These builders normalise with mean and std 0.5 inside the network when weights are given.
 _TRANSFORMS_INPUT = ("googlenet", "inception_v3")
-_AUXILIARY_HEADS = ("AuxLogits.", "aux1.")
+_AUXILIARY_HEADS = ("AuxLogits.", "aux1.", "aux2.")
 
 
 @cache
@@ -90,31 +92,53 @@ def load(
     ------
     WeightsError
         If the weights are missing, damaged or of another network.
+    BackboneError
+        If the network cannot be built for the input size.
     """
-    entries = _entries(name)
     spec = weights or default_tag(name)
     seed = parse_random(spec)
-    state: Mapping[str, torch.Tensor] | None = None
-    file = ""
-    if spec in entries:
-        path = download(_file_of(entries[spec]), reporter=reporter)
-        state, file, label = read_state_dict(path), str(path), spec
-        preprocessing = _preprocessing(name, spec)
+    tag = spec if spec in _entries(name) else default_tag(name)
+    preset = _entries(name)[tag].transforms()
+    assumed = Preprocessing.from_torchvision(preset, f"{name} {tag}")
+    preprocessing = assumed.override(**overrides)
+    if seed is not None:
+        network = _build(name, preprocessing.crop_px, seed=seed)
+        record = Weights(f"random:{seed}", state_sha256(network.state_dict()))
+        return _loaded(name, network, record, preprocessing)
+    if spec == tag:
+        found = download(_file_of(_entries(name)[tag]), reporter=reporter)
     else:
-        preprocessing = _preprocessing(name, default_tag(name))
-        label = f"random:{seed}"
-        if seed is None:
-            path = _local_file(name, spec, entries)
-            state, file, label = read_state_dict(path), str(path), path.stem
-    preprocessing = preprocessing.override(**overrides)
-    network = _build(name, state, seed, preprocessing.crop_px, source=file)
-    digest = state_sha256(network.state_dict() if state is None else state)
+        found = stored(choose_file(name, spec, [*_entries(name), "random"]))
+        assume(found.path, assumed, overrides, reporter)
+    state = read_state_dict(found.path, reporter=reporter)
+    network, heads = _filled(name, state, preprocessing.crop_px, str(found.path))
+    if heads:
+        reporter.say(
+            f"{found.path}: its classifier ({', '.join(heads)}) is another one than {name}'s and "
+            "is not used; everything else is loaded"
+        )
+    label = spec if spec == tag else found.path.stem
+    record = Weights(
+        label, state_sha256(state), str(found.path), label == default_tag(name), found.sha256
+    )
+    return _loaded(name, network, record, preprocessing, heads)
+
+
+def _loaded(
+    name: str,
+    network: nn.Module,
+    weights: Weights,
+    preprocessing: Preprocessing,
+    unfilled: tuple[str, ...] = (),
+) -> LoadedNetwork:
+    aliases, layout = keras_aliases(name, network), _layout(network)
     return LoadedNetwork(
         name=name,
         network=network,
-        weights=Weights(label, digest, file, is_default=label == default_tag(name)),
+        weights=weights,
         preprocessing=preprocessing,
-        tap=lambda input_px: GraphTaps(network, input_px, _aliases(network), _token_facts(network)),
+        tap=lambda input_px: GraphTaps(network, input_px, aliases, layout),
+        unfilled=unfilled,
     )
 
 
@@ -127,49 +151,69 @@ def _file_of(entry: Any) -> WeightsFile:
     )
 
 
-def _preprocessing(name: str, tag: str) -> Preprocessing:
-    return Preprocessing.from_torchvision(_entries(name)[tag].transforms(), f"{name} {tag}")
-
-
-def _local_file(name: str, spec: str, entries: Mapping[str, Any]) -> Path:
-    path = Path(spec).expanduser()
-    if path.is_file() or path.suffix or "/" in spec:
-        return path
-    choices = [*entries, "random"]
-    close = nearest(spec, choices)
-    hint = f"did you mean {', '.join(close)}? " if close else ""
-    raise WeightsError(
-        f"unknown weights {spec!r} for {name}: {hint}"
-        f"choose from {', '.join(choices)}, or give the path of a file"
-    )
-
-
 def _build(
-    name: str,
-    state: Mapping[str, torch.Tensor] | None,
-    seed: int | None,
-    input_px: int,
-    source: str,
+    name: str, input_px: int, *, seed: int = 0, options: Mapping[str, Any] | None = None
 ) -> nn.Module:
+    """Build a network with seeded random values; the caller's generator is left alone."""
+    chosen = dict(options or {})
+    if name in _TRANSFORMS_INPUT:
+        chosen = {"transform_input": True, "init_weights": True} | chosen
+    if name.startswith("vit_"):
+        _check_multiple(name, input_px, int(name.rsplit("_", 1)[1]), "its patches")
+        chosen["image_size"] = input_px
+    if name.startswith("maxvit_") and input_px != _MAXVIT_PX:
+        _check_multiple(name, input_px, _MAXVIT_PX, "its windows, after five halvings,")
+        chosen["input_size"] = (input_px, input_px)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network: nn.Module = models.get_model(name, weights=None, **chosen)
+    return network.eval()
+
+
+_MAXVIT_PX = 224
+
+
+def _check_multiple(name: str, input_px: int, step: int, what: str) -> None:
+    if input_px % step or input_px < step:
+        near = max(1, input_px // step) * step
+        raise BackboneError(
+            f"{name} does not run at an input size of {input_px} pixels: {what} are {step} pixels "
+            f"wide. Choose a multiple of {step}, such as {near} or {near + step}; "
+            f"the least size that works is {step}"
+        )
+
+
+def _filled(
+    name: str, state: Mapping[str, torch.Tensor], input_px: int, source: str
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """Build a network for a state dict; with the modules of a classifier that did not fit."""
     options: dict[str, Any] = {}
     if name in _TRANSFORMS_INPUT:
-        has_aux = state is None or any(key.startswith(_AUXILIARY_HEADS) for key in state)
-        options = {
-            "transform_input": True,
-            "aux_logits": has_aux,
-            "init_weights": state is None,
-        }
-    if name.startswith("vit_"):
-        options["image_size"] = input_px
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0 if seed is None else seed)
-        try:
-            network: nn.Module = models.get_model(name, weights=None, **options)
-        except (RuntimeError, ValueError, AssertionError) as error:
-            raise WeightsError(f"{name} cannot be built at {input_px} pixels: {error}") from error
-    if state is not None:
-        load_into(network, _converted(name, state, network), f"{source or 'the file'}")
-    return network.eval()
+        has_aux = any(key.startswith(_AUXILIARY_HEADS) for key in state)
+        options = {"aux_logits": has_aux, "init_weights": False}
+    network = _build(name, input_px, options=options)
+    heads = (*classifiers(network), *(head.rstrip(".") for head in _AUXILIARY_HEADS))
+    converted = _converted(name, state, network)
+    is_whole = load_into(network, converted, source, heads=heads)
+    return network, () if is_whole else classifiers(network)
+
+
+def classifiers(network: nn.Module) -> tuple[str, ...]:
+    """Path of the classifier of a network.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        Whose last linear layer or convolution is its classifier.
+
+    Returns
+    -------
+    tuple of str
+        The child of the network that holds it; empty where there is none.
+    """
+    kinds = (nn.Linear, nn.Conv2d)
+    names = [name for name, module in network.named_modules() if isinstance(module, kinds)]
+    return (names[-1].partition(".")[0],) if names else ()
 
 
 # Torchvision's own conversion of the files of 2017, in which "norm.1" was "norm1" of today.
@@ -194,23 +238,7 @@ def _converted(
     return state
 
 
-def _token_facts(network: nn.Module) -> TokenFacts | None:
+def _layout(network: nn.Module) -> Layout:
     if isinstance(network, models.VisionTransformer):
-        return TokenFacts(n_tokens=network.seq_length, n_prefix=1, has_class=True)
-    return None
-
-
-def _aliases(network: nn.Module) -> dict[str, str]:
-    """Keras's names for the blocks of a VGG: ``block3`` and ``block3_pool``."""
-    if not isinstance(network, models.VGG):
-        return {}
-    pools = [
-        f"features.{i}"
-        for i, module in enumerate(network.features)
-        if isinstance(module, nn.MaxPool2d)
-    ]
-    return {
-        f"block{i}{suffix}": path
-        for i, path in enumerate(pools, start=1)
-        for suffix in ("", "_pool")
-    }
+        return Layout(n_tokens=network.seq_length, n_prefix=1, has_class=True)
+    return Layout(is_channels_last=isinstance(network, models.SwinTransformer))

@@ -228,12 +228,12 @@ def test_position_embeddings_are_interpolated_for_another_size(tmp_path):
         (
             {"name": "inception_v3", "weights": "random", "overrides": {"input_size": 32}},
             BackboneError,
-            "input size of 32 pixels",
+            "input size of 32 pixels.*The least size that works is 75",
         ),
         (
             {"name": "vit_b_32", "weights": "random", "overrides": {"input_size": 100}},
-            WeightsError,
-            "cannot be built at 100 pixels",
+            BackboneError,
+            "100 pixels.*multiple of 32, such as 96 or 128; the least size that works is 32",
         ),
         ({"name": "efficientnet_lite0", "weights": "V2"}, UsageError, "EMBEDDED, random"),
     ],

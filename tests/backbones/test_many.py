@@ -10,7 +10,7 @@ from featx.backbones import BackboneGroup, open_backbone, open_backbones
 from featx.backbones.graph_taps import GraphTaps
 from featx.backbones.module_taps import ModuleTaps
 from featx.backbones.pools import pool_features, pooled_shape
-from featx.backbones.taps import TokenFacts
+from featx.backbones.taps import Layout
 from featx.errors import UsageError
 
 
@@ -131,7 +131,7 @@ class Tokens(nn.Module):
 
 
 def test_only_whole_sequences_have_the_prefix():
-    taps = ModuleTaps(Tokens().eval(), 8, "all", TokenFacts(n_tokens=5, n_prefix=1, has_class=True))
+    taps = ModuleTaps(Tokens().eval(), 8, "all", Layout(n_tokens=5, n_prefix=1, has_class=True))
     assert (taps.find("all").n_prefix_tokens, taps.find("all").has_class_token) == (1, True)
     assert (taps.find("patches").n_prefix_tokens, taps.find("patches").has_class_token) == (
         0,

@@ -1,0 +1,223 @@
+"""Networks that a function of the user's builds: ``--backbone module:function``.
+
+The contract: the function is called without arguments and returns ::
+
+    (network, preprocessing)              or        (network, preprocessing, layer)
+
+- ``network``: a `torch.nn.Module` with its weights, which takes a float32 tensor of shape
+  (n, 3, size, size). What it returns does not matter, for it is tapped inside.
+- ``preprocessing``: a `featx.preprocess.Preprocessing`, a torchvision preset
+  (``weights.transforms()``), a mapping like timm's ``pretrained_cfg``, or None: then
+  ``--mean``, ``--std`` and ``--input-size`` must be given.
+- ``layer``: the module that gives the features by default. Without it, the default is the input
+  of the last global pooling before the classifier, where torch.fx can trace the network.
+
+A transformer may tell its number of class and register tokens in an attribute
+``num_prefix_tokens``; without it, the mean of the tokens counts all of them. A package offers such
+a function under a plain name by an entry point of the group ``featx.backbones``. The identity
+of the network is its name and the SHA-256 of its state dict: a function that builds another
+network around the same tensors needs another name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from statistics import mode
+from typing import Any
+
+import torch
+from torch import nn
+
+from featx.backbones.base import LoadedNetwork
+from featx.backbones.graph_taps import GraphTaps
+from featx.backbones.local_files import as_preprocessing, preprocessing_from_options
+from featx.backbones.module_taps import ModuleTaps
+from featx.backbones.taps import Layout, Taps
+from featx.backbones.timm_taps import TimmTaps, is_like_timm
+from featx.backbones.torchvision_models import classifiers
+from featx.errors import BackboneError, FeatxError, UsageError, unknown_name
+from featx.progress import Reporter
+from featx.weights import (
+    Weights,
+    load_into,
+    parse_random,
+    read_state_dict,
+    state_sha256,
+    stored,
+)
+
+__all__ = ["GROUP", "available", "is_factory", "load"]
+
+GROUP = "featx.backbones"
+
+_CONTRACT = "it must return (network, preprocessing) or (network, preprocessing, layer)"
+
+
+@cache
+def _entry_points() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def available() -> tuple[str, ...]:
+    """Names that installed packages offer as entry points, sorted."""
+    return tuple(sorted(_entry_points()))
+
+
+def is_factory(name: str) -> bool:
+    """Whether a name is ``module:function`` or an entry point."""
+    return ":" in name or name in _entry_points()
+
+
+def load(
+    name: str, weights: str | None, overrides: Mapping[str, Any], reporter: Reporter
+) -> LoadedNetwork:
+    """Call the user's function, and fill its network from a file where one is given.
+
+    Parameters
+    ----------
+    name : str
+        ``module:function``, the module found as Python finds it or in the current folder,
+        or the name of an entry point.
+    weights : str or None
+        Path of a file; None for what the function itself has loaded.
+    overrides : mapping
+        Keyword arguments of `Preprocessing.override`.
+    reporter : Reporter
+        Shows what is done.
+
+    Returns
+    -------
+    LoadedNetwork
+        In evaluation mode, on the CPU.
+
+    Raises
+    ------
+    UsageError
+        If there is no such function, or it brings no preprocessing and the flags do not either.
+    BackboneError
+        If the function fails or returns something else.
+    WeightsError
+        If the file does not fit.
+    """
+    if weights and parse_random(weights) is not None:
+        raise UsageError(f"{name} makes its own weights: leave --weights out, or give a file")
+    network, given, layer = _call(name)
+    known = as_preprocessing(given, name)
+    preprocessing = (
+        known.override(**overrides) if known else preprocessing_from_options(name, overrides)
+    )
+    record, unfilled = _fill(name, network, weights, reporter)
+    return LoadedNetwork(
+        name=name,
+        network=network,
+        weights=record,
+        preprocessing=preprocessing,
+        tap=lambda input_px: make_taps(network, input_px, layer),
+        unfilled=unfilled,
+    )
+
+
+def make_taps(network: nn.Module, input_px: int, default: str | None) -> Taps:
+    """Tap points of a network of which nothing is known.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        In evaluation mode.
+    input_px : int
+        Side of the square input.
+    default : str or None
+        Module whose output is the default.
+
+    Returns
+    -------
+    Taps
+        timm's way where the network has its methods, else by tracing, else by hooks.
+    """
+    if default is None and is_like_timm(network):
+        return TimmTaps(network, input_px)
+    n_prefix = getattr(network, "num_prefix_tokens", 0)
+    taps = _trace_or_watch(network, input_px, default, Layout())
+    lengths = [point.shape[0] for point in taps.points if len(point.shape) == 2]
+    if not n_prefix or not lengths:
+        return taps
+    layout = Layout(n_tokens=mode(lengths), n_prefix=n_prefix, has_class=True)
+    return _trace_or_watch(network, input_px, default, layout)
+
+
+def _trace_or_watch(network: nn.Module, input_px: int, default: str | None, layout: Layout) -> Taps:
+    if default is None:
+        try:
+            return GraphTaps(network, input_px, layout=layout)
+        except FeatxError:
+            raise
+        except Exception:
+            # Its forward pass depends on values, which a trace cannot follow.
+            return ModuleTaps(network, input_px, None, layout)
+    return ModuleTaps(network, input_px, default, layout)
+
+
+def _fill(
+    name: str, network: nn.Module, weights: str | None, reporter: Reporter
+) -> tuple[Weights, tuple[str, ...]]:
+    if weights is None:
+        return Weights("own", state_sha256(network.state_dict()), is_default=True), ()
+    path = Path(weights).expanduser()
+    state = read_state_dict(path, reporter=reporter)
+    heads = classifiers(network)
+    is_whole = load_into(network, state, str(path), heads=heads)
+    if not is_whole:
+        reporter.say(f"{path}: its classifier is another one than that of {name} and is not used")
+    record = Weights(path.stem, state_sha256(state), str(path), file_sha256=stored(path).sha256)
+    return record, () if is_whole else heads
+
+
+def _call(name: str) -> tuple[nn.Module, Any, str | None]:
+    factory = _import(name)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            made = factory()
+    except FeatxError:
+        raise
+    except Exception as error:
+        raise BackboneError(
+            f"{name} failed: {type(error).__name__}: {error} (--debug shows where)"
+        ) from error
+    parts = made if isinstance(made, tuple) else (made, None)
+    if not 2 <= len(parts) <= 3 or not isinstance(parts[0], nn.Module):
+        kinds = ", ".join(type(part).__name__ for part in parts)
+        raise BackboneError(f"{name} returns ({kinds}): {_CONTRACT}")
+    layer = parts[2] if len(parts) == 3 else None
+    return parts[0].eval().to("cpu"), parts[1], layer
+
+
+def _import(name: str) -> Callable[[], Any]:
+    if name in _entry_points():
+        module, _, attribute = _entry_points()[name].value.partition(":")
+    else:
+        module, _, attribute = name.partition(":")
+    # The installed program "featx" does not see the current folder, as "python" would.
+    if (folder := os.getcwd()) not in sys.path:  # noqa: PTH109
+        sys.path.append(folder)
+    try:
+        found: Any = importlib.import_module(module)
+    except Exception as error:
+        raise UsageError(
+            f"the module {module!r} of --backbone {name} cannot be imported: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            public = [n for n in dir(found) if callable(getattr(found, n)) and n[0] != "_"]
+            raise unknown_name(f"function of {module}", attribute, public)
+        found = getattr(found, part)
+    if not callable(found):
+        raise UsageError(f"{name} is a {type(found).__name__}, not a function: {_CONTRACT}")
+    return found  # type: ignore[no-any-return]

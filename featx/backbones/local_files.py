@@ -1,0 +1,156 @@
+"""Files of weights given by hand, and preprocessing that must come with them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from featx.errors import UsageError, WeightsError, nearest
+from featx.preprocess import Preprocessing
+from featx.progress import Reporter
+from featx.weights import check_exists
+
+__all__ = ["as_preprocessing", "assume", "choose_file", "preprocessing_from_options"]
+
+_NEEDED = {"mean": "--mean R G B", "std": "--std R G B", "input_size": "--input-size N"}
+_CROP_PCT = 0.875
+_INTERPOLATION = "bilinear"
+
+
+def choose_file(name: str, spec: str, choices: Sequence[str]) -> Path:
+    """Read ``--weights`` as a path, where it is none of the known tags.
+
+    Parameters
+    ----------
+    name : str
+        Of the backbone, for the error.
+    spec : str
+        As typed.
+    choices : sequence of str
+        The tags.
+
+    Returns
+    -------
+    Path
+        Of an existing file.
+
+    Raises
+    ------
+    WeightsError
+        If there is no such file, or `spec` looks like a misspelt tag.
+    """
+    path = Path(spec).expanduser()
+    if path.is_file() or path.suffix or "/" in spec:
+        check_exists(path)
+        return path
+    close = nearest(spec, choices)
+    hint = f"did you mean {', '.join(close)}? " if close else ""
+    raise WeightsError(
+        f"unknown weights {spec!r} for {name}: {hint}"
+        f"choose from {', '.join(choices)}, or give the path of a file"
+    )
+
+
+def assume(
+    path: Path, assumed: Preprocessing, overrides: Mapping[str, Any], reporter: Reporter
+) -> None:
+    """Say which preprocessing is assumed for a file that does not record its own.
+
+    Parameters
+    ----------
+    path : Path
+        The file of weights.
+    assumed : Preprocessing
+        That of the network's default weights.
+    overrides : mapping
+        What was given by hand: with mean and std, nothing is assumed.
+    reporter : Reporter
+        Told.
+    """
+    if not {"mean", "std"} <= set(overrides):
+        reporter.say(
+            f"{path} does not record its preprocessing: that of {assumed.origin} is assumed. "
+            "Where it was trained with another one, give --mean --std --input-size"
+        )
+
+
+def preprocessing_from_options(name: str, overrides: Mapping[str, Any]) -> Preprocessing:
+    """Make a preprocessing of the user's flags alone.
+
+    Parameters
+    ----------
+    name : str
+        Of the backbone, for the error.
+    overrides : mapping
+        Keyword arguments of `Preprocessing.override`; ``crop_pct`` is 0.875 and
+        ``interpolation`` bilinear where they are not given.
+
+    Returns
+    -------
+    Preprocessing
+        Nothing in it is guessed but these two.
+
+    Raises
+    ------
+    UsageError
+        Naming the flags that are missing.
+    """
+    missing = [flag for key, flag in _NEEDED.items() if overrides.get(key) is None]
+    if missing:
+        raise UsageError(
+            f"the preprocessing of {name} is not known, and a network fed with wrongly scaled "
+            f"pixels is useless: give {' '.join(missing)}"
+        )
+    crop_px = int(overrides["input_size"])
+    base = Preprocessing(
+        resize_px=max(1, math.floor(crop_px / _CROP_PCT)),
+        crop_px=crop_px,
+        interpolation=_INTERPOLATION,
+        mean=overrides["mean"],
+        std=overrides["std"],
+        origin="given by options",
+    )
+    rest = {k: v for k, v in overrides.items() if k not in _NEEDED}
+    return base.override(**rest)
+
+
+def as_preprocessing(value: Any, origin: str) -> Preprocessing | None:
+    """Read the preprocessing that a user's function returned.
+
+    Parameters
+    ----------
+    value : Preprocessing, torchvision ImageClassification, mapping, or None
+        A mapping has the keys of a timm ``pretrained_cfg``: ``input_size``, ``crop_pct``,
+        ``interpolation``, ``mean`` and ``std``.
+    origin : str
+        Name of the function.
+
+    Returns
+    -------
+    Preprocessing or None
+        None where nothing is known.
+
+    Raises
+    ------
+    UsageError
+        If it is something else.
+    """
+    if value is None or isinstance(value, Preprocessing):
+        return value
+    try:
+        if isinstance(value, Mapping):
+            return Preprocessing.from_timm(value, origin)
+        if hasattr(value, "crop_size") and hasattr(value, "resize_size"):
+            return Preprocessing.from_torchvision(value, origin)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(
+            f"the preprocessing that {origin} returns lacks {error}: it needs input_size, "
+            "crop_pct, interpolation, mean and std"
+        ) from error
+    raise UsageError(
+        f"{origin} returns a {type(value).__name__} as its preprocessing: return a "
+        "featx.preprocess.Preprocessing, a torchvision ImageClassification preset, or a mapping "
+        "with input_size, crop_pct, interpolation, mean and std"
+    )

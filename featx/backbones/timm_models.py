@@ -1,0 +1,298 @@
+"""All image networks of timm, with the preprocessing of their ``pretrained_cfg``."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from featx.backbones.base import LoadedNetwork
+from featx.backbones.local_files import assume, choose_file, preprocessing_from_options
+from featx.backbones.timm_taps import TimmTaps
+from featx.backbones.timm_weights import find_weights, pinned_tags
+from featx.errors import BackboneError, MissingExtraError, UsageError, WeightsError, unknown_name
+from featx.preprocess import Preprocessing
+from featx.progress import Reporter
+from featx.weights import (
+    StoredFile,
+    Weights,
+    parse_random,
+    read_state_dict,
+    state_sha256,
+    stored,
+)
+
+__all__ = ["PREFIX", "config", "default_tag", "import_timm", "load", "resolve"]
+
+PREFIX = "timm/"
+
+
+def import_timm() -> Any:
+    """Import timm.
+
+    Returns
+    -------
+    module
+        ``timm``.
+
+    Raises
+    ------
+    MissingExtraError
+        If it is not installed.
+    """
+    try:
+        return importlib.import_module("timm")
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("timm", "timm", "a backbone of timm") from error
+
+
+def resolve(name: str, weights: str | None = None) -> tuple[str, str]:
+    """Architecture and tag of a name.
+
+    Parameters
+    ----------
+    name : str
+        ``timm/ARCHITECTURE`` or ``timm/ARCHITECTURE.TAG``.
+    weights : str, optional
+        A tag, when `name` has none.
+
+    Returns
+    -------
+    architecture : str
+        As timm names it.
+    tag : str
+        Of the pretrained weights; empty where there are none.
+
+    Raises
+    ------
+    UsageError
+        If timm has no such network or no such weights, with the nearest names.
+    """
+    timm = import_timm()
+    architecture, _, tag = name.removeprefix(PREFIX).partition(".")
+    if not timm.is_model(architecture):
+        known = [PREFIX + other for other in timm.list_models()]
+        raise unknown_name(
+            "backbone", PREFIX + architecture, known, see="featx list backbones timm"
+        )
+    tags = _tags(architecture)
+    if weights in tags:
+        if tag and tag != weights:
+            raise UsageError(f"{name} names the weights {tag}, --weights names {weights}: give one")
+        tag = str(weights)
+    tag = tag or default_tag(architecture)
+    if tag and tag not in tags:
+        raise unknown_name(f"weights of {PREFIX}{architecture}", tag, tags)
+    return architecture, tag
+
+
+def default_tag(architecture: str) -> str:
+    """Tag of the weights of a bare name: pinned by featx, see `pinned_tags`.
+
+    Parameters
+    ----------
+    architecture : str
+        As timm names it.
+
+    Returns
+    -------
+    str
+        This timm's own default, where featx has pinned none or it is gone; empty where
+        there are no weights.
+    """
+    tags = _tags(architecture)
+    for tag in (pinned_tags().get(architecture), config(architecture, "").get("tag"), *tags):
+        if tag in tags:
+            return str(tag)
+    return ""
+
+
+def _tags(architecture: str) -> list[str]:
+    """Tags that have weights, in timm's order."""
+    names = import_timm().list_pretrained(f"{architecture}.*")
+    return [name.partition(".")[2] for name in names if name.partition(".")[0] == architecture]
+
+
+def config(architecture: str, tag: str) -> dict[str, Any]:
+    """Read timm's record of a network: preprocessing, licence, where the weights lie.
+
+    Parameters
+    ----------
+    architecture, tag : str
+        Of `resolve`.
+
+    Returns
+    -------
+    dict
+        timm's ``pretrained_cfg``.
+    """
+    name = f"{architecture}.{tag}" if tag else architecture
+    found = import_timm().models.get_pretrained_cfg(name)
+    return dict(found.to_dict()) if found else {}
+
+
+def load(
+    name: str, weights: str | None, overrides: Mapping[str, Any], reporter: Reporter
+) -> LoadedNetwork:
+    """Build a network of timm and fill it.
+
+    Parameters
+    ----------
+    name : str
+        ``timm/ARCHITECTURE`` or ``timm/ARCHITECTURE.TAG``.
+    weights : str or None
+        A tag, path of a file, ``random`` or ``random:SEED``.
+    overrides : mapping
+        Keyword arguments of `Preprocessing.override`.
+    reporter : Reporter
+        Shows downloads.
+
+    Returns
+    -------
+    LoadedNetwork
+        In evaluation mode, on the CPU; its name has the tag where these are timm's weights.
+
+    Raises
+    ------
+    UsageError, WeightsError, BackboneError
+        If the name is unknown, the weights cannot be had or do not fit, or the network
+        cannot be built for the input size.
+    """
+    architecture, tag = resolve(name, weights)
+    cfg = config(architecture, tag)
+    seed = parse_random(weights) if weights else None
+    is_known = bool(tag) or seed is not None
+    preprocessing = _preprocessing(name, cfg if is_known else {}, overrides)
+    px = preprocessing.crop_px
+    if seed is not None:
+        network = _build(architecture, cfg, px, seed=seed)
+        record = Weights(f"random:{seed}", state_sha256(network.state_dict()))
+    else:
+        is_own = weights is None or weights == tag
+        if not is_own:
+            found = _local(name, str(weights), cfg, overrides, reporter)
+        elif tag:
+            found = find_weights(cfg, reporter)
+            name = f"{PREFIX}{architecture}.{tag}"
+        else:
+            raise WeightsError(
+                f"timm has no weights for {name}: give --weights FILE, or random for a dry run"
+            )
+        network, record = _filled(architecture, cfg, px, found, tag if is_own else "", reporter)
+    return LoadedNetwork(
+        name=name,
+        network=network,
+        weights=record,
+        preprocessing=preprocessing,
+        tap=lambda input_px: TimmTaps(network, input_px),
+    )
+
+
+def _preprocessing(
+    name: str, cfg: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> Preprocessing:
+    if not cfg:
+        return preprocessing_from_options(name, overrides)
+    channels, height, width = cfg["input_size"]
+    if channels != 3:
+        raise BackboneError(f"{name} takes images of {channels} channels, featx gives 3 (RGB)")
+    if height != width and "input_size" not in overrides:
+        raise UsageError(
+            f"{name} was trained on images of {height} x {width} pixels, and featx gives square "
+            "ones: choose --input-size"
+        )
+    return Preprocessing.from_timm(cfg, _origin(cfg)).override(**overrides)
+
+
+def _origin(cfg: Mapping[str, Any]) -> str:
+    return f"timm {cfg['architecture']}.{cfg.get('tag') or ''}".rstrip(".")
+
+
+def _local(
+    name: str,
+    spec: str,
+    cfg: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    reporter: Reporter,
+) -> StoredFile:
+    architecture = str(cfg.get("architecture", name.removeprefix(PREFIX)))
+    path = choose_file(name, spec, [*_tags(architecture), "random"])
+    if cfg.get("tag"):
+        assume(path, Preprocessing.from_timm(cfg, _origin(cfg)), overrides, reporter)
+    return stored(path)
+
+
+def _filled(
+    architecture: str,
+    cfg: Mapping[str, Any],
+    px: int,
+    found: StoredFile,
+    tag: str,
+    reporter: Reporter,
+) -> tuple[nn.Module, Weights]:
+    state = read_state_dict(found.path, reporter=reporter)
+    digest = state_sha256(state)
+    n_classes = int(cfg.get("num_classes") or 0) if tag else _n_classes(cfg, state)
+    if n_classes != int(cfg.get("num_classes") or 0):
+        reporter.say(f"{found.path}: its classifier has {n_classes} classes, and is not used")
+    overlay = {"state_dict": dict(state), "num_classes": n_classes}
+    try:
+        network = _build(architecture, cfg, px, overlay=overlay)
+    except (RuntimeError, KeyError) as error:
+        raise WeightsError(
+            f"{found.path} holds the weights of another network than timm's {architecture}: "
+            f"{_summary(error)}. Name the backbone that they were trained in"
+        ) from error
+    return network, Weights(
+        tag or found.path.stem, digest, str(found.path), bool(tag), found.sha256
+    )
+
+
+def _n_classes(cfg: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> int:
+    """Count the outputs of the classifier in a file: 0 where it has none."""
+    paths = cfg.get("classifier") or ()
+    first = paths if isinstance(paths, str) else next(iter(paths), "")
+    weight = state.get(f"{first}.weight")
+    if weight is not None:
+        return int(weight.shape[0])
+    return 0 if first and "." not in first else int(cfg.get("num_classes") or 0)
+
+
+def _summary(error: Exception) -> str:
+    lines = [line.strip().rstrip(". ") for line in str(error).splitlines() if line.strip()]
+    text = "; ".join(lines[1:] or lines)
+    return text if len(text) <= 300 else f"{text[:300]} …"
+
+
+def _build(
+    architecture: str,
+    cfg: Mapping[str, Any],
+    px: int,
+    *,
+    seed: int = 0,
+    overlay: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Build a network; position embeddings are interpolated by timm as it loads a state dict."""
+    name = f"{architecture}.{cfg['tag']}" if cfg.get("tag") else architecture
+    options: dict[str, Any] = {}
+    if overlay is not None:
+        options |= {"pretrained": True, "pretrained_cfg_overlay": dict(overlay)}
+        options["num_classes"] = overlay["num_classes"]
+    if cfg.get("fixed_input_size") and tuple(cfg["input_size"][1:]) != (px, px):
+        options["img_size"] = px
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network: nn.Module = import_timm().create_model(name, **options)
+    except (TypeError, AssertionError, ValueError) as error:
+        if "img_size" not in options:
+            raise
+        side = cfg["input_size"][-1]
+        raise BackboneError(
+            f"{PREFIX}{name} cannot be built for an input size of {px} pixels "
+            f"({_summary(error)}): its weights are for {side} pixels"
+        ) from error
+    return network.eval()

@@ -1,0 +1,172 @@
+"""Reading files of weights without running anything that they may hold.
+
+``torch.load(weights_only=True)`` builds tensors and plain containers only, and
+``.safetensors`` cannot hold anything else. TorchScript (``torch.jit.save``) and exported
+programs (``torch.export.save``) are refused: they are programs, and PyTorch's own
+documentation of ``torch.jit.load`` and ``torch.export.load`` says that both can run
+arbitrary code while they load.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from featx.errors import WeightsError
+from featx.progress import SILENT, Reporter
+
+__all__ = ["check_exists", "few", "program_error", "read_state_dict"]
+
+SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+_WRAPPERS = ("state_dict", "model", "model_state_dict")
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+def read_state_dict(path: Path, *, reporter: Reporter = SILENT) -> dict[str, torch.Tensor]:
+    """Read a state dict without running anything that the file may hold.
+
+    Parameters
+    ----------
+    path : Path
+        A ``.pth``, ``.pt`` or ``.bin`` file made by ``torch.save``, or ``.safetensors``.
+    reporter : Reporter
+        Told what was taken off.
+
+    Returns
+    -------
+    dict of str to Tensor
+        On the CPU. Common wrappings (``state_dict``, ``model``, ``model_state_dict``, and the
+        prefixes ``module.`` and ``_orig_mod.`` of all keys) are taken off.
+
+    Raises
+    ------
+    WeightsError
+        If there is no such file, or it is not a plain state dict.
+    """
+    check_exists(path)
+    kind = _program_kind(path)
+    if kind:
+        raise program_error(path, kind)
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            found: Any = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} is refused: it holds more than tensors and could run code when loaded. "
+            "Save it again as torch.save(network.state_dict(), path) or as .safetensors"
+        ) from error
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(f"{path} cannot be read as weights: {reason}") from error
+    return _unwrap(found, path, reporter)
+
+
+def check_exists(path: Path) -> None:
+    """Refuse the path of a file that is not there.
+
+    Parameters
+    ----------
+    path : Path
+        As given to ``--weights``.
+
+    Raises
+    ------
+    WeightsError
+        Saying what is allowed.
+    """
+    if not path.is_file():
+        raise WeightsError(
+            f"weights file {path} does not exist: give a path to {', '.join(SUFFIXES)}, "
+            "the name of a torchvision weights entry such as IMAGENET1K_V1, or random"
+        )
+
+
+def program_error(path: Path, kind: str) -> WeightsError:
+    """Error for a file that holds a program instead of weights.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    kind : str
+        What it is.
+
+    Returns
+    -------
+    WeightsError
+        Saying what to do instead.
+    """
+    return WeightsError(
+        f"{path} is refused: it is {kind}, which can run any code while it is loaded. Where you "
+        "trust it, load it in a function of your own that returns the network and its "
+        "preprocessing, and give --backbone module:function; or save only its weights with "
+        "torch.save(network.state_dict(), path) and give --weights FILE"
+    )
+
+
+def _program_kind(path: Path) -> str:
+    """Tell TorchScript and exported programs from weights by the names inside the archive."""
+    if path.suffix == ".pt2":
+        return "an exported program (torch.export)"
+    if not zipfile.is_zipfile(path):
+        return ""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = {name.partition("/")[2] or name for name in archive.namelist()}
+    except (zipfile.BadZipFile, OSError):
+        return ""
+    if "constants.pkl" in parts or any(part.startswith("code/") for part in parts):
+        return "a TorchScript program (torch.jit)"
+    if parts & {"archive_format", "serialized_exported_program.json"}:
+        return "an exported program (torch.export)"
+    return ""
+
+
+def _unwrap(found: Any, path: Path, reporter: Reporter) -> dict[str, torch.Tensor]:
+    taken = []
+    for key in _WRAPPERS:
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+            taken.append(f"the wrapping {key!r}")
+    if not isinstance(found, Mapping) or not found:
+        raise WeightsError(f"{path} holds no state dict, but a {type(found).__name__}")
+    wrong = [str(key) for key, value in found.items() if not isinstance(value, torch.Tensor)]
+    if wrong:
+        raise WeightsError(f"{path} is no plain state dict: {few(wrong)} are not tensors")
+    state = OrderedDict((str(key), found[key]) for key in found)
+    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), ""):
+        state = OrderedDict((key.removeprefix(prefix), state[key]) for key in state)
+        taken.append(f"the prefix {prefix!r}")
+    if taken:
+        reporter.say(f"{path}: {' and '.join(taken)} taken off")
+    state._metadata = getattr(found, "_metadata", None)  # type: ignore[attr-defined]
+    return state
+
+
+def few(names: list[str], n: int = 3) -> str:
+    """Name some of many.
+
+    Parameters
+    ----------
+    names : list of str
+        All of them.
+    n : int, default=3
+        The most names given.
+
+    Returns
+    -------
+    str
+        The first `n`, and how many more there are.
+    """
+    more = f", and {len(names) - n} more" if len(names) > n else ""
+    return ", ".join(names[:n]) + more
