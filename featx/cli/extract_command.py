@@ -8,6 +8,7 @@ import click
 
 from featx.cli.options import (
     DATA_HELP,
+    InputSize,
     ListCommand,
     cache_option,
     class_options,
@@ -17,32 +18,6 @@ from featx.cli.options import (
 from featx.progress import Reporter
 
 __all__ = ["command"]
-
-
-class InputSize(click.ParamType):  # type: ignore[type-arg]
-    """Pixels, or ``native``."""
-
-    name = "PIXELS|native"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> int | str:
-        """Read the word.
-
-        Parameters
-        ----------
-        value : object
-            The word.
-        param, ctx : object
-            For the error.
-
-        Returns
-        -------
-        int or str
-        """
-        if value == "native":
-            return "native"
-        if not str(value).isdecimal() or int(value) < 1:
-            self.fail(f"{value!r} is neither a number of pixels nor 'native'", param, ctx)
-        return int(value)
 
 
 @click.command(cls=ListCommand)

@@ -20,6 +20,7 @@ __all__ = ["cli", "main"]
 _COMMANDS = {
     "extract": "Run a backbone once over a data set and cache its features.",
     "fit": "Fit classifiers on cached features and print the table.",
+    "sweep": "Compare input sizes, layers, poolings or preprocessing, all else equal.",
     "list": "List backbones, layers, data, caches or heads.",
     "info": "Show what is in a cache file and how it was made.",
     "verify": "Check every byte of cache files.",

@@ -11,6 +11,7 @@ from featx.progress import Reporter
 
 __all__ = [
     "DATA_HELP",
+    "InputSize",
     "ListCommand",
     "PerClass",
     "cache_option",
@@ -92,6 +93,32 @@ class PerClass(click.ParamType):  # type: ignore[type-arg]
             return "all"
         if not str(value).isdecimal() or int(value) < 1:
             self.fail(f"{value!r} is neither a number of at least 1 nor 'all'", param, ctx)
+        return int(value)
+
+
+class InputSize(click.ParamType):  # type: ignore[type-arg]
+    """Pixels, or ``native``."""
+
+    name = "PIXELS|native"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | str:
+        """Read the word.
+
+        Parameters
+        ----------
+        value : object
+            The word.
+        param, ctx : object
+            For the error.
+
+        Returns
+        -------
+        int or str
+        """
+        if value == "native":
+            return "native"
+        if not str(value).isdecimal() or int(value) < 1:
+            self.fail(f"{value!r} is neither a number of pixels nor 'native'", param, ctx)
         return int(value)
 
 

@@ -135,7 +135,7 @@ def format_table(table: pd.DataFrame) -> str:
     lines = [list(table.columns), *cells]
     widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
     lines.insert(1, ["-" * width for width in widths])
-    is_text = [name in ("data", "backbone", "layer", "head") for name in table.columns]
+    is_text = [name in _TEXT for name in table.columns]
     text = "\n".join(
         "  ".join(
             cell.ljust(width) if left else cell.rjust(width)
@@ -146,7 +146,15 @@ def format_table(table: pd.DataFrame) -> str:
     return "\n".join([text, *table.attrs.get("notes", [])])
 
 
-_FORMATS = {"accuracy": ".3f", "± draws": ".3f", "± test": ".3f", "C": ".3g", "seconds": ".1f"}
+_TEXT = ("data", "backbone", "layer", "head", "input", "pool", "preprocess")
+_FORMATS = {
+    "images/s": ".1f",
+    "accuracy": ".3f",
+    "± draws": ".3f",
+    "± test": ".3f",
+    "C": ".3g",
+    "seconds": ".1f",
+}
 
 
 def _cell(name: str, value: object) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from featx.extract.settings import Sample
     from featx.sources import Source
 
-__all__ = ["NATIVE", "Plan", "run_plan"]
+__all__ = ["NATIVE", "Job", "Plan", "prepare", "run_plan"]
 
 NATIVE = "native"
 """An input size: that of the images themselves, which are not resized."""
@@ -179,6 +179,37 @@ def run_plan(
     FeatxError
         Of any kind, from wrong names to full disks.
     """
+    job = prepare(plan, reporter)
+    reports: list[ExtractReport] = []
+    for name in plan.backbone:
+        group = job.open(name)
+        for source in job.sources:
+            done = job.run(group, source, target)
+            for report, backbone in zip(done, group, strict=True):
+                tell(_done(report, backbone, plan.store_dtype))
+            reports += done
+    return reports
+
+
+def prepare(plan: Plan, reporter: Reporter) -> Job:
+    """Check the names of a plan, and open its data and its device.
+
+    Parameters
+    ----------
+    plan : Plan
+        What to do.
+    reporter : Reporter
+        Shows what is done.
+
+    Returns
+    -------
+    Job
+
+    Raises
+    ------
+    FeatxError
+        Of any kind.
+    """
     from featx.backbones import check_backbone
     from featx.engines import LocalEngine, resolve_device, resolve_precision
     from featx.extract.settings import Sample, take_sample
@@ -194,16 +225,8 @@ def run_plan(
     splits = _chosen(open_data(plan.data, reporter=reporter), plan)
     sources = [take_sample(source, sample) for source in splits.values()]
     reporter.say(f"device {device}, precision {precision} ({why})")
-    job = _Job(plan, plan.at_native_size(sources, reporter), sample, engine, reporter)
-    reports: list[ExtractReport] = []
-    for name in plan.backbone:
-        group = job.open(name)
-        for source in sources:
-            done = job.run(group, source, target)
-            for report, backbone in zip(done, group, strict=True):
-                tell(_done(report, backbone, plan.store_dtype))
-            reports += done
-    return reports
+    sized = plan.at_native_size(sources, reporter)
+    return Job(plan, sized, sample, sources, engine, reporter)
 
 
 def _chosen(splits: Mapping[str, Source], plan: Plan) -> dict[str, Source]:
@@ -218,16 +241,43 @@ def _chosen(splits: Mapping[str, Source], plan: Plan) -> dict[str, Source]:
 
 
 @dataclass(frozen=True)
-class _Job:
-    """What all backbones of a plan share; `asked` is as typed, `plan` has its sizes in pixels."""
+class Job:
+    """A plan with its data and its device opened; made by `prepare`.
+
+    Parameters
+    ----------
+    asked, plan : Plan
+        As typed, and with all sizes in pixels.
+    sample : Sample
+        Which part of the data it takes.
+    sources : list of Source
+        The splits, restricted to that.
+    engine : LocalEngine
+        What runs the network.
+    reporter : Reporter
+        Shows what is done.
+    """
 
     asked: Plan
     plan: Plan
     sample: Sample
+    sources: list[Source]
     engine: LocalEngine
     reporter: Reporter
 
     def open(self, name: str) -> BackboneGroup:
+        """Open one backbone at the layers of the plan.
+
+        Parameters
+        ----------
+        name : str
+            One of the plan's.
+
+        Returns
+        -------
+        BackboneGroup
+            One member a layer.
+        """
         from featx.backbones import open_backbones
 
         group = open_backbones(
@@ -243,7 +293,25 @@ class _Job:
         self.reporter.say(f"preprocessing: {group.preprocessing.describe()}")
         return group
 
-    def run(self, group: BackboneGroup, source: Source, target: Path | None) -> list[ExtractReport]:
+    def run(
+        self, group: BackboneGroup, source: Source, target: Path | None = None
+    ) -> list[ExtractReport]:
+        """Extract one split.
+
+        Parameters
+        ----------
+        group : BackboneGroup
+            What `open` gave.
+        source : Source
+            One of `sources`.
+        target : Path, optional
+            The file, where there is one layer; named by its settings by default.
+
+        Returns
+        -------
+        list of ExtractReport
+            One a layer.
+        """
         from featx.extract.run import extract_many
         from featx.extract.settings import Settings, cache_path
 

@@ -1,0 +1,113 @@
+"""``featx sweep``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from featx.cli.options import (
+    DATA_HELP,
+    InputSize,
+    ListCommand,
+    PerClass,
+    cache_option,
+    class_options,
+    common_options,
+    list_option,
+)
+from featx.errors import UsageError
+from featx.progress import Reporter
+
+__all__ = ["command"]
+
+_AXES = ("input_size", "layer", "pool", "preprocess")
+
+
+@click.command(cls=ListCommand)
+@list_option("--backbone", required=True, help="Names, as for  featx extract.")
+@list_option("--input-size", type=InputSize(), help="Sizes to compare.")
+@list_option("--layer", help="Layers to compare, in one pass.")
+@list_option("--pool", help="Ways of pooling to compare.")
+@list_option("--preprocess", help="Mistakes to compare: correct half-range divide-only bgr raw.")
+@click.option("--data", default="cifar10", show_default=True, help=DATA_HELP)
+@class_options
+@click.option("--weights", help="Tag (IMAGENET1K_V1), file (.pth, .safetensors), or random.")
+@click.option("--precision", default="fp32", show_default=True, help="fp32, bf16, fp16 or auto.")
+@click.option(
+    "--store-dtype",
+    type=click.Choice(["float16", "float32"]),
+    default="float16",
+    show_default=True,
+    help="Type of the cached features.",
+)
+@click.option("--batch-size", "-b", type=int, help="Images at once.  [default: 16, on a GPU 128]")
+@click.option("--workers", "-j", type=int, help="Decoding processes; 0 for none.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@list_option("--clf", default=("svm",), show_default="svm", help="Heads, as for  featx fit.")
+@list_option("--per-class", type=PerClass(), required=True, help="Training images a class, or all.")
+@click.option(
+    "--cache-per-class", type=click.IntRange(1), help="Cache only N training images a class."
+)
+@click.option("--test-per-class", type=click.IntRange(1), help="Cache only M test images a class.")
+@click.option("--repeats", type=int, default=5, show_default=True, help="Draws of the subset.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all draws.")
+@click.option("--C", "C", type=float, help="Penalty.  [default: chosen inside each subset]")
+@click.option("--folds", type=int, default=5, show_default=True, help="Folds for choosing C.")
+@click.option(
+    "--plot", type=click.Path(path_type=Path), help="Draw accuracy and cost (.png, .svg)."
+)
+@cache_option
+@click.option(
+    "--reports", "reports_dir", default="reports", show_default=True, help="Folder of results."
+)
+@common_options
+def command(reporter: Reporter, plot: Path | None, reports_dir: str, **options: Any) -> None:
+    """Extract, fit and time several input sizes, layers, poolings or mistakes.
+
+    Give one of --input-size, --layer, --pool and --preprocess several values. Prints one
+    table; writes one row per fit to reports/sweep-*.csv. The same command again goes on
+    where an interrupted one stopped.
+    """
+    from featx.evaluate import Settings, format_table
+    from featx.extract import Plan
+    from featx.sweep import Axes, sweep, to_frame, to_table
+
+    axes = Axes(**{name: options.pop(name) for name in _AXES})
+    if not axes.varied and len(options["backbone"]) < 2:
+        raise UsageError(
+            "nothing is varied: give --input-size, --layer, --pool or --preprocess several values"
+        )
+    settings = Settings(
+        heads=options.pop("clf"),
+        per_class=options.pop("per_class"),
+        seed=options["seed"],
+        **{name: options.pop(name) for name in ("repeats", "C", "folds")},
+    )
+    plan = Plan(per_class=options.pop("cache_per_class"), **options)
+    rows = sweep(plan, axes, settings, reporter=reporter, tell=reporter.say)
+    varied = axes.varied or ("layer",)
+    table = to_table(rows, varied)
+    click.echo(format_table(table))
+    path = _csv_path(Path(reports_dir), plan, varied)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    to_frame(rows).to_csv(path, index=False)
+    click.echo(f"one row a fit: {path}")
+    if plot is not None:
+        from featx.sweep.plot import save_plot
+
+        save_plot(table, varied, plot)
+        click.echo(f"picture: {plot}")
+
+
+def _csv_path(folder: Path, plan: Any, varied: tuple[str, ...]) -> Path:
+    """Name the table; a name that is taken gets a number, so that nothing is overwritten."""
+    words = [*varied, Path(plan.data).name, *plan.backbone]
+    stem = "sweep-" + "-".join(re.sub(r"[^\w.+-]+", "_", word) for word in words)
+    path, n = folder / f"{stem}.csv", 1
+    while path.exists():
+        n += 1
+        path = folder / f"{stem}-{n}.csv"
+    return path

@@ -1,0 +1,220 @@
+"""Extract, fit and time every plan of a sweep."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from featx.backbones import BackboneGroup
+from featx.engines import Engine
+from featx.errors import CacheError, FeatxError
+from featx.evaluate import FitResult, Settings, evaluate, pair_caches
+from featx.extract import Plan
+from featx.extract.plan import NATIVE, Job, prepare
+from featx.progress import SILENT, Reporter
+from featx.sources import Source
+from featx.store import Cache
+from featx.sweep.axes import Axes
+
+__all__ = ["SweepRow", "sweep"]
+
+_MOST_TIMED = 64  # batches
+_ENOUGH_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """One system of a sweep.
+
+    Parameters
+    ----------
+    backbone, layer, pool, preprocess : str
+        What it is.
+    input_size : int
+        Side of the input in pixels.
+    is_native : bool
+        Whether that is the size of the images themselves.
+    n_features : int
+        Values of one image; 0 where it could not be run.
+    images_per_second : float
+        Decoding, preprocessing and forward pass, one pass for all layers; NaN where the
+        data are too few to measure it, or it could not be run.
+    fits : tuple of FitResult
+        One for each head, size of subset and draw.
+    problem : str, default=""
+        Why it could not be run.
+    """
+
+    backbone: str
+    layer: str
+    pool: str
+    preprocess: str
+    input_size: int
+    is_native: bool
+    n_features: int
+    images_per_second: float
+    fits: tuple[FitResult, ...]
+    problem: str = ""
+
+
+def sweep(
+    plan: Plan,
+    axes: Axes,
+    settings: Settings,
+    *,
+    reporter: Reporter = SILENT,
+    tell: Callable[[str], object] = print,
+) -> list[SweepRow]:
+    """Vary some choices, all else equal.
+
+    Every system is extracted into a cache file of its own, as by ``featx extract``, so
+    that an interrupted sweep goes on where it was; the draws and test images are the same for all.
+
+    Parameters
+    ----------
+    plan : Plan
+        What all systems share.
+    axes : Axes
+        What is varied.
+    settings : Settings
+        Heads, subsets and repeats.
+    reporter : Reporter
+        Shows what is done.
+    tell : callable, default=print
+        Is given a line about each finished file.
+
+    Returns
+    -------
+    list of SweepRow
+        In the order of `Axes.plans`, then of the layers. A system that cannot be run
+        (an input too small for the network, features that float16 cannot hold) has its problem.
+
+    Raises
+    ------
+    FeatxError
+        If no system can be run, with the problem of the first.
+    """
+    rows: list[SweepRow] = []
+    first: FeatxError | None = None
+    for each in axes.plans(plan):
+        try:
+            rows += _run(each, settings, reporter, tell)
+        except FeatxError as error:
+            first = first or error
+            reporter.warn(f"{_name(each)}: {error}")
+            rows.append(_failed(each, str(error)))
+    if first is not None and all(row.problem for row in rows):
+        raise first
+    return rows
+
+
+def _run(
+    plan: Plan, settings: Settings, reporter: Reporter, tell: Callable[[str], object]
+) -> list[SweepRow]:
+    job = prepare(plan, reporter)
+    group = job.open(plan.backbone[0])
+    # By split, then by layer.
+    paths = [[report.path for report in job.run(group, source)] for source in job.sources]
+    rate = images_per_second(job.engine, group, job.sources[0])
+    rows = []
+    for member, files in zip(group, zip(*paths, strict=True), strict=True):
+        fits = _fit(files, settings, reporter)
+        row = SweepRow(
+            backbone=member.name,
+            layer=member.layer,
+            pool=member.pool,
+            preprocess=plan.preprocess,
+            input_size=member.input_size,
+            is_native=_is_native(job),
+            n_features=member.n_features,
+            images_per_second=rate,
+            fits=tuple(fits),
+        )
+        rows.append(row)
+        tell(f"{_name(plan)}, layer {member.layer}: {member.n_features:,} features, {_best(fits)}")
+    return rows
+
+
+def _fit(files: Sequence[Path], settings: Settings, reporter: Reporter) -> list[FitResult]:
+    caches = [Cache.open(file) for file in files]
+    try:
+        pairs, alone = pair_caches(caches)
+        if not pairs:
+            raise CacheError(f"{alone[0]}: a sweep needs images to fit on and images to test on")
+        return [fit for pair in pairs for fit in evaluate(pair, settings, reporter=reporter)]
+    finally:
+        for cache in caches:
+            cache.close()
+
+
+def images_per_second(engine: Engine, group: BackboneGroup, source: Source) -> float:
+    """Time some batches behind a first one that warms up.
+
+    Parameters
+    ----------
+    engine : Engine
+        What runs the network.
+    group : BackboneGroup
+        The network.
+    source : Source
+        Images.
+
+    Returns
+    -------
+    float
+        NaN where there are fewer than two batches of images.
+    """
+    n_batches = min(_MOST_TIMED, len(source) // engine.batch_size)
+    if n_batches < 2:
+        return float("nan")
+    some = source.take(np.arange(n_batches * engine.batch_size))
+    times: list[float] = []
+    for _ in engine.run_many(group, some, range(n_batches)):
+        times.append(time.perf_counter())
+        if times[-1] - times[0] > _ENOUGH_SECONDS:
+            break
+    return (len(times) - 1) * engine.batch_size / (times[-1] - times[0])
+
+
+def _is_native(job: Job) -> bool:
+    return job.asked.input_size == NATIVE
+
+
+def _name(plan: Plan) -> str:
+    parts = [plan.backbone[0]]
+    if plan.input_size is not None:
+        size = plan.input_size
+        parts.append(f"{size} px" if isinstance(size, int) else f"{size} size")
+    parts += [plan.pool] if plan.pool != "none" else []
+    parts += [plan.preprocess] if plan.preprocess != "correct" else []
+    return ", ".join(parts)
+
+
+def _best(fits: Sequence[FitResult]) -> str:
+    by_system: dict[tuple[str, str], list[float]] = {}
+    for fit in fits:
+        by_system.setdefault((fit.clf, fit.per_class), []).append(fit.acc1)
+    return ", ".join(
+        f"{head} {per_class}: {np.mean(values):.1%}"
+        for (head, per_class), values in by_system.items()
+    )
+
+
+def _failed(plan: Plan, problem: str) -> SweepRow:
+    size = plan.input_size
+    return SweepRow(
+        backbone=plan.backbone[0],
+        layer=" ".join(plan.layer) or "default",
+        pool=plan.pool,
+        preprocess=plan.preprocess,
+        input_size=size if isinstance(size, int) else 0,
+        is_native=size == NATIVE,
+        n_features=0,
+        images_per_second=float("nan"),
+        fits=(),
+        problem=problem.splitlines()[0],
+    )
