@@ -37,6 +37,8 @@ colours in the order of OpenCV and Caffe, values in 0 to 255; and none."""
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
+CROP_MODES = ("center", "squash", "border")
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -56,6 +58,9 @@ class Preprocessing:
         Where these values come from. It is shown, but is no part of the identity.
     channels : {"rgb", "bgr"}, default="rgb"
         Order in which the network gets the colours; ``bgr`` serves `MISTAKES` only.
+    crop_mode : {"center", "squash", "border"}, default="center"
+        As in timm: resize the shorter side; resize both sides, whatever the shape; or resize
+        the longer side and fill the border with the mean colour.
     """
 
     resize_px: int
@@ -65,6 +70,7 @@ class Preprocessing:
     std: tuple[float, float, float]
     origin: str = ""
     channels: str = "rgb"
+    crop_mode: str = "center"
 
     def __post_init__(self) -> None:
         _check_positive("resize_px", self.resize_px)
@@ -79,6 +85,10 @@ class Preprocessing:
                 raise UsageError(f"{name} must be 3 finite numbers (RGB), got {values}")
         if self.channels not in ("rgb", "bgr"):
             raise UsageError(f"channels {self.channels!r} is unknown: choose from rgb, bgr")
+        if self.crop_mode not in CROP_MODES:
+            raise UsageError(
+                f"crop mode {self.crop_mode!r} is unknown: choose from {', '.join(CROP_MODES)}"
+            )
         if min(self.std) <= 0:
             raise UsageError(f"std must be positive, got {self.std}")
 
@@ -114,7 +124,8 @@ class Preprocessing:
         Parameters
         ----------
         cfg : mapping
-            With ``input_size``, ``crop_pct``, ``interpolation``, ``mean`` and ``std``.
+            With ``input_size``, ``crop_pct``, ``interpolation``, ``mean`` and ``std``;
+            ``crop_mode`` where it is not ``center``.
         origin : str, optional
             The name of the weights.
 
@@ -131,6 +142,7 @@ class Preprocessing:
             mean=_triple(cfg["mean"]),
             std=_triple(cfg["std"]),
             origin=origin,
+            crop_mode=str(cfg.get("crop_mode") or "center"),
         )
 
     def override(
@@ -197,13 +209,16 @@ class Preprocessing:
         del values["origin"]
         if self.channels == "rgb":  # what every cache of earlier versions has
             del values["channels"]
+        if self.crop_mode == "center":
+            del values["crop_mode"]
         return values
 
     def describe(self) -> str:
         """Return one line that a person can check."""
         mean, std = (" ".join(f"{v:g}" for v in values) for values in (self.mean, self.std))
+        how = {"squash": "both sides to ", "border": "longer side to "}.get(self.crop_mode, "")
         return (
-            f"resize {self.resize_px} {self.interpolation}, centre crop {self.crop_px}, "
+            f"resize {how}{self.resize_px} {self.interpolation}, centre crop {self.crop_px}, "
             f"mean {mean}, std {std}{', BGR' if self.channels == 'bgr' else ''} ({self.origin})"
         )
 
@@ -223,6 +238,8 @@ class Preprocessing:
         ndarray of shape (crop_px, crop_px, 3), dtype uint8
             Rows, columns, RGB.
         """
+        if self.crop_mode != "center":
+            return self._squashed_or_bordered(image)
         width, height = _resized(*image.size, self.resize_px)
         is_inside = min(width, height) >= self.crop_px
         if (
@@ -237,6 +254,23 @@ class Preprocessing:
             image, [self.resize_px], interpolation=InterpolationMode(self.interpolation)
         )
         return np.asarray(functional.center_crop(by_pillow, [self.crop_px, self.crop_px]))
+
+    def _squashed_or_bordered(self, image: Image.Image) -> np.ndarray:
+        """Resize and crop as timm does it for these two modes."""
+        side = self.resize_px
+        size = [side, side]
+        if self.crop_mode == "border":
+            ratio = max(image.size) / side
+            size = [round(image.height / ratio), round(image.width / ratio)]
+        resized = functional.resize(
+            image, size, interpolation=InterpolationMode(self.interpolation)
+        )
+        if self.crop_mode == "border":
+            lacking = [max(0, self.crop_px - length) for length in (resized.width, resized.height)]
+            before, after = [n // 2 for n in lacking], [(n + 1) // 2 for n in lacking]
+            fill = tuple(round(255 * value) for value in self.mean)
+            resized = functional.pad(resized, [*before, *after], fill=fill)
+        return np.asarray(functional.center_crop(resized, [self.crop_px, self.crop_px]))
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """Scale to [0, 1], subtract the mean and divide by the deviation.

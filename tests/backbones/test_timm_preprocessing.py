@@ -1,0 +1,64 @@
+"""The preprocessing of timm's weights, against timm's own transforms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from featx.backbones import open_backbone
+from featx.errors import UsageError
+from featx.preprocess import Preprocessing
+
+timm = pytest.importorskip("timm")
+
+# One of each crop mode, crop ratio, filter and scaling that differ among timm's weights.
+TAGS = [
+    "resnet18.a1_in1k",  # crop 0.95, bicubic
+    "resnet18.tv_in1k",  # crop 0.875, bilinear
+    "inception_v3.tv_in1k",  # mean and std 0.5, other than torchvision's for the same weights
+    "vit_small_patch14_reg4_dinov2.lvd142m",  # 518 pixels, crop 1.0
+    "vit_base_patch16_clip_224.openai",  # CLIP's mean and std
+    "convnext_small.fb_in22k_ft_in1k_384",  # squash
+    "deepseek_vit_412m_align.deepseek_v4_flash_vision_exp",  # border
+]
+
+
+def picture(width, height):
+    rng = np.random.default_rng(width)
+    small = Image.fromarray(rng.integers(0, 256, (height // 8, width // 8, 3), np.uint8))
+    return small.resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("name", TAGS)
+@pytest.mark.parametrize("size", [(640, 427), (200, 333)])
+def test_the_pixels_are_those_of_timms_own_transform(name, size):
+    if not timm.list_pretrained(name):
+        pytest.skip(f"this timm has no {name}")
+    cfg = timm.models.get_pretrained_cfg(name).to_dict()
+    config = timm.data.resolve_data_config(pretrained_cfg=cfg)
+    transform = timm.data.create_transform(**config, is_training=False)
+    ours = Preprocessing.from_timm(cfg)
+    image = picture(*size)
+    mine = ours.normalise(torch.from_numpy(ours.pixels(image).copy())[None])[0]
+    assert torch.equal(mine, transform(image))
+
+
+def test_the_crop_mode_is_part_of_the_identity_where_it_is_not_the_usual_one():
+    usual = Preprocessing(256, 224, "bicubic", (0.5,) * 3, (0.5,) * 3)
+    squash = Preprocessing(256, 224, "bicubic", (0.5,) * 3, (0.5,) * 3, crop_mode="squash")
+    assert "crop_mode" not in usual.identity()
+    assert squash.identity()["crop_mode"] == "squash"
+    assert "both sides to 256" in squash.describe()
+    with pytest.raises(UsageError, match="center, squash, border"):
+        Preprocessing(256, 224, "bicubic", (0.5,) * 3, (0.5,) * 3, crop_mode="pad")
+
+
+def test_timms_inception_is_scaled_unlike_torchvisions():
+    one = open_backbone("timm/inception_v3", weights="random").preprocessing
+    other = open_backbone("inception_v3", weights="random").preprocessing
+    assert (one.mean, one.std) == ((0.5,) * 3, (0.5,) * 3)
+    assert (one.resize_px, one.crop_px, one.interpolation) == (341, 299, "bicubic")
+    assert (other.resize_px, other.crop_px, other.interpolation) == (342, 299, "bilinear")
+    assert other.mean == (0.485, 0.456, 0.406)
