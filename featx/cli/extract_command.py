@@ -8,11 +8,12 @@ import click
 
 from featx.cli.options import (
     DATA_HELP,
-    InputSize,
+    INPUT_SIZE,
     ListCommand,
     cache_option,
     class_options,
     common_options,
+    engine_options,
     list_option,
 )
 from featx.progress import Reporter
@@ -25,7 +26,6 @@ __all__ = ["command"]
 @click.option("--data", default="cifar10", show_default=True, help=DATA_HELP)
 @list_option("--split", help="Splits to extract.  [default: all that the data have]")
 @class_options
-@click.option("--weights", help="Tag (IMAGENET1K_V1), file (.pth, .safetensors), or random.")
 @list_option("--layer", help="Tap points, in one pass.  [default: the last feature map]")
 @click.option(
     "--pool",
@@ -33,7 +33,7 @@ __all__ = ["command"]
     show_default=True,
     help="none, avg, max, cls (class token) or avg+cls.",
 )
-@click.option("--input-size", type=InputSize(), help="[default: the size of the weights]")
+@click.option("--input-size", type=INPUT_SIZE, help="[default: the size of the weights]")
 @click.option("--crop-pct", type=float, help="Ratio of crop to resize, overrides the weights'.")
 @click.option("--interpolation", help="Filter of the resize, overrides the weights'.")
 @click.option("--mean", type=float, nargs=3, help="RGB mean, overrides the weights'.")
@@ -44,17 +44,7 @@ __all__ = ["command"]
     show_default=True,
     help="A mistake to make on purpose: half-range, divide-only, bgr or raw.",
 )
-@click.option("--precision", default="fp32", show_default=True, help="fp32, bf16, fp16 or auto.")
-@click.option(
-    "--store-dtype",
-    type=click.Choice(["float16", "float32"]),
-    default="float16",
-    show_default=True,
-    help="Type of the cached features.",
-)
-@click.option("--batch-size", "-b", type=int, help="Images at once.  [default: 16, on a GPU 128]")
-@click.option("--workers", "-j", type=int, help="Decoding processes; 0 for none.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@engine_options
 @click.option("--per-class", type=click.IntRange(1), help="Cache only N training images a class.")
 @click.option("--test-per-class", type=click.IntRange(1), help="Cache only M test images a class.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of that draw.")

@@ -10,10 +10,11 @@ import click
 
 from featx.cli.options import (
     ListCommand,
-    PerClass,
+    NumberOr,
     cache_option,
     class_options,
     common_options,
+    fit_options,
     list_option,
 )
 from featx.errors import CacheError, UsageError, unknown_name
@@ -74,40 +75,9 @@ class Choice:
         )
 
 
-class NearRatio(click.ParamType):  # type: ignore[type-arg]
-    """A share of the usual distance between 0 and 1, or ``off``."""
-
-    name = "FLOAT|off"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float | str:
-        """Read the word.
-
-        Parameters
-        ----------
-        value : object
-            The word.
-        param, ctx : object
-            For the error.
-
-        Returns
-        -------
-        float or str
-        """
-        if value in ("off", "auto"):
-            return str(value)
-        try:
-            return float(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither a number nor 'off'", param, ctx)
-
-
 @click.command(cls=ListCommand)
-@list_option("--clf", default=("svm",), show_default="svm", help="Heads: svm, logreg, mlp.")
-@list_option("--per-class", type=PerClass(), required=True, help="Training images a class, or all.")
-@click.option("--repeats", type=int, default=5, show_default=True, help="Draws of the subset.")
+@fit_options
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the first draw.")
-@click.option("--C", "C", type=float, help="Penalty.  [default: chosen inside each subset]")
-@click.option("--folds", type=int, default=5, show_default=True, help="Folds for choosing C.")
 @click.option(
     "--holdout",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -134,8 +104,7 @@ class NearRatio(click.ParamType):  # type: ignore[type-arg]
 )
 @click.option(
     "--near",
-    type=NearRatio(),
-    default="auto",
+    type=NumberOr("off", "SHARE", float),
     help="Near twins: less than this share of the usual distance.  [default: 0.7 or less]",
 )
 @click.option("--no-near", is_flag=True, help="The same as  --near off.")
@@ -150,8 +119,8 @@ def command(reporter: Reporter, no_near: bool, **options: Any) -> None:
 
     Prints one table; adds a row per fit to reports/results.csv and a JSON per fit.
     """
-    if no_near:
-        options["near"] = "off"
+    near = options.pop("near")
+    options["near"] = "off" if no_near else near or "auto"
     run(Choice(**options), reporter)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -11,12 +11,15 @@ from featx.progress import Reporter
 
 __all__ = [
     "DATA_HELP",
-    "InputSize",
+    "INPUT_SIZE",
+    "PER_CLASS",
     "ListCommand",
-    "PerClass",
+    "NumberOr",
     "cache_option",
     "class_options",
     "common_options",
+    "engine_options",
+    "fit_options",
     "list_option",
 ]
 
@@ -69,12 +72,24 @@ class ListCommand(click.Command):
         return super().parse_args(ctx, spelled)
 
 
-class PerClass(click.ParamType):  # type: ignore[type-arg]
-    """Images per class: a whole number of at least 1, or ``all``."""
+class NumberOr(click.ParamType):  # type: ignore[type-arg]
+    """A number above 0, or a certain word.
 
-    name = "N|all"
+    Parameters
+    ----------
+    word : str
+        The word.
+    what : str
+        What the number is, for the help: ``PIXELS``.
+    kind : type, default=int
+        `int` or `float`.
+    """
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> int | str:
+    def __init__(self, word: str, what: str, kind: type[int] | type[float] = int) -> None:
+        self.word, self.kind = word, kind
+        self.name = f"{what}|{word}"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | float | str:
         """Read one word.
 
         Parameters
@@ -86,40 +101,23 @@ class PerClass(click.ParamType):  # type: ignore[type-arg]
 
         Returns
         -------
-        int or str
-            The number, or ``"all"``.
+        int, float or str
+            The number, or the word.
         """
-        if value == "all":
-            return "all"
-        if not str(value).isdecimal() or int(value) < 1:
-            self.fail(f"{value!r} is neither a number of at least 1 nor 'all'", param, ctx)
-        return int(value)
+        if value == self.word:
+            return self.word
+        try:
+            number = self.kind(value)
+        except ValueError:
+            number = 0
+        if not number > 0:
+            what = "whole number of at least 1" if self.kind is int else "number above 0"
+            self.fail(f"{value!r} is neither a {what} nor {self.word!r}", param, ctx)
+        return number
 
 
-class InputSize(click.ParamType):  # type: ignore[type-arg]
-    """Pixels, or ``native``."""
-
-    name = "PIXELS|native"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> int | str:
-        """Read the word.
-
-        Parameters
-        ----------
-        value : object
-            The word.
-        param, ctx : object
-            For the error.
-
-        Returns
-        -------
-        int or str
-        """
-        if value == "native":
-            return "native"
-        if not str(value).isdecimal() or int(value) < 1:
-            self.fail(f"{value!r} is neither a number of pixels nor 'native'", param, ctx)
-        return int(value)
+PER_CLASS = NumberOr("all", "N")
+INPUT_SIZE = NumberOr("native", "PIXELS")
 
 
 def list_option(*names: str, **settings: Any) -> Callable[[F], F]:
@@ -136,11 +134,54 @@ def cache_option(function: F) -> F:
 
 def class_options(function: F) -> F:
     """Add ``--classes``, ``--drop`` and ``--map``, for a `ListCommand`."""
-    for option in (
-        list_option("--map", metavar="OLD=NEW", help="New names; equal ones become one class."),
-        list_option("--drop", help="Classes to leave out."),
-        list_option("--classes", help="Classes to keep, by their new names.  [default: all]"),
-    ):
+    return _with(_CLASS_OPTIONS, function)
+
+
+_STORE_DTYPES = click.Choice(["float16", "float32"])
+_ENGINE_OPTIONS = (
+    click.option("--weights", help="Tag (IMAGENET1K_V1), file (.pth, .safetensors), or random."),
+    click.option(
+        "--precision", default="fp32", show_default=True, help="fp32, bf16, fp16 or auto."
+    ),
+    click.option(
+        "--store-dtype",
+        type=_STORE_DTYPES,
+        default="float16",
+        show_default=True,
+        help="Type of the cached features.",
+    ),
+    click.option("--batch-size", "-b", type=int, help="Images at once.  [default: 16, GPU 128]"),
+    click.option("--workers", "-j", type=int, help="Decoding processes; 0 for none."),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+)
+_CLASS_OPTIONS = (
+    list_option("--classes", help="Classes to keep, by their new names.  [default: all]"),
+    list_option("--drop", help="Classes to leave out."),
+    list_option("--map", metavar="OLD=NEW", help="New names; equal ones become one class."),
+)
+_FIT_OPTIONS = (
+    list_option("--clf", default=("svm",), show_default=True, help="Heads: svm, logreg, mlp."),
+    list_option(
+        "--per-class", type=PER_CLASS, required=True, help="Training images a class, or all."
+    ),
+    click.option("--repeats", type=int, default=5, show_default=True, help="Draws of the subset."),
+    click.option("--C", "C", type=float, help="Penalty.  [default: chosen inside each subset]"),
+    click.option("--folds", type=int, default=5, show_default=True, help="Folds for choosing C."),
+)
+
+
+def engine_options(function: F) -> F:
+    """Add what weights, numbers and machine an extraction uses."""
+    return _with(_ENGINE_OPTIONS, function)
+
+
+def fit_options(function: F) -> F:
+    """Add heads, subsets and the choice of the penalty, for a `ListCommand`."""
+    return _with(_FIT_OPTIONS, function)
+
+
+def _with(options: Sequence[Callable[[F], F]], function: F) -> F:
+    for option in reversed(options):
         function = option(function)
     return function
 

@@ -10,12 +10,13 @@ import click
 
 from featx.cli.options import (
     DATA_HELP,
-    InputSize,
+    INPUT_SIZE,
     ListCommand,
-    PerClass,
     cache_option,
     class_options,
     common_options,
+    engine_options,
+    fit_options,
     list_option,
 )
 from featx.errors import UsageError
@@ -28,34 +29,19 @@ _AXES = ("input_size", "layer", "pool", "preprocess")
 
 @click.command(cls=ListCommand)
 @list_option("--backbone", required=True, help="Names, as for  featx extract.")
-@list_option("--input-size", type=InputSize(), help="Sizes to compare.")
+@list_option("--input-size", type=INPUT_SIZE, help="Sizes to compare.")
 @list_option("--layer", help="Layers to compare, in one pass.")
 @list_option("--pool", help="Ways of pooling to compare.")
 @list_option("--preprocess", help="Mistakes to compare: correct half-range divide-only bgr raw.")
 @click.option("--data", default="cifar10", show_default=True, help=DATA_HELP)
 @class_options
-@click.option("--weights", help="Tag (IMAGENET1K_V1), file (.pth, .safetensors), or random.")
-@click.option("--precision", default="fp32", show_default=True, help="fp32, bf16, fp16 or auto.")
-@click.option(
-    "--store-dtype",
-    type=click.Choice(["float16", "float32"]),
-    default="float16",
-    show_default=True,
-    help="Type of the cached features.",
-)
-@click.option("--batch-size", "-b", type=int, help="Images at once.  [default: 16, on a GPU 128]")
-@click.option("--workers", "-j", type=int, help="Decoding processes; 0 for none.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@list_option("--clf", default=("svm",), show_default="svm", help="Heads, as for  featx fit.")
-@list_option("--per-class", type=PerClass(), required=True, help="Training images a class, or all.")
+@engine_options
+@fit_options
 @click.option(
     "--cache-per-class", type=click.IntRange(1), help="Cache only N training images a class."
 )
 @click.option("--test-per-class", type=click.IntRange(1), help="Cache only M test images a class.")
-@click.option("--repeats", type=int, default=5, show_default=True, help="Draws of the subset.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all draws.")
-@click.option("--C", "C", type=float, help="Penalty.  [default: chosen inside each subset]")
-@click.option("--folds", type=int, default=5, show_default=True, help="Folds for choosing C.")
 @click.option(
     "--plot", type=click.Path(path_type=Path), help="Draw accuracy and cost (.png, .svg)."
 )

@@ -11,7 +11,7 @@ from PIL import Image
 
 import featx
 from featx.cli import main
-from featx.cli.options import ListCommand, PerClass, list_option
+from featx.cli.options import PER_CLASS, ListCommand, list_option
 
 
 def image_tree(root, classes=("cat", "dog"), n=6, splits=("",)):
@@ -202,7 +202,7 @@ def test_lists_say_what_can_be_listed(capsys):
 def test_space_separated_lists_are_read_up_to_the_next_option():
     @click.command(cls=ListCommand)
     @list_option("--clf")
-    @list_option("--per-class", "-k", type=PerClass())
+    @list_option("--per-class", "-k", type=PER_CLASS)
     @click.option("--seed", type=int)
     def command(clf, per_class, seed):
         click.echo(f"{clf} {per_class} {seed}")
