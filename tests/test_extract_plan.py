@@ -138,7 +138,7 @@ def test_the_command_line_takes_sizes_and_words(photos, capsys):
     captured = capsys.readouterr()
     assert "native input size: 40 pixels, nothing is resized" in captured.err
     assert main([*words, "--input-size", "big"]) == 2
-    assert "neither a number of pixels nor 'native'" in capsys.readouterr().err
+    assert "neither a whole number of at least 1 nor 'native'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", MISTAKES)

@@ -216,7 +216,7 @@ def test_space_separated_lists_are_read_up_to_the_next_option():
     assert read("--clf svm mlp --per-class 100 all --seed 3") == expected
     assert read("--clf=svm mlp -k 100 --seed 3 -k all") == expected
     assert read("--clf svm --clf mlp -k 100 all --seed 3") == expected
-    assert "neither a number" in read("--per-class 100 many")
+    assert "neither a whole number" in read("--per-class 100 many")
     assert "unexpected extra argument" in read("--seed 3 svm")
 
 

@@ -125,7 +125,7 @@ def test_more_per_class_than_there_are_is_one_line(fit):
         (["--clf", "swm", "--per-class", "5"], 2, "did you mean svm"),
         (["--clf", "svm", "--per-class", "5", "--backbone", "vgg16"], 1, "vgg16"),
         (["--clf", "svm", "--per-class", "5", "--data", "cifar"], 1, "cifar"),
-        (["--clf", "svm", "--per-class", "few"], 2, "neither a number"),
+        (["--clf", "svm", "--per-class", "few"], 2, "neither a whole number"),
         (["--clf", "svm", "--per-class", "5", "--repeats", "0"], 2, "repeats"),
         (["--clf", "svm", "--per-class", "5", "--C", "-1"], 2, "C"),
     ],

@@ -247,7 +247,7 @@ def test_the_penalty_is_searched_in_whole_groups(fit, tmp_path, capsys):
     ("words", "code", "text"),
     [
         (["--on-leak", "panic"], 2, "'panic' is not one of 'warn', 'drop', 'raise'"),
-        (["--near", "close"], 2, "'close' is neither a number nor 'off'"),
+        (["--near", "close"], 2, "'close' is neither a number above 0 nor 'off'"),
         (["--near", "2"], 2, "near is 2.0: give a number between 0 and 1"),
         (["--leak-sheet", "leaks.gif"], 2, "must end in .png"),
         (["--drop", "frogs"], 2, "--drop: there is no class 'frogs': did you mean frog"),
