@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 
 from featx.errors import BackboneError
 
@@ -20,7 +26,9 @@ N_FAKE = 5
 _LARGEST_PX = 1024
 
 
-def run_fake(function: Callable[[torch.Tensor], T], input_px: int) -> T:
+def run_fake(
+    function: Callable[[torch.Tensor], T], input_px: int, network: nn.Module | None = None
+) -> T:
     """Call a network with fake images.
 
     Parameters
@@ -29,6 +37,8 @@ def run_fake(function: Callable[[torch.Tensor], T], input_px: int) -> T:
         Takes a tensor of shape (N_FAKE, 3, input_px, input_px), dtype float32.
     input_px : int
         Side of the square input.
+    network : torch.nn.Module, optional
+        What `function` runs: everything that its modules keep from the pass is forgotten again.
 
     Returns
     -------
@@ -40,11 +50,16 @@ def run_fake(function: Callable[[torch.Tensor], T], input_px: int) -> T:
     BackboneError
         If it fails at that size, with the least size that works.
     """
+    kept = nn.Module() if network is None else network
+
+    def pass_at(px: int) -> T:
+        return _call(function, px, kept)
+
     try:
-        return _call(function, input_px)
+        return pass_at(input_px)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        least = least_size(function, input_px)
+        least = least_size(pass_at, input_px)
         mend = (
             f"The least size that works is {least}"
             if least
@@ -55,13 +70,13 @@ def run_fake(function: Callable[[torch.Tensor], T], input_px: int) -> T:
         ) from error
 
 
-def least_size(function: Callable[[torch.Tensor], object], failing_px: int) -> int | None:
+def least_size(pass_at: Callable[[int], object], failing_px: int) -> int | None:
     """Find the least size at which a network runs, by trying.
 
     Parameters
     ----------
-    function : callable
-        As for `run_fake`.
+    pass_at : callable
+        Tries a size in pixels, and raises where it does not work.
     failing_px : int
         A size at which it is known to fail.
 
@@ -72,24 +87,59 @@ def least_size(function: Callable[[torch.Tensor], object], failing_px: int) -> i
         nothing works up to 1,024 pixels.
     """
     low, high = failing_px, 2 * failing_px
-    while not _works(function, high):
+    while not _works(pass_at, high):
         low, high = high, 2 * high
         if high > _LARGEST_PX:
             return None
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if _works(function, middle) else (middle, high)
+        low, high = (low, middle) if _works(pass_at, middle) else (middle, high)
     return high
 
 
-def _works(function: Callable[[torch.Tensor], object], input_px: int) -> bool:
+def _works(pass_at: Callable[[int], object], input_px: int) -> bool:
     try:
-        _call(function, input_px)
+        pass_at(input_px)
     except Exception:
         return False
     return True
 
 
-def _call(function: Callable[[torch.Tensor], T], input_px: int) -> T:
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        return function(torch.empty(N_FAKE, 3, input_px, input_px))
+def _call(function: Callable[[torch.Tensor], T], input_px: int, network: nn.Module) -> T:
+    shape = (N_FAKE, 3, input_px, input_px)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), _unchanged(network), torch.no_grad():
+            return function(torch.empty(shape))
+    except (DataDependentOutputException, DynamicOutputShapeException):
+        # The pass depends on values, which fake tensors do not have.
+        with _unchanged(network), torch.no_grad():
+            return function(torch.zeros(shape))
+
+
+@contextmanager
+def _unchanged(network: nn.Module) -> Iterator[None]:
+    """Put back what modules hold: some keep tensors of a pass (LeViT), and fake ones are useless.
+
+    Attributes are restored, and the content of those that are dictionaries, among them
+    the parameters, buffers and hooks of every module.
+    """
+    before = [
+        (vars(module), dict(vars(module)), [(d, dict(d)) for d in _dictionaries(module)])
+        for module in network.modules()
+    ]
+    try:
+        yield
+    finally:
+        for attributes, values, contents in before:
+            _restore(attributes, values)
+            for dictionary, content in contents:
+                _restore(dictionary, content)
+
+
+def _dictionaries(module: nn.Module) -> list[dict[Any, Any]]:
+    return [value for value in vars(module).values() if isinstance(value, dict)]
+
+
+def _restore(target: dict[Any, Any], content: dict[Any, Any]) -> None:
+    target.clear()
+    target.update(content)

@@ -60,7 +60,7 @@ class GraphTaps(Taps):
         self._root = network
         self.aliases = dict(aliases or {})
         traced = GraphModule(network, self._graph)
-        self._shapes = run_fake(lambda image: _Shapes(traced).shapes_for(image), input_px)
+        self._shapes = run_fake(lambda image: _Shapes(traced).shapes_for(image), input_px, traced)
         paths = {
             node: path for node, path in tracer.node_to_qualname.items() if node in self._shapes
         }

@@ -138,7 +138,7 @@ def watch(network: nn.Module, run: Callable[[torch.Tensor], Any], input_px: int)
     modules = [(name, module) for name, module in network.named_modules() if name]
     handles = [module.register_forward_hook(hook_of(name)) for name, module in modules]
     try:
-        run_fake(run, input_px)
+        run_fake(run, input_px, network)
     finally:
         for handle in handles:
             handle.remove()

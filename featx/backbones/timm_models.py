@@ -242,9 +242,11 @@ def _filled(
     try:
         network = _build(architecture, cfg, px, overlay=overlay)
     except (RuntimeError, KeyError) as error:
+        size = "" if px == cfg["input_size"][-1] else f" at {px} pixels"
+        mend = "leave --input-size out, or name" if size else "Name"
         raise WeightsError(
-            f"{found.path} holds the weights of another network than timm's {architecture}: "
-            f"{_summary(error)}. Name the backbone that they were trained in"
+            f"{found.path} holds the weights of another network than timm's {architecture}{size}: "
+            f"{_summary(error)}. {mend.capitalize()} the backbone that they were trained in"
         ) from error
     return network, Weights(
         tag or found.path.stem, digest, str(found.path), bool(tag), found.sha256

@@ -98,7 +98,7 @@ class _Own:
         if isinstance(output, torch.Tensor):
             self.shapes[FEATURES] = tuple(output.shape[1:])
         else:
-            self.others[FEATURES] = f"a {type(output).__name__}"
+            self.others[FEATURES] = type(output).__name__
         network.forward_head(output)
         try:
             vector = network.forward_head(output, pre_logits=True)

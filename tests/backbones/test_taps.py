@@ -77,10 +77,101 @@ def test_a_layer_that_does_not_exist_suggests_and_lists(network):
 
 def test_an_input_too_small_for_the_network_is_named(network):
     for make in (lambda: GraphTaps(network, 2), lambda: ModuleTaps(network, 2, "late")):
-        with pytest.raises(BackboneError, match="does not run at an input size of 2 pixels"):
+        with pytest.raises(
+            BackboneError, match="does not run at an input size of 2 pixels.*works is 6"
+        ):
             make()
 
 
 def test_learning_the_shapes_leaves_no_hook_behind(network):
     ModuleTaps(network, 12, "late")
     assert not any(module._forward_hooks for module in network.modules())
+
+
+class Remembers(nn.Module):
+    """Keeps tensors of its forward pass, in an attribute, a buffer and a dictionary."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.fc = nn.Linear(4, 2)
+        self.register_buffer("grid", torch.zeros(1))
+        self.last = None
+        self.by_device = {}
+
+    def forward(self, images):
+        self.last = images.mean()
+        self.grid = self.grid + self.last
+        mapped = self.conv(images)
+        mapped = mapped + self.by_device.setdefault("cpu", mapped.mean())
+        return self.fc(mapped.mean((2, 3)))
+
+
+@pytest.mark.parametrize("px", [8, 2])
+def test_learning_the_shapes_leaves_nothing_in_the_network(px):
+    network = Remembers().eval()
+    parameters = dict(network.named_parameters())
+    try:
+        ModuleTaps(network, px, "conv")
+    except BackboneError:
+        assert px == 2
+    assert network.last is None
+    assert network.by_device == {}
+    assert type(network.grid) is torch.Tensor
+    assert all(parameters[name] is value for name, value in network.named_parameters())
+
+
+def test_the_least_size_that_works_is_found():
+    with pytest.raises(BackboneError, match="The least size that works is 6"):
+        GraphTaps(Small().eval(), 2)
+    with pytest.raises(BackboneError, match="Leave --input-size out"):
+        ModuleTaps(nn.Sequential(nn.Linear(2, 2)), 8, "0")
+
+
+def test_a_network_cut_off_already_gives_its_last_map():
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    assert GraphTaps(network.eval(), 8).default == "2"
+    assert GraphTaps(network[:3], 8).default == "2"
+
+
+class Tupled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.pair = Pair()
+
+    def forward(self, images):
+        first, second = self.pair(self.stem(images))
+        return {"logits": first, "other": second}
+
+
+class Pair(nn.Module):
+    def forward(self, x):
+        return x, x.sum()
+
+
+def test_a_network_that_returns_a_dictionary_is_tapped_inside():
+    taps = ModuleTaps(Tupled().eval(), 8, "stem")
+    assert [point.name for point in taps.points] == ["stem"]
+    with pytest.raises(UsageError, match="'pair' gives tuple, not a tensor.*inside or behind"):
+        taps.find("pair")
+    with pytest.raises(UsageError, match="choose one with --layer") as caught:
+        ModuleTaps(Tupled().eval(), 8, None).find(None)
+    assert "stem" in caught.value.__notes__[0]
+
+
+def test_windows_and_constants_are_no_points():
+    class Windows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cut = nn.Unflatten(2, (2, 4))
+            self.all = nn.Identity()
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, images):
+            windows = self.all(images.reshape(-1, 3, 4, 4))
+            return self.fc(windows.mean((2, 3)))
+
+    assert [p.name for p in ModuleTaps(Windows().eval(), 8, None).points] == []

@@ -1,0 +1,309 @@
+"""Networks of the user's own: functions, entry points, checkpoints."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torchvision import models
+
+from featx.backbones import available_backbones, factories, list_layers, open_backbone
+from featx.backbones.local_files import preprocessing_from_options
+from featx.errors import BackboneError, UsageError, WeightsError
+from featx.progress import Reporter
+
+MODULE = '''
+import torch
+from torch import nn
+from torchvision import models
+from featx.errors import WeightsError
+from featx.preprocess import Preprocessing
+
+PREPROCESSING = Preprocessing(36, 32, "bilinear", (0.5,) * 3, (0.25,) * 3, "mine")
+TIMM = {"input_size": (3, 32, 32), "crop_pct": 0.9, "interpolation": "bicubic",
+        "mean": (0.4,) * 3, "std": (0.2,) * 3}
+NUMBER = 3
+
+def small():
+    return models.squeezenet1_1(num_classes=7), PREPROCESSING
+
+def of_timm_kind():
+    return models.squeezenet1_1(), TIMM
+
+def of_torchvision_kind():
+    return models.squeezenet1_1(), models.SqueezeNet1_1_Weights.IMAGENET1K_V1.transforms()
+
+def bare():
+    return models.squeezenet1_1()
+
+def at_a_layer():
+    return models.resnet18(), PREPROCESSING, "layer2"
+
+def headless():
+    network = models.resnet18()
+    network.fc = nn.Identity()
+    return network, PREPROCESSING
+
+class Turns(nn.Module):
+    """Cannot be traced, and returns a dictionary."""
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.block = nn.ReLU(inplace=True)
+    def forward(self, images):
+        mapped = self.block(self.stem(images))
+        return {"map": mapped} if mapped.mean() > 1e9 else {"map": -mapped}
+
+def turns():
+    return Turns(), PREPROCESSING
+
+class Tokens(nn.Module):
+    num_prefix_tokens = 2
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Conv2d(3, 6, 8, 8)
+        self.prefix = nn.Parameter(torch.ones(1, 2, 6))
+        self.norm = nn.LayerNorm(6)
+        self.fc = nn.Linear(6, 2)
+    def forward(self, images):
+        tokens = self.embed(images).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.prefix.expand(len(images), -1, -1), tokens], 1)
+        return self.fc(self.norm(tokens)[:, 0])
+
+def tokens():
+    return Tokens(), PREPROCESSING
+
+def wrong():
+    return 3, PREPROCESSING
+
+def too_many():
+    return models.squeezenet1_1(), PREPROCESSING, "features", 4
+
+def odd_preprocessing():
+    return models.squeezenet1_1(), "imagenet"
+
+def partial_preprocessing():
+    return models.squeezenet1_1(), {"input_size": (3, 32, 32)}
+
+def fails():
+    raise OSError("no such disk")
+
+def fails_on_purpose():
+    raise WeightsError("give it a file")
+
+class Holder:
+    @staticmethod
+    def inner():
+        return small()
+'''
+
+
+@pytest.fixture(scope="module", autouse=True)
+def module(tmp_path_factory):
+    """A module in the current folder, as somebody has it who runs featx there."""
+    folder = tmp_path_factory.mktemp("here")
+    (folder / "my_networks.py").write_text(MODULE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "path", [p for p in sys.path if p])
+        yield folder
+    sys.modules.pop("my_networks", None)
+
+
+def test_a_function_gives_the_network_and_its_preprocessing():
+    state = torch.random.get_rng_state()
+    backbone = open_backbone("my_networks:small")
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert backbone.name == "my_networks:small"
+    assert backbone.preprocessing.describe().endswith("(mine)")
+    assert (backbone.layer, backbone.feature_shape) == ("features", (512, 1, 1))
+    assert (backbone.weights.label, backbone.weights.is_default) == ("own", True)
+    assert not backbone.network.training
+    again = open_backbone("my_networks:small")
+    assert again.identity() == backbone.identity()
+    points, default = list_layers("my_networks:small")
+    assert (len(points) > 10, default) == (True, "features")
+
+
+@pytest.mark.parametrize(
+    ("name", "resize", "crop"), [("of_timm_kind", 35, 32), ("of_torchvision_kind", 256, 224)]
+)
+def test_other_kinds_of_preprocessing_are_read(name, resize, crop):
+    preprocessing = open_backbone(f"my_networks:{name}").preprocessing
+    assert (preprocessing.resize_px, preprocessing.crop_px) == (resize, crop)
+
+
+def test_a_network_alone_must_be_given_its_preprocessing():
+    with pytest.raises(UsageError, match="not known.*--mean R G B --std R G B --input-size N"):
+        open_backbone("my_networks:bare")
+    overrides = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "input_size": 64}
+    backbone = open_backbone("my_networks:bare", overrides=overrides)
+    assert backbone.preprocessing.describe() == (
+        "resize 73 bilinear, centre crop 64, mean 0.5 0.5 0.5, std 0.5 0.5 0.5 (given by options)"
+    )
+    squeezed = preprocessing_from_options("x", overrides | {"crop_pct": 1.0})
+    assert squeezed.resize_px == 64
+    with pytest.raises(UsageError, match="give --std R G B$"):
+        preprocessing_from_options("x", {"mean": (0.5,) * 3, "input_size": 64})
+
+
+def test_the_layer_may_be_named_and_a_headless_network_needs_none():
+    assert open_backbone("my_networks:at_a_layer").layer == "layer2"
+    headless = open_backbone("my_networks:headless")
+    assert (headless.layer, headless.feature_shape) == ("layer4", (512, 1, 1))
+
+
+def test_a_network_that_cannot_be_traced_wants_a_layer():
+    with pytest.raises(UsageError, match="choose one with --layer") as caught:
+        open_backbone("my_networks:turns")
+    assert "stem, block" in caught.value.__notes__[0]
+    backbone = open_backbone("my_networks:turns", layer="stem")
+    images = torch.randn(1, 3, 32, 32)
+    with torch.inference_mode():
+        assert backbone.features(images).min() < 0  # before the ReLU in place
+    points, default = list_layers("my_networks:turns")
+    assert ([p.name for p in points], default) == (["stem", "block"], None)
+
+
+def test_a_transformer_may_tell_its_prefix():
+    backbone = open_backbone("my_networks:tokens", layer="norm", pool="avg")
+    assert backbone.n_prefix_tokens == 2
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        tokens = backbone.network(images)
+        assert tokens.shape == (2, 18, 6)
+        assert torch.equal(backbone.features(images), tokens[:, 2:].mean(1))
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("no_such_module:small", UsageError, "cannot be imported: ModuleNotFoundError"),
+        ("my_networks:smal", UsageError, "unknown function of my_networks 'smal': did you mean sm"),
+        ("my_networks:NUMBER", UsageError, "is a int, not a function"),
+        ("my_networks:wrong", BackboneError, r"returns \(int, Preprocessing\): it must return"),
+        ("my_networks:too_many", BackboneError, "it must return"),
+        ("my_networks:odd_preprocessing", UsageError, "returns a str as its preprocessing"),
+        ("my_networks:partial_preprocessing", UsageError, "lacks 'crop_pct'"),
+        ("my_networks:fails", BackboneError, "failed: OSError: no such disk"),
+        ("my_networks:fails_on_purpose", WeightsError, "^give it a file$"),
+        ("network.pt", WeightsError, "any code.*--backbone module:function"),
+        ("network.pt2", WeightsError, "any code.*--weights FILE"),
+        ("tiny_resnet", UsageError, "unknown backbone"),
+    ],
+)
+def test_bad_input_is_one_line(name, error, message):
+    with pytest.raises(error, match=message) as caught:
+        open_backbone(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_random_weights_are_the_functions_own_business():
+    with pytest.raises(UsageError, match="leave --weights out, or give a file"):
+        open_backbone("my_networks:small", weights="random")
+
+
+def test_an_attribute_of_a_class_is_found():
+    assert open_backbone("my_networks:Holder.inner").n_features == 512
+
+
+def test_an_entry_point_is_a_backbone_like_any_other(monkeypatch):
+    group = factories.GROUP
+    points = [
+        importlib.metadata.EntryPoint("my_squeezenet", "my_networks:small", group),
+        importlib.metadata.EntryPoint("resnet18", "my_networks:fails", group),
+    ]
+    monkeypatch.setattr(factories, "entry_points", lambda group: points)
+    factories._entry_points.cache_clear()
+    try:
+        assert "my_squeezenet" in available_backbones()
+        assert available_backbones().count("resnet18") == 1
+        assert open_backbone("my_squeezenet").name == "my_squeezenet"
+        # An installed package takes no name away from torchvision.
+        assert open_backbone("resnet18", weights="random").weights.label == "random:0"
+    finally:
+        factories._entry_points.cache_clear()
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+class Log(Reporter):
+    def __init__(self):
+        super().__init__()
+        object.__setattr__(self, "lines", [])
+
+    def _print(self, text):
+        self.lines.append(text)
+
+
+def trained(n_classes):
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        return models.resnet18(num_classes=n_classes).eval()
+
+
+@pytest.mark.parametrize("kind", ["smaller", "deeper", "none"])
+def test_a_checkpoint_with_another_classifier_loads_and_says_so(tmp_path, kind):
+    network = trained(10)
+    if kind == "deeper":
+        network.fc = nn.Sequential(nn.Dropout(), nn.Linear(512, 64), nn.Linear(64, 3))
+    if kind == "none":
+        network.fc = nn.Identity()
+    wrapped = {"state_dict": {f"module.{k}": v for k, v in network.state_dict().items()}}
+    torch.save(wrapped, tmp_path / "mine.pth")
+    log = Log()
+    backbone = open_backbone("resnet18", weights=str(tmp_path / "mine.pth"), reporter=log)
+    text = "\n".join(log.lines)
+    assert "its classifier (fc) is another one than resnet18's and is not used" in text
+    assert "'state_dict'" in text
+    assert "'module.'" in text
+    assert "that of resnet18 IMAGENET1K_V1 is assumed" in text
+    assert len(backbone.weights.file_sha256) == 64
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        whole = nn.Sequential(*list(network.children())[:-2])
+        assert torch.equal(backbone.features(images), whole(images).flatten(1))
+
+
+def test_nothing_is_tapped_in_a_classifier_that_was_not_loaded(tmp_path):
+    path = tmp_path / "mine.pth"
+    torch.save(trained(10).state_dict(), path)
+    assert open_backbone("resnet18", weights=str(path), layer="avgpool").n_features == 512
+    with pytest.raises(WeightsError, match="fc is, or lies behind, the classifier.*mine.pth"):
+        open_backbone("resnet18", weights=str(path), layer="fc")
+    torch.save(trained(1000).state_dict(), path)
+    assert open_backbone("resnet18", weights=str(path), layer="fc").n_features == 1000
+
+
+def test_a_given_mean_and_std_are_not_assumed(tmp_path):
+    torch.save(trained(1000).state_dict(), tmp_path / "mine.pth")
+    log = Log()
+    overrides = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    open_backbone("resnet18", weights=str(tmp_path / "mine.pth"), overrides=overrides, reporter=log)
+    assert log.lines == []
+
+
+def test_another_body_is_an_error_that_names_keys(tmp_path):
+    torch.save(models.resnet34().state_dict(), tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match=r"unexpected \(layer1\.2\.conv1\.weight"):
+        open_backbone("resnet18", weights=str(tmp_path / "other.pth"))
+    torch.save({"fc.weight": torch.zeros(2, 512)}, tmp_path / "part.pth")
+    with pytest.raises(WeightsError, match=r"missing \(conv1\.weight, bn1\.weight"):
+        open_backbone("resnet18", weights=str(tmp_path / "part.pth"))
+
+
+def test_a_function_takes_a_checkpoint_too(tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        network = models.squeezenet1_1(num_classes=3).eval()
+    torch.save(network.state_dict(), tmp_path / "mine.pth")
+    log = Log()
+    backbone = open_backbone("my_networks:small", weights=str(tmp_path / "mine.pth"), reporter=log)
+    assert "classifier is another one" in log.lines[0]
+    images = torch.randn(1, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(backbone.features(images), network.features(images).flatten(1))
