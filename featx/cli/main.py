@@ -23,7 +23,7 @@ _COMMANDS = {
     "sweep": "Compare input sizes, layers, poolings or preprocessing, all else equal.",
     "list": "List backbones, layers, data, caches or heads.",
     "info": "Show what is in a cache file and how it was made.",
-    "verify": "Check every byte of cache files.",
+    "verify": "Check every byte of cache files, or a backbone against a slow reference.",
     "pack": "Write a compressed copy of a cache, for archives.",
     "unpack": "Give back the cache that was packed.",
     "export": "Write features as npz, Parquet or for TensorBoard's projector.",

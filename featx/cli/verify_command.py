@@ -2,25 +2,103 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from featx.cli.options import common_options
-from featx.errors import CacheError
+from featx.cli.options import ListCommand, common_options, list_option
+from featx.errors import CacheError, UsageError
 from featx.progress import Reporter
+
+if TYPE_CHECKING:
+    from featx.backbones import Backbone
+    from featx.engines import LocalEngine
+    from featx.reference import Agreement, Picture, Reference
 
 __all__ = ["command"]
 
 
-@click.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@common_options
-def command(files: tuple[Path, ...], reporter: Reporter) -> None:
-    """Read every byte of cache FILES and compare it with the digests inside.
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What was typed after ``featx verify --backbone``, by the names of the options."""
 
-    Prints what is damaged, by dataset and rows; exit code 1 where anything is.
+    backbone: str
+    weights: str | None
+    layer: str | None
+    pool: str
+    input_size: int | None
+    crop_pct: float | None
+    interpolation: str | None
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
+    precision: str
+    store_dtype: str
+    device: str
+    batch_size: int | None
+    photographs: tuple[Path, ...]
+    labels: Path | None
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """Changes to the weights' own preprocessing that were asked for."""
+        names = ("input_size", "crop_pct", "interpolation", "mean", "std")
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@click.command(cls=ListCommand)
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--backbone", help="Check this backbone's features in place of FILES.")
+@click.option("--weights", help="Tag (IMAGENET1K_V1), file (.pth, .safetensors), or random.")
+@click.option("--layer", help="Tap point.  [default: the last convolutional feature map]")
+@click.option("--pool", default="none", show_default=True, help="As in featx extract.")
+@click.option("--input-size", type=int, help="Pixels.  [default: the size of the weights]")
+@click.option("--crop-pct", type=float, help="Ratio of crop to resize, overrides the weights'.")
+@click.option("--interpolation", help="Filter of the resize, overrides the weights'.")
+@click.option("--mean", type=float, nargs=3, help="RGB mean, overrides the weights'.")
+@click.option("--std", type=float, nargs=3, help="RGB deviation, overrides the weights'.")
+@click.option("--precision", default="fp32", show_default=True, help="fp32, bf16, fp16 or auto.")
+@click.option(
+    "--store-dtype",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Round the features as a cache of this type does.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--batch-size", "-b", type=int, help="Images at once.  [default: 16, on a GPU 128]")
+@list_option("--photographs", type=click.Path(path_type=Path), help="Files and folders.")
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path),
+    help="CSV of path and imagenet_index: counts the photographs in their right class.",
+)
+@common_options
+def command(
+    files: tuple[Path, ...], backbone: str | None, reporter: Reporter, **options: Any
+) -> int:
+    """Check cache FILES, or the features of a backbone.
+
+    FILES: every byte is read and compared with the digests inside. Prints what is
+    damaged, by dataset and rows; exit code 1 where anything is.
+
+    --backbone NAME: features are computed by featx and by a slow reference (Pillow, the
+    weights' own transform, the library's whole network, one image at a time,
+    float32, on the CPU), on pictures made for it and on --photographs. Prints the largest
+    differences and PASS or FAIL; exit code 1 on FAIL.
     """
+    if bool(files) == (backbone is not None):
+        raise UsageError("featx verify takes either FILES of caches or --backbone NAME")
+    if backbone is not None:
+        return _verify_backbone(_Plan(backbone=backbone, **options), reporter)
+    _verify_files(files, reporter)
+    return 0
+
+
+def _verify_files(files: Sequence[Path], reporter: Reporter) -> None:
     from featx.store import verify_file
 
     n_damaged = 0
@@ -34,4 +112,86 @@ def command(files: tuple[Path, ...], reporter: Reporter) -> None:
         raise CacheError(
             f"{n_damaged} of {len(files)} files are damaged: run  featx repair FILE  on a cache; "
             "of a packed archive take another copy, or pack it again"
+        )
+
+
+def _verify_backbone(plan: _Plan, reporter: Reporter) -> int:
+    from featx.reference import TOLERANCES, compare, judge
+
+    pictures = _pictures(plan)
+    backbone, reference, engine = _open(plan, reporter)
+    click.echo(
+        f"{backbone.name}, weights {backbone.weights.label}, layer {backbone.layer}, pool "
+        f"{backbone.pool}: {engine.device}, {engine.precision}, {plan.store_dtype}, batches of "
+        f"{engine.batch_size}\nreference: {reference.origin}; one image at a time, float32, cpu"
+    )
+    width = max(len(picture.name) for picture in pictures)
+    click.echo(f"{'image':{width}}    input  largest  relative  cosine")
+    found = []
+    for agreement in compare(backbone, reference, engine, pictures, store_dtype=plan.store_dtype):
+        click.echo(_row(agreement, width))
+        found.append(agreement)
+    _print_classes(found, pictures)
+    tolerance = TOLERANCES[engine.precision].with_storing(plan.store_dtype)
+    verdict = judge(found, tolerance)
+    click.echo(verdict.describe(f"{engine.precision}, {plan.store_dtype}"))
+    return 0 if verdict.is_pass else 1
+
+
+def _pictures(plan: _Plan) -> list[Picture]:
+    from featx.reference import find_photographs, made_pictures, read_labels
+
+    labels = read_labels(plan.labels) if plan.labels else {}
+    photographs = find_photographs(plan.photographs or tuple(labels), labels)
+    if labels and not any(picture.label is not None for picture in photographs):
+        raise UsageError(f"{plan.labels} names none of the photographs that were given")
+    return [*made_pictures(), *photographs]
+
+
+def _open(plan: _Plan, reporter: Reporter) -> tuple[Backbone, Reference, LocalEngine]:
+    from featx.backbones import open_backbone
+    from featx.engines import LocalEngine, resolve_device, resolve_precision
+    from featx.reference import open_reference
+
+    device = resolve_device(plan.device)
+    precision, _ = resolve_precision(plan.precision, device)
+    backbone = open_backbone(
+        plan.backbone,
+        weights=plan.weights,
+        layer=plan.layer,
+        pool=plan.pool,
+        overrides=plan.overrides,
+        reporter=reporter,
+    )
+    reference = open_reference(backbone, weights=plan.weights, overrides=plan.overrides)
+    return backbone, reference, LocalEngine(device, precision, plan.batch_size, 0)
+
+
+def _row(agreement: Agreement, width: int) -> str:
+    if agreement.failure:
+        return f"{agreement.name:{width}}  not compared: {agreement.failure}"
+    return (
+        f"{agreement.name:{width}}  {agreement.inputs:7.1e}  {agreement.largest:7.1e}  "
+        f"{agreement.relative:8.1e}  {agreement.cosine:.9f}"
+    )
+
+
+def _print_classes(agreements: Sequence[Agreement], pictures: Sequence[Picture]) -> None:
+    pairs = [
+        (agreement.classes, picture.label)
+        for agreement, picture in zip(agreements, pictures, strict=True)
+        if agreement.classes
+    ]
+    if not pairs:
+        click.echo("top-1 classes: not compared, the network has no usable classifier")
+        return
+    n_equal = sum(classes.featx == classes.reference for classes, _ in pairs)
+    click.echo(f"top-1 classes: the same for {n_equal} of {len(pairs)} images")
+    labelled = [(classes, label) for classes, label in pairs if label is not None]
+    if labelled:
+        n_featx = sum(classes.featx == label for classes, label in labelled)
+        n_reference = sum(classes.reference == label for classes, label in labelled)
+        click.echo(
+            f"right class: {n_featx} of {len(labelled)} through featx, "
+            f"{n_reference} of {len(labelled)} through the reference"
         )

@@ -1,0 +1,36 @@
+"""The slow, plain way to the features, to which featx's own way is compared.
+
+Pillow decodes, the weights' own transform prepares, the library's own whole network
+runs: one image at a time, float32, on the CPU. Nothing here uses featx's decoder,
+preprocessing, cut networks or engines, except to be compared with them.
+"""
+
+from __future__ import annotations
+
+from featx.reference.compare import (
+    TOLERANCES,
+    Agreement,
+    Classes,
+    Tolerance,
+    Verdict,
+    compare,
+    judge,
+)
+from featx.reference.networks import Reference, open_reference
+from featx.reference.pictures import Picture, find_photographs, made_pictures, read_labels
+
+__all__ = [
+    "TOLERANCES",
+    "Agreement",
+    "Classes",
+    "Picture",
+    "Reference",
+    "Tolerance",
+    "Verdict",
+    "compare",
+    "find_photographs",
+    "judge",
+    "made_pictures",
+    "open_reference",
+    "read_labels",
+]

