@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from featx.backbones import available_backbones, open_backbone
     from featx.catalog import load
     from featx.errors import FeatxError
+    from featx.extractor import FeatureExtractor
     from featx.fewshot import draw_subset
     from featx.sources import open_data
     from featx.store import Cache
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Cache": "featx.store",
+    "FeatureExtractor": "featx.extractor",
     "FeatxError": "featx.errors",
     "available_backbones": "featx.backbones",
     "draw_subset": "featx.fewshot",
@@ -31,6 +33,7 @@ _HOME = {
 
 __all__ = [
     "Cache",
+    "FeatureExtractor",
     "FeatxError",
     "__version__",
     "available_backbones",

@@ -1,0 +1,312 @@
+"""The estimator."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+
+from featx.backbones import Backbone, open_backbone
+from featx.engines import LocalEngine, resolve_device, resolve_precision
+from featx.errors import ImageError, UsageError, WeightsError
+from featx.extractor.compute import Setup, UnreadableError
+from featx.extractor.images import as_source, check_images
+from featx.extractor.memory import RowMemory
+from featx.fingerprint import differences
+from featx.images import DECODER
+from featx.progress import SILENT, Reporter
+from featx.sources import Source
+
+__all__ = ["FeatureExtractor"]
+
+_CHOICES = {"dtype": ("float32", "float16"), "on_error": ("raise", "nan")}
+
+
+class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Features of a frozen, pretrained network, as a scikit-learn transformer.
+
+    The same decoder, preprocessing and network as ``featx extract``: in one order and with
+    one batch size, the rows equal those of a cache of type float32 bit for bit on a CPU.
+
+    Nothing is learned from the images, so that a pipeline with it leaks nothing. `fit`
+    checks the parameters and loads the network; the network lives in the process (the
+    last two that were used), never in the estimator: a pickle holds a few hundred bytes,
+    and the weights are loaded again by name where it is used, and must have the same digest.
+
+    Parameters
+    ----------
+    backbone : str, default="resnet50"
+        Name of the network, see `featx.open_backbone`.
+    weights : str, optional
+        Tag, path of a file, or ``random``; the pinned tag of the backbone by default.
+    layer : str, optional
+        Feature point; the last convolutional feature map (for transformers the class
+        token) by default.
+    pool : str, default="none"
+        Pooling of a feature map: ``none``, ``avg``, ``max``, ``cls`` or ``avg+cls``.
+    input_size : int, optional
+        Side of the input in pixels; that of the weights by default.
+    precision : {"fp32", "bf16", "fp16", "auto"}, default="fp32"
+        Arithmetic of the network.
+    device : str, default="auto"
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    batch_size : int, optional
+        Images at once; 16 on a CPU and 128 on a GPU by default.
+    workers : int, optional, default=0
+        Processes that decode; 0 decodes in this process, which is safe inside
+        joblib's; None is what ``featx extract`` takes.
+    dtype : {"float32", "float16"}, default="float32"
+        Type of the features, in `memory` as well.
+    memory : path-like, optional
+        Folder in which rows are kept, by the SHA-256 of their image and by everything that
+        changes features. No image is then computed twice: not in another fold, not in another
+        process. One folder serves all backbones; it may be deleted at any time.
+    on_error : {"raise", "nan"}, default="raise"
+        What to do about an image that cannot be read: raise an `ImageError` that
+        names it, or warn and return a row of NaN.
+    verbose : bool, default=False
+        Show progress.
+
+    Attributes
+    ----------
+    n_features_out_ : int
+        Length of a feature vector.
+    layer_ : str
+        The feature point.
+    input_size_ : int
+        Side of the input in pixels.
+    precision_ : str
+        Arithmetic of the network, ``auto`` resolved.
+    weights_sha256_ : str
+        Digest of the weights, 64 hexadecimal digits.
+    identity_ : dict
+        Everything that changes the features, and nothing else.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from featx import FeatureExtractor
+    >>> images = np.random.default_rng(0).integers(0, 256, (8, 40, 40, 3), dtype=np.uint8)
+    >>> extractor = FeatureExtractor("squeezenet1_1", weights="random", input_size=32, pool="avg")
+    >>> extractor.fit_transform(images).shape
+    (8, 512)
+    >>> pipeline = make_pipeline(extractor, LogisticRegression()).fit(images, [0, 1] * 4)
+    >>> pipeline.predict(images[:2]).shape
+    (2,)
+    """
+
+    def __init__(  # noqa: PLR0913 - scikit-learn wants every setting to be a parameter
+        self,
+        backbone: str = "resnet50",
+        *,
+        weights: str | None = None,
+        layer: str | None = None,
+        pool: str = "none",
+        input_size: int | None = None,
+        precision: str = "fp32",
+        device: str = "auto",
+        batch_size: int | None = None,
+        workers: int | None = 0,
+        dtype: str = "float32",
+        memory: str | os.PathLike[str] | None = None,
+        on_error: str = "raise",
+        verbose: bool = False,
+    ) -> None:
+        self.backbone = backbone
+        self.weights = weights
+        self.layer = layer
+        self.pool = pool
+        self.input_size = input_size
+        self.precision = precision
+        self.device = device
+        self.batch_size = batch_size
+        self.workers = workers
+        self.dtype = dtype
+        self.memory = memory
+        self.on_error = on_error
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Check the parameters and load the network; no image is read.
+
+        Parameters
+        ----------
+        X : sequence of length n, or ndarray of uint8, shape (n, H, W, 3) or (n, H, W)
+            Images, see `transform`.
+        y : object, optional
+            Not used.
+
+        Returns
+        -------
+        FeatureExtractor
+            Itself.
+
+        Raises
+        ------
+        UsageError, WeightsError, BackboneError
+            If a parameter, or the kind of `X`, is wrong.
+        """
+        del y
+        check_images(X)
+        self._check_choices()
+        device = resolve_device(self.device)
+        precision, _ = resolve_precision(self.precision, device)
+        self._engine(precision)
+        backbone = self._open()
+        self.n_features_out_ = backbone.n_features
+        self.layer_ = backbone.layer
+        self.input_size_ = backbone.input_size
+        self.precision_ = precision
+        self.weights_sha256_ = backbone.weights.sha256
+        self.identity_ = self._identity(backbone)
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Compute features, or look them up in the memory.
+
+        Parameters
+        ----------
+        X : sequence of length n, or ndarray of uint8, shape (n, H, W, 3) or (n, H, W)
+            Paths, PIL images, uint8 arrays (H, W, 3) or (H, W), or encoded files (bytes), also
+            mixed; a pandas Series, or a DataFrame of one column, of these.
+
+        Returns
+        -------
+        ndarray of shape (n, n_features_out_), dtype float32 or float16
+            Flattened in the order channels, rows, columns.
+
+        Raises
+        ------
+        ImageError
+            If an image cannot be read, with its number and path.
+        WeightsError
+            If the weights are not those of `fit` any more.
+        CacheError
+            If the memory is damaged, or cannot be written.
+        """
+        check_is_fitted(self)
+        source, rows = as_source(check_images(X))
+        backbone = self._open()
+        self._check_same(backbone)
+        reporter = Reporter() if self.verbose else SILENT
+        setup = Setup(backbone, self._engine(self.precision_), self.dtype, reporter)
+        computer = setup if self.memory is None else RowMemory(Path(self.memory), setup)
+        try:
+            features, failed = computer.features(source, is_strict=self.on_error == "raise")
+        except UnreadableError as error:
+            raise ImageError(_describe(error.row, str(error), source, rows)) from error
+        if failed:
+            row = min(failed)
+            warnings.warn(
+                f"{len(failed)} images cannot be read and have NaN as features, the first is "
+                + _describe(row, failed[row], source, rows),
+                stacklevel=2,
+            )
+        is_in_order = len(rows) == len(source)
+        return features if is_in_order else features[rows]
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Name the features after the backbone.
+
+        Parameters
+        ----------
+        input_features : object, optional
+            Not used: images have no features.
+
+        Returns
+        -------
+        ndarray of str objects, shape (n_features_out_,)
+            ``resnet50_0``, ``resnet50_1``, and so on.
+        """
+        del input_features
+        check_is_fitted(self)
+        return np.array([f"{self.backbone}_{i}" for i in range(self.n_features_out_)], object)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.one_d_array = True
+        tags.input_tags.two_d_array = False
+        tags.input_tags.string = True
+        tags.no_validation = True
+        tags.transformer_tags.preserves_dtype = []
+        return tags
+
+    def _check_choices(self) -> None:
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise UsageError(
+                    f"{name} {getattr(self, name)!r} is unknown: choose from {', '.join(allowed)}"
+                )
+
+    def _engine(self, precision: str) -> LocalEngine:
+        return LocalEngine(resolve_device(self.device), precision, self.batch_size, self.workers)
+
+    def _open(self) -> Backbone:
+        return _open_once(
+            self.backbone,
+            self.weights,
+            self.layer,
+            self.pool,
+            self.input_size,
+            str(resolve_device(self.device)),
+            _stamp(self.weights),
+        )
+
+    def _identity(self, backbone: Backbone) -> dict[str, Any]:
+        return {
+            "decoder": DECODER,
+            **backbone.identity(),
+            "precision": self.precision_,
+            "dtype": self.dtype,
+        }
+
+    def _check_same(self, backbone: Backbone) -> None:
+        found = self._identity(backbone)
+        if found != self.identity_:
+            fields = (line.partition(":")[0] for line in differences(self.identity_, found))
+            raise WeightsError(
+                f"{self.backbone} is not what it was when this FeatureExtractor was fitted: "
+                f"{', '.join(fields)} changed. Fit it again, or bring back what it was fitted with"
+            )
+
+
+def _describe(row: int, reason: str, source: Source, rows: np.ndarray) -> str:
+    path = source.paths[row]
+    named = "" if path.startswith(f"{source.split}/") else f" ({path})"
+    return f"X[{int(np.flatnonzero(rows == row)[0])}]{named}: {reason}"
+
+
+def _stamp(weights: str | None) -> tuple[int, int] | None:
+    """Tell a changed file of weights from an unchanged one."""
+    path = Path(weights or "").expanduser()
+    if not path.is_file():
+        return None
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+@lru_cache(maxsize=2)
+def _open_once(
+    name: str,
+    weights: str | None,
+    layer: str | None,
+    pool: str,
+    input_size: int | None,
+    device: str,
+    stamp: tuple[int, int] | None,
+) -> Backbone:
+    """Load a network once for all clones in this process: a search makes many.
+
+    The device is part of the key because an engine moves the network to it.
+    """
+    del device, stamp
+    overrides = {} if input_size is None else {"input_size": input_size}
+    return open_backbone(name, weights=weights, layer=layer, pool=pool, overrides=overrides)

@@ -1,0 +1,223 @@
+"""Rows of features kept on the disk, found again by the digest of their image.
+
+A folder for each identity (network, weights, preprocessing, feature point, precision, type)
+holds ordinary cache files, each the rows that one call had to compute. Whoever looks
+rows up or computes them holds the folder's lock, so that no image is computed twice, also by
+processes at work side by side; it is let go after every file, which is then shared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from featx.errors import CacheError
+from featx.extract import Settings, make_spec
+from featx.extractor.compute import Setup, UnreadableError
+from featx.fingerprint import fingerprint
+from featx.sources import Source
+from featx.store import Cache, CacheSpec, CacheWriter
+
+__all__ = ["RowMemory"]
+
+_MOST_FILES = 64
+_FILES_PER_MERGE = 32
+_ROWS_PER_FILE = 1024
+_BYTES_PER_FILE = 1 << 28
+_DONE = 1
+
+_Place = tuple[Cache, int]
+
+
+class RowMemory:
+    """Features of images seen before.
+
+    Parameters
+    ----------
+    folder : Path
+        Of all memories; each has a folder inside it.
+    setup : Setup
+        What computes the rows that are not there.
+    """
+
+    def __init__(self, folder: Path, setup: Setup) -> None:
+        self._root, self._setup = folder, setup
+
+    def features(
+        self, source: Source, *, is_strict: bool
+    ) -> tuple[np.ndarray[Any, Any], dict[int, str]]:
+        """Look features up, and compute and keep those that are not there.
+
+        Parameters
+        ----------
+        source : Source
+            Of n images.
+        is_strict : bool
+            Whether an image that cannot be read is an error; others are kept before.
+
+        Returns
+        -------
+        features : ndarray of shape (n, n_features)
+            NaN in the rows of images that cannot be read.
+        failed : dict of int to str
+            Those rows, with reasons; they are not kept.
+
+        Raises
+        ------
+        UnreadableError
+            If `is_strict`.
+        CacheError
+            If a file of the memory is damaged, or cannot be written.
+        """
+        digests = source.image_digests(reporter=self._setup.reporter)
+        keys = [bytes(digest) for digest in digests]
+        folder = self._folder(source, digests)
+        reasons: dict[bytes, str] = {}
+        with ExitStack() as stack:
+            while True:
+                with self._locked(folder):
+                    caches = _open_all(folder, stack)
+                    places = _places(caches)
+                    rows = _missing(keys, places.keys() | reasons.keys())[: self._rows_per_file]
+                    if not rows:
+                        break
+                    reasons |= self._compute(source.take(np.array(rows)), digests[rows], folder)
+                    _merge(folder)
+                if is_strict and reasons:
+                    row = next(i for i, key in enumerate(keys) if key in reasons)
+                    raise UnreadableError(row, reasons[keys[row]])
+            features = self._gather(keys, places)
+        return features, {i: reasons[key] for i, key in enumerate(keys) if key in reasons}
+
+    @property
+    def _rows_per_file(self) -> int:
+        """Whole batches, about 1,024 rows, and at most 256 MB of them."""
+        size, setup = self._setup.engine.batch_size, self._setup
+        row_bytes = setup.backbone.n_features * np.dtype(setup.dtype).itemsize
+        return max(1, min(_ROWS_PER_FILE, _BYTES_PER_FILE // row_bytes) // size) * size
+
+    def _spec(self, source: Source, digests: np.ndarray) -> CacheSpec:
+        setup = self._setup
+        settings = Settings(store_dtype=setup.dtype)
+        spec = make_spec(source, setup.backbone, setup.engine, settings, digests)
+        # The same image may come by other names: it is called by its digest.
+        return dataclasses.replace(spec, paths=[bytes(digest).hex() for digest in digests])
+
+    def _folder(self, source: Source, digests: np.ndarray) -> Path:
+        identity = _without_source(self._spec(source.take(np.arange(1)), digests[:1]).identity)
+        name = re.sub(r"[^\w.+-]+", "_", self._setup.backbone.name)
+        return self._root / f"{name}-{fingerprint(identity)[:32]}"
+
+    @contextmanager
+    def _locked(self, folder: Path) -> Iterator[None]:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / ".lock")
+            lock.acquire()
+        except OSError as error:
+            raise CacheError(
+                f"the memory {folder} cannot be used: {error.strerror or error}"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _compute(self, source: Source, digests: np.ndarray, folder: Path) -> dict[bytes, str]:
+        """Compute rows and keep the good ones; digest and reason of the others."""
+        features, failed = self._setup.features(source, is_strict=False)
+        good = np.array([row for row in range(len(source)) if row not in failed], np.int64)
+        if len(good):
+            _write(folder, self._spec(source.take(good), digests[good]), [features[good]])
+        return {bytes(digests[row]): reason for row, reason in failed.items()}
+
+    def _gather(self, keys: Sequence[bytes], places: Mapping[bytes, _Place]) -> np.ndarray:
+        shape = len(keys), self._setup.backbone.n_features
+        features = np.full(shape, np.nan, self._setup.dtype)
+        wanted: dict[int, tuple[Cache, list[int], list[int]]] = {}
+        for i, key in enumerate(keys):
+            if key in places:
+                cache, row = places[key]
+                _, targets, rows = wanted.setdefault(id(cache), (cache, [], []))
+                targets.append(i)
+                rows.append(row)
+        for cache, targets, rows in wanted.values():
+            features[targets] = cache.X[np.array(rows)]
+        return features
+
+
+def _without_source(identity: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in identity.items() if name != "source"}
+
+
+def _missing(keys: Sequence[bytes], known: set[bytes]) -> list[int]:
+    """Row of each image that is not known, the first of equal ones."""
+    first: dict[bytes, int] = {}
+    for i, key in enumerate(keys):
+        first.setdefault(key, i)
+    return [i for key, i in first.items() if key not in known]
+
+
+def _open_all(folder: Path, stack: ExitStack) -> list[Cache]:
+    stack.close()  # what an earlier round opened
+    caches = []
+    for path in sorted(folder.glob("*.h5")):
+        try:
+            caches.append(stack.enter_context(Cache.open(path)))
+        except CacheError as error:
+            error.add_note(f"it is a memory of FeatureExtractor: delete {path}, it is made again")
+            raise
+    return caches
+
+
+def _places(caches: Sequence[Cache]) -> dict[bytes, _Place]:
+    return {
+        bytes(digest): (cache, row)
+        for cache in caches
+        for row, digest in enumerate(cache.image_digests)
+        if cache.status[row] == _DONE
+    }
+
+
+def _write(folder: Path, spec: CacheSpec, parts: Sequence[np.ndarray]) -> None:
+    name = hashlib.sha256(np.ascontiguousarray(spec.image_digests).tobytes()).hexdigest()[:16]
+    with CacheWriter.open(folder / f"{name}.h5", spec, resume=False) as writer:
+        start = 0
+        for part in parts:
+            if not writer.is_complete:
+                writer.write(start, part)
+            start += len(part)
+        writer.finish()
+
+
+def _merge(folder: Path) -> None:
+    """Make one file of the 32 smallest where there are 64: few files, and little copied."""
+    paths = sorted(folder.glob("*.h5"), key=lambda path: path.stat().st_size)
+    if len(paths) < _MOST_FILES:
+        return
+    with ExitStack() as stack:
+        caches = [stack.enter_context(Cache.open(path)) for path in paths[:_FILES_PER_MERGE]]
+        digests = np.concatenate([cache.image_digests for cache in caches])
+        content = hashlib.sha256(digests.tobytes()).hexdigest()
+        source = {"content": content, "n_images": len(digests), "class_names": []}
+        spec = CacheSpec(
+            identity={**caches[0].meta["identity"], "source": source},
+            meta={name: v for name, v in caches[0].meta.items() if name != "identity"},
+            labels=np.full(len(digests), -1),
+            class_names=[],
+            paths=[bytes(digest).hex() for digest in digests],
+            n_features=caches[0].n_features,
+            dtype=caches[0].X.dtype.name,
+            image_digests=digests,
+        )
+        _write(folder, spec, [cache.X[:] for cache in caches])
+    for path in paths[:_FILES_PER_MERGE]:
+        path.unlink()
