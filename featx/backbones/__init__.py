@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from featx.backbones import embedded, factories, timm_models, torchvision_models
-from featx.backbones.base import Backbone, BackboneGroup, LoadedNetwork
+from featx.backbones.base import OUTLINE, Backbone, BackboneGroup, LoadedNetwork
 from featx.backbones.pools import POOLS, pooled_shape
 from featx.backbones.taps import TapPoint, Taps
 from featx.errors import FeatxError, UsageError, WeightsError, unknown_name
@@ -196,11 +196,28 @@ def list_layers(
     default : str or None
         Name of the default point; None where a layer must be chosen.
     """
-    # A function of the user's makes its own weights.
-    weights = None if factories.is_factory(name) else "random"
-    loaded = _load(name, weights, overrides or {}, SILENT)
+    loaded = outline(name, overrides or {})
     taps = loaded.tap(loaded.preprocessing.crop_px)
     return taps.points, taps.default
+
+
+def outline(name: str, overrides: Mapping[str, Any]) -> LoadedNetwork:
+    """Load a network to look at: without values where that is possible.
+
+    Parameters
+    ----------
+    name : str
+        As for `open_backbone`.
+    overrides : mapping
+        Changes to the preprocessing.
+
+    Returns
+    -------
+    LoadedNetwork
+        On the meta device; a function of the user's makes its network as always.
+    """
+    weights = None if factories.is_factory(name) else OUTLINE
+    return _load(name, weights, overrides, SILENT)
 
 
 def check_backbone(name: str) -> None:

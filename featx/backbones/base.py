@@ -15,9 +15,12 @@ from featx.backbones.taps import Taps
 from featx.preprocess import Preprocessing
 from featx.weights import Weights
 
-__all__ = ["Backbone", "BackboneGroup", "LoadedNetwork"]
+__all__ = ["OUTLINE", "Backbone", "BackboneGroup", "LoadedNetwork"]
 
 Shape = tuple[int, ...]
+
+OUTLINE = "<outline>"
+"""In place of weights: the network without any values, on torch's meta device, to look at only."""
 
 
 @dataclass(frozen=True)

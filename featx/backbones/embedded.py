@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from featx.backbones.base import LoadedNetwork
+from featx.backbones.base import OUTLINE, LoadedNetwork
 from featx.backbones.module_taps import ModuleTaps
 from featx.errors import MissingExtraError, UsageError, WeightsError
 from featx.preprocess import Preprocessing
@@ -66,7 +66,7 @@ def load(
     """
     del reporter
     timm = _import("timm")
-    spec = weights or TAG
+    spec = "random" if weights == OUTLINE else weights or TAG
     seed = parse_random(spec)
     if seed is None and spec != TAG:
         raise UsageError(f"unknown weights {spec!r} for {name}: choose from {TAG}, random")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -13,10 +14,11 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensorMode,
 )
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from featx.errors import BackboneError
 
-__all__ = ["N_FAKE", "least_size", "run_fake"]
+__all__ = ["N_FAKE", "least_size", "run_fake", "without_values"]
 
 T = TypeVar("T")
 
@@ -107,13 +109,59 @@ def _works(pass_at: Callable[[int], object], input_px: int) -> bool:
 
 def _call(function: Callable[[torch.Tensor], T], input_px: int, network: nn.Module) -> T:
     shape = (N_FAKE, 3, input_px, input_px)
+    if any(parameter.is_meta for parameter in network.parameters()):
+        with torch.device("meta"), _unchanged(network), torch.no_grad():
+            return function(torch.empty(shape))
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), _unchanged(network), torch.no_grad():
+        with (
+            _quiet(),
+            FakeTensorMode(allow_non_fake_inputs=True),
+            _unchanged(network),
+            torch.no_grad(),
+        ):
             return function(torch.empty(shape))
     except (DataDependentOutputException, DynamicOutputShapeException):
         # The pass depends on values, which fake tensors do not have.
         with _unchanged(network), torch.no_grad():
             return function(torch.zeros(shape))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch from printing the trace of a pass that fails: the error says it."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def without_values(build: Callable[[], nn.Module]) -> nn.Module:
+    """Build a network whose parameters and buffers have shapes only.
+
+    What the network computes from values while it is built (RegNet's widths) is computed;
+    its parameters take no memory and are not initialised.
+
+    Parameters
+    ----------
+    build : callable
+        Builds it.
+
+    Returns
+    -------
+    torch.nn.Module
+        On torch's meta device.
+    """
+
+    def emptied(module: nn.Module, name: str, value: nn.Parameter | None) -> Any:
+        return None if value is None else nn.Parameter(value.detach().to("meta"), False)
+
+    handle = register_module_parameter_registration_hook(emptied)
+    try:
+        return build().to("meta")
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 
-from featx.backbones.base import LoadedNetwork
+from featx.backbones.base import OUTLINE, LoadedNetwork
+from featx.backbones.fake import without_values
 from featx.backbones.local_files import assume, choose_file, preprocessing_from_options
 from featx.backbones.timm_taps import TimmTaps
 from featx.backbones.timm_weights import find_weights, pinned_tags
@@ -25,7 +27,7 @@ from featx.weights import (
     stored,
 )
 
-__all__ = ["PREFIX", "config", "default_tag", "import_timm", "load", "resolve"]
+__all__ = ["PREFIX", "config", "default_tag", "import_timm", "load", "resolve", "tags"]
 
 PREFIX = "timm/"
 
@@ -78,14 +80,14 @@ def resolve(name: str, weights: str | None = None) -> tuple[str, str]:
         raise unknown_name(
             "backbone", PREFIX + architecture, known, see="featx list backbones timm"
         )
-    tags = _tags(architecture)
-    if weights in tags:
+    known = tags(architecture)
+    if weights in known:
         if tag and tag != weights:
             raise UsageError(f"{name} names the weights {tag}, --weights names {weights}: give one")
         tag = str(weights)
     tag = tag or default_tag(architecture)
-    if tag and tag not in tags:
-        raise unknown_name(f"weights of {PREFIX}{architecture}", tag, tags)
+    if tag and tag not in known:
+        raise unknown_name(f"weights of {PREFIX}{architecture}", tag, known)
     return architecture, tag
 
 
@@ -103,17 +105,36 @@ def default_tag(architecture: str) -> str:
         This timm's own default, where featx has pinned none or it is gone; empty where
         there are no weights.
     """
-    tags = _tags(architecture)
-    for tag in (pinned_tags().get(architecture), config(architecture, "").get("tag"), *tags):
-        if tag in tags:
+    known = tags(architecture)
+    for tag in (pinned_tags().get(architecture), config(architecture, "").get("tag"), *known):
+        if tag in known:
             return str(tag)
     return ""
 
 
-def _tags(architecture: str) -> list[str]:
-    """Tags that have weights, in timm's order."""
-    names = import_timm().list_pretrained(f"{architecture}.*")
-    return [name.partition(".")[2] for name in names if name.partition(".")[0] == architecture]
+def tags(architecture: str) -> list[str]:
+    """Tags of the weights of an architecture, in timm's order.
+
+    Parameters
+    ----------
+    architecture : str
+        As timm names it.
+
+    Returns
+    -------
+    list of str
+        Empty where there are none.
+    """
+    return _all_tags().get(architecture, [])
+
+
+@cache
+def _all_tags() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in import_timm().list_pretrained():
+        architecture, _, tag = name.partition(".")
+        found.setdefault(architecture, []).append(tag)
+    return found
 
 
 def config(architecture: str, tag: str) -> dict[str, Any]:
@@ -163,6 +184,8 @@ def load(
     """
     architecture, tag = resolve(name, weights)
     cfg = config(architecture, tag)
+    if weights == OUTLINE:
+        return _outline(name, architecture, cfg, overrides)
     seed = parse_random(weights) if weights else None
     is_known = bool(tag) or seed is not None
     preprocessing = _preprocessing(name, cfg if is_known else {}, overrides)
@@ -186,6 +209,20 @@ def load(
         name=name,
         network=network,
         weights=record,
+        preprocessing=preprocessing,
+        tap=lambda input_px: TimmTaps(network, input_px),
+    )
+
+
+def _outline(
+    name: str, architecture: str, cfg: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> LoadedNetwork:
+    preprocessing = _preprocessing(name, cfg, overrides)
+    network = without_values(lambda: _build(architecture, cfg, preprocessing.crop_px))
+    return LoadedNetwork(
+        name=name,
+        network=network,
+        weights=Weights(OUTLINE, ""),
         preprocessing=preprocessing,
         tap=lambda input_px: TimmTaps(network, input_px),
     )
@@ -219,7 +256,7 @@ def _local(
     reporter: Reporter,
 ) -> StoredFile:
     architecture = str(cfg.get("architecture", name.removeprefix(PREFIX)))
-    path = choose_file(name, spec, [*_tags(architecture), "random"])
+    path = choose_file(name, spec, [*tags(architecture), "random"])
     if cfg.get("tag"):
         assume(path, Preprocessing.from_timm(cfg, _origin(cfg)), overrides, reporter)
     return stored(path)

@@ -12,7 +12,8 @@ from torch import nn
 from torchvision import models
 from torchvision.models.vision_transformer import interpolate_embeddings
 
-from featx.backbones.base import LoadedNetwork
+from featx.backbones.base import OUTLINE, LoadedNetwork
+from featx.backbones.fake import without_values
 from featx.backbones.graph_taps import GraphTaps
 from featx.backbones.keras_names import keras_aliases
 from featx.backbones.local_files import assume, choose_file
@@ -35,6 +36,7 @@ __all__ = ["available", "classifiers", "default_tag", "load"]
 
 # These builders normalise with mean and std 0.5 inside the network when weights are given.
 _TRANSFORMS_INPUT = ("googlenet", "inception_v3")
+_NO_VALUES = {name: {"init_weights": False} for name in _TRANSFORMS_INPUT}
 _AUXILIARY_HEADS = ("AuxLogits.", "aux1.", "aux2.")
 
 
@@ -101,6 +103,10 @@ def load(
     preset = _entries(name)[tag].transforms()
     assumed = Preprocessing.from_torchvision(preset, f"{name} {tag}")
     preprocessing = assumed.override(**overrides)
+    if spec == OUTLINE:
+        options = _NO_VALUES.get(name)
+        network = without_values(lambda: _build(name, preprocessing.crop_px, options=options))
+        return _loaded(name, network, Weights(OUTLINE, ""), preprocessing)
     if seed is not None:
         network = _build(name, preprocessing.crop_px, seed=seed)
         record = Weights(f"random:{seed}", state_sha256(network.state_dict()))
@@ -114,8 +120,8 @@ def load(
     network, heads = _filled(name, state, preprocessing.crop_px, str(found.path))
     if heads:
         reporter.say(
-            f"{found.path}: its classifier ({', '.join(heads)}) is another one than {name}'s and "
-            "is not used; everything else is loaded"
+            f"{found.path}: its classifier ({', '.join(heads)}) is another one than {name}'s, or "
+            "empty, and is not used; everything else is loaded"
         )
     label = spec if spec == tag else found.path.stem
     record = Weights(
@@ -195,7 +201,16 @@ def _filled(
     heads = (*classifiers(network), *(head.rstrip(".") for head in _AUXILIARY_HEADS))
     converted = _converted(name, state, network)
     is_whole = load_into(network, converted, source, heads=heads)
-    return network, () if is_whole else classifiers(network)
+    return network, () if is_whole and _is_usable(network) else classifiers(network)
+
+
+def _is_usable(network: nn.Module) -> bool:
+    """Whether the classifier has values: in VGG16's IMAGENET1K_FEATURES they are NaN."""
+    return all(
+        bool(parameter.isfinite().all())
+        for head in classifiers(network)
+        for parameter in network.get_submodule(head).parameters()
+    )
 
 
 def classifiers(network: nn.Module) -> tuple[str, ...]:

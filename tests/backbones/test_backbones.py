@@ -8,11 +8,20 @@ import torch
 from PIL import Image
 from torchvision import models
 
-from featx.backbones import available_backbones, default_weights, list_layers, open_backbone
+from featx.backbones import (
+    available_backbones,
+    default_weights,
+    list_layers,
+    open_backbone,
+    outline,
+    torchvision_models,
+)
 from featx.backbones.graph_taps import GraphTaps
+from featx.backbones.keras_names import keras_aliases
 from featx.backbones.pools import pool_features, pooled_shape
 from featx.errors import BackboneError, UsageError, WeightsError
 from featx.preprocess import Preprocessing
+from featx.weights import stored
 
 # (name, overrides, layer, pool): flattened size, as published or computed by hand.
 KNOWN_SIZES = {
@@ -83,14 +92,29 @@ def test_the_default_point_is_the_last_map_of_the_whole_network(name):
         assert torch.allclose(backbone.features(images), reference.flatten(1), atol=1e-5)
 
 
+def another_size(name, px):
+    if name.startswith("vit_"):
+        return px + int(name.rsplit("_", 1)[1])
+    return 2 * px if name.startswith("maxvit") else px + 32
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", models.list_models(module=models))
-def test_every_architecture_of_torchvision_has_a_default_point(name):
-    if name in ("vit_h_14", "regnet_y_128gf"):
-        pytest.skip("more than 600 million random weights: more memory than CI should take")
-    points, default = list_layers(name)
-    point = next(point for point in points if point.name == default)
-    assert point.n_values >= 512
+def test_every_architecture_of_torchvision_opens_at_its_own_and_at_another_size(name):
+    """Built without values: only the shapes are computed."""
+    own = models.get_model_weights(name)[default_weights(name)].transforms().crop_size[0]
+    for px in (own, another_size(name, own)):
+        points, default = list_layers(name, overrides={"input_size": px})
+        point = next(point for point in points if point.name == default)
+        assert point.n_values >= 512
+        assert len(point.shape) == (1 if name.startswith("vit_") else 3)
+
+
+def test_sizes_that_a_network_cannot_have_say_why():
+    with pytest.raises(BackboneError, match="maxvit_t.*multiple of 224, such as 224 or 448"):
+        list_layers("maxvit_t", overrides={"input_size": 256})
+    with pytest.raises(BackboneError, match="vit_h_14.*multiple of 14, such as 98 or 112"):
+        list_layers("vit_h_14", overrides={"input_size": 100})
 
 
 def test_inception_normalises_inside_as_its_weights_expect():
@@ -107,6 +131,87 @@ def test_inception_normalises_inside_as_its_weights_expect():
         features = backbone.features(images)
     assert torch.allclose(features, right.flatten(1), atol=1e-5)
     assert not torch.allclose(plain, right, atol=1e-2)
+
+
+def test_vgg16s_features_only_weights_have_their_own_scaling_and_no_classifier(
+    tmp_path, monkeypatch
+):
+    """IMAGENET1K_FEATURES: pixels of 0 to 255 with the mean taken off, a classifier of NaN."""
+    with torch.device("meta"):
+        shapes = models.vgg16().state_dict()
+    state = {
+        key: torch.full((1,), torch.nan if key.startswith("classifier") else 0.5).expand(v.shape)
+        for key, v in shapes.items()
+    }
+    torch.save(state, tmp_path / "vgg16_features.pth")
+    found = stored(tmp_path / "vgg16_features.pth")
+    monkeypatch.setattr(torchvision_models, "download", lambda file, reporter: found)
+    backbone = open_backbone("vgg16", weights="IMAGENET1K_FEATURES")
+    assert backbone.preprocessing.std == (1 / 255,) * 3
+    assert backbone.preprocessing.mean == pytest.approx((0.48235, 0.45882, 0.40784), abs=1e-4)
+    assert backbone.n_features == 25_088
+    assert not backbone.weights.is_default
+    with pytest.raises(WeightsError, match="is, or lies behind, the classifier"):
+        open_backbone("vgg16", weights="IMAGENET1K_FEATURES", layer="classifier.0")
+
+
+# As in Keras's own summaries of these networks at their default sizes, channels first.
+KERAS = {
+    "vgg16": {
+        "block1_conv2": (64, 224, 224),
+        "block3_conv3": (256, 56, 56),
+        "block3_pool": (256, 28, 28),
+        "block5_pool": (512, 7, 7),
+    },
+    "resnet50": {
+        "conv1_relu": (64, 112, 112),
+        "pool1_pool": (64, 56, 56),
+        "conv2_block3_out": (256, 56, 56),
+        "conv3_block4_out": (512, 28, 28),
+        "conv4_block6_out": (1024, 14, 14),
+        "conv5_block3_out": (2048, 7, 7),
+    },
+    "inception_v3": {
+        "mixed0": (256, 35, 35),
+        "mixed2": (288, 35, 35),
+        "mixed3": (768, 17, 17),
+        "mixed7": (768, 17, 17),
+        "mixed8": (1280, 8, 8),
+        "mixed10": (2048, 8, 8),
+    },
+}
+
+
+@pytest.mark.parametrize("name", KERAS)
+def test_keras_names_are_the_same_points(name):
+    loaded = outline(name, {})
+    taps = loaded.tap(loaded.preprocessing.crop_px)
+    assert {alias: taps.find(alias).shape for alias in KERAS[name]} == KERAS[name]
+    assert all(taps.find(alias) for alias in taps.aliases)
+
+
+def test_keras_layers_are_tapped_behind_their_activation():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        resnet = models.resnet50().eval()
+    with torch.device("meta"):
+        vgg, small = models.vgg11(), models.resnet18()
+    images = torch.randn(1, 3, 64, 64)
+    # vgg11 is no network of Keras: it has the names of its blocks, but of no convolution.
+    assert set(keras_aliases("vgg11", vgg)) == {
+        f"block{i}{end}" for i in range(1, 6) for end in ("", "_pool")
+    }
+    assert keras_aliases("resnet18", small) == {}
+    with torch.inference_mode():
+        backbone = open_backbone(
+            "resnet50",
+            layer="conv2_block2_out",
+            weights="random",
+            overrides={"input_size": 64},
+        )
+        stem = resnet.maxpool(resnet.relu(resnet.bn1(resnet.conv1(images))))
+        assert torch.equal(backbone.features(images), resnet.layer1[:2](stem).flatten(1))
+        assert backbone.features(images).min() >= 0
 
 
 def test_default_weights_are_pinned():
