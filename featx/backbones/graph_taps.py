@@ -2,7 +2,7 @@
 
 The trace names every step, functional ones too (DenseNet's last ReLU is one), and
 what lies behind the tap is neither computed nor kept. Shapes come from one pass
-over fake tensors, which computes nothing.
+without values, which computes nothing.
 """
 
 from __future__ import annotations
@@ -59,8 +59,9 @@ class GraphTaps(Taps):
         self._graph: Graph = tracer.trace(network)
         self._root = network
         self.aliases = dict(aliases or {})
-        traced = GraphModule(network, self._graph)
-        self._shapes = run_fake(lambda image: _Shapes(traced).shapes_for(image), input_px, traced)
+        self._shapes = run_fake(
+            lambda copy, images: _Shapes(copy, self._graph).shapes_for(images), network, input_px
+        )
         paths = {
             node: path for node, path in tracer.node_to_qualname.items() if node in self._shapes
         }
@@ -145,8 +146,8 @@ class GraphTaps(Taps):
 class _Shapes(Interpreter):
     """Runs a traced network and remembers the shape of every tensor with one entry an image."""
 
-    def __init__(self, traced: GraphModule) -> None:
-        super().__init__(traced)
+    def __init__(self, network: nn.Module, graph: Graph) -> None:
+        super().__init__(network, graph=graph)
         self._shapes: dict[Node, Shape] = {}
 
     def run_node(self, n: Node) -> Any:

@@ -44,7 +44,7 @@ class ModuleTaps(Taps):
     ) -> None:
         self._network = network
         self.default = default
-        watched = watch(network, network, input_px)
+        watched = watch(network, lambda copy, images: copy(images), input_px)
         self._others = watched.others
         self.points, self._channels_last = describe(network, watched.shapes, layout or Layout())
 
@@ -113,7 +113,9 @@ class Watched:
             self.others.setdefault(name, what)
 
 
-def watch(network: nn.Module, run: Callable[[torch.Tensor], Any], input_px: int) -> Watched:
+def watch(
+    network: nn.Module, run: Callable[[nn.Module, torch.Tensor], Any], input_px: int
+) -> Watched:
     """Learn what the modules of a network give for one image.
 
     Parameters
@@ -121,7 +123,7 @@ def watch(network: nn.Module, run: Callable[[torch.Tensor], Any], input_px: int)
     network : torch.nn.Module
         Whose modules are watched.
     run : callable
-        The pass over a batch of images.
+        The pass of the network, or of a copy of it, over a batch of images.
     input_px : int
         Side of the square input.
 
@@ -130,19 +132,23 @@ def watch(network: nn.Module, run: Callable[[torch.Tensor], Any], input_px: int)
     Watched
         All modules that were called.
     """
-    watched = Watched()
 
-    def hook_of(name: str) -> Any:
-        return lambda module, args, output: watched.record(name, output)
+    def watched_run(copy: nn.Module, images: torch.Tensor) -> Watched:
+        watched = Watched()
 
-    modules = [(name, module) for name, module in network.named_modules() if name]
-    handles = [module.register_forward_hook(hook_of(name)) for name, module in modules]
-    try:
-        run_fake(run, input_px, network)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return watched
+        def hook_of(name: str) -> Any:
+            return lambda module, args, output: watched.record(name, output)
+
+        modules = [(name, module) for name, module in copy.named_modules() if name]
+        handles = [module.register_forward_hook(hook_of(name)) for name, module in modules]
+        try:
+            run(copy, images)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return watched
+
+    return run_fake(watched_run, network, input_px)
 
 
 def describe(

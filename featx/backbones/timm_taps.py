@@ -48,7 +48,7 @@ class TimmTaps(Taps):
     def __init__(self, network: nn.Module, input_px: int) -> None:
         self._network = network
         own = _Own()
-        watched = watch(network, lambda images: own.run(network, images), input_px)
+        watched = watch(network, own.run, input_px)
         self._others = watched.others | own.others
         layout = _layout(network, own)
         points, last = describe(network, watched.shapes | own.shapes, layout)
@@ -94,6 +94,7 @@ class _Own:
     others: dict[str, str] = field(default_factory=dict)
 
     def run(self, network: Any, images: torch.Tensor) -> None:
+        self.shapes, self.others = {}, {}
         output = network.forward_features(images)
         if isinstance(output, torch.Tensor):
             self.shapes[FEATURES] = tuple(output.shape[1:])

