@@ -87,7 +87,7 @@ def _torchvision(backbone: Backbone, weights: str | None) -> Built:
     transform = entry.transforms()
     usual_px = int(transform.crop_size[0])
     if side != usual_px:
-        resize_px = round(side * transform.resize_size[0] / usual_px)
+        resize_px = side * transform.resize_size[0] // usual_px
         transform = entry.transforms(crop_size=side, resize_size=resize_px)
     has_head = True
     if tag in entries and (side == usual_px or not name.startswith(("vit_", "maxvit_"))):
