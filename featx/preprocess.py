@@ -189,7 +189,8 @@ class Preprocessing:
         elif input_size is None:
             resize_px = self.resize_px
         else:
-            resize_px = max(1, input_size * self.resize_px // self.crop_px)  # rounded as timm does it
+            # Rounded down, as timm does it.
+            resize_px = max(1, input_size * self.resize_px // self.crop_px)
         changed = replace(
             self,
             resize_px=resize_px,
