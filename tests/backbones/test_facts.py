@@ -10,6 +10,7 @@ from torchvision import models
 
 from featx.backbones import facts, list_layers, outline, torchvision_models
 from featx.backbones.facts import default_shapes, list_facts, measure
+from featx.cli import main
 
 
 @pytest.fixture(autouse=True)
@@ -104,3 +105,17 @@ class TestTimm:
         rows = {row.name: row for row in list_facts("timm/resnet18.*")}
         assert {"timm/resnet18.a1_in1k", "timm/resnet18.tv_in1k"} <= set(rows)
         assert rows["timm/resnet18.fb_ssl_yfcc100m_ft_in1k"].licence == "cc-by-nc-4.0"
+
+
+def test_the_lists_of_the_command_line(capsys):
+    assert main(["list", "backbones", "squeezenet1_0"]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    for name, value in {"features": "86,528", "GMACs": "0.82", "licence": "BSD-3-Clause"}.items():
+        assert row[header.index(name) :].startswith(value)
+    assert main(["list", "layers", "vgg16", "--input-size", "64"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "256 x 8 x 8" in lines["features.16"]
+    assert "block3 block3_pool" in lines["features.16"]
+    assert "default" in lines["features"]
+    assert main(["list", "layers", "vgg61"]) == 2
+    assert "did you mean vgg" in capsys.readouterr().err
