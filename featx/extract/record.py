@@ -89,7 +89,12 @@ def _record(
         "split": source.split,
         "sample": settings.sample.record(),
         "backbone": backbone.name,
-        "weights": {"label": weights.label, "file": weights.file, "sha256": weights.sha256},
+        "weights": {
+            "label": weights.label,
+            "file": weights.file,
+            "sha256": weights.sha256,
+            "file_sha256": weights.file_sha256,
+        },
         "layer": backbone.layer,
         "pool": backbone.pool,
         "input_size": backbone.input_size,
