@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -12,7 +13,7 @@ import torch
 from featx.backbones.base import BackboneGroup
 from featx.engines.base import Engine, FeatureBatch
 from featx.engines.loader import PixelBatch, iter_pixels
-from featx.errors import UsageError
+from featx.errors import BackboneError, UsageError
 from featx.sources import Source
 
 __all__ = ["PRECISIONS", "LocalEngine", "resolve_device", "resolve_precision"]
@@ -118,12 +119,15 @@ class LocalEngine(Engine):
     workers : int, optional
         Processes that decode; by default one on a CPU device, which needs the
         cores itself, and one a core, 16 at most, for a GPU. 0 decodes in this process.
+    tell : callable, optional
+        Is told, in a sentence, where the memory is too small for a batch.
     """
 
     device: torch.device
     precision: str = "fp32"
     images_per_batch: int | None = None
     workers: int | None = None
+    tell: Callable[[str], object] = field(default=warnings.warn, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.images_per_batch is not None and self.images_per_batch < 1:
@@ -190,8 +194,9 @@ class LocalEngine(Engine):
         )
         group.network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         waiting: _Pending | None = None
+        at_once = self.batch_size
         for batch in pixels:
-            pending = self._start(group, batch, getattr(torch, dtype))
+            pending, at_once = self._start(group, batch, getattr(torch, dtype), at_once)
             if waiting is not None:
                 yield waiting.result()
             waiting = pending
@@ -202,23 +207,50 @@ class LocalEngine(Engine):
             yield waiting.result()
 
     @torch.inference_mode()
-    def _start(self, group: BackboneGroup, batch: PixelBatch, stored: torch.dtype) -> _Pending:
+    def _start(
+        self, group: BackboneGroup, batch: PixelBatch, stored: torch.dtype, at_once: int
+    ) -> tuple[_Pending, int]:
         images = group.preprocessing.normalise(batch.pixels.to(self.device, non_blocking=True))
         dtype = _DTYPES.get(self.precision, torch.float32)
         with (
             torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32),
             torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False),
         ):
-            outputs = group.features_many(images)
+            outputs, at_once = self._forward(group, images, at_once)
         features = [output[: batch.n_images].to(stored) for output in outputs]
         if self.device.type == "cpu":
-            return _Pending(batch, features, None)
+            return _Pending(batch, features, None), at_once
         host = [torch.empty(f.shape, dtype=f.dtype, pin_memory=True) for f in features]
         for there, here in zip(host, features, strict=True):
             there.copy_(here, non_blocking=True)
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record(torch.cuda.current_stream(self.device))
-        return _Pending(batch, host, done)
+        return _Pending(batch, host, done), at_once
+
+    def _forward(
+        self, group: BackboneGroup, images: torch.Tensor, at_once: int
+    ) -> tuple[Sequence[torch.Tensor], int]:
+        """Run the network, on half as many images at once where the memory is too small."""
+        while True:
+            try:
+                starts = range(0, len(images), at_once)
+                parts = [group.features_many(images[i : i + at_once]) for i in starts]
+                joined = (
+                    parts[0] if len(parts) == 1 else [*map(torch.cat, zip(*parts, strict=True))]
+                )
+                return joined, at_once
+            except torch.OutOfMemoryError as error:
+                if at_once == 1:
+                    raise BackboneError(
+                        f"{group[0].name} does not fit into the memory of {self.device}, not even "
+                        "with one image at once: choose a smaller --input-size, or --device cpu"
+                    ) from error
+                at_once //= 2
+                self.tell(
+                    f"{self.device} has too little memory: {at_once} images at once from now on"
+                )
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()  # behind the except clause: its frames hold tensors
 
 
 @dataclass(frozen=True)

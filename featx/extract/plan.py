@@ -219,7 +219,7 @@ def prepare(plan: Plan, reporter: Reporter) -> Job:
         check_backbone(name)
     device = resolve_device(plan.device)
     precision, why = resolve_precision(plan.precision, device)
-    engine = LocalEngine(device, precision, plan.batch_size, plan.workers)
+    engine = LocalEngine(device, precision, plan.batch_size, plan.workers, reporter.warn)
     classes = ClassChoice.parse(plan.classes, plan.drop, plan.map)
     sample = Sample(plan.per_class, plan.test_per_class, plan.seed, classes)
     splits = _chosen(open_data(plan.data, reporter=reporter), plan)

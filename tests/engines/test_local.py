@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from torchvision import models
 
 from featx.backbones import open_backbone
 from featx.engines import LocalEngine, resolve_device, resolve_precision
-from featx.errors import UsageError
+from featx.errors import BackboneError, UsageError
 from featx.sources import open_data
 
 CPU = torch.device("cpu")
@@ -61,6 +62,39 @@ def run(engine, backbone, source, batches=None):
 
 def rows(results):
     return np.concatenate([result.features for result in results])
+
+
+class SmallMemory(torch.nn.Module):
+    """Runs out of memory as CUDA does, with more than some images at once."""
+
+    def __init__(self, network, most):
+        super().__init__()
+        self.network, self.most, self.seen = network, most, []
+
+    def forward(self, images):
+        if len(images) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        self.seen.append(len(images))
+        return self.network(images)
+
+
+def test_too_little_memory_halves_what_is_run_at_once(photo_source, squeezenet, reference):
+    network, said = SmallMemory(squeezenet.network, 5), []
+    small = dataclasses.replace(squeezenet, network=network)
+    engine = LocalEngine(CPU, "fp32", 16, 0, said.append)
+    np.testing.assert_allclose(rows(run(engine, small, photo_source[1])), reference, atol=2e-3)
+    assert said == [
+        "cpu has too little memory: 8 images at once from now on",
+        "cpu has too little memory: 4 images at once from now on",
+    ]
+    assert network.seen == [4] * 12  # three batches of 16, the last one padded
+
+
+def test_a_network_that_never_fits_says_what_to_do(photo_source, squeezenet):
+    none = dataclasses.replace(squeezenet, network=SmallMemory(squeezenet.network, 0))
+    engine = LocalEngine(CPU, "fp32", 4, 0, str)
+    with pytest.raises(BackboneError, match=r"not even with one image at once.*--device cpu"):
+        run(engine, none, photo_source[1])
 
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (7, 1), (64, 2)])
