@@ -94,18 +94,7 @@ class GraphTaps(Taps):
         return inside[-1] if inside else path
 
     def cut(self, name: str) -> nn.Module:
-        """Network that computes the output of one tap point and nothing behind it.
-
-        Parameters
-        ----------
-        name : str
-            Name of one of `points`.
-
-        Returns
-        -------
-        torch.nn.Module
-            Sharing its parameters with the traced network.
-        """
+        """Network that computes one tap point, with its parameters' names; see `Taps.cut`."""
         graph, outputs = self._copy_until([self._node_of[name]])
         graph.output(outputs[0])
         return self._finish(graph)

@@ -11,7 +11,7 @@ from torch import nn
 
 from featx.backbones.fake import N_FAKE, run_fake
 from featx.backbones.taps import Layout, TapPoint, Taps, channels_first
-from featx.errors import BackboneError, UsageError
+from featx.errors import BackboneError
 
 __all__ = ["ModuleTaps"]
 
@@ -45,32 +45,8 @@ class ModuleTaps(Taps):
         self._network = network
         self.default = default
         watched = watch(network, lambda copy, images: copy(images), input_px)
-        self._others = watched.others
+        self.others = watched.others
         self.points, self._channels_last = describe(network, watched.shapes, layout or Layout())
-
-    def find(self, name: str | None) -> TapPoint:
-        """Look up a tap point, see `Taps.find`; explains outputs that are no tensors."""
-        if name in self._others:
-            raise UsageError(
-                f"layer {name!r} gives {self._others[name]}, not a tensor with one entry an "
-                "image: tap a layer inside or behind it"
-            )
-        return super().find(name)
-
-    def cut(self, name: str) -> nn.Module:
-        """Network that stops at the output of one module.
-
-        Parameters
-        ----------
-        name : str
-            Name of one of `points`.
-
-        Returns
-        -------
-        torch.nn.Module
-            Sharing its parameters with the network.
-        """
-        return One(self.cut_many([name]))
 
     def cut_many(self, names: Sequence[str]) -> nn.Module:
         """Network that stops at the last of several modules, see `Taps.cut_many`."""
@@ -255,33 +231,3 @@ class _StopAt(nn.Module):
             else catcher.caught[name]
             for name in self.names
         )
-
-
-class One(nn.Module):
-    """The only output of a network that gives a tuple of one.
-
-    Parameters
-    ----------
-    network : torch.nn.Module
-        Gives that tuple.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Compute the output.
-
-        Parameters
-        ----------
-        images : tensor of shape (n, 3, size, size)
-            As for `network`.
-
-        Returns
-        -------
-        tensor of shape (n, ...)
-            The first of the tuple.
-        """
-        output: torch.Tensor = self.network(images)[0]
-        return output

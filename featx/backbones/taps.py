@@ -123,6 +123,8 @@ class Taps(ABC):
     default: str | None
     points: tuple[TapPoint, ...]
     aliases: Mapping[str, str] = MappingProxyType({})
+    others: Mapping[str, str] = MappingProxyType({})
+    """What the modules give whose output cannot be tapped."""
 
     def find(self, name: str | None) -> TapPoint:
         """Look up a tap point.
@@ -140,8 +142,13 @@ class Taps(ABC):
         Raises
         ------
         UsageError
-            If there is none, with the nearest names.
+            If there is none, with the nearest names, or its output is no tensor.
         """
+        if name is not None and name in self.others:
+            raise UsageError(
+                f"layer {name!r} gives {self.others[name]}, not a tensor with one entry an "
+                "image: tap a layer inside or behind it"
+            )
         wanted = self.default if name is None else self._canonical(name)
         names = [point.name for point in self.points]
         if wanted is None:
@@ -156,9 +163,20 @@ class Taps(ABC):
     def _canonical(self, name: str) -> str:
         return self.aliases.get(name, name)
 
-    @abstractmethod
     def cut(self, name: str) -> nn.Module:
-        """Network that computes the output of one tap point and nothing behind it."""
+        """Network that computes the output of one tap point and nothing behind it.
+
+        Parameters
+        ----------
+        name : str
+            Name of one of `points`.
+
+        Returns
+        -------
+        torch.nn.Module
+            Sharing its parameters with the network.
+        """
+        return _One(self.cut_many([name]))
 
     @abstractmethod
     def cut_many(self, names: Sequence[str]) -> nn.Module:
@@ -211,3 +229,33 @@ def channels_first(output: torch.Tensor) -> torch.Tensor:
         A view of it.
     """
     return output.permute(0, 3, 1, 2)
+
+
+class _One(nn.Module):
+    """The only output of a network that gives a tuple of one.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        Gives that tuple.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Compute the output.
+
+        Parameters
+        ----------
+        images : tensor of shape (n, 3, size, size)
+            As for `network`.
+
+        Returns
+        -------
+        tensor of shape (n, ...)
+            The first of the tuple.
+        """
+        output: torch.Tensor = self.network(images)[0]
+        return output

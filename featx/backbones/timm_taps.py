@@ -15,9 +15,8 @@ import torch
 from torch import nn
 
 from featx.backbones.fake import N_FAKE
-from featx.backbones.module_taps import Catcher, One, describe, watch
-from featx.backbones.taps import CLASS_TOKEN, Layout, TapPoint, Taps, channels_first
-from featx.errors import UsageError
+from featx.backbones.module_taps import Catcher, describe, watch
+from featx.backbones.taps import CLASS_TOKEN, Layout, Taps, channels_first
 
 __all__ = ["TimmTaps", "is_like_timm"]
 
@@ -49,37 +48,13 @@ class TimmTaps(Taps):
         self._network = network
         own = _Own()
         watched = watch(network, own.run, input_px)
-        self._others = watched.others | own.others
+        self.others = watched.others | own.others
         layout = _layout(network, own)
         points, last = describe(network, watched.shapes | own.shapes, layout)
         # timm's own points come first: they are what is wanted.
         self.points = tuple(sorted(points, key=lambda point: point.name not in own.shapes))
         self._channels_last = last
         self.default = _default(network, own, layout)
-
-    def find(self, name: str | None) -> TapPoint:
-        """Look up a tap point, see `Taps.find`; explains outputs that are no tensors."""
-        if name in self._others:
-            raise UsageError(
-                f"layer {name!r} gives {self._others[name]}, not a tensor with one entry an "
-                "image: tap a layer inside or behind it"
-            )
-        return super().find(name)
-
-    def cut(self, name: str) -> nn.Module:
-        """Network that computes one tap point.
-
-        Parameters
-        ----------
-        name : str
-            Name of one of `points`.
-
-        Returns
-        -------
-        torch.nn.Module
-            Sharing its parameters with the network.
-        """
-        return One(self.cut_many([name]))
 
     def cut_many(self, names: Sequence[str]) -> nn.Module:
         """Network that computes several points in one pass, see `Taps.cut_many`."""
