@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from PIL import Image
@@ -49,6 +49,9 @@ class Source(ABC):
     ValueError
         If the parts do not fit together.
     """
+
+    per_row: ClassVar[tuple[str, ...]] = ("labels", "paths")
+    """Fields that have an entry for each image: arrays and tuples, which `take` restricts."""
 
     name: str
     split: str
@@ -156,8 +159,8 @@ class Source(ABC):
             If `rows` are not different row numbers of this source.
         """
         rows = self._checked(rows)
-        paths = tuple(self.paths[row] for row in rows)
-        return replace(self, labels=self.labels[rows], paths=paths)
+        taken: dict[str, Any] = {name: _pick(getattr(self, name), rows) for name in self.per_row}
+        return replace(self, **taken)
 
     def _checked(self, rows: np.ndarray) -> np.ndarray:
         rows = np.asarray(rows)
@@ -253,6 +256,12 @@ class Source(ABC):
         return self.class_names[label] if label >= 0 else ""
 
 
+def _pick(values: np.ndarray | tuple[Any, ...], rows: np.ndarray) -> np.ndarray | tuple[Any, ...]:
+    if isinstance(values, np.ndarray):
+        return np.asarray(values[rows])
+    return tuple(values[row] for row in rows)
+
+
 def _encode(name: str) -> bytes:
     return name.encode("utf-8", "surrogatepass")  # also names that are not UTF-8 on the disk
 
@@ -274,6 +283,8 @@ class ArraySource(Source):
         The ``.npy`` file that `pixels` are mapped from.
     """
 
+    per_row = (*Source.per_row, "rows")
+
     pixels: np.ndarray
     rows: np.ndarray
     file: str | None = None
@@ -288,12 +299,6 @@ class ArraySource(Source):
     def read(self, row: int) -> np.ndarray:
         """Copy the pixels of one image; see `Source.read`."""
         return np.array(self.pixels[self.rows[row]])
-
-    def take(self, rows: np.ndarray) -> Self:
-        """Restrict the source to some rows; see `Source.take`."""
-        rows = self._checked(rows)
-        paths = tuple(self.paths[row] for row in rows)
-        return replace(self, labels=self.labels[rows], paths=paths, rows=self.rows[rows])
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)

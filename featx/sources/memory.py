@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -37,6 +37,8 @@ class MemorySource(Source):
         uint8 pixels (H, W) or (H, W, 3), encoded files, or paths of files.
     """
 
+    per_row = (*Source.per_row, "items")
+
     items: tuple[_Item, ...]
 
     def __post_init__(self) -> None:
@@ -52,16 +54,6 @@ class MemorySource(Source):
         if isinstance(item, bytes):
             return item
         return read_file(item)
-
-    def take(self, rows: np.ndarray) -> Self:
-        """Restrict the source to some rows; see `Source.take`."""
-        rows = self._checked(rows)
-        return replace(
-            self,
-            labels=self.labels[rows],
-            paths=tuple(self.paths[row] for row in rows),
-            items=tuple(self.items[row] for row in rows),
-        )
 
 
 def from_arrays(

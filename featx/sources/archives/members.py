@@ -8,7 +8,7 @@ import re
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Self
 
@@ -211,6 +211,8 @@ class ArchiveSource(Source):
     fields: ClassVar[np.dtype[np.void]]
     """Type of `members`."""
 
+    per_row = (*Source.per_row, "members")
+
     archives: tuple[ArchiveFile, ...]
     members: np.ndarray
 
@@ -247,12 +249,6 @@ class ArchiveSource(Source):
     @abstractmethod
     def _read(self, stream: BinaryIO, member: Any) -> bytes:
         """Read one member from its open archive."""
-
-    def take(self, rows: np.ndarray) -> Self:
-        """Restrict the source to some rows; see `Source.take`."""
-        rows = self._checked(rows)
-        paths = tuple(self.paths[row] for row in rows)
-        return replace(self, labels=self.labels[rows], paths=paths, members=self.members[rows])
 
 
 def clean_name(raw: str) -> str | None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import bisect
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -54,6 +54,8 @@ class HubSource(Source):
         The image of each row.
     """
 
+    per_row = (*Source.per_row, "rows")
+
     files: tuple[str, ...]
     ends: tuple[int, ...]
     column: str
@@ -79,12 +81,6 @@ class HubSource(Source):
         if data is None:
             raise ImageError("the data set has no bytes of this image")
         return data
-
-    def take(self, rows: np.ndarray) -> Self:
-        """Restrict the source to some rows; see `Source.take`."""
-        rows = self._checked(rows)
-        paths = tuple(self.paths[row] for row in rows)
-        return replace(self, labels=self.labels[rows], paths=paths, rows=self.rows[rows])
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name[0] != "_"}

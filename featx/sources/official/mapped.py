@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -59,6 +59,8 @@ class MappedSource(Source):
         If a file cannot be mapped, or is shorter than its block.
     """
 
+    per_row = (*Source.per_row, "rows")
+
     blocks: tuple[Block, ...]
     stored_shape: tuple[int, int, int]
     axes: tuple[int, int, int]
@@ -83,12 +85,6 @@ class MappedSource(Source):
         block = int(np.searchsorted(self._ends, image, side="right"))
         stored = self._maps[block][image - int(self._ends[block])]  # counted from the block's end
         return np.array(stored.transpose(self.axes), order="C")
-
-    def take(self, rows: np.ndarray) -> Self:
-        """Restrict the source to some rows; see `Source.take`."""
-        rows = self._checked(rows)
-        paths = tuple(self.paths[row] for row in rows)
-        return replace(self, labels=self.labels[rows], paths=paths, rows=self.rows[rows])
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name[0] != "_"}
