@@ -171,3 +171,13 @@ def test_the_identity_of_what_is_right_has_not_changed():
     """Or every cache of earlier versions would be a mismatch."""
     right = Preprocessing(256, 224, "bilinear", (0.5,) * 3, (0.25,) * 3)
     assert set(right.identity()) == {"resize_px", "crop_px", "interpolation", "mean", "std"}
+
+
+def test_failed_images_are_told_although_another_layer_was_complete(photos, capsys):
+    (photos / "cat" / "2.png").write_bytes(b"")
+    words = ["extract", "--backbone", "squeezenet1_1", "--weights", "random:3", "--data", "photos"]
+    words += ["-j", "0", "-b", "4", "--input-size", "48", "--layer"]
+    assert main([*words, "features.5"]) == 0
+    capsys.readouterr()
+    assert main([*words, "features.5", "features.8"]) == 0
+    assert "1 of 10 images could not be read" in capsys.readouterr().err

@@ -67,10 +67,6 @@ class Plan:
     on_error: str = "skip"
     append: bool = False
 
-    def __post_init__(self) -> None:
-        if isinstance(self.layer, str):  # as earlier versions recorded it
-            object.__setattr__(self, "layer", (self.layer,))
-
     def overrides(self) -> dict[str, Any]:
         """Give the changes to the weights' own preprocessing that were asked for.
 
@@ -225,8 +221,7 @@ def prepare(plan: Plan, reporter: Reporter) -> Job:
     splits = _chosen(open_data(plan.data, reporter=reporter), plan)
     sources = [take_sample(source, sample) for source in splits.values()]
     reporter.say(f"device {device}, precision {precision} ({why})")
-    sized = plan.at_native_size(sources, reporter)
-    return Job(plan, sized, sample, sources, engine, reporter)
+    return Job(plan, plan, sample, sources, engine, reporter).asking(plan)
 
 
 def _chosen(splits: Mapping[str, Source], plan: Plan) -> dict[str, Source]:
@@ -264,6 +259,26 @@ class Job:
     sources: list[Source]
     engine: LocalEngine
     reporter: Reporter
+
+    def asking(self, plan: Plan) -> Job:
+        """Put another question to the same data on the same device.
+
+        Parameters
+        ----------
+        plan : Plan
+            It may differ in backbones, layers, pooling, input size and preprocessing.
+
+        Returns
+        -------
+        Job
+
+        Raises
+        ------
+        UsageError
+            If the native size is asked for and the images have several.
+        """
+        sized = plan.at_native_size(self.sources, self.reporter)
+        return replace(self, asked=plan, plan=sized)
 
     def open(self, name: str) -> BackboneGroup:
         """Open one backbone at the layers of the plan.

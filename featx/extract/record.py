@@ -28,6 +28,7 @@ def make_spec(
     engine: Engine,
     settings: Settings,
     digests: np.ndarray,
+    content: str,
 ) -> CacheSpec:
     """Everything about a cache that is known before the first image.
 
@@ -43,6 +44,8 @@ def make_spec(
         The other choices.
     digests : ndarray of uint8, shape (N, 32)
         Of the images, as `Source.image_digests` gives them.
+    content : str
+        What `Source.content_id` makes of these.
 
     Returns
     -------
@@ -50,7 +53,7 @@ def make_spec(
         With the identity from which the fingerprint is made.
     """
     return CacheSpec(
-        identity=_identity(source, backbone, engine, settings, source.content_id(digests)),
+        identity=_identity(source, backbone, engine, settings, content),
         meta=_record(source, backbone, engine, settings),
         labels=source.labels,
         class_names=source.class_names,

@@ -136,11 +136,12 @@ def extract_many(
     """
     started = time.monotonic()
     digests = source.image_digests(reporter=reporter)
+    content = source.content_id(digests)
     with ExitStack() as stack:
         writers = []
         for backbone, target in zip(group, targets, strict=True):
             _make_folder(target.parent)
-            spec = make_spec(source, backbone, engine, settings, digests)
+            spec = make_spec(source, backbone, engine, settings, digests, content)
             reuse = target if settings.reuse and target.exists() else None
             writer = CacheWriter.open(
                 target, spec, overwrite=settings.overwrite, reuse=reuse, reporter=reporter
@@ -154,8 +155,9 @@ def extract_many(
         for writer in writers:
             _require_an_image(writer.failed, source)
             writer.finish()
-    for writer in writers[:1]:
-        _report_failures(writer.failed, source, writer.target, reporter)
+    # The same images fail for every layer; a file that was complete before does not tell them.
+    told = max(writers, key=lambda writer: len(writer.failed))
+    _report_failures(told.failed, source, told.target, reporter)
     return [
         ExtractReport(
             path=writer.target,

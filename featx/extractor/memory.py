@@ -107,7 +107,8 @@ class RowMemory:
     def _spec(self, source: Source, digests: np.ndarray) -> CacheSpec:
         setup = self._setup
         settings = Settings(store_dtype=setup.dtype)
-        spec = make_spec(source, setup.backbone, setup.engine, settings, digests)
+        content = source.content_id(digests)
+        spec = make_spec(source, setup.backbone, setup.engine, settings, digests, content)
         # The same image may come by other names: it is called by its digest.
         return dataclasses.replace(spec, paths=[bytes(digest).hex() for digest in digests])
 

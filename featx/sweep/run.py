@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -100,9 +100,11 @@ def sweep(
     """
     rows: list[SweepRow] = []
     first: FeatxError | None = None
+    # Data and device are opened once; names and sizes are judged one by one.
+    shared = prepare(replace(plan, backbone=(), input_size=None), reporter)
     for each in axes.plans(plan):
         try:
-            rows += _run(each, settings, reporter, tell)
+            rows += _run(shared.asking(each), settings, tell)
         except FeatxError as error:
             first = first or error
             reporter.warn(f"{_name(each)}: {error}")
@@ -112,24 +114,22 @@ def sweep(
     return rows
 
 
-def _run(
-    plan: Plan, settings: Settings, reporter: Reporter, tell: Callable[[str], object]
-) -> list[SweepRow]:
-    job = prepare(plan, reporter)
+def _run(job: Job, settings: Settings, tell: Callable[[str], object]) -> list[SweepRow]:
+    plan = job.asked
     group = job.open(plan.backbone[0])
     # By split, then by layer.
     paths = [[report.path for report in job.run(group, source)] for source in job.sources]
     rate = images_per_second(job.engine, group, job.sources[0])
     rows = []
     for member, files in zip(group, zip(*paths, strict=True), strict=True):
-        fits = _fit(files, settings, reporter)
+        fits = _fit(files, settings, job.reporter)
         row = SweepRow(
             backbone=member.name,
             layer=member.layer,
             pool=member.pool,
             preprocess=plan.preprocess,
             input_size=member.input_size,
-            is_native=_is_native(job),
+            is_native=plan.input_size == NATIVE,
             n_features=member.n_features,
             images_per_second=rate,
             fits=tuple(fits),
@@ -178,10 +178,6 @@ def images_per_second(engine: Engine, group: BackboneGroup, source: Source) -> f
         if times[-1] - times[0] > _ENOUGH_SECONDS:
             break
     return (len(times) - 1) * engine.batch_size / (times[-1] - times[0])
-
-
-def _is_native(job: Job) -> bool:
-    return job.asked.input_size == NATIVE
 
 
 def _name(plan: Plan) -> str:
