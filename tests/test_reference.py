@@ -357,15 +357,26 @@ def test_a_row_depends_neither_on_its_neighbours_nor_on_its_place(name):
     assert np.array_equal(features_in_batches(backbone, images[3:6], 7), straight[3:6])
 
 
-@pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18", "shufflenet_v2_x0_5", "vit_b_32"])
-def test_batches_of_1_7_and_64_agree(name):
-    """Some kernels for a single image add in another order."""
-    images = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), np.uint8)
-    backbone = open_backbone(name, weights="random", overrides={"input_size": 64})
-    one, seven, many = (features_in_batches(backbone, images, n) for n in (1, 7, 64))
-    largest = np.abs(many).max()
-    assert np.abs(one - many).max() <= 1e-5 * largest
-    assert np.abs(seven - many).max() <= 1e-5 * largest
+@pytest.mark.parametrize(
+    ("name", "size", "layer", "precision"),
+    [
+        ("squeezenet1_0", 64, None, "fp32"),
+        ("squeezenet1_0", 64, None, "bf16"),
+        ("resnet18", 32, None, "fp32"),
+        ("shufflenet_v2_x0_5", 64, None, "fp32"),
+        ("vit_b_32", 32, None, "fp32"),
+        ("alexnet", 64, "classifier.4", "fp32"),
+    ],
+)
+def test_batch_sizes_agree_bit_for_bit(name, size, layer, precision):
+    """Single rows, and rows beyond a multiple of four, would be added up in another order."""
+    images = np.random.default_rng(0).integers(0, 256, (9, size, size, 3), np.uint8)
+    options = {"weights": "random", "layer": layer, "overrides": {"input_size": size}}
+    backbone = open_backbone(name, **options)
+    many = features_in_batches(backbone, images, 64, precision)
+    assert len(np.unique(many, axis=0)) == 9
+    for batch_size in (1, 2, 7):
+        assert np.array_equal(features_in_batches(backbone, images, batch_size, precision), many)
 
 
 @pytest.mark.gpu

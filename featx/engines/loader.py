@@ -26,7 +26,7 @@ class PixelBatch:
         Row number of the first image.
     n_images : int
         Images in the batch; the rest is padding.
-    pixels : tensor of shape (batch_size, crop_px, crop_px, 3), dtype uint8
+    pixels : tensor of shape (n_rows, crop_px, crop_px, 3), dtype uint8
         Black where an image could not be read, and in the padding.
     failed : dict of int to str
         Row number and reason of every image that could not be read.
@@ -45,16 +45,19 @@ class PixelBatch:
 class _Batches(Dataset[PixelBatch]):
     """Batch number in, `PixelBatch` out; runs in the workers."""
 
-    def __init__(self, source: Source, preprocessing: Preprocessing, batch_size: int) -> None:
+    def __init__(
+        self, source: Source, preprocessing: Preprocessing, batch_size: int, n_rows: int
+    ) -> None:
         self._source = source
         self._preprocessing = preprocessing
         self._batch_size = batch_size
+        self._n_rows = n_rows
 
     def __getitem__(self, batch: int) -> PixelBatch:
         start = batch * self._batch_size
         stop = min(start + self._batch_size, len(self._source))
         side = self._preprocessing.crop_px
-        pixels = np.zeros((self._batch_size, side, side, 3), np.uint8)
+        pixels = np.zeros((self._n_rows, side, side, 3), np.uint8)
         failed: dict[int, str] = {}
         for i, row in enumerate(range(start, stop)):
             try:
@@ -70,6 +73,7 @@ def iter_pixels(
     batches: Sequence[int],
     *,
     batch_size: int,
+    n_rows: int,
     workers: int,
     pin_memory: bool = False,
 ) -> Iterator[PixelBatch]:
@@ -86,7 +90,9 @@ def iter_pixels(
     batches : sequence of int
         Batch numbers; batch k begins at row ``k * batch_size``.
     batch_size : int
-        Rows in every batch.
+        Images in every batch.
+    n_rows : int
+        Images and padding in every batch, at least `batch_size`.
     workers : int
         Worker processes; 0 decodes in this process.
     pin_memory : bool, default=False
@@ -98,7 +104,7 @@ def iter_pixels(
         In the order of `batches`.
     """
     loader = DataLoader(
-        _Batches(source, preprocessing, batch_size),
+        _Batches(source, preprocessing, batch_size, n_rows),
         batch_size=None,
         sampler=list(batches),
         num_workers=min(workers, len(batches)),

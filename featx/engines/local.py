@@ -21,6 +21,9 @@ __all__ = ["PRECISIONS", "LocalEngine", "resolve_device", "resolve_precision"]
 PRECISIONS = ("fp32", "bf16", "fp16", "auto")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _BATCH_SIZES = {"cpu": 16, "cuda": 128}
+# Matrix products on a CPU take four rows at once and add up what is left over in another order
+# (measured with PyTorch 2.15 and its oneDNN and MKL, on 1, 2, 4 and 8 threads).
+_CPU_ROWS = 4
 
 
 def resolve_device(name: str) -> torch.device:
@@ -115,7 +118,8 @@ class LocalEngine(Engine):
     precision : str
         ``fp32``, ``bf16`` or ``fp16``.
     images_per_batch : int, optional
-        Fixed shape of every batch; 16 on a CPU and 128 on a GPU by default.
+        Fixed shape of every batch; 16 on a CPU and 128 on a GPU by default. On a CPU the
+        network runs on the next multiple of four, so that no feature depends on this number.
     workers : int, optional
         Processes that decode; by default one on a CPU device, which needs the
         cores itself, and one a core, 16 at most, for a GPU. 0 decodes in this process.
@@ -139,6 +143,13 @@ class LocalEngine(Engine):
     def batch_size(self) -> int:
         """Images in every batch."""
         return self.images_per_batch or _BATCH_SIZES[self.device.type]
+
+    @property
+    def _n_rows(self) -> int:
+        """Images and padding in every forward pass."""
+        if self.device.type != "cpu":
+            return self.batch_size
+        return -(-self.batch_size // _CPU_ROWS) * _CPU_ROWS
 
     @cached_property
     def _n_workers(self) -> int:
@@ -166,7 +177,8 @@ class LocalEngine(Engine):
         """Compute several features of some batches in one pass, see `Engine.run_many`.
 
         On a GPU the copy of each result to the host runs while the next batch is
-        computed. Every batch has the full shape: the last one is padded.
+        computed. Every batch has the full shape: the last one is padded, on a CPU every
+        one whose size is no multiple of four.
 
         Parameters
         ----------
@@ -189,12 +201,13 @@ class LocalEngine(Engine):
             group.preprocessing,
             batches,
             batch_size=self.batch_size,
+            n_rows=self._n_rows,
             workers=self._n_workers,
             pin_memory=self.device.type == "cuda",
         )
         group.network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         waiting: _Pending | None = None
-        at_once = self.batch_size
+        at_once = self._n_rows
         for batch in pixels:
             pending, at_once = self._start(group, batch, getattr(torch, dtype), at_once)
             if waiting is not None:
