@@ -22,6 +22,7 @@ from featx.reference import (
     Picture,
     compare,
     find_photographs,
+    fit_native,
     judge,
     made_pictures,
     open_reference,
@@ -184,6 +185,27 @@ def test_a_function_of_the_users_is_compared_by_its_whole_network():
     found = agreements(*opened(f"{__name__}:small_network", None))
     assert judge(found, TOLERANCES["fp32"]).is_pass
     assert [a.classes for a in found] == [None] * 7
+
+
+def squashing_network():
+    network, usual, layer = small_network()
+    return network, dataclasses.replace(usual, crop_mode="squash"), layer
+
+
+def bordering_network():
+    network, usual, layer = small_network()
+    return network, dataclasses.replace(usual, crop_mode="border"), layer
+
+
+@pytest.mark.parametrize("function", ["squashing_network", "bordering_network"])
+@pytest.mark.parametrize("size", [None, 48])
+def test_the_crop_modes_of_timm_are_compared_at_any_size(function, size):
+    pytest.importorskip("timm")
+    backbone, reference = opened(f"{__name__}:{function}", None, size)
+    assert judge(agreements(backbone, reference), TOLERANCES["fp32"]).is_pass
+    usual = dataclasses.replace(backbone.preprocessing, crop_mode="center")
+    wrong = dataclasses.replace(backbone, preprocessing=usual)
+    assert not judge(agreements(wrong, reference), TOLERANCES["fp32"]).is_pass
 
 
 def test_preprocessing_changed_by_options_is_built_anew():
@@ -416,6 +438,22 @@ def test_photographs_are_found_in_files_and_folders(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match="no photographs in"):
         find_photographs([tmp_path / "empty"])
+
+
+def test_native_pictures_are_cropped_and_never_resized(tmp_path):
+    side, pictures = fit_native(MADE, [])
+    assert side == 211
+    assert [p.open().size for p in pictures] == [(211, 211)] * 3 + [(211, 640)] + [(211, 211)] * 2
+    Image.fromarray(np.asarray(MADE[0].open())[:80, :70]).save(tmp_path / "small.png")
+    bad, small = Picture("bad", b"no"), Picture("small", tmp_path / "small.png")
+    side, pictures = fit_native(MADE, [bad, small, MADE[2]])
+    assert side == 70
+    assert len(pictures) == 6 + 3  # one made picture is smaller
+    assert pictures[-3:-1] == (bad, small)
+    wanted = np.asarray(MADE[2].open())[152:222, 215:285]
+    assert np.array_equal(np.asarray(pictures[-1].open()), wanted)
+    with pytest.raises(SourceError, match="no photograph can be read"):
+        fit_native(MADE, [bad])
 
 
 def test_labels_belong_to_the_folder_of_their_table(tmp_path):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from featx.cli.options import ListCommand, common_options, list_option
+from featx.cli.options import INPUT_SIZE, ListCommand, common_options, list_option
 from featx.errors import CacheError, UsageError
 from featx.progress import Reporter
 
@@ -29,7 +29,7 @@ class _Plan:
     weights: str | None
     layer: str | None
     pool: str
-    input_size: int | None
+    input_size: int | str | None
     crop_pct: float | None
     interpolation: str | None
     mean: tuple[float, float, float] | None
@@ -55,7 +55,12 @@ class _Plan:
 @click.option("--weights", help="Tag (IMAGENET1K_V1), file (.pth, .safetensors), or random.")
 @click.option("--layer", help="Tap point.  [default: the last convolutional feature map]")
 @click.option("--pool", default="none", show_default=True, help="As in featx extract.")
-@click.option("--input-size", type=int, help="Pixels.  [default: the size of the weights]")
+@click.option(
+    "--input-size",
+    type=INPUT_SIZE,
+    help="Pixels, or native: nothing is resized, larger pictures are cropped to the shorter side "
+    "of the smallest photograph.  [default: the size of the weights]",
+)
 @click.option("--crop-pct", type=float, help="Ratio of crop to resize, overrides the weights'.")
 @click.option("--interpolation", help="Filter of the resize, overrides the weights'.")
 @click.option("--mean", type=float, nargs=3, help="RGB mean, overrides the weights'.")
@@ -118,7 +123,7 @@ def _verify_files(files: Sequence[Path], reporter: Reporter) -> None:
 def _verify_backbone(plan: _Plan, reporter: Reporter) -> int:
     from featx.reference import TOLERANCES, compare, judge
 
-    pictures = _pictures(plan)
+    plan, pictures = _pictures(plan)
     backbone, reference, engine = _open(plan, reporter)
     click.echo(
         f"{backbone.name}, weights {backbone.weights.label}, layer {backbone.layer}, pool "
@@ -138,14 +143,19 @@ def _verify_backbone(plan: _Plan, reporter: Reporter) -> int:
     return 0 if verdict.is_pass else 1
 
 
-def _pictures(plan: _Plan) -> list[Picture]:
-    from featx.reference import find_photographs, made_pictures, read_labels
+def _pictures(plan: _Plan) -> tuple[_Plan, Sequence[Picture]]:
+    """Collect the pictures; put their size in place of ``native``."""
+    from featx.reference import find_photographs, fit_native, made_pictures, read_labels
 
     labels = read_labels(plan.labels) if plan.labels else {}
     photographs = find_photographs(plan.photographs or tuple(labels), labels)
     if labels and not any(picture.label is not None for picture in photographs):
         raise UsageError(f"{plan.labels} names none of the photographs that were given")
-    return [*made_pictures(), *photographs]
+    if plan.input_size != "native":
+        return plan, [*made_pictures(), *photographs]
+    side, pictures = fit_native(made_pictures(), photographs)
+    click.echo(f"native input size: {side} pixels, nothing is resized, larger pictures are cropped")
+    return replace(plan, input_size=side, crop_pct=1.0), pictures
 
 
 def _open(plan: _Plan, reporter: Reporter) -> tuple[Backbone, Reference, LocalEngine]:

@@ -17,7 +17,13 @@ from featx.reference.compare import (
     judge,
 )
 from featx.reference.networks import Reference, open_reference
-from featx.reference.pictures import Picture, find_photographs, made_pictures, read_labels
+from featx.reference.pictures import (
+    Picture,
+    find_photographs,
+    fit_native,
+    made_pictures,
+    read_labels,
+)
 
 __all__ = [
     "TOLERANCES",
@@ -29,6 +35,7 @@ __all__ = [
     "Verdict",
     "compare",
     "find_photographs",
+    "fit_native",
     "judge",
     "made_pictures",
     "open_reference",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from featx.errors import SourceError
 
-__all__ = ["Picture", "find_photographs", "made_pictures", "read_labels"]
+__all__ = ["Picture", "find_photographs", "fit_native", "made_pictures", "read_labels"]
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -48,6 +48,16 @@ class Picture:
         stream = io.BytesIO(self.data) if isinstance(self.data, bytes) else self.data
         with Image.open(stream) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
+
+    @property
+    def shorter_px(self) -> int:
+        """Length of the shorter side in pixels; 0 where it cannot be read."""
+        stream = io.BytesIO(self.data) if isinstance(self.data, bytes) else self.data
+        try:
+            with Image.open(stream) as image:
+                return min(image.size)
+        except Exception:  # Pillow's parsers raise nearly anything on bad bytes
+            return 0
 
 
 def made_pictures() -> tuple[Picture, ...]:
@@ -189,3 +199,52 @@ def read_labels(table: Path) -> dict[Path, int]:
             f"the labels {table} must be CSV with the columns path and imagenet_index, the "
             f"latter whole numbers: {' '.join(str(error).split())}"
         ) from error
+
+
+def fit_native(
+    made: Sequence[Picture], photographs: Sequence[Picture]
+) -> tuple[int, tuple[Picture, ...]]:
+    """Bring pictures to one size without resizing any.
+
+    Parameters
+    ----------
+    made : sequence of Picture
+        Those that are too small are left out.
+    photographs : sequence of Picture
+        The shorter side of the smallest one is the size; without any, that of the smallest
+        made picture of at least `LEAST_NATIVE_PX`.
+
+    Returns
+    -------
+    side : int
+        In pixels.
+    pictures : tuple of Picture
+        Of that shorter side as they were; larger ones as the square in their centre, encoded
+        without loss; photographs that cannot be read as they were.
+
+    Raises
+    ------
+    SourceError
+        If there are photographs, and none can be read.
+    """
+    sides = [n for n in (picture.shorter_px for picture in photographs) if n]
+    if photographs and not sides:
+        raise SourceError("no photograph can be read, so that there is no native size: give pixels")
+    side = min(sides or [n for n in (p.shorter_px for p in made) if n >= LEAST_NATIVE_PX])
+    chosen = [*(picture for picture in made if picture.shorter_px >= side), *photographs]
+    return side, tuple(_cropped(p, side) if p.shorter_px > side else p for p in chosen)
+
+
+LEAST_NATIVE_PX = 64
+"""Smaller pictures are no native size unless a person gives them: few networks run on those."""
+
+
+def _cropped(picture: Picture, side: int) -> Picture:
+    try:
+        image = picture.open()
+    except Exception:  # told later, as of any picture that cannot be read
+        return picture
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    stream = io.BytesIO()
+    image.crop((left, top, left + side, top + side)).save(stream, "PNG")
+    return replace(picture, data=stream.getvalue())

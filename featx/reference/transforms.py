@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from featx.errors import BackboneError
+from featx.backbones.timm_models import import_timm
 from featx.preprocess import Preprocessing
 
 __all__ = ["Transform", "plain_transform"]
@@ -19,7 +20,7 @@ Transform = Callable[[Image.Image], torch.Tensor]
 
 
 def plain_transform(preprocessing: Preprocessing) -> Transform:
-    """Build torchvision's standard transform from recorded values.
+    """Build the standard transform from recorded values.
 
     Parameters
     ----------
@@ -29,22 +30,37 @@ def plain_transform(preprocessing: Preprocessing) -> Transform:
     Returns
     -------
     callable
-        Resize and centre crop of the Pillow image, scale to [0, 1], normalise.
+        Resize and centre crop of the Pillow image, scale to [0, 1], normalise; timm's own
+        steps where images are fitted into a border.
 
     Raises
     ------
-    BackboneError
-        If images are to be fitted into a border: only timm itself has that.
+    MissingExtraError
+        If images are to be fitted into a border, which only timm itself has, and it is missing.
     """
     values = preprocessing.identity()
-    mode = values.get("crop_mode", "center")
-    if mode == "border":
-        raise BackboneError("no reference transform fits images into a border at another size")
-    size: Any = values["resize_px"] if mode == "center" else [values["resize_px"]] * 2
     steps = [
-        transforms.Resize(size, transforms.InterpolationMode(values["interpolation"])),
-        transforms.CenterCrop(values["crop_px"]),
+        *_resize_and_crop(values),
         transforms.ToTensor(),
         transforms.Normalize(values["mean"], values["std"]),
     ]
     return transforms.Compose(steps)  # type: ignore[no-any-return]
+
+
+def _resize_and_crop(values: dict[str, Any]) -> list[Any]:
+    mode, side = values.get("crop_mode", "center"), values["resize_px"]
+    if mode == "border":
+        import_timm()
+        timm: Any = importlib.import_module("timm.data.transforms")
+        fill = [round(255 * value) for value in values["mean"]]
+        resize = timm.ResizeKeepRatio(
+            (side, side), interpolation=values["interpolation"], longest=1.0
+        )
+        return [resize, timm.CenterCropOrPad(values["crop_px"], fill=fill)]
+    return [
+        transforms.Resize(
+            side if mode == "center" else [side, side],
+            transforms.InterpolationMode(values["interpolation"]),
+        ),
+        transforms.CenterCrop(values["crop_px"]),
+    ]

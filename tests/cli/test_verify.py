@@ -74,6 +74,22 @@ def test_photographs_and_their_labels(capsys, labelled):
     assert "names none of the photographs" in err
 
 
+def test_the_native_size_is_that_of_the_smallest_photograph(capsys, labelled, monkeypatch):
+    seen = []
+    right = Preprocessing.pixels
+
+    def watched(self, image):
+        seen.append((min(image.size), self.resize_px, self.crop_px))
+        return right(self, image)
+
+    monkeypatch.setattr(Preprocessing, "pixels", watched)
+    code, lines, _ = verify(capsys, "--input-size", "native", "--photographs", str(labelled))
+    assert code == 0
+    assert lines[0].startswith("native input size: 70 pixels, nothing is resized")
+    assert set(seen) == {(70, 70, 70)}
+    assert lines[-1].startswith("PASS: ")
+
+
 def test_a_network_without_a_usable_classifier(capsys, tmp_path):
     from torchvision import models
 
@@ -93,6 +109,7 @@ def test_a_network_without_a_usable_classifier(capsys, tmp_path):
         ([*SMALL, "a.h5"], 2, "either FILES of caches or --backbone NAME"),
         ([*SMALL, "--device", "gpu"], 2, "device 'gpu' is unknown"),
         ([*SMALL, "--precision", "fp8"], 2, "precision 'fp8' is unknown"),
+        ([*SMALL, "--input-size", "nativ"], 2, "neither a whole number of at least 1 nor 'native'"),
         ([*SMALL, "--layer", "feature"], 2, "features"),
         ([*SMALL, "--photographs", "nowhere"], 1, "no such file or folder"),
         ([*SMALL, "--labels", "nothing.csv"], 1, "nothing.csv cannot be read"),
