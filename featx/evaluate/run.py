@@ -24,9 +24,8 @@ from featx.evaluate.scores import score
 from featx.evaluate.settings import NEAR_OFF, Settings
 from featx.evaluate.views import ClassView, count_unusable
 from featx.fingerprint import fingerprint
-from featx.heads import Fit, FitOptions, RowSpace, get_head
+from featx.heads import Fit, FitOptions, Pool, RowSpace, get_head
 from featx.heads.base import RowsView
-from featx.heads.rowspace import gram_matrix
 from featx.progress import SILENT, Reporter
 
 __all__ = ["evaluate"]
@@ -163,10 +162,9 @@ class _Job:
         """Fit group by group of subsets that share a read."""
         for group in share_reads(self.subsets):
             rows = union_of(group)
-            pool = load_rows(self.pair.train.X, rows)
-            gram = gram_matrix(pool) if len(rows) < pool.shape[1] else None
+            pool = Pool(load_rows(self.pair.train.X, rows))
             for subset in group:
-                space = RowSpace(pool, np.searchsorted(rows, subset.rows), gram)
+                space = RowSpace(pool, np.searchsorted(rows, subset.rows))
                 for name in self.settings.heads:
                     yield self._fit(name, subset, space)
 

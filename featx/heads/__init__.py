@@ -6,7 +6,7 @@ from featx.errors import unknown_name
 from featx.heads.base import CvCurve, Fit, FitOptions, Head, LinearModel, Model
 from featx.heads.linear import LOGREG, SVM
 from featx.heads.mlp import MLP
-from featx.heads.rowspace import RowSpace
+from featx.heads.rowspace import Pool, RowSpace
 
 __all__ = [
     "CvCurve",
@@ -15,6 +15,7 @@ __all__ = [
     "Head",
     "LinearModel",
     "Model",
+    "Pool",
     "RowSpace",
     "available_heads",
     "get_head",

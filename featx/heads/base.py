@@ -8,12 +8,14 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from featx.errors import ProtocolError
-from featx.heads.losses import Array
 from featx.heads.rowspace import RowSpace
+from featx.heads.scaling import NONE, UNSCALED, Array, Scaling
 
 __all__ = [
+    "SOFTMAX",
     "CvCurve",
     "Fit",
     "FitOptions",
@@ -26,9 +28,12 @@ __all__ = [
     "labels_of",
     "raw_product",
     "row_blocks",
+    "softmax_of",
 ]
 
 _BLOCK_BYTES = 64 << 20
+SOFTMAX = "softmax"
+"""The link of logits."""
 
 
 class Rows(Protocol):
@@ -79,6 +84,12 @@ class Model(Protocol):
     def predict(self, X: Rows) -> NDArray[np.int64]:
         """Labels of the largest scores, shape (n_rows,)."""
 
+    def probabilities(self, scores: Array) -> Array | None:
+        """Probabilities, (n_rows, n_classes), from what `decision_function` gave.
+
+        None where the head has none.
+        """
+
 
 @dataclass(frozen=True)
 class FitOptions:
@@ -94,12 +105,18 @@ class FitOptions:
         Shuffles the folds, and initialises what starts at random.
     groups : ndarray of int64, shape (n_rows,), optional
         Rows of one group are never on both sides of a fold.
+    scale : {"none", "l2", "standard", "power"}, default="none"
+        Scaling of the features, fitted inside each fold: see `featx.heads.scaling.SCALES`.
+    class_weight : {None, "balanced"}, default=None
+        As in the scikit-learn estimator of the head.
     """
 
     C: float | None = None
     folds: int = 5
     seed: int = 0
     groups: NDArray[np.int64] | None = field(default=None, compare=False)
+    scale: str = NONE
+    class_weight: str | None = None
 
 
 @dataclass(frozen=True)
@@ -184,16 +201,26 @@ class LinearModel:
         One row for two classes.
     intercept_ : ndarray of float64, shape (n_classes,)
         One number for two classes.
+    scaling : Scaling, default=UNSCALED
+        Of the features, before the coefficients.
+    link : {"softmax", ""}, default=""
+        How scores become probabilities; "" where they do not.
     """
 
     classes_: NDArray[np.int64]
     coef_: Array
     intercept_: Array
+    scaling: Scaling = UNSCALED
+    link: str = ""
 
     def decision_function(self, X: Rows) -> Array:
         """Scores: (n_rows, n_classes), or (n_rows,) for the second of two classes."""
-        scores = raw_product(X, self.coef_.T) + self.intercept_
+        scores = raw_product(X, self.coef_.T, self.scaling) + self.intercept_
         return scores[:, 0] if scores.shape[1] == 1 else scores
+
+    def probabilities(self, scores: Array) -> Array | None:
+        """Probabilities, (n_rows, n_classes), where there is a link."""
+        return softmax_of(scores) if self.link == SOFTMAX else None
 
     def predict(self, X: Rows) -> NDArray[np.int64]:
         """Labels of the largest scores, shape (n_rows,)."""
@@ -214,8 +241,24 @@ def labels_of(scores: Array, classes: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.asarray(classes[best])
 
 
-def raw_product(X: Rows, weights: Array) -> Array:
-    """X @ weights in float64, by blocks of rows, so that X can stay on disk.
+def softmax_of(scores: Array) -> Array:
+    """Probabilities of all classes from logits.
+
+    Parameters
+    ----------
+    scores : ndarray of float64, shape (n_rows, n_classes) or (n_rows,)
+        As a `decision_function` gives them.
+
+    Returns
+    -------
+    ndarray of float64, shape (n_rows, n_classes)
+    """
+    logits = np.column_stack([np.zeros_like(scores), scores]) if scores.ndim == 1 else scores
+    return np.asarray(softmax(logits, axis=1))
+
+
+def raw_product(X: Rows, weights: Array, scaling: Scaling = UNSCALED) -> Array:
+    """Scaled X @ weights in float64, by blocks of rows, so that X can stay on disk.
 
     Parameters
     ----------
@@ -223,6 +266,8 @@ def raw_product(X: Rows, weights: Array) -> Array:
         Raw features.
     weights : ndarray of float64, shape (n_features, n_columns)
         Coefficients.
+    scaling : Scaling, optional
+        Of the features.
 
     Returns
     -------
@@ -241,9 +286,9 @@ def raw_product(X: Rows, weights: Array) -> Array:
     weights = np.ascontiguousarray(weights)
     out = np.empty((n_rows, weights.shape[1]))
     for rows in row_blocks(n_rows, n_features):
-        block = np.asarray(X[rows]).astype(np.float64)
+        block = np.asarray(X[rows])
         check_finite(block, rows.start, X.rows if isinstance(X, RowsView) else None)
-        out[rows] = block @ weights
+        out[rows] = scaling.apply(block) @ weights
     return out
 
 

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.errors import ProtocolError, UsageError
-from featx.heads.base import CvCurve, Fit, FitOptions, LinearModel
-from featx.heads.losses import Array, Logistic, Loss, SquaredHinge
+from featx.heads.base import SOFTMAX, CvCurve, Fit, FitOptions, LinearModel
+from featx.heads.losses import Logistic, Loss, SquaredHinge
 from featx.heads.newton import rescue_hinge
 from featx.heads.rowspace import RowSpace
+from featx.heads.scaling import Array
 from featx.heads.select import cross_validate, curve, fold_rows
 from featx.heads.solver import Solution, solve
 
@@ -51,6 +52,8 @@ class LinearHead:
         problems times classes, and the outputs of each.
     max_iter : int
         Most steps of conjugate gradients in the final fit.
+    link : {"softmax", ""}, default=""
+        How scores become probabilities.
     rescue : callable, optional
         Solves the final fit's problems that conjugate gradients left unsolved.
     """
@@ -61,6 +64,7 @@ class LinearHead:
     intercept_penalty: float
     loss: Callable[[NDArray[np.int64], Array], tuple[Loss, int]]
     max_iter: int = 20_000
+    link: str = ""
     rescue: Callable[[RowSpace, Array, float, Solution], Solution] | None = None
 
     def fit(self, space: RowSpace, y: NDArray[np.int64], options: FitOptions) -> Fit:
@@ -85,6 +89,7 @@ class LinearHead:
         ProtocolError
             If there is a single class.
         """
+        space = space.scaled(options.scale)
         classes, codes = np.unique(y, return_inverse=True)
         if len(classes) < 2:
             raise ProtocolError(
@@ -101,7 +106,7 @@ class LinearHead:
                 f"the coefficients up to {float(solution.error.max()):.0e}"
             )
         coef = space.coefficients(solution.u.reshape(len(solution.u), -1))
-        model = LinearModel(classes, coef, solution.intercept.ravel())
+        model = LinearModel(classes, coef, solution.intercept.ravel(), space.scaling, self.link)
         return Fit(model, C, cv, int(solution.n_iter.max()), converged, tuple(notes))
 
     def _penalty(
@@ -190,4 +195,5 @@ LOGREG = LinearHead(
     grid=_half_decades(1),
     intercept_penalty=0.0,
     loss=_logistic,
+    link=SOFTMAX,
 )

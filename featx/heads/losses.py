@@ -12,9 +12,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Logistic", "Loss", "SquaredHinge"]
+from featx.heads.scaling import Array
 
-Array = NDArray[np.float64]
+__all__ = ["Logistic", "Loss", "SquaredHinge"]
 
 
 class Loss(Protocol):

@@ -11,9 +11,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 
 from featx.errors import ProtocolError, UsageError
-from featx.heads.base import Fit, FitOptions, Rows, labels_of, raw_product
-from featx.heads.losses import Array
+from featx.heads.base import Fit, FitOptions, Rows, labels_of, raw_product, softmax_of
 from featx.heads.rowspace import RowSpace
+from featx.heads.scaling import UNSCALED, Array, Scaling
 
 __all__ = ["MLP", "MlpHead", "MlpModel"]
 
@@ -30,15 +30,18 @@ class MlpModel:
         Weights of the layers; the first has the shape (n_features, n_hidden).
     intercepts_ : tuple of ndarray of float64
         Biases of the layers.
+    scaling : Scaling, default=UNSCALED
+        Of the features, before the first layer.
     """
 
     classes_: NDArray[np.int64]
     coefs_: tuple[Array, ...]
     intercepts_: tuple[Array, ...]
+    scaling: Scaling = UNSCALED
 
     def decision_function(self, X: Rows) -> Array:
         """Logits: (n_rows, n_classes), or (n_rows,) for the second of two classes."""
-        scores = raw_product(X, self.coefs_[0]) + self.intercepts_[0]
+        scores = raw_product(X, self.coefs_[0], self.scaling) + self.intercepts_[0]
         for weights, bias in zip(self.coefs_[1:], self.intercepts_[1:], strict=True):
             scores = np.maximum(scores, 0.0) @ weights + bias
         return scores[:, 0] if scores.shape[1] == 1 else scores
@@ -46,6 +49,10 @@ class MlpModel:
     def predict(self, X: Rows) -> NDArray[np.int64]:
         """Labels of the largest logits, shape (n_rows,)."""
         return labels_of(self.decision_function(X), self.classes_)
+
+    def probabilities(self, scores: Array) -> Array:
+        """Softmax of the logits, (n_rows, n_classes)."""
+        return softmax_of(scores)
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,7 @@ class MlpHead:
             raise UsageError(f"the seed is {options.seed}: it must be 0 or more")
         if len(np.unique(y)) < 2:
             raise ProtocolError("a classifier needs two classes or more, these rows have 1")
+        space = space.scaled(options.scale)
         rows, dual = space.coordinates
         scale = 1.0 / np.sqrt(np.mean(rows**2) or 1.0)
         network = MLPClassifier(
@@ -118,9 +126,9 @@ class MlpHead:
         converged = not any(issubclass(w.category, ConvergenceWarning) for w in caught)
         weights = [np.asarray(layer, dtype=np.float64) for layer in network.coefs_]
         first = weights[0] * scale
-        weights[0] = first if dual is None else space.to_raw(dual @ first)
+        weights[0] = first if dual is None else space.combine(dual @ first)
         biases = tuple(np.asarray(bias, dtype=np.float64) for bias in network.intercepts_)
-        model = MlpModel(network.classes_, tuple(weights), biases)
+        model = MlpModel(network.classes_, tuple(weights), biases, space.scaling)
         return Fit(model, n_iter=int(network.n_iter_), converged=converged, notes=notes)
 
 

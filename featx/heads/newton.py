@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 
-from featx.heads.losses import Array
 from featx.heads.rowspace import RowSpace
+from featx.heads.scaling import Array
 from featx.heads.solver import Solution
 
 __all__ = ["rescue_hinge"]

@@ -9,7 +9,7 @@ rows themselves are smaller, and are used as they are.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,35 +19,69 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 from scipy.sparse.linalg import eigsh
+from sklearn.preprocessing import StandardScaler
 
 from featx.errors import ProtocolError
-from featx.heads.losses import Array
+from featx.heads.scaling import POWER, STANDARD, UNSCALED, Array, Scaling, check_scale
 from featx.heads.solver import Geometry
 
-__all__ = ["RowSpace", "gram_matrix", "require_memory"]
+__all__ = ["Pool", "RowSpace", "require_memory"]
 
 _BLOCK_BYTES = 128 << 20
 _LEADING = 20
 _SMALL = 256
 
 
-@dataclass(frozen=True)
-class RowSpace:
-    """Some rows of a pool, for any number of heads.
+class Pool:
+    """Raw rows that many subsets share, and their Gram matrix, computed once for them all.
 
     Parameters
     ----------
-    pool : ndarray of float16, float32 or float64, shape (n_pool, n_features)
+    X : ndarray of float16, float32 or float64, shape (n_pool, n_features)
         Raw features, finite.
-    index : ndarray of int64, shape (n_rows,)
-        Rows of the pool that this space is about.
-    pool_gram : ndarray of float64, shape (n_pool, n_pool), optional
-        `gram_matrix(pool)`; computed for these rows alone if it is missing and needed.
     """
 
-    pool: NDArray[Any]
+    def __init__(self, X: NDArray[Any]) -> None:
+        self.X = X
+        self._grams: dict[bool, Array] = {}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n_pool, n_features)."""
+        return tuple(self.X.shape)
+
+    def gram(self, scaling: Scaling) -> Array:
+        """Gram matrix of all rows, bent as the scaling wants, float64, (n_pool, n_pool)."""
+        is_bent = scaling.name == POWER
+        if is_bent not in self._grams:
+            require_memory(8 * len(self.X) ** 2, f"the Gram matrix of {len(self.X):,} rows")
+            blocks = (scaling.bend(self.X[:, columns]) for columns in _column_blocks(*self.X.shape))
+            self._grams[is_bent] = _sum_of_squares(len(self.X), blocks)
+        return self._grams[is_bent]
+
+
+@dataclass(frozen=True)
+class RowSpace:
+    """Some rows of a pool, scaled, for any number of heads.
+
+    Parameters
+    ----------
+    pool : Pool
+        Raw features.
+    index : ndarray of int64, shape (n_rows,)
+        Rows of the pool that this space is about.
+    scaling : Scaling, default=UNSCALED
+        What is done to the rows; everything below is about scaled rows.
+    """
+
+    pool: Pool
     index: NDArray[np.int64]
-    pool_gram: Array | None = None
+    scaling: Scaling = UNSCALED
+
+    @classmethod
+    def of(cls, X: NDArray[Any]) -> RowSpace:
+        """Give the space of all rows of an array."""
+        return cls(Pool(X), np.arange(len(X)))
 
     @property
     def n_rows(self) -> int:
@@ -57,29 +91,68 @@ class RowSpace:
     @property
     def n_features(self) -> int:
         """Raw dimension."""
-        return int(self.pool.shape[1])
+        return self.pool.shape[1]
 
     @property
     def is_wide(self) -> bool:
         """Whether there are fewer rows than features, so that the Gram matrix is used."""
         return self.n_rows < self.n_features
 
+    def scaled(self, name: str, fitted: NDArray[np.int64] | None = None) -> RowSpace:
+        """Give the same rows under another scaling.
+
+        Parameters
+        ----------
+        name : str
+            One of `SCALES`.
+        fitted : ndarray of int64, optional
+            Rows of this space on which the scaling is fitted; all by default.
+        """
+        check_scale(name)
+        if name != STANDARD:
+            return RowSpace(self.pool, self.index, Scaling(name))
+        rows = self.index if fitted is None else self.index[fitted]
+        return RowSpace(self.pool, self.index, _standard(self.pool.X, rows))
+
+    @cached_property
+    def norms(self) -> Array | None:
+        """Norms by which the scaling divides the rows, (n_rows,); None where it does not."""
+        if not self.scaling.has_norms:
+            return None
+        if self.is_wide:
+            return np.sqrt(np.diag(self.pool.gram(self.scaling))[self.index])
+        squares = np.zeros(self.n_rows)
+        for columns in _column_blocks(self.n_rows, self.n_features):
+            block = self.scaling.bend(self.pool.X[self.index, columns])
+            squares += np.einsum("ij,ij->i", block, block)
+        return np.sqrt(squares)
+
+    def blocks(self) -> Iterator[tuple[slice, Array]]:
+        """Yield the scaled rows by columns, float64, and which columns they are."""
+        for columns in _column_blocks(self.n_rows, self.n_features):
+            block = self.pool.X[self.index, columns]
+            yield columns, self.scaling.apply(block, columns, self.norms)
+
     @cached_property
     def gram(self) -> Array:
-        """Gram matrix of the rows, float64, shape (n_rows, n_rows)."""
-        if self.pool_gram is None:
+        """Gram matrix of the scaled rows, float64, shape (n_rows, n_rows)."""
+        if not self.scaling.is_of_rows:
             require_memory(8 * self.n_rows**2, f"the Gram matrix of {self.n_rows:,} rows")
-            return gram_matrix(self.pool, self.index)
-        if np.array_equal(self.index, np.arange(len(self.pool))):
-            return self.pool_gram
-        return self.pool_gram[np.ix_(self.index, self.index)]
+            return _sum_of_squares(self.n_rows, (block for _, block in self.blocks()))
+        gram = self.pool.gram(self.scaling)
+        if not np.array_equal(self.index, np.arange(len(gram))):
+            gram = gram[np.ix_(self.index, self.index)]
+        if self.norms is None:
+            return gram
+        norms = np.where(self.norms > 0, self.norms, 1.0)
+        return np.asarray(gram / norms[:, None] / norms)
 
     @cached_property
     def dense(self) -> Array:
-        """Raw rows as float64, shape (n_rows, n_features)."""
+        """Scaled rows, float64, shape (n_rows, n_features)."""
         needed = 12 * self.n_rows * self.n_features
         require_memory(needed, f"{self.n_rows:,} x {self.n_features:,} training rows")
-        return self.pool[self.index].astype(np.float64)
+        return self.scaling.apply(self.pool.X[self.index])
 
     @cached_property
     def scale(self) -> float:
@@ -120,7 +193,7 @@ class RowSpace:
         -------
         rows : ndarray of float64, shape (n_rows, rank)
             Z with Z Z^T = X X^T, principal axes first; null directions are dropped.
-            The raw rows where there are at least as many rows as features.
+            The rows themselves where there are at least as many rows as features.
         dual : ndarray of float64, shape (n_rows, rank), or None
             A with Z = X (X^T A); None where Z = X.
         """
@@ -135,7 +208,7 @@ class RowSpace:
         return vectors * values, vectors / values
 
     def coefficients(self, u: Array) -> Array:
-        """Coefficients of the raw features from the solver's numbers.
+        """Coefficients of the scaled features from the solver's numbers.
 
         Parameters
         ----------
@@ -146,11 +219,11 @@ class RowSpace:
         -------
         ndarray of float64, shape (n_columns, n_features)
         """
-        w = self.to_raw(u / self.scale) if self.is_wide else u / np.sqrt(self.scale)
+        w = self.combine(u / self.scale) if self.is_wide else u / np.sqrt(self.scale)
         return w.T
 
-    def to_raw(self, dual: Array) -> Array:
-        """Combine the raw rows: X^T A, float64, shape (n_features, n_columns).
+    def combine(self, dual: Array) -> Array:
+        """Combine the scaled rows: X^T A, float64, shape (n_features, n_columns).
 
         Parameters
         ----------
@@ -158,34 +231,30 @@ class RowSpace:
             Weights A of the rows.
         """
         out = np.empty((self.n_features, dual.shape[1]))
-        for columns in _column_blocks(self.n_rows, self.n_features):
-            out[columns] = _block(self.pool, self.index, columns).T @ dual
+        for columns, block in self.blocks():
+            out[columns] = block.T @ dual
         return out
 
 
-def gram_matrix(pool: NDArray[Any], index: NDArray[np.int64] | None = None) -> Array:
+def _sum_of_squares(n_rows: int, blocks: Iterable[Array]) -> Array:
     """Gram matrix in float64, by blocks of columns.
 
     float64 throughout: on 1,000 x 86,528 features, products in float32 are a third faster and
     wrong by 6e-8 of the largest entry.
-
-    Parameters
-    ----------
-    pool : ndarray of float16, float32 or float64, shape (n_pool, n_features)
-        Rows.
-    index : ndarray of int64, shape (n_rows,), optional
-        Rows to take; all of them by default.
-
-    Returns
-    -------
-    ndarray of float64, shape (n_rows, n_rows)
     """
-    n_rows = len(pool) if index is None else len(index)
     out = np.zeros((n_rows, n_rows))
-    for columns in _column_blocks(n_rows, pool.shape[1]):
-        block = _block(pool, index, columns)
+    for block in blocks:
         out += block @ block.T
     return out
+
+
+def _standard(X: NDArray[Any], rows: NDArray[np.int64]) -> Scaling:
+    """Mean and standard deviation, as StandardScaler has them."""
+    mean, std = np.empty(X.shape[1]), np.empty(X.shape[1])
+    for columns in _column_blocks(len(rows), X.shape[1]):
+        scaler = StandardScaler().fit(X[rows, columns].astype(np.float64))
+        mean[columns], std[columns] = scaler.mean_, scaler.scale_
+    return Scaling(STANDARD, mean, std)
 
 
 def require_memory(n_bytes: int, what: str) -> None:
@@ -222,11 +291,6 @@ def _available_bytes() -> int:
 def _column_blocks(n_rows: int, n_features: int) -> Iterator[slice]:
     width = max(1, _BLOCK_BYTES // (8 * max(n_rows, 1)))
     return (slice(start, start + width) for start in range(0, n_features, width))
-
-
-def _block(pool: NDArray[Any], index: NDArray[np.int64] | None, columns: slice) -> Array:
-    part = pool[:, columns] if index is None else pool[index, columns]
-    return part.astype(np.float64)
 
 
 def _leading_eigenpairs(matrix: Array) -> tuple[Array, Array]:

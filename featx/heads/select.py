@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from featx.heads.base import CvCurve, labels_of
-from featx.heads.losses import Array
+from featx.heads.scaling import Array
 
 __all__ = ["cross_validate", "curve", "fold_rows"]
 

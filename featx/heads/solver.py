@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.heads.losses import Array, Loss
+from featx.heads.losses import Loss
+from featx.heads.scaling import Array
 
 __all__ = ["Geometry", "Solution", "solve"]
 

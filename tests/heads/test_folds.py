@@ -77,7 +77,7 @@ def test_heads_choose_their_penalty_on_whole_groups(name):
     rng = np.random.default_rng(0)
     X = np.repeat(rng.normal(size=(40, 200)), 4, axis=0)
     y = np.repeat(np.arange(40) % 2, 4)
-    space = RowSpace(X, np.arange(160))
+    space = RowSpace.of(X)
     by_heart = get_head(name).fit(space, y, FitOptions())
     grouped = get_head(name).fit(space, y, FitOptions(groups=np.arange(160) // 4))
     assert max(by_heart.cv.mean) == 1
@@ -86,6 +86,6 @@ def test_heads_choose_their_penalty_on_whole_groups(name):
 
 def test_groups_that_leave_nothing_out_are_told():
     X, y = np.random.default_rng(0).normal(size=(8, 30)), np.arange(8) % 2
-    fit = get_head("svm").fit(RowSpace(X, np.arange(8)), y, FitOptions(groups=y))
+    fit = get_head("svm").fit(RowSpace.of(X), y, FitOptions(groups=y))
     assert fit.cv is None
     assert "one group per class leaves nothing out" in fit.notes[0]

@@ -29,7 +29,7 @@ SHAPES = [
 
 
 def space_of(X):
-    return RowSpace(X, np.arange(len(X)))
+    return RowSpace.of(X)
 
 
 def oracle(name, C, X, y):

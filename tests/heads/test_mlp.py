@@ -17,13 +17,13 @@ from featx.heads.mlp import MLP, MlpHead
 @pytest.mark.parametrize("shape", [(60, 300, 3), (60, 300, 2), (90, 20, 3)], ids=str)
 def test_predictions_are_those_of_the_network_on_coordinates(shape):
     X, y = features(*shape, noise=1.0)
-    space = RowSpace(X, np.arange(len(X)))
+    space = RowSpace.of(X)
     fit = MLP.fit(space, y, FitOptions(seed=3))
     rows, dual = space.coordinates
     scale = 1 / np.sqrt(np.mean(rows**2))
     plain = MLPClassifier(alpha=MLP.alpha, random_state=3, max_iter=MLP.max_iter)
     new, _ = features(40, *shape[1:], seed=0, noise=1.0)
-    projected = new.astype(np.float64) @ (np.eye(shape[1]) if dual is None else space.to_raw(dual))
+    projected = new.astype(np.float64) @ (np.eye(shape[1]) if dual is None else space.combine(dual))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         plain.fit((rows * scale).astype(np.float32), y)
@@ -44,7 +44,7 @@ def test_predictions_are_those_of_the_network_on_coordinates(shape):
 
 def test_a_fit_that_stops_early_says_so():
     X, y = features(60, 300, 3)
-    fit = MlpHead(max_iter=2).fit(RowSpace(X, np.arange(60)), y, FitOptions())
+    fit = MlpHead(max_iter=2).fit(RowSpace.of(X), y, FitOptions())
     assert not fit.converged
     assert fit.n_iter == 2
     assert any("Maximum iterations (2)" in note for note in fit.notes)
@@ -52,7 +52,7 @@ def test_a_fit_that_stops_early_says_so():
 
 def test_the_seed_decides():
     X, y = features(60, 300, 3)
-    space = RowSpace(X, np.arange(60))
+    space = RowSpace.of(X)
     first, again, other = (MLP.fit(space, y, FitOptions(seed=s)).model for s in (1, 1, 2))
     assert np.array_equal(first.coefs_[0], again.coefs_[0])
     assert not np.array_equal(first.coefs_[0], other.coefs_[0])

@@ -7,10 +7,11 @@ import pytest
 from head_data import features
 
 from featx.errors import ProtocolError
-from featx.heads import FitOptions, RowSpace, base, rowspace
+from featx.heads import FitOptions, base, rowspace
 from featx.heads.base import RowsView, check_finite, raw_product
 from featx.heads.linear import SVM
-from featx.heads.rowspace import gram_matrix, require_memory
+from featx.heads.rowspace import Pool, RowSpace, require_memory
+from featx.heads.scaling import UNSCALED
 
 
 @pytest.fixture(autouse=True)
@@ -23,16 +24,18 @@ def _small_blocks(monkeypatch):
 def test_the_gram_matrix_is_that_of_the_exact_rows(dtype):
     X, _ = features(40, 500, 4, dtype=dtype)
     exact = X.astype(np.longdouble) @ X.astype(np.longdouble).T
-    assert np.abs(gram_matrix(X) - exact).max() <= 1e-14 * exact.max()
+    assert np.abs(Pool(X).gram(UNSCALED) - exact).max() <= 1e-14 * exact.max()
     some = np.array([3, 5, 30])
-    assert np.allclose(gram_matrix(X, some), exact[np.ix_(some, some)].astype(float), rtol=1e-13)
+    assert np.allclose(
+        RowSpace(Pool(X), some).gram, exact[np.ix_(some, some)].astype(float), rtol=1e-13
+    )
 
 
 def test_a_subset_of_the_pool_fits_as_if_it_were_alone():
     X, y = features(60, 300, 3)
     rows = np.array([i for i in range(60) if i % 4])
-    of_pool = SVM.fit(RowSpace(X, rows, gram_matrix(X)), y[rows], FitOptions())
-    alone = SVM.fit(RowSpace(X[rows], np.arange(45)), y[rows], FitOptions())
+    of_pool = SVM.fit(RowSpace(Pool(X), rows), y[rows], FitOptions())
+    alone = SVM.fit(RowSpace.of(X[rows]), y[rows], FitOptions())
     assert pytest.approx(alone.C) == of_pool.C
     assert np.allclose(of_pool.model.coef_, alone.model.coef_, atol=1e-9)
 
@@ -40,11 +43,11 @@ def test_a_subset_of_the_pool_fits_as_if_it_were_alone():
 def test_coordinates_are_an_isometry_without_null_directions():
     X, _ = features(40, 200, 4)
     X[7], X[8] = X[6], 0
-    space = RowSpace(X, np.arange(40))
+    space = RowSpace.of(X)
     rows, dual = space.coordinates
     assert rows.shape == (40, np.linalg.matrix_rank(X.astype(np.float64)))
     assert np.allclose(rows @ rows.T, space.gram, atol=1e-9 * space.gram.max())
-    axes = space.to_raw(dual)
+    axes = space.combine(dual)
     assert np.allclose(axes.T @ axes, np.eye(rows.shape[1]), atol=1e-8)
     assert np.allclose(X.astype(np.float64) @ axes, rows, atol=1e-8)
 

@@ -1,0 +1,93 @@
+"""Scaling of features before a head, fitted on nothing but the rows that the head is fitted on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.errors import unknown_name
+
+__all__ = ["L2", "NONE", "POWER", "SCALES", "STANDARD", "UNSCALED", "Scaling", "check_scale"]
+
+Array = NDArray[np.float64]
+
+NONE, L2, STANDARD, POWER = "none", "l2", "standard", "power"
+SCALES = {
+    NONE: "features as they are",
+    L2: "every image's features divided by their Euclidean norm (sklearn.preprocessing.Normalizer)",
+    STANDARD: "every feature to mean 0 and variance 1 (sklearn.preprocessing.StandardScaler)",
+    POWER: "signed square root, then l2 (Perronnin, Sanchez and Mensink, ECCV 2010)",
+}
+"""What ``--scale`` takes, with a line on each."""
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """A fitted scaling of rows.
+
+    Parameters
+    ----------
+    name : {"none", "l2", "standard", "power"}, default="none"
+        One of `SCALES`.
+    mean, std : ndarray of float64, shape (n_features,), optional
+        For "standard" alone; ``std`` is 1 where a feature is constant.
+    """
+
+    name: str = NONE
+    mean: Array | None = None
+    std: Array | None = None
+
+    @property
+    def is_of_rows(self) -> bool:
+        """Whether rows are scaled one by one, so that there is nothing to fit."""
+        return self.name != STANDARD
+
+    @property
+    def has_norms(self) -> bool:
+        """Whether rows are divided by their norms."""
+        return self.name in (L2, POWER)
+
+    def bend(self, block: NDArray[Any]) -> Array:
+        """Do what is done to every number by itself, and give float64."""
+        values: Array = block.astype(np.float64)
+        return np.sign(values) * np.sqrt(np.abs(values)) if self.name == POWER else values
+
+    def apply(
+        self, block: NDArray[Any], columns: slice = slice(None), norms: Array | None = None
+    ) -> Array:
+        """Scale rows, or some columns of them.
+
+        Parameters
+        ----------
+        block : ndarray, shape (n_rows, n_columns)
+            Raw features.
+        columns : slice, optional
+            Which columns these are; all by default.
+        norms : ndarray of float64, shape (n_rows,), optional
+            Euclidean norms of the whole rows, after `bend`; computed where all columns are here.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_rows, n_columns)
+        """
+        values = self.bend(block)
+        if self.mean is not None and self.std is not None:
+            values = (values - self.mean[columns]) / self.std[columns]
+        if self.has_norms:
+            if norms is None:
+                norms = np.sqrt(np.einsum("ij,ij->i", values, values))
+            values /= np.where(norms > 0, norms, 1.0)[:, None]
+        return values
+
+
+UNSCALED = Scaling()
+"""Features as they are."""
+
+
+def check_scale(name: str) -> None:
+    """Raise a `UsageError` if there is no scaling of this name."""
+    if name not in SCALES:
+        raise unknown_name("scale", name, SCALES)
