@@ -26,7 +26,7 @@ from featx.backbones import open_backbone
 from featx.engines import LocalEngine
 from featx.errors import CacheError, FeatxError, ImageError, UsageError, WeightsError
 from featx.extract import Settings, extract
-from featx.extractor import estimator, memory
+from featx.extractor import estimator, memory, opened
 from featx.sources import open_data
 from featx.store import Cache, find_caches
 
@@ -147,6 +147,38 @@ def test_options_reach_the_network(paths):
     assert vit.fit(paths).n_features_out_ == 768
 
 
+UNKNOWN = {"crop_pct": 0.8, "interpolation": "bicubic", "mean": [0.5, 0.4, 0.3], "std": (0.2,) * 3}
+
+
+def test_preprocessing_given_by_hand_is_that_of_the_command(pixels):
+    extractor = small(**UNKNOWN).fit(pixels)
+    overrides = UNKNOWN | {"input_size": 32, "mean": (0.5, 0.4, 0.3)}
+    backbone = open_backbone("squeezenet1_1", weights="random", overrides=overrides)
+    assert extractor.identity_["preprocessing"] == backbone.preprocessing.identity()
+    found = extractor.transform(pixels)
+    images = np.stack([backbone.preprocessing.pixels(Image.fromarray(image)) for image in pixels])
+    with torch.inference_mode():
+        wanted = backbone.features(backbone.preprocessing.normalise(torch.from_numpy(images)))
+    np.testing.assert_allclose(found, wanted.numpy(), atol=1e-5 * float(wanted.abs().max()))
+    assert not np.array_equal(found, small().fit_transform(pixels))
+    again = pickle.loads(pickle.dumps(clone(extractor).fit(pixels)))
+    assert np.array_equal(again.transform(pixels), found)
+    as_array = small(**UNKNOWN | {"mean": np.array([0.5, 0.4, 0.3])}).fit(pixels)
+    assert as_array.identity_ == extractor.identity_
+
+
+def test_weights_of_unknown_preprocessing_can_be_used(pixels, tmp_path):
+    timm = pytest.importorskip("timm")
+    torch.save(timm.create_model("lcnet_035").state_dict(), tmp_path / "mine.pth")
+    unknown = FeatureExtractor(
+        "timm/lcnet_035", weights=str(tmp_path / "mine.pth"), pool="avg", device="cpu"
+    )
+    with pytest.raises(UsageError, match="the preprocessing of timm/lcnet_035 is not known"):
+        unknown.fit(pixels)
+    known = unknown.set_params(mean=(0.5,) * 3, std=(0.5,) * 3, input_size=32)
+    assert known.fit_transform(pixels).shape == (20, known.n_features_out_)
+
+
 # scikit-learn's contracts.
 
 
@@ -220,7 +252,7 @@ def test_clone_and_pickle_before_and_after_fit(pixels, monkeypatch):
     wanted = extractor.fit_transform(pixels)
     stored = pickle.dumps(extractor)
     assert len(stored) < 3000  # no weights: those are 5 MB
-    estimator._open_once.cache_clear()  # as in another process
+    opened._open_once.cache_clear()  # as in another process
     assert np.array_equal(pickle.loads(stored).transform(pixels), wanted)
     with pytest.raises(NotFittedError):
         clone(pickle.loads(stored)).transform(pixels)
@@ -342,12 +374,14 @@ def test_everything_that_changes_features_has_a_memory_of_its_own(paths, tmp_pat
         {"precision": "bf16"},
         {"dtype": "float16"},
         {"layer": "features.3"},
+        {"crop_pct": 0.7},
+        {"mean": [0.5] * 3},
     ):
         small(memory=tmp_path / "m", **options).fit_transform(paths[:4])
-    assert computed == [4] * 7
-    assert rows_of(tmp_path / "m") == [4] * 7
+    assert computed == [4] * 9
+    assert rows_of(tmp_path / "m") == [4] * 9
     small(memory=tmp_path / "m", batch_size=2, workers=1).fit_transform(paths[:4])
-    assert computed == [4] * 7
+    assert computed == [4] * 9
 
 
 def test_many_small_files_become_few(pixels, tmp_path, computed, monkeypatch):
@@ -457,6 +491,10 @@ def test_an_unreadable_image_may_be_a_row_of_nan(spoilt, paths, tmp_path, has_me
         ({"batch_size": 0}, UsageError, "at least 1"),
         ({"dtype": "float64"}, UsageError, "float32, float16"),
         ({"on_error": "skip"}, UsageError, "raise, nan"),
+        ({"mean": 0.5}, UsageError, r"mean must be 3 finite numbers \(RGB\), got 0.5"),
+        ({"std": (1.0, 1.0)}, UsageError, "std must be 3 finite numbers"),
+        ({"crop_pct": 1.5}, UsageError, "at most 1"),
+        ({"interpolation": "cubic"}, UsageError, "bicubic"),
     ],
 )
 def test_wrong_parameters_are_errors_of_fit(pixels, options, error, message):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from functools import lru_cache
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,12 +12,13 @@ import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from featx.backbones import Backbone, open_backbone
+from featx.backbones import Backbone
 from featx.engines import LocalEngine, resolve_device, resolve_precision
 from featx.errors import ImageError, UsageError, WeightsError
 from featx.extractor.compute import Setup, UnreadableError
 from featx.extractor.images import as_source, check_images
 from featx.extractor.memory import RowMemory
+from featx.extractor.opened import open_once
 from featx.fingerprint import differences
 from featx.images import DECODER
 from featx.progress import SILENT, Reporter
@@ -52,6 +53,13 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         Pooling of a feature map: ``none``, ``avg``, ``max``, ``cls`` or ``avg+cls``.
     input_size : int, optional
         Side of the input in pixels; that of the weights by default.
+    crop_pct : float, optional
+        Ratio of crop to resize, above 0 and at most 1; that of the weights by default.
+    interpolation : str, optional
+        Filter of the resize, such as ``bicubic``; that of the weights by default.
+    mean, std : sequence of 3 floats, optional
+        Subtracted from, then divided into, RGB values in [0, 1]; those of the weights by
+        default. Where these are not known, give `mean`, `std` and `input_size`.
     precision : {"fp32", "bf16", "fp16", "auto"}, default="fp32"
         Arithmetic of the network.
     device : str, default="auto"
@@ -111,6 +119,10 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         layer: str | None = None,
         pool: str = "none",
         input_size: int | None = None,
+        crop_pct: float | None = None,
+        interpolation: str | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         precision: str = "fp32",
         device: str = "auto",
         batch_size: int | None = None,
@@ -125,6 +137,10 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.layer = layer
         self.pool = pool
         self.input_size = input_size
+        self.crop_pct = crop_pct
+        self.interpolation = interpolation
+        self.mean = mean
+        self.std = std
         self.precision = precision
         self.device = device
         self.batch_size = batch_size
@@ -250,14 +266,14 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return LocalEngine(resolve_device(self.device), precision, self.batch_size, self.workers)
 
     def _open(self) -> Backbone:
-        return _open_once(
+        names = ("input_size", "crop_pct", "interpolation", "mean", "std")
+        return open_once(
             self.backbone,
             self.weights,
             self.layer,
             self.pool,
-            self.input_size,
-            str(resolve_device(self.device)),
-            _stamp(self.weights),
+            {name: getattr(self, name) for name in names},
+            resolve_device(self.device),
         )
 
     def _identity(self, backbone: Backbone) -> dict[str, Any]:
@@ -282,31 +298,3 @@ def _describe(row: int, reason: str, source: Source, rows: np.ndarray) -> str:
     path = source.paths[row]
     named = "" if path.startswith(f"{source.split}/") else f" ({path})"
     return f"X[{int(np.flatnonzero(rows == row)[0])}]{named}: {reason}"
-
-
-def _stamp(weights: str | None) -> tuple[int, int] | None:
-    """Tell a changed file of weights from an unchanged one."""
-    path = Path(weights or "").expanduser()
-    if not path.is_file():
-        return None
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
-
-
-@lru_cache(maxsize=2)
-def _open_once(
-    name: str,
-    weights: str | None,
-    layer: str | None,
-    pool: str,
-    input_size: int | None,
-    device: str,
-    stamp: tuple[int, int] | None,
-) -> Backbone:
-    """Load a network once for all clones in this process: a search makes many.
-
-    The device is part of the key because an engine moves the network to it.
-    """
-    del device, stamp
-    overrides = {} if input_size is None else {"input_size": input_size}
-    return open_backbone(name, weights=weights, layer=layer, pool=pool, overrides=overrides)

@@ -1,0 +1,84 @@
+"""Networks that stay open in this process: a search over parameters makes many estimators."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from featx.backbones import Backbone, open_backbone
+from featx.errors import UsageError
+
+__all__ = ["open_once"]
+
+
+def open_once(
+    name: str,
+    weights: str | None,
+    layer: str | None,
+    pool: str,
+    overrides: Mapping[str, Any],
+    device: torch.device,
+) -> Backbone:
+    """Open a backbone, or take one of the last two that were opened.
+
+    Parameters
+    ----------
+    name, weights, layer, pool
+        As for `featx.open_backbone`.
+    overrides : mapping
+        Keyword arguments of `Preprocessing.override`; None where nothing is changed.
+    device : torch.device
+        Where an engine moves the network.
+
+    Returns
+    -------
+    Backbone
+        At the feature point.
+
+    Raises
+    ------
+    UsageError, WeightsError, BackboneError
+        As `featx.open_backbone`.
+    """
+    chosen = tuple(
+        (key, _triple(key, value) if key in ("mean", "std") else value)
+        for key, value in overrides.items()
+        if value is not None
+    )
+    return _open_once(name, weights, layer, pool, chosen, str(device), _stamp(weights))
+
+
+def _triple(name: str, values: Any) -> tuple[float, ...]:
+    """Make a list or an array hashable, and equal numbers equal."""
+    try:
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{name} must be 3 finite numbers (RGB), got {values!r}") from error
+
+
+def _stamp(weights: str | None) -> tuple[int, int] | None:
+    """Tell a changed file of weights from an unchanged one."""
+    path = Path(weights or "").expanduser()
+    if not path.is_file():
+        return None
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+@lru_cache(maxsize=2)
+def _open_once(
+    name: str,
+    weights: str | None,
+    layer: str | None,
+    pool: str,
+    overrides: tuple[tuple[str, Any], ...],
+    device: str,
+    stamp: tuple[int, int] | None,
+) -> Backbone:
+    """Load it; the device is part of the key because an engine moves the network to it."""
+    del device, stamp
+    return open_backbone(name, weights=weights, layer=layer, pool=pool, overrides=dict(overrides))
