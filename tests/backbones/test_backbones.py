@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -381,3 +382,12 @@ def test_the_class_token_is_the_first():
     assert torch.equal(pool_features(tokens, "cls"), tokens[:, 0])
     with pytest.raises(UsageError, match="use none"):
         pooled_shape((768,), "cls")
+
+
+def test_the_code_in_the_document_runs():
+    document = Path(__file__).parents[2] / "docs" / "backbones.md"
+    (code,) = re.findall(r"```python\n(.+?)```", document.read_text(encoding="utf-8"), re.DOTALL)
+    names = {}
+    exec(code, names)
+    assert names["features"].shape == (1, 512)
+    assert names["pixels"].shape == (128, 128, 3)
