@@ -132,6 +132,26 @@ def test_oblong_images_are_cropped_at_their_native_size(tmp_path, monkeypatch):
     np.testing.assert_array_equal(preprocessing.pixels(image), np.asarray(image)[:, 10:50])
 
 
+def squashing_network():
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU())
+    return network, Preprocessing(32, 32, "bilinear", (0.5,) * 3, (0.5,) * 3, crop_mode="squash")
+
+
+@pytest.mark.parametrize("size", [(60, 40), (40, 40)])
+def test_weights_that_squash_images_have_no_native_size_for_oblong_ones(
+    tmp_path, monkeypatch, size
+):
+    monkeypatch.chdir(tmp_path)
+    make_photos(tmp_path / "photos", {"cat": size, "dog": size})
+    options = {"backbone": (f"{__name__}:squashing_network",), "weights": None, "layer": ("1",)}
+    if size == (40, 40):
+        assert run(**options, input_size="native")[0][0].meta["input_size"] == 40
+        return
+    with pytest.raises(UsageError, match=r"crop mode squash\), and these are 60 x 40"):
+        run(**options, input_size="native")
+    run(**options, input_size=40)
+
+
 def test_the_command_line_takes_sizes_and_words(photos, capsys):
     words = ["extract", "--backbone", "squeezenet1_1", "--weights", "random", "--data", "photos"]
     assert main([*words, "-j", "0", "--input-size", "native", "--layer", "features.5"]) == 0

@@ -443,8 +443,8 @@ def test_photographs_are_found_in_files_and_folders(tmp_path):
 def test_native_pictures_are_cropped_and_never_resized(tmp_path):
     side, pictures = fit_native(MADE, [])
     assert side == 211
-    assert [p.open().size for p in pictures] == [(211, 211)] * 3 + [(211, 640)] + [(211, 211)] * 2
-    Image.fromarray(np.asarray(MADE[0].open())[:80, :70]).save(tmp_path / "small.png")
+    assert [p.open().size for p in pictures] == [(211, 211)] * 6
+    Image.fromarray(np.asarray(MADE[0].open())[:70, :70]).save(tmp_path / "small.png")
     bad, small = Picture("bad", b"no"), Picture("small", tmp_path / "small.png")
     side, pictures = fit_native(MADE, [bad, small, MADE[2]])
     assert side == 70

@@ -303,10 +303,27 @@ class Job:
             overrides=self.plan.overrides(),
             reporter=self.reporter,
         )
+        if self.asked.input_size == NATIVE:
+            self._refuse_squashing(group)
         for backbone in group:
             self.reporter.say(_describe(backbone))
         self.reporter.say(f"preprocessing: {group.preprocessing.describe()}")
         return group
+
+    def _refuse_squashing(self, group: BackboneGroup) -> None:
+        """Squashing or bordering oblong images is a resize, and native means none."""
+        from featx.sources.look import common_size
+
+        mode = group.preprocessing.crop_mode
+        if mode == "center":
+            return
+        width, height = common_size(self.sources)
+        if width != height:
+            raise UsageError(
+                f"the weights of {group[0].name} fit images into a square (crop mode {mode}), and "
+                f"these are {width} x {height}: that is a resize, which the native size excludes; "
+                "give pixels, as in  --input-size 224"
+            )
 
     def run(
         self, group: BackboneGroup, source: Source, target: Path | None = None

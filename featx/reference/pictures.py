@@ -50,14 +50,14 @@ class Picture:
             return ImageOps.exif_transpose(image).convert("RGB")
 
     @property
-    def shorter_px(self) -> int:
-        """Length of the shorter side in pixels; 0 where it cannot be read."""
+    def size_px(self) -> tuple[int, int]:
+        """Width and height as stored; zeros where they cannot be read."""
         stream = io.BytesIO(self.data) if isinstance(self.data, bytes) else self.data
         try:
             with Image.open(stream) as image:
-                return min(image.size)
+                return image.size
         except Exception:  # Pillow's parsers raise nearly anything on bad bytes
-            return 0
+            return 0, 0
 
 
 def made_pictures() -> tuple[Picture, ...]:
@@ -219,7 +219,7 @@ def fit_native(
     side : int
         In pixels.
     pictures : tuple of Picture
-        Of that shorter side as they were; larger ones as the square in their centre, encoded
+        Squares of that size as they were; larger ones as the square in their centre, encoded
         without loss; photographs that cannot be read as they were.
 
     Raises
@@ -227,12 +227,13 @@ def fit_native(
     SourceError
         If there are photographs, and none can be read.
     """
-    sides = [n for n in (picture.shorter_px for picture in photographs) if n]
+    sides = [min(p.size_px) for p in photographs if min(p.size_px)]
     if photographs and not sides:
         raise SourceError("no photograph can be read, so that there is no native size: give pixels")
-    side = min(sides or [n for n in (p.shorter_px for p in made) if n >= LEAST_NATIVE_PX])
-    chosen = [*(picture for picture in made if picture.shorter_px >= side), *photographs]
-    return side, tuple(_cropped(p, side) if p.shorter_px > side else p for p in chosen)
+    side = min(sides or [min(p.size_px) for p in made if min(p.size_px) >= LEAST_NATIVE_PX])
+    chosen = [*(picture for picture in made if min(picture.size_px) >= side), *photographs]
+    # Oblong ones too: some weights squash an image to a square, which is a resize.
+    return side, tuple(_cropped(p, side) if max(p.size_px) > side else p for p in chosen)
 
 
 LEAST_NATIVE_PX = 64

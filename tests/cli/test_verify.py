@@ -79,14 +79,14 @@ def test_the_native_size_is_that_of_the_smallest_photograph(capsys, labelled, mo
     right = Preprocessing.pixels
 
     def watched(self, image):
-        seen.append((min(image.size), self.resize_px, self.crop_px))
+        seen.append((*image.size, self.resize_px, self.crop_px))
         return right(self, image)
 
     monkeypatch.setattr(Preprocessing, "pixels", watched)
     code, lines, _ = verify(capsys, "--input-size", "native", "--photographs", str(labelled))
     assert code == 0
     assert lines[0].startswith("native input size: 70 pixels, nothing is resized")
-    assert set(seen) == {(70, 70, 70)}
+    assert set(seen) == {(70, 70, 70, 70)}
     assert lines[-1].startswith("PASS: ")
 
 
