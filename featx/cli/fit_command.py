@@ -37,6 +37,9 @@ class Choice:
     seed: int = 0
     C: float | None = None
     folds: int = 5
+    scale: str = "none"
+    class_weight: str | None = None
+    n_jobs: int = 1
     holdout: float = 0.2
     data: tuple[str, ...] = ()
     backbone: tuple[str, ...] = ()
@@ -69,6 +72,9 @@ class Choice:
             seed=self.seed,
             C=self.C,
             folds=self.folds,
+            scale=self.scale,
+            class_weight=self.class_weight,
+            n_jobs=self.n_jobs,
             holdout=self.holdout,
             on_leak=self.on_leak,
             near=self.near,

@@ -167,6 +167,17 @@ _FIT_OPTIONS = (
     click.option("--repeats", type=int, default=5, show_default=True, help="Draws of the subset."),
     click.option("--C", "C", type=float, help="Penalty.  [default: chosen inside each subset]"),
     click.option("--folds", type=int, default=5, show_default=True, help="Folds for choosing C."),
+    click.option(
+        "--scale", default="none", show_default=True, help="Features: none, l2, standard or power."
+    ),
+    click.option(
+        "--class-weight",
+        type=click.Choice(["balanced"]),
+        help="Weight classes by the inverse of their share of the subset.",
+    ),
+    click.option(
+        "--n-jobs", type=int, default=1, show_default=True, help="Fits side by side; -1: all cores."
+    ),
 )
 
 

@@ -24,6 +24,7 @@ from featx.progress import Reporter
 
 __all__ = ["command"]
 
+_FIT = ("repeats", "C", "folds", "scale", "class_weight", "n_jobs")
 _AXES = ("input_size", "layer", "pool", "preprocess")
 
 
@@ -70,7 +71,7 @@ def command(reporter: Reporter, plot: Path | None, reports_dir: str, **options: 
         heads=options.pop("clf"),
         per_class=options.pop("per_class"),
         seed=options["seed"],
-        **{name: options.pop(name) for name in ("repeats", "C", "folds")},
+        **{name: options.pop(name) for name in _FIT},
     )
     plan = Plan(per_class=options.pop("cache_per_class"), **options)
     rows = sweep(plan, axes, settings, reporter=reporter, tell=reporter.say)

@@ -79,8 +79,8 @@ def read_results(path: str | os.PathLike[str]) -> pd.DataFrame:
     pandas.DataFrame
         One row a fit: the last, where a fit was repeated. A line torn by a crash is left out.
     """
-    frame = pd.read_csv(path, dtype={"per_class": str, "fit_id": str, "notes": str})
-    frame["notes"] = frame["notes"].fillna("")
+    frame = pd.read_csv(path, dtype={"per_class": str, "fit_id": str, "notes": str, "weights": str})
+    frame[["notes", "weights"]] = frame[["notes", "weights"]].fillna("")
     whole = frame["fit_id"].str.fullmatch("[0-9a-f]{16}").fillna(value=False).astype(bool)
     return frame[whole].drop_duplicates("fit_id", keep="last").reset_index(drop=True)
 

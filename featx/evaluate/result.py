@@ -17,12 +17,16 @@ class FitResult:
 
     Parameters
     ----------
-    data, backbone, layer, pool, input_size, precision : str or int
+    data, backbone, weights, layer, pool, input_size, precision : str or int
         As recorded in the train cache.
     n_features : int
         Dimension.
     clf : str
         Head.
+    scale : str
+        Scaling of the features.
+    class_weight : str or None
+        Weights of the classes.
     per_class : str
         Labelled images of each class, or ``all``.
     repeat, seed : int
@@ -57,12 +61,15 @@ class FitResult:
 
     data: str
     backbone: str
+    weights: str
     layer: str
     pool: str
     input_size: int
     precision: str
     n_features: int
     clf: str
+    scale: str
+    class_weight: str | None
     per_class: str
     repeat: int
     seed: int

@@ -7,11 +7,13 @@ from typing import Any
 
 from featx.errors import UsageError
 from featx.heads import get_head
+from featx.heads.scaling import NONE, check_scale
 
-__all__ = ["ALL", "NEAR_AUTO", "NEAR_OFF", "ON_LEAK", "Settings"]
+__all__ = ["ALL", "BALANCED", "NEAR_AUTO", "NEAR_OFF", "ON_LEAK", "Settings"]
 
 ALL = "all"
 NEAR_AUTO, NEAR_OFF = "auto", "off"
+BALANCED = "balanced"
 ON_LEAK = ("warn", "drop", "raise")
 
 
@@ -42,6 +44,13 @@ class Settings:
         image out, or stop.
     near : float, "auto" or "off", default="auto"
         Near twins have less than this share of the usual distance; see `find_near`.
+    scale : {"none", "l2", "standard", "power"}, default="none"
+        Scaling of the features, fitted on nothing but the rows that a head is fitted on.
+    class_weight : {None, "balanced"}, default=None
+        Weight classes by the inverse of their share of the subset, as scikit-learn does.
+    n_jobs : int, default=1
+        Fits that run side by side; -1 takes all cores. The results do not depend on it, but
+        for what another number of threads changes in the last bits of a matrix product.
 
     Raises
     ------
@@ -59,6 +68,9 @@ class Settings:
     holdout_seed: int = 0
     on_leak: str = "warn"
     near: float | str = NEAR_AUTO
+    scale: str = NONE
+    class_weight: str | None = None
+    n_jobs: int = 1
 
     def __post_init__(self) -> None:
         for name in self.heads:
@@ -73,6 +85,11 @@ class Settings:
             raise UsageError(f"holdout is {self.holdout}: it must lie between 0 and 1")
         if self.C is not None and not self.C > 0:
             raise UsageError(f"C is {self.C}: it must be above 0")
+        if self.class_weight not in (None, BALANCED):
+            raise UsageError(f"class_weight is {self.class_weight!r}: give {BALANCED!r}, or None")
+        if not (self.n_jobs > 0 or self.n_jobs == -1):
+            raise UsageError(f"n_jobs is {self.n_jobs}: give 1 or more, or -1 for all cores")
+        check_scale(self.scale)
         self._check_guard()
 
     def _check_guard(self) -> None:

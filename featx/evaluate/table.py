@@ -15,12 +15,15 @@ __all__ = ["format_table", "summarise"]
 _SYSTEM = [
     "data",
     "backbone",
+    "weights",
     "layer",
     "pool",
     "input_size",
     "precision",
     "n_features",
     "clf",
+    "scale",
+    "class_weight",
     "per_class",
     "train_fingerprint",
     "test_fingerprint",
@@ -46,16 +49,19 @@ def summarise(results: Iterable[FitResult] | pd.DataFrame) -> pd.DataFrame:
         interval of one accuracy over test images (Wilson, "Probable inference, the law of
         succession, and statistical inference", JASA 22, 1927), the same test images for every
         draw. ``C`` is the median. ``seconds`` is the mean time of a fit with its
-        cross-validation. ``attrs["notes"]`` counts the notes of the fits.
+        cross-validation. ``weights``, ``pool``, ``input``, ``precision``, ``scale``,
+        ``class weight`` and ``test images`` are columns where the lines differ in them;
+        ``cache`` and ``test cache``, the beginnings of the fingerprints, where nothing else
+        tells two lines apart. ``attrs["notes"]`` counts the notes of the fits.
     """
     if isinstance(results, pd.DataFrame):
         frame = results
     else:
         frame = pd.DataFrame([result.row() for result in results])
     if frame.empty:
-        return pd.DataFrame(columns=_TABLE)
+        return pd.DataFrame(columns=[name for name in _TABLE if name not in _WHERE_DIFFERENT])
     groups = frame.groupby(_SYSTEM, sort=False, dropna=False)
-    table = pd.DataFrame([_line(group) for _, group in groups], columns=_TABLE)
+    table = _distinct(pd.DataFrame([_line(group) for _, group in groups], columns=_TABLE))
     table.attrs["notes"] = _count_notes(frame)
     return table
 
@@ -63,10 +69,19 @@ def summarise(results: Iterable[FitResult] | pd.DataFrame) -> pd.DataFrame:
 _TABLE = [
     "data",
     "backbone",
+    "weights",
     "layer",
+    "pool",
+    "input",
+    "precision",
+    "cache",
+    "test cache",
     "dim",
     "head",
+    "scale",
+    "class weight",
     "per class",
+    "test images",
     "repeats",
     "accuracy",
     "± draws",
@@ -74,6 +89,28 @@ _TABLE = [
     "C",
     "seconds",
 ]
+_WHERE_DIFFERENT = (
+    "weights",
+    "pool",
+    "input",
+    "precision",
+    "scale",
+    "class weight",
+    "test images",
+    "cache",
+    "test cache",
+)
+_LAST_RESORT = ("cache", "test cache")
+
+
+def _distinct(table: pd.DataFrame) -> pd.DataFrame:
+    """Leave out columns that say the same in every line, or nothing that others do not."""
+    for name in _WHERE_DIFFERENT[::-1]:
+        rest = table.loc[:, :"repeats"].columns.drop(["repeats", name])
+        is_idle = name in _LAST_RESORT and not table.duplicated(list(rest)).any()
+        if is_idle or table[name].nunique(dropna=False) == 1:
+            table = table.drop(columns=name)
+    return table
 
 
 def _count_notes(frame: pd.DataFrame) -> list[str]:
@@ -92,10 +129,19 @@ def _line(group: pd.DataFrame) -> list[object]:
     return [
         first["data"],
         first["backbone"],
+        first["weights"],
         first["layer"],
+        first["pool"],
+        str(first["input_size"]),
+        first["precision"],
+        first["train_fingerprint"][:8],
+        first["test_fingerprint"][:8],
         int(first["n_features"]),
         first["clf"],
+        first["scale"],
+        "none" if pd.isna(first["class_weight"]) else first["class_weight"],
         str(first["per_class"]),
+        int(first["n_test"]),
         len(group),
         accuracy.mean(),
         _half_width_of_mean(accuracy),
@@ -146,7 +192,10 @@ def format_table(table: pd.DataFrame) -> str:
     return "\n".join([text, *table.attrs.get("notes", [])])
 
 
-_TEXT = ("data", "backbone", "layer", "head", "input", "pool", "preprocess")
+_TEXT = (
+    *("data", "backbone", "weights", "layer", "pool", "input", "precision", "cache", "test cache"),
+    *("head", "scale", "class weight", "preprocess"),
+)
 _FORMATS = {
     "images/s": ".1f",
     "accuracy": ".3f",
@@ -160,4 +209,4 @@ _FORMATS = {
 def _cell(name: str, value: object) -> str:
     if isinstance(value, float) and np.isnan(value):
         return "-"
-    return format(value, _FORMATS.get(name, "," if name == "dim" else ""))
+    return format(value, _FORMATS.get(name, "," if name in ("dim", "test images") else ""))

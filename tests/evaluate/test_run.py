@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+from threading import current_thread
 
 import numpy as np
 import pytest
 from memory_cache import make_cache
 from sklearn.metrics import confusion_matrix, f1_score, precision_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
 from sklearn.svm import LinearSVC
 
 from featx.errors import ProtocolError, UsageError
@@ -76,6 +79,57 @@ def test_results_repeat(pair):
             two.C,
             two.n_iter,
         )
+
+
+@pytest.mark.parametrize("n_jobs", [3, -1])
+def test_fits_side_by_side_give_the_same_in_the_same_order(pair, n_jobs):
+    threads = []
+    settings = {"heads": ("svm", "mlp", "logreg"), "per_class": (4, 9), "repeats": 2}
+
+    def fits(n_jobs):
+        models = []
+
+        def sink(result, fit):
+            threads.append(current_thread())
+            models.append(fit.model.decision_function(pair.test.X))
+
+        return evaluate(pair, Settings(**settings, n_jobs=n_jobs), sink=sink), models
+
+    (one, of_one), (many, of_many) = fits(1), fits(n_jobs)
+    assert set(threads) == {current_thread()}
+    assert [r.fit_id for r in one] == [r.fit_id for r in many]
+    for a, b in zip(of_one, of_many, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+    for a, b in zip(one, many, strict=True):
+        assert (a.acc1, a.C, a.cv_accuracy, a.notes) == (b.acc1, b.C, b.cv_accuracy, b.notes)
+
+
+def test_an_error_in_a_thread_is_raised_here(pair):
+    def sink(result, fit):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(pair, Settings(per_class=(4,), repeats=4, n_jobs=2), sink=sink)
+    pair.test.X[:] = np.nan
+    with pytest.raises(ProtocolError, match="NaN"):
+        run(pair, per_class=(4,), n_jobs=2, near="off")
+
+
+@pytest.mark.parametrize("scale", ["l2", "standard", "power"])
+def test_scaling_is_that_of_scikit_learn_and_has_its_own_fits(pair, scale):
+    steps = {
+        "l2": [Normalizer()],
+        "standard": [StandardScaler()],
+        "power": [FunctionTransformer(np.sqrt), Normalizer()],  # no feature is negative
+    }
+    (plain,), _ = run(pair, per_class=(9,), repeats=1)
+    (result,), _ = run(pair, per_class=(9,), repeats=1, scale=scale)
+    assert result.scale == scale
+    assert plain.fit_id != result.fit_id
+    rows = result.detail["train_rows"]
+    model = make_pipeline(*steps[scale], LinearSVC(C=result.C, tol=1e-8, max_iter=100_000))
+    model.fit(pair.train.X[rows].astype(float), pair.train.y[rows])
+    assert result.acc1 == model.score(pair.test.X.astype(float), pair.test.y)
 
 
 def test_the_test_split_has_no_part_in_the_fit(pair):
@@ -156,6 +210,9 @@ def test_no_test_rows(pair):
         ({"folds": 1}, "folds is 1"),
         ({"C": 0.0}, "C is 0"),
         ({"holdout": 1.0}, "holdout is 1"),
+        ({"scale": "l1"}, "unknown scale 'l1'"),
+        ({"class_weight": "equal"}, "class_weight is 'equal': give 'balanced'"),
+        ({"n_jobs": 0}, "n_jobs is 0: give 1 or more, or -1"),
     ],
 )
 def test_settings_that_do_not_fit(settings, text):

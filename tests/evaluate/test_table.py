@@ -66,3 +66,30 @@ def test_a_table_read_from_disk_is_summarised_likewise(results):
     assert format_table(summarise(frame)) == format_table(summarise(results))
     assert summarise([]).empty
     assert format_table(summarise([])).startswith("data")
+
+
+def test_no_two_lines_are_alike(results):
+    base = results[0]
+    assert list(summarise(results).columns)[:4] == ["data", "backbone", "layer", "dim"]
+    changes = {
+        "precision": ("precision", "bf16"),
+        "scale": ("scale", "l2"),
+        "class_weight": ("class weight", "balanced"),
+        "input_size": ("input", "64"),
+        "pool": ("pool", "avg"),
+        "weights": ("weights", "V2"),
+    }
+    for name, (column, value) in changes.items():
+        other = replace(base, **{name: int(value) if name == "input_size" else value})
+        table = summarise([base, other])
+        assert table[column].tolist()[1] == value
+        assert len(table.columns) == len(summarise(results).columns) + 1
+    table = summarise([base, replace(base, n_test=90)])
+    assert table["test images"].tolist() == [100, 90]
+    table = summarise([base, replace(base, train_fingerprint="0123456789")])
+    assert table["cache"].tolist()[1] == "01234567"
+    assert "test cache" not in table
+    many = [base, replace(base, scale="l2"), replace(base, precision="bf16")]
+    table = summarise([*many, replace(base, train_fingerprint="other")])
+    assert {"scale", "precision", "cache"} <= set(table.columns)
+    assert not table.iloc[:, : table.columns.get_loc("repeats")].duplicated().any()
