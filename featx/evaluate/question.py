@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from featx.errors import ProtocolError
 from featx.evaluate.draws import Subset, draw_all
+from featx.evaluate.images import images_sha256
 from featx.evaluate.leak_report import leak_lines, leak_record, summary
 from featx.evaluate.leaks import Leaks, find_leaks
 from featx.evaluate.pairs import Pair
@@ -82,6 +83,7 @@ class Question:
             is_drop = settings.on_leak == "drop"
             self.remarks.append(f"{found} (left out of training)" if is_drop else found)
         self.truth = np.asarray(pair.test.y)[self.test_rows]
+        self._test_images = images_sha256(pair.test, self.test_rows)
 
     def _tell(self, notices: Iterable[str]) -> None:
         for notice in notices:
@@ -176,6 +178,9 @@ class Question:
         return {
             "train_rows": subset.rows.tolist(),
             "test_rows": self.test_rows.tolist() if is_choice else "all",
+            "train_images_sha256": images_sha256(self.pair.train, subset.rows),
+            "test_images_sha256": self._test_images,
+            "test_labels": self.truth.tolist(),
             "is_holdout": self.pair.is_holdout,
             "notices": list(self.notices),
             "leaks": leak_record(self.leaks)

@@ -35,14 +35,26 @@ class FitResult:
         Penalty of the raw features.
     cv_accuracy : float or None
         Best mean of the cross-validation inside the subset.
-    acc1, macro_f1 : float
-        On the test rows, between 0 and 1.
+    train_acc1 : float
+        TRAINING score: accuracy on the very rows that were fitted on. Says how closely a head
+        fits its subset, and nothing about new images.
+    acc1 : float
+        Accuracy on the test rows, between 0 and 1, as all that follows.
+    acc5 : float or None
+        Share whose class is among the five largest scores; None up to five classes.
+    recall : float
+        Mean of the recall of every class: balanced accuracy.
+    macro_f1 : float
+        Mean of the F1 of every class.
+    log_loss, ece : float or None
+        In nats, and expected calibration error; None where the head gives no probabilities.
     n_train, n_test : int
         Rows.
     fit_seconds : float
-        Cross-validation and final fit, without reading rows and their Gram matrix.
+        Cross-validation and final fit, without reading rows and the Gram matrix that fits share.
+        Fits that ran side by side shared the cores.
     predict_seconds : float
-        Reading and scoring the test rows.
+        Reading the test rows and their decision scores.
     n_iter : int
         Of the final fit.
     converged : bool
@@ -75,8 +87,13 @@ class FitResult:
     seed: int
     C: float | None
     cv_accuracy: float | None
+    train_acc1: float
     acc1: float
+    acc5: float | None
+    recall: float
     macro_f1: float
+    log_loss: float | None
+    ece: float | None
     n_train: int
     n_test: int
     fit_seconds: float

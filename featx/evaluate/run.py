@@ -28,7 +28,7 @@ from featx.evaluate.side_by_side import in_order
 from featx.heads import Fit, FitOptions, Pool, RowSpace, get_head
 from featx.heads.base import RowsView
 from featx.heads.linear import LinearHead
-from featx.heads.scaling import STANDARD, Scaling
+from featx.heads.scaling import STANDARD, Array, Scaling
 from featx.progress import SILENT, Reporter
 
 __all__ = ["evaluate"]
@@ -91,10 +91,11 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Timed:
-    """A fit with its predictions and their times in seconds."""
+    """A fit with its decision scores of the test rows, and times in seconds."""
 
     fit: Fit
-    guess: NDArray[np.int64]
+    train_acc1: float
+    decisions: Array
     fit_seconds: float
     predict_seconds: float
 
@@ -140,17 +141,21 @@ class _Job:
         train, test, test_rows = self.pair.train, self.pair.test, self.question.test_rows
         require_unseen((train.fingerprint, subset.rows), (test.fingerprint, test_rows))
         head = get_head(name)
+        labels = np.asarray(train.y)[subset.rows]
         with nullcontext() if isinstance(head, LinearHead) else _one_at_a_time:
             started = time.perf_counter()
-            fit = head.fit(space, np.asarray(train.y)[subset.rows], options)
-            fitted = time.perf_counter()
-        guess = fit.model.predict(self.test)
-        timed = _Timed(fit, guess, fitted - started, time.perf_counter() - fitted)
+            fit = head.fit(space, labels, options)
+            fit_seconds = time.perf_counter() - started
+        train_acc1 = np.mean(fit.model.predict(RowsView(space.pool.X, space.index)) == labels)
+        started = time.perf_counter()
+        decisions = fit.model.decision_function(self.test)
+        predict_seconds = time.perf_counter() - started
+        timed = _Timed(fit, float(train_acc1), decisions, fit_seconds, predict_seconds)
         return self._result(name, subset, timed), fit
 
     def _result(self, name: str, subset: Subset, timed: _Timed) -> FitResult:
         fit, train, question = timed.fit, self.pair.train, self.question
-        acc1, macro_f1, detail = score(question.truth, timed.guess, train.class_names)
+        scores = score(question.truth, timed.decisions, fit.model, train.class_names)
         return FitResult(
             data=self.pair.data_name,
             weights=str(train.meta.get("weights", {}).get("label", "")),
@@ -164,8 +169,8 @@ class _Job:
             seed=subset.seed,
             C=fit.C,
             cv_accuracy=max(fit.cv.mean) if fit.cv else None,
-            acc1=acc1,
-            macro_f1=macro_f1,
+            train_acc1=timed.train_acc1,
+            **scores.columns,
             n_train=len(subset.rows),
             n_test=len(question.test_rows),
             fit_seconds=timed.fit_seconds,
@@ -179,13 +184,21 @@ class _Job:
             featx_version=version("featx"),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             fit_id=question.fit_id(name, subset),
-            detail={**detail, **question.record(subset), **_detail(fit)},
+            detail={
+                "predictions": scores.guess.tolist(),
+                **scores.detail,
+                **question.record(subset),
+                **_detail(fit),
+            },
         )
 
 
 def _detail(fit: Fit) -> dict[str, Any]:
     return {
-        "cv": {"C": fit.cv.C, "accuracy": fit.cv.accuracy} if fit.cv else None,
+        "train_acc1_is": "TRAINING score: accuracy on the rows that the head was fitted on",
+        "cv": {"C": list(fit.cv.C), "accuracy": [list(a) for a in fit.cv.accuracy]}
+        if fit.cv
+        else None,
         "versions": {
             "python": platform.python_version(),
             **{package: version(package) for package in _RECORDED_PACKAGES},

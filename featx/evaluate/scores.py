@@ -2,50 +2,168 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
-__all__ = ["score"]
+from featx.heads import Model
+from featx.heads.base import labels_of
+from featx.heads.scaling import Array
+
+__all__ = ["ECE_BINS", "Scores", "expected_calibration_error", "score"]
+
+ECE_BINS = 15
+"""Bins of equal width, as in Guo et al."""
+
+_TOP = 5
 
 
-def score(
-    truth: NDArray[np.int64], guess: NDArray[np.int64], class_names: list[str]
-) -> tuple[float, float, dict[str, Any]]:
-    """Compare labels with predictions.
+@dataclass(frozen=True)
+class Scores:
+    """Measures of one set of predictions, all but the losses between 0 and 1.
 
     Parameters
     ----------
-    truth, guess : ndarray of int64, shape (n_rows,)
+    guess : ndarray of int64, shape (n_rows,)
+        Predicted labels.
+    acc1 : float
+        Share of right answers.
+    acc5 : float or None
+        Share of rows whose class is among the five with the largest scores; None where there
+        are five classes or fewer.
+    recall : float
+        Mean recall of the classes that were tested: balanced accuracy.
+    macro_f1 : float
+        Mean F1 of the classes that were tested or predicted.
+    log_loss : float or None
+        Mean of -log p of the true class, in nats; None where the head gives no probabilities.
+    ece : float or None
+        See `expected_calibration_error`; None where the head gives no probabilities.
+    detail : dict
+        ``confusion_matrix`` (rows are true classes), and for every class ``precision``,
+        ``recall``, ``f1`` and ``support``; all plain lists.
+    """
+
+    guess: NDArray[np.int64]
+    acc1: float
+    acc5: float | None
+    recall: float
+    macro_f1: float
+    log_loss: float | None
+    ece: float | None
+    detail: dict[str, Any] = field(repr=False)
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The columns of the table."""
+        names = ("acc1", "acc5", "recall", "macro_f1", "log_loss", "ece")
+        return {name: getattr(self, name) for name in names}
+
+
+def score(
+    truth: NDArray[np.int64], decisions: Array, model: Model, class_names: list[str]
+) -> Scores:
+    """Compare labels with what a model says of the rows.
+
+    Parameters
+    ----------
+    truth : ndarray of int64, shape (n_rows,)
         Labels.
+    decisions : ndarray of float64, shape (n_rows, n_classes) or (n_rows,)
+        What the model's `decision_function` gave.
+    model : Model
+        Knows its classes, and how decisions become probabilities.
     class_names : list of str
         By label.
 
     Returns
     -------
-    acc1 : float
-        Share of right answers.
-    macro_f1 : float
-        Mean F1 of the classes that were tested or predicted.
-    detail : dict
-        ``confusion_matrix`` (rows are true classes), and for every class ``precision``,
-        ``recall``, ``f1`` and ``support``; all plain lists.
+    Scores
     """
+    guess = labels_of(decisions, model.classes_)
     labels = np.arange(len(class_names))
     precision, recall, f1, support = precision_recall_fscore_support(
         truth, guess, labels=labels, zero_division=0
     )
-    occurring = np.union1d(truth, guess)
-    detail = {
-        "class_names": list(class_names),
-        "confusion_matrix": confusion_matrix(truth, guess, labels=labels).tolist(),
-        "per_class": {
-            "precision": precision.tolist(),
-            "recall": recall.tolist(),
-            "f1": f1.tolist(),
-            "support": support.tolist(),
+    log_loss, ece = _losses(truth, guess, model.probabilities(decisions), model.classes_)
+    return Scores(
+        guess=guess,
+        acc1=float(accuracy_score(truth, guess)),
+        acc5=_top_share(truth, decisions, model.classes_),
+        recall=float(np.mean(recall[np.unique(truth)])),
+        macro_f1=float(np.mean(f1[np.union1d(truth, guess)])),
+        log_loss=log_loss,
+        ece=ece,
+        detail={
+            "class_names": list(class_names),
+            "confusion_matrix": confusion_matrix(truth, guess, labels=labels).tolist(),
+            "per_class": {
+                "precision": precision.tolist(),
+                "recall": recall.tolist(),
+                "f1": f1.tolist(),
+                "support": support.tolist(),
+            },
         },
-    }
-    return float(accuracy_score(truth, guess)), float(np.mean(f1[occurring])), detail
+    )
+
+
+def _top_share(
+    truth: NDArray[np.int64], decisions: Array, classes: NDArray[np.int64]
+) -> float | None:
+    if len(classes) <= _TOP:
+        return None
+    # The first among equals, as in labels_of, so that acc5 is never below acc1.
+    top = np.argsort(-decisions, axis=1, kind="stable")[:, :_TOP]
+    return float((classes[top] == truth[:, None]).any(axis=1).mean())
+
+
+def _losses(
+    truth: NDArray[np.int64],
+    guess: NDArray[np.int64],
+    probabilities: Array | None,
+    classes: NDArray[np.int64],
+) -> tuple[float | None, float | None]:
+    if probabilities is None:
+        return None, None
+    ece = expected_calibration_error(guess == truth, probabilities.max(axis=1))
+    return _log_loss(truth, probabilities, classes), ece
+
+
+def _log_loss(truth: NDArray[np.int64], probabilities: Array, classes: NDArray[np.int64]) -> float:
+    """Mean of -log p, with p cut off at the rounding error of 1 as in scikit-learn's log_loss.
+
+    A class that was never fitted has the probability 0.
+    """
+    at = np.minimum(np.searchsorted(classes, truth), len(classes) - 1)
+    p = np.where(classes[at] == truth, probabilities[np.arange(len(truth)), at], 0.0)
+    eps = np.finfo(np.float64).eps
+    return float(-np.log(np.clip(p, eps, 1 - eps)).mean())
+
+
+def expected_calibration_error(is_right: NDArray[np.bool_], confidence: Array) -> float:
+    r"""Mean distance of confidence from accuracy, over bins of equal confidence.
+
+    ECE = sum over m of \|B_m\| / n \|acc(B_m) - conf(B_m)\|, where B_m are the rows whose
+    confidence lies in ((m - 1) / M, m / M], with M = 15 (Guo, Pleiss, Sun and Weinberger, "On
+    calibration of modern neural networks", ICML 2017, equations 2 to 5).
+
+    Parameters
+    ----------
+    is_right : ndarray of bool, shape (n_rows,)
+        Whether the class with the largest probability is the true one.
+    confidence : ndarray of float64, shape (n_rows,)
+        Its probability.
+
+    Returns
+    -------
+    float
+        Between 0 and 1.
+    """
+    bins = np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
+    right = np.bincount(bins, weights=is_right, minlength=ECE_BINS)
+    sure = np.bincount(bins, weights=confidence, minlength=ECE_BINS)
+    # |B| / n |acc - conf| = |sum of right - sum of confidence| / n.
+    return float(np.abs(right - sure).sum() / len(confidence))

@@ -1,0 +1,40 @@
+"""Which images rows are, whatever cache they lie in."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.evaluate.pairs import CacheLike
+from featx.fingerprint import canonical_json
+
+__all__ = ["images_sha256"]
+
+
+def images_sha256(cache: CacheLike, rows: NDArray[np.int64]) -> str:
+    """Digest the images of some rows and their classes, in order.
+
+    Two caches of the same images give the same, whatever backbone made them; equal row numbers
+    of other images do not.
+
+    Parameters
+    ----------
+    cache : CacheLike
+        Where the rows are.
+    rows : ndarray of int64, shape (n_rows,)
+        Which of them.
+
+    Returns
+    -------
+    str
+        SHA-256, 64 hexadecimal digits, of the digest of each image (its path where the cache
+        has no digest) and the name of its class.
+    """
+    digests, labels = np.asarray(cache.image_digests)[rows], np.asarray(cache.y)[rows]
+    state = hashlib.sha256()
+    for row, digest, label in zip(rows.tolist(), digests, labels.tolist(), strict=True):
+        image = digest.tobytes().hex() if digest.any() else f"path {cache.paths[row]}"
+        state.update(canonical_json([image, cache.class_names[label]]) + b"\n")
+    return state.hexdigest()
