@@ -21,7 +21,7 @@ from featx.errors import CacheError, UsageError, unknown_name
 from featx.progress import Reporter
 
 if TYPE_CHECKING:
-    from featx.evaluate import Leaks, Pair, Settings
+    from featx.evaluate import FitResult, Leaks, Pair, Settings
     from featx.store import Cache
 
 __all__ = ["Choice", "command", "run"]
@@ -54,6 +54,7 @@ class Choice:
     leak_sheet: str | None = None
     cache_dir: str = "cache"
     reports_dir: str = "reports"
+    refit: bool = False
 
     def __post_init__(self) -> None:
         if (self.train_data is None) != (self.test_data is None):
@@ -119,11 +120,14 @@ class Choice:
 @click.option(
     "--reports", "reports_dir", default="reports", show_default=True, help="Folder of results."
 )
+@click.option("--refit", is_flag=True, help="Fit again what reports/ has an answer to.")
 @common_options
 def command(reporter: Reporter, no_near: bool, **options: Any) -> None:
     """Fit classifiers on few labelled images per class, on every finished cache.
 
     Prints one table; adds a row per fit to reports/results.csv and a JSON per fit.
+    Fits that are there already are not made again: the same command goes on where an
+    interrupted one stopped.
     """
     near = options.pop("near")
     options["near"] = "off" if no_near else near or "auto"
@@ -144,19 +148,30 @@ def run(choice: Choice, reporter: Reporter) -> None:
 
     settings = choice.settings()
     pairs = _pairs(choice, reporter)
-    results = ResultsFolder(choice.reports_dir)
+    results = ResultsFolder(choice.reports_dir, reporter)
     sheet = _Sheet(choice.leak_sheet, reporter)
-    fits = []
+    fits: list[FitResult] = []
+    added: list[FitResult] = []
+
+    def keep(result: FitResult, fit: object) -> None:
+        results.add(result)
+        added.append(result)
+
     for pair in pairs:
         fits += evaluate(
             pair,
             settings,
             reporter=reporter,
-            sink=lambda fit, _: results.add(fit),
+            sink=keep,
             on_leaks=sheet.add,
+            known=None if choice.refit else results,
         )
     click.echo(format_table(summarise(fits)))
-    click.echo(f"{len(fits)} fits added to {results.table}, details in {results.folder / 'fits'}")
+    results.complete(fits)
+    n_answered = len(fits) - len(added)
+    answered = f"{n_answered} fits answered from {results.folder}/, " if n_answered else ""
+    what = f"{len(added)} added" if n_answered else f"{len(added)} fits added"
+    click.echo(f"{answered}{what} to {results.table}, details in {results.folder / 'fits'}")
     sheet.tell()
 
 

@@ -1,32 +1,42 @@
-"""`results.csv`, one line a fit, and one JSON file a fit."""
+"""`results.csv`, one line a fit; one JSON file a fit; and what both are good for later."""
 
 from __future__ import annotations
 
 import csv
 import io
 import itertools
-import json
 import os
 import re
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pandas as pd
 from filelock import FileLock
 
+from featx.evaluate.records import RecordError, read_record, record_text, write_record
 from featx.evaluate.result import COLUMNS, FitResult
+from featx.progress import SILENT, Reporter
 
 __all__ = ["ResultsFolder", "read_results"]
 
 _HEADER = ",".join(COLUMNS)
+_FIT, _LEAKS = "fit", "leaks"
+_NAME = re.compile(r"([0-9a-f]{16,64})(?:-(\d+))?\.json")
+
+T = TypeVar("T")
 
 
 class ResultsFolder:
-    """Where results go; several processes may write to it at once.
+    """Where results go and are found again; several processes may write to it at once.
 
     Parameters
     ----------
     folder : path-like
         Made when the first result is written.
+    reporter : Reporter, optional
+        Is told which files are damaged or are something else: they are left alone and not used.
 
     Attributes
     ----------
@@ -35,9 +45,14 @@ class ResultsFolder:
         featx wrote other columns.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | os.PathLike[str], reporter: Reporter = SILENT) -> None:
+        self.folder, self.reporter = Path(folder), reporter
         self.table = self.folder / "results.csv"
+
+    @property
+    def _lock(self) -> FileLock:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.folder / "results.csv.lock")
 
     def add(self, result: FitResult) -> Path:
         """Write the fit's JSON file, then its line of the table.
@@ -52,18 +67,124 @@ class ResultsFolder:
         pathlib.Path
             The JSON file; one that exists is never overwritten.
         """
-        fits = self.folder / "fits"
-        fits.mkdir(parents=True, exist_ok=True)
-        path = _write_new(fits / _file_stem(result), json_text(result))
-        with FileLock(self.folder / "results.csv.lock"):
+        with self._lock:
+            path = write_record(self.folder / "fits" / _file_stem(result), _FIT, result.record())
             self.table = _table_with(self.folder)
             _append(self.table, _csv_line(result))
         return path
 
+    def complete(self, results: Iterable[FitResult]) -> int:
+        """Give the table the lines that it lacks, such as one that a crash kept from it.
+
+        Parameters
+        ----------
+        results : iterable of FitResult
+            Fits, each of which has a JSON file.
+
+        Returns
+        -------
+        int
+            Lines added.
+        """
+        with self._lock:
+            self.table = _table_with(self.folder)
+            present = _ids_in(self.table)
+            missing = [result for result in results if result.fit_id not in present]
+            for result in missing:
+                _append(self.table, _csv_line(result))
+        return len(missing)
+
+    def find(self, fit_id: str) -> Iterator[FitResult]:
+        """Yield the fits of a name, the latest first.
+
+        Parameters
+        ----------
+        fit_id : str
+            As in `FitResult`.
+
+        Yields
+        ------
+        FitResult
+            Exactly as it was added.
+        """
+        for path in self._files[_FIT].get(fit_id, []):
+            result = self._read(_FIT, path, partial(_named, fit_id))
+            if result is not None:
+                yield result
+
+    def fits(self) -> Iterator[FitResult]:
+        """Yield the latest fit of every name, in the order of the files' names."""
+        for fit_id in self._files[_FIT]:
+            found = next(self.find(fit_id), None)
+            if found is not None:
+                yield found
+
+    def find_leaks(self, key: str) -> dict[str, Any] | None:
+        """Find what a search for leaks found.
+
+        Parameters
+        ----------
+        key : str
+            As from `leaks_key`.
+
+        Returns
+        -------
+        dict or None
+            As from `record_leaks`; None where no such search was made.
+        """
+        for path in self._files[_LEAKS].get(key, []):
+            record = self._read(_LEAKS, path, dict)
+            if record is not None and record["key"] == key:
+                return record
+        return None
+
+    def add_leaks(self, key: str, record: dict[str, Any]) -> None:
+        """Keep what a search for leaks found.
+
+        Parameters
+        ----------
+        key : str
+            As from `leaks_key`.
+        record : dict
+            As from `record_leaks`.
+        """
+        with self._lock:
+            write_record(self.folder / "leaks" / key, _LEAKS, {"key": key, **record})
+
+    @cached_property
+    def _files(self) -> dict[str, dict[str, list[Path]]]:
+        """Files by what they are and whose, the latest first, as of the first look."""
+        return {
+            _FIT: _by_name(self.folder / "fits"),
+            _LEAKS: _by_name(self.folder / "leaks"),
+        }
+
+    def _read(self, kind: str, path: Path, make: Callable[[dict[str, Any]], T]) -> T | None:
+        try:
+            return make(read_record(kind, path))
+        except RecordError as error:
+            self.reporter.warn(f"{path} is not used and left as it is: {error}")
+        return None
+
+
+def _by_name(folder: Path) -> dict[str, list[Path]]:
+    found: dict[str, list[tuple[int, Path]]] = {}
+    for path in sorted(folder.glob("*.json")):
+        if match := _NAME.search(path.name):
+            found.setdefault(match[1], []).append((int(match[2] or 1), path))
+    return {name: [path for _, path in sorted(paths)[::-1]] for name, paths in found.items()}
+
+
+def _named(fit_id: str, record: dict[str, Any]) -> FitResult:
+    result = FitResult.from_record(record)
+    if result.fit_id != fit_id:
+        raise RecordError(f"its name is that of another fit, it is {result.fit_id}")
+    return result
+
 
 def json_text(result: FitResult) -> str:
     """Everything about a fit as JSON."""
-    return json.dumps({"fit": result.row(), **result.detail}, indent=1, allow_nan=False) + "\n"
+    return record_text(_FIT, result.record())
 
 
 def read_results(path: str | os.PathLike[str]) -> pd.DataFrame:
@@ -105,6 +226,12 @@ def _table_with(folder: Path) -> Path:
     raise AssertionError("itertools.count ended")
 
 
+def _ids_in(path: Path) -> set[str]:
+    """Names of the fits that have a whole line."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return {line.rpartition(",")[2] for line in lines}
+
+
 def _append(path: Path, line: str) -> None:
     """Append in a single write, after ending what a crash left unended."""
     with path.open("ab+") as stream:
@@ -122,15 +249,3 @@ def _file_stem(result: FitResult) -> str:
     words = (result.data, result.backbone, result.layer, result.clf, f"k{result.per_class}")
     stem = "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", word)[:40] for word in words)
     return f"{stem}-r{result.repeat}-{result.fit_id}"
-
-
-def _write_new(stem: Path, text: str) -> Path:
-    for number in itertools.count(1):
-        path = stem.with_name(stem.name + (".json" if number == 1 else f"-{number}.json"))
-        try:
-            with path.open("x", encoding="utf-8") as stream:
-                stream.write(text)
-            return path
-        except FileExistsError:
-            continue
-    raise AssertionError("itertools.count ended")

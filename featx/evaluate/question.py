@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 from featx.errors import ProtocolError
 from featx.evaluate.draws import Subset, draw_all
 from featx.evaluate.images import images_sha256
+from featx.evaluate.leak_memory import leaks_key, recall_leaks, record_leaks
 from featx.evaluate.leak_report import leak_lines, leak_record, summary
 from featx.evaluate.leaks import Leaks, find_leaks
+from featx.evaluate.output import ResultsFolder
 from featx.evaluate.pairs import Pair
+from featx.evaluate.result import FitResult
 from featx.evaluate.settings import NEAR_OFF, Settings
 from featx.evaluate.views import ClassView, count_unusable
 from featx.fingerprint import fingerprint
@@ -38,6 +41,8 @@ class Question:
         Is told what a person must know.
     on_leaks : callable, optional
         Called with the leaks before anything is done about them.
+    known : ResultsFolder, optional
+        Keeps what the search for leaks found, and knows it the next time.
 
     Attributes
     ----------
@@ -65,6 +70,7 @@ class Question:
         settings: Settings,
         reporter: Reporter,
         on_leaks: Callable[[Leaks], object] | None = None,
+        known: ResultsFolder | None = None,
     ) -> None:
         self.pair, self.settings, self.reporter = pair, settings, reporter
         self.notices: list[str] = []
@@ -72,10 +78,17 @@ class Question:
         if not self.test_rows.size:
             raise ProtocolError(f"{pair.name}: no test image is labelled and usable")
         self._tell([*pair.notices, *self._unusable()])
-        self.leaks = find_leaks(pair, drawable, self.test_rows, settings)
+        key = leaks_key(pair, drawable, self.test_rows, settings)
+        stored = None if known is None else known.find_leaks(key)
+        if stored is not None:
+            self.leaks = recall_leaks(stored, pair)
+        else:
+            self.leaks = find_leaks(pair, drawable, self.test_rows, settings)
         if on_leaks is not None:
             on_leaks(self.leaks)
         drawable = self._guarded(drawable)
+        if known is not None and stored is None:
+            known.add_leaks(key, record_leaks(self.leaks))
         self.subsets, notices = draw_all(pair.train, drawable, settings)
         self._tell(notices)
         self.remarks = [*self._split_remarks(), *pair.notices]
@@ -153,6 +166,32 @@ class Question:
         }
         return fingerprint(identity | self._choices())[:16]
 
+    def answer(self, head: str, subset: Subset, known: ResultsFolder) -> FitResult | None:
+        """Find a fit that was made before.
+
+        Parameters
+        ----------
+        head : str
+            Name of the head.
+        subset : Subset
+            One of `subsets`.
+        known : ResultsFolder
+            Where to look.
+
+        Returns
+        -------
+        FitResult or None
+            Of the same question, and with the same to tell about leaks.
+        """
+        told = _told(self._leaks(subset))
+        found = known.find(self.fit_id(head, subset))
+        return next((r for r in found if _told(r.detail.get("leaks", {})) == told), None)
+
+    def _leaks(self, subset: Subset) -> dict[str, Any]:
+        n_drawn = int(np.isin(subset.rows, self.leaks.train_rows).sum())
+        told = {"on_leak": self.settings.on_leak, "n_drawn": n_drawn}
+        return leak_record(self.leaks) | told
+
     def _choices(self) -> dict[str, Any]:
         """Classes and groups, where any were chosen."""
         parts = {"train": self.pair.train, "test": self.pair.test}
@@ -174,7 +213,6 @@ class Question:
             Plain values.
         """
         is_choice = len(self.test_rows) < len(self.pair.test.y)
-        n_drawn = int(np.isin(subset.rows, self.leaks.train_rows).sum())
         return {
             "train_rows": subset.rows.tolist(),
             "test_rows": self.test_rows.tolist() if is_choice else "all",
@@ -183,10 +221,15 @@ class Question:
             "test_labels": self.truth.tolist(),
             "is_holdout": self.pair.is_holdout,
             "notices": list(self.notices),
-            "leaks": leak_record(self.leaks)
-            | {"on_leak": self.settings.on_leak, "n_drawn": n_drawn},
+            "leaks": self._leaks(subset),
             **self._choices(),
             "settings": self.settings.record(),
             "train_cache": str(self.pair.train.path),
             "test_cache": str(self.pair.test.path),
         }
+
+
+def _told(leaks: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what was to be done about leaks where there are none."""
+    found = bool(leaks.get("n_pairs"))
+    return {key: value for key, value in leaks.items() if found or key != "on_leak"}

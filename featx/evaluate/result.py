@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from featx.evaluate.records import RecordError
+
 __all__ = ["COLUMNS", "FitResult"]
 
 
@@ -113,6 +115,33 @@ class FitResult:
     def row(self) -> dict[str, Any]:
         """Columns of the table."""
         return {name: getattr(self, name) for name in COLUMNS}
+
+    def record(self) -> dict[str, Any]:
+        """Everything as plain values, for the fit's JSON."""
+        return {"fit": self.row(), **self.detail}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> FitResult:
+        """Rebuild a result from what `record` gave.
+
+        Parameters
+        ----------
+        record : mapping
+            Plain values.
+
+        Returns
+        -------
+        FitResult
+
+        Raises
+        ------
+        RecordError
+            If the columns are others than today's.
+        """
+        row = record.get("fit")
+        if not isinstance(row, dict) or tuple(row) != COLUMNS:
+            raise RecordError("it is a fit of another version of featx, with other columns")
+        return cls(**row, detail={key: value for key, value in record.items() if key != "fit"})
 
 
 COLUMNS = tuple(item.name for item in fields(FitResult) if item.name != "detail")

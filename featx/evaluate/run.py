@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from featx.evaluate.draws import Subset, share_reads, union_of
 from featx.evaluate.leaks import Leaks
+from featx.evaluate.output import ResultsFolder
 from featx.evaluate.pairs import Pair
 from featx.evaluate.question import Question
 from featx.evaluate.reading import load_rows, require_unseen
@@ -48,6 +50,7 @@ def evaluate(
     reporter: Reporter = SILENT,
     sink: Callable[[FitResult, Fit], object] | None = None,
     on_leaks: Callable[[Leaks], object] | None = None,
+    known: ResultsFolder | None = None,
 ) -> list[FitResult]:
     """Fit and score.
 
@@ -63,9 +66,14 @@ def evaluate(
         Shows progress; notices tell of unusable rows, images that are in both parts, and
         draws that are not different.
     sink : callable, optional
-        Called with each result, and its fit, as soon as it is there, in order and in this thread.
+        Called with each new result, and its fit, as soon as it is there, in order and in this
+        thread; not with those that were known.
     on_leaks : callable, optional
         Called with what the search for leaks found, before anything is done about it.
+    known : ResultsFolder, optional
+        Fits that are there are not made again, and features are not read where all are. A fit is
+        known by the fingerprints of the features, the subset, the test rows, the head, and its
+        settings; not by versions of packages.
 
     Returns
     -------
@@ -78,11 +86,13 @@ def evaluate(
         If a class has too few rows, a used row holds NaN or infinity, the rows do not fit
         into memory, or there are leaks and they are to be errors.
     """
-    job = _Job(Question(pair, settings, reporter, on_leaks))
+    job = _Job(Question(pair, settings, reporter, on_leaks, known), known)
     results = []
-    with reporter.bar(job.n_fits, pair.name, "fit") as bar:
+    with reporter.bar(job.n_fits, pair.name, "fit", initial=len(job.answered)) as bar:
         for result, fit in job.run():
             results.append(result)
+            if fit is None:
+                continue
             if sink is not None:
                 sink(result, fit)
             bar.update(1, f"{result.clf} {result.per_class}: {result.acc1:.1%}")
@@ -103,22 +113,42 @@ class _Timed:
 class _Job:
     """The fits of one question."""
 
-    def __init__(self, question: Question) -> None:
+    def __init__(self, question: Question, known: ResultsFolder | None) -> None:
         self.question, self.pair, self.settings = question, question.pair, question.settings
         self.n_fits = len(question.subsets) * len(self.settings.heads)
         self.test = RowsView(self.pair.test.X, question.test_rows)
+        self.answered = dict(self._answers(known)) if known is not None else {}
 
-    def run(self) -> Iterator[tuple[FitResult, Fit]]:
-        """Fit group by group of subsets that share a read."""
+    def _answers(self, known: ResultsFolder) -> Iterator[tuple[str, FitResult]]:
+        for subset, name in itertools.product(self.question.subsets, self.settings.heads):
+            answer = self.question.answer(name, subset, known)
+            if answer is not None:
+                yield answer.fit_id, answer
+
+    def run(self) -> Iterator[tuple[FitResult, Fit | None]]:
+        """Fit group by group of subsets that share a read; known results come without a fit."""
         for group in share_reads(self.question.subsets):
-            rows = union_of(group)
-            pool = self._pool(group, rows)
-            calls = [
-                partial(self._fit, name, subset, RowSpace(pool, np.searchsorted(rows, subset.rows)))
-                for subset in group
-                for name in self.settings.heads
-            ]
-            yield from in_order(calls, self.settings.n_jobs)
+            tasks = list(itertools.product(group, self.settings.heads))
+            ids = [self.question.fit_id(name, subset) for subset, name in tasks]
+            both = zip(tasks, ids, strict=True)
+            missing = [task for task, fit_id in both if fit_id not in self.answered]
+            fits = in_order(self._calls(group, missing), self.settings.n_jobs)
+            for fit_id in ids:
+                known = self.answered.get(fit_id)
+                yield next(fits) if known is None else (known, None)
+
+    def _calls(
+        self, group: list[Subset], missing: list[tuple[Subset, str]]
+    ) -> list[Callable[[], tuple[FitResult, Fit]]]:
+        if not missing:
+            return []
+        # All rows of the group, so that a fit gives the same bits when others are known.
+        rows = union_of(group)
+        pool = self._pool(group, rows)
+        return [
+            partial(self._fit, name, subset, RowSpace(pool, np.searchsorted(rows, subset.rows)))
+            for subset, name in missing
+        ]
 
     def _pool(self, group: list[Subset], rows: NDArray[np.int64]) -> Pool:
         """Rows in memory, with the Gram matrix that the fits share."""

@@ -181,7 +181,7 @@ def test_results_are_readable_by_anything(fit):
     assert fit("--clf", "svm", "--per-class", "5", "--repeats", "1", "--C", "0.001")[0] == 0
     pandas = pytest.importorskip("pandas")
     frame = pandas.read_csv(io.StringIO(Path("reports/results.csv").read_text(encoding="utf-8")))
-    assert len(frame) == 3
+    assert len(frame) == 2  # the second command was answered by the first
     assert frame["acc1"].between(0, 1).all()
 
 

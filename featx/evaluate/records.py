@@ -1,0 +1,108 @@
+"""JSON files that say what they are, hold a digest of themselves, and are never overwritten."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from featx.errors import FeatxError
+from featx.fingerprint import canonical_json
+
+__all__ = ["RecordError", "read_record", "record_text", "write_record"]
+
+_TYPE, _VERSION, _DIGEST = "featx", "version", "sha256"
+_NOW = 1
+
+
+class RecordError(FeatxError):
+    """A file that is no record, or that was changed since it was written."""
+
+
+def record_text(kind: str, record: Mapping[str, Any]) -> str:
+    """Write a record as JSON, one line for each of its keys.
+
+    Parameters
+    ----------
+    kind : str
+        What it is: ``"fit"``.
+    record : mapping
+        Plain values.
+
+    Returns
+    -------
+    str
+        With ``featx`` (the kind), ``version`` and, last, ``sha256``: that of the canonical JSON
+        of everything else.
+    """
+    whole = {_TYPE: kind, _VERSION: _NOW, **record}
+    whole[_DIGEST] = hashlib.sha256(canonical_json(whole)).hexdigest()
+    lines = [
+        f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in whole.items()
+    ]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def read_record(kind: str, path: Path) -> dict[str, Any]:
+    """Read a record, if every character of it is as it was written.
+
+    Parameters
+    ----------
+    kind : str
+        What it must be.
+    path : Path
+        The file.
+
+    Returns
+    -------
+    dict
+        What `record_text` was given.
+
+    Raises
+    ------
+    RecordError
+        If it is something else, of another version, or damaged.
+    """
+    try:
+        whole = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecordError(f"it cannot be read as JSON ({error})") from error
+    if not isinstance(whole, dict) or whole.get(_TYPE) != kind or whole.get(_VERSION) != _NOW:
+        raise RecordError(f"it is no {kind} of this version of featx")
+    digest = whole.pop(_DIGEST, "")
+    if hashlib.sha256(canonical_json(whole)).hexdigest() != digest:
+        raise RecordError("it was changed or damaged: its digest does not fit")
+    return {key: value for key, value in whole.items() if key not in (_TYPE, _VERSION)}
+
+
+def write_record(stem: Path, kind: str, record: Mapping[str, Any]) -> Path:
+    """Write a record whole, beside what is there; one writer at a time.
+
+    Parameters
+    ----------
+    stem : Path
+        The file's name without its ending; its folder is made. A name that is taken gets a number.
+    kind : str
+        What it is.
+    record : mapping
+        Plain values.
+
+    Returns
+    -------
+    Path
+        The file: ``STEM.json``, ``STEM-2.json``, ...
+    """
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    names = (stem.name + (".json" if n == 1 else f"-{n}.json") for n in itertools.count(1))
+    path = next(path for name in names if not (path := stem.with_name(name)).exists())
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with part.open("w", encoding="utf-8") as stream:
+        stream.write(record_text(kind, record))
+        stream.flush()
+        os.fsync(stream.fileno())
+    part.replace(path)
+    return path
