@@ -21,12 +21,7 @@ network around the same tensors needs another name.
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
-from collections.abc import Callable, Mapping
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mode
 from typing import Any
@@ -41,7 +36,8 @@ from featx.backbones.module_taps import ModuleTaps
 from featx.backbones.taps import Layout, Taps
 from featx.backbones.timm_taps import TimmTaps, is_like_timm
 from featx.backbones.torchvision_models import classifiers
-from featx.errors import BackboneError, FeatxError, UsageError, unknown_name
+from featx.errors import BackboneError, FeatxError, UsageError
+from featx.plugins import import_named, is_plugin, offered
 from featx.progress import Reporter
 from featx.weights import (
     Weights,
@@ -59,19 +55,14 @@ GROUP = "featx.backbones"
 _CONTRACT = "it must return (network, preprocessing) or (network, preprocessing, layer)"
 
 
-@cache
-def _entry_points() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=GROUP)}
-
-
 def available() -> tuple[str, ...]:
     """Names that installed packages offer as entry points, sorted."""
-    return tuple(sorted(_entry_points()))
+    return tuple(offered(GROUP))
 
 
 def is_factory(name: str) -> bool:
     """Whether a name is ``module:function`` or an entry point."""
-    return ":" in name or name in _entry_points()
+    return is_plugin(name, GROUP)
 
 
 def load(
@@ -179,7 +170,7 @@ def _fill(
 
 
 def _call(name: str) -> tuple[nn.Module, Any, str | None]:
-    factory = _import(name)
+    factory = import_named(name, GROUP, "--backbone", "function")
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -196,28 +187,3 @@ def _call(name: str) -> tuple[nn.Module, Any, str | None]:
         raise BackboneError(f"{name} returns ({kinds}): {_CONTRACT}")
     layer = parts[2] if len(parts) == 3 else None
     return parts[0].eval().to("cpu"), parts[1], layer
-
-
-def _import(name: str) -> Callable[[], Any]:
-    if name in _entry_points():
-        module, _, attribute = _entry_points()[name].value.partition(":")
-    else:
-        module, _, attribute = name.partition(":")
-    # The installed program "featx" does not see the current folder, as "python" would.
-    if (folder := os.getcwd()) not in sys.path:  # noqa: PTH109
-        sys.path.append(folder)
-    try:
-        found: Any = importlib.import_module(module)
-    except Exception as error:
-        raise UsageError(
-            f"the module {module!r} of --backbone {name} cannot be imported: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            public = [n for n in dir(found) if callable(getattr(found, n)) and n[0] != "_"]
-            raise unknown_name(f"function of {module}", attribute, public)
-        found = getattr(found, part)
-    if not callable(found):
-        raise UsageError(f"{name} is a {type(found).__name__}, not a function: {_CONTRACT}")
-    return found  # type: ignore[no-any-return]

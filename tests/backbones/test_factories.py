@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torchvision import models
 
+from featx import plugins
 from featx.backbones import available_backbones, factories, list_layers, open_backbone
 from featx.backbones.local_files import preprocessing_from_options
 from featx.errors import BackboneError, UsageError, WeightsError
@@ -216,8 +217,8 @@ def test_an_entry_point_is_a_backbone_like_any_other(monkeypatch):
         importlib.metadata.EntryPoint("my_squeezenet", "my_networks:small", group),
         importlib.metadata.EntryPoint("resnet18", "my_networks:fails", group),
     ]
-    monkeypatch.setattr(factories, "entry_points", lambda group: points)
-    factories._entry_points.cache_clear()
+    monkeypatch.setattr(plugins, "entry_points", lambda group: points)
+    plugins.offered.cache_clear()
     try:
         assert "my_squeezenet" in available_backbones()
         assert available_backbones().count("resnet18") == 1
@@ -225,7 +226,7 @@ def test_an_entry_point_is_a_backbone_like_any_other(monkeypatch):
         # An installed package takes no name away from torchvision.
         assert open_backbone("resnet18", weights="random").weights.label == "random:0"
     finally:
-        factories._entry_points.cache_clear()
+        plugins.offered.cache_clear()
 
 
 # ---------------------------------------------------------------- checkpoints
