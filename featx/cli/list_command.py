@@ -135,7 +135,11 @@ def _caches(folder: str) -> tuple[Sequence[str], Rows]:
 
 
 def _heads() -> tuple[Sequence[str], Rows]:
-    from featx.heads import available_heads
+    from featx.heads import available_heads, get_head, settings_of, words_of
 
-    rows: Rows = list(available_heads().items())
-    return ("head", "what"), rows
+    rows: Rows = []
+    for name, estimator in available_heads().items():
+        # One that a package offers is not imported for a list.
+        words = "" if ":" in estimator else words_of(settings_of(get_head(name)))
+        rows.append((name, estimator, words))
+    return ("head", "estimator", "settings"), rows

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from featx.errors import unknown_name
+from collections.abc import Sequence
+from typing import Any
+
+from featx.errors import UsageError, unknown_name
+from featx.heads import foreign
 from featx.heads.base import CvCurve, Fit, FitOptions, Head, LinearModel, Model
+from featx.heads.centroid import NCM
+from featx.heads.knn import KNN
+from featx.heads.lda import LDA
 from featx.heads.linear import LOGREG, SVM
 from featx.heads.mlp import MLP
 from featx.heads.rowspace import Pool, RowSpace
+from featx.heads.settings import Configurable, parse, settings_of, words_of
+from featx.heads.torch_mlp import MLP_TORCH
+from featx.plugins import is_plugin, offered
 
 __all__ = [
     "CvCurve",
@@ -18,15 +28,24 @@ __all__ = [
     "Pool",
     "RowSpace",
     "available_heads",
+    "configure",
     "get_head",
+    "settings_of",
+    "with_settings",
+    "words_of",
 ]
 
-_HEADS: dict[str, Head] = {head.name: head for head in (SVM, LOGREG, MLP)}
+_HEADS: dict[str, Head] = {head.name: head for head in (SVM, LOGREG, MLP, MLP_TORCH, KNN, NCM, LDA)}
 
 
 def available_heads() -> dict[str, str]:
-    """Names of all heads, with the scikit-learn estimator of each."""
-    return {name: head.estimator for name, head in _HEADS.items()}
+    """Names of all heads, with the scikit-learn estimator of each.
+
+    Those that installed packages offer as entry points of the group ``featx.heads`` come last.
+    """
+    names = {name: head.estimator for name, head in _HEADS.items()}
+    others = {name: point.value for name, point in offered(foreign.GROUP).items()}
+    return names | {name: value for name, value in others.items() if name not in names}
 
 
 def get_head(name: str) -> Head:
@@ -35,7 +54,8 @@ def get_head(name: str) -> Head:
     Parameters
     ----------
     name : str
-        One of `available_heads`.
+        One of `available_heads`, or ``module:Class`` for a scikit-learn classifier of your own,
+        see `featx.heads.foreign`.
 
     Returns
     -------
@@ -44,8 +64,65 @@ def get_head(name: str) -> Head:
     Raises
     ------
     UsageError
-        If there is none of that name.
+        If there is none of that name, or it is no classifier.
     """
-    if name not in _HEADS:
-        raise unknown_name("head", name, _HEADS, see="featx list heads")
-    return _HEADS[name]
+    if name in _HEADS:
+        return _HEADS[name]
+    if is_plugin(name, foreign.GROUP):
+        return foreign.load(name)
+    raise unknown_name("head", name, available_heads(), see="featx list heads")
+
+
+def with_settings(head: Head, values: dict[str, Any]) -> Head:
+    """Give a head with other settings; see `settings_of`.
+
+    Parameters
+    ----------
+    head : Head
+        Not changed.
+    values : dict
+        Values by name, such as ``{"hidden": (512, 256), "dropout": 0.2}``.
+
+    Returns
+    -------
+    Head
+
+    Raises
+    ------
+    UsageError
+        If the head has no such setting, or it cannot have this value.
+    """
+    if not values:
+        return head
+    if not isinstance(head, Configurable):
+        raise UsageError(f"{head.name} has no settings: leave {', '.join(values)} out")
+    return head.with_settings(**values)
+
+
+def configure(name: str, words: Sequence[str] = ()) -> Head:
+    """Find a head and change its settings as they are typed.
+
+    Parameters
+    ----------
+    name : str
+        As for `get_head`.
+    words : sequence of str
+        Each ``key=value``; several numbers are separated by commas.
+
+    Returns
+    -------
+    Head
+
+    Raises
+    ------
+    UsageError
+        If there is no such head or setting, or the value cannot be read.
+
+    Examples
+    --------
+    >>> from featx.heads import configure
+    >>> configure("mlp-torch", ["hidden=512,256", "dropout=0.2,0", "optimizer=Adam"]).hidden
+    (512, 256)
+    """
+    head = get_head(name)
+    return with_settings(head, parse(head, words))

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
+from scipy.special import erf, expit
 from sklearn.neural_network import MLPClassifier
 
-from featx.errors import ProtocolError, UsageError
-from featx.heads.base import Fit, FitOptions, Rows, labels_of, raw_product, softmax_of
+from featx.heads.base import SOFTMAX, Fit, FitOptions, Rows, labels_of, raw_product, softmax_of
 from featx.heads.rowspace import RowSpace
 from featx.heads.scaling import UNSCALED, Array, Scaling
+from featx.heads.settings import Configurable, setting
+from featx.heads.training import catch_warnings, check_options, codes_of
 
-__all__ = ["MLP", "MlpHead", "MlpModel"]
+__all__ = ["ACTIVATIONS", "MLP", "MlpHead", "MlpModel"]
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": lambda x: np.maximum(x, 0.0),
+    "tanh": np.tanh,
+    "sigmoid": expit,
+    "gelu": lambda x: 0.5 * x * (1.0 + erf(x / np.sqrt(2.0))),
+}
+"""What may follow a hidden layer; torch.nn.functional has the same names."""
 
 
 @dataclass(frozen=True)
@@ -32,18 +41,24 @@ class MlpModel:
         Biases of the layers.
     scaling : Scaling, default=UNSCALED
         Of the features, before the first layer.
+    activation : {"relu", "tanh", "sigmoid", "gelu"}, default="relu"
+        After every layer but the last.
+    link : {"softmax"}
+        How scores become probabilities.
     """
 
     classes_: NDArray[np.int64]
     coefs_: tuple[Array, ...]
     intercepts_: tuple[Array, ...]
     scaling: Scaling = UNSCALED
+    activation: str = "relu"
+    link: str = SOFTMAX
 
     def decision_function(self, X: Rows) -> Array:
         """Logits: (n_rows, n_classes), or (n_rows,) for the second of two classes."""
         scores = raw_product(X, self.coefs_[0], self.scaling) + self.intercepts_[0]
         for weights, bias in zip(self.coefs_[1:], self.intercepts_[1:], strict=True):
-            scores = np.maximum(scores, 0.0) @ weights + bias
+            scores = ACTIVATIONS[self.activation](scores) @ weights + bias
         return scores[:, 0] if scores.shape[1] == 1 else scores
 
     def predict(self, X: Rows) -> NDArray[np.int64]:
@@ -56,8 +71,8 @@ class MlpModel:
 
 
 @dataclass(frozen=True)
-class MlpHead:
-    """A perceptron with one hidden layer.
+class MlpHead(Configurable):
+    """A perceptron with relu after its hidden layers.
 
     It sees the training rows in the coordinates of their principal axes (not centred), divided
     by one number that makes the mean squared coordinate 1: an isometry of the rows up to that
@@ -70,8 +85,8 @@ class MlpHead:
     ----------
     name, estimator : str
         As in every head.
-    hidden : int
-        Hidden units.
+    hidden : tuple of int
+        Units of the hidden layers.
     alpha : float
         Weight of the squared coefficients, as in MLPClassifier.
     max_iter : int
@@ -80,9 +95,10 @@ class MlpHead:
 
     name: str = "mlp"
     estimator: str = "sklearn.neural_network.MLPClassifier"
-    hidden: int = 100
-    alpha: float = 1.0
-    max_iter: int = 200
+    hidden: tuple[int, ...] = setting((100,), within="[1, inf)")
+    alpha: float = setting(1.0, within="[0, inf)")
+    max_iter: int = setting(200, within="[1, inf)")
+    link: str = SOFTMAX
 
     def fit(self, space: RowSpace, y: NDArray[np.int64], options: FitOptions) -> Fit:
         """Fit on all rows; the seed initialises the weights and shuffles the rows.
@@ -105,31 +121,29 @@ class MlpHead:
         ------
         ProtocolError
             If there is a single class.
+        UsageError
+            If class weights are asked for.
         """
-        if options.seed < 0:
-            raise UsageError(f"the seed is {options.seed}: it must be 0 or more")
-        if len(np.unique(y)) < 2:
-            raise ProtocolError("a classifier needs two classes or more, these rows have 1")
+        check_options(self.name, options)
+        classes, codes = codes_of(y)
         space = space.scaled(options.scale)
         rows, dual = space.coordinates
         scale = 1.0 / np.sqrt(np.mean(rows**2) or 1.0)
         network = MLPClassifier(
-            hidden_layer_sizes=(self.hidden,),
+            hidden_layer_sizes=self.hidden,
             alpha=self.alpha,
             max_iter=self.max_iter,
             random_state=options.seed,
         )
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            network.fit((rows * scale).astype(np.float32), y)
-        notes = tuple(" ".join(str(warning.message).split()) for warning in caught)
-        converged = not any(issubclass(w.category, ConvergenceWarning) for w in caught)
+        with catch_warnings() as caught:
+            network.fit((rows * scale).astype(np.float32), codes)
         weights = [np.asarray(layer, dtype=np.float64) for layer in network.coefs_]
         first = weights[0] * scale
         weights[0] = first if dual is None else space.combine(dual @ first)
         biases = tuple(np.asarray(bias, dtype=np.float64) for bias in network.intercepts_)
-        model = MlpModel(network.classes_, tuple(weights), biases, space.scaling)
-        return Fit(model, n_iter=int(network.n_iter_), converged=converged, notes=notes)
+        model = MlpModel(classes, tuple(weights), biases, space.scaling)
+        n_iter = int(network.n_iter_)
+        return Fit(model, n_iter=n_iter, converged=caught.has_converged, notes=caught.notes)
 
 
 MLP = MlpHead()

@@ -181,7 +181,7 @@ def test_unknown_commands_suggest_the_nearest(capsys):
         ),
         (["list", "backbones", "lite0"], ["EMBEDDED"]),
         (["list", "data"], ["cifar10", "stl10", "digits", "FOLDER"]),
-        (["list", "heads"], ["svm", "logreg", "mlp"]),
+        (["list", "heads"], ["svm", "logreg", "mlp", "knn", "n_neighbors=1,3,5"]),
         (["list", "layers", "squeezenet1_1"], ["512 x 13 x 13", "86,528", "default"]),
     ],
 )

@@ -1,0 +1,95 @@
+"""`ncm`: the nearest class mean, which is a linear classifier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.heads.base import Fit, FitOptions, LinearModel
+from featx.heads.rowspace import RowSpace
+from featx.heads.settings import Configurable
+from featx.heads.training import check_options, codes_of
+
+__all__ = ["NCM", "NcmHead", "class_weights", "second_against_first"]
+
+
+@dataclass(frozen=True)
+class NcmHead(Configurable):
+    """The class whose mean is nearest, as NearestCentroid has it.
+
+    With m the mean of a class, -|x - m|^2 / 2 = x m - |m|^2 / 2 - |x|^2 / 2, and the last term
+    is the same for all classes: coefficients m, intercept -|m|^2 / 2.
+
+    Parameters
+    ----------
+    name, estimator : str
+        As in every head.
+
+    References
+    ----------
+    T. Mensink, J. Verbeek, F. Perronnin and G. Csurka, "Distance-based image classification:
+    generalizing to new classes at near-zero cost", IEEE TPAMI 35(11), 2013, equations 1 and 2.
+    """
+
+    name: str = "ncm"
+    estimator: str = "sklearn.neighbors.NearestCentroid"
+    link: str = ""
+
+    def fit(self, space: RowSpace, y: NDArray[np.int64], options: FitOptions) -> Fit:
+        """Average the rows of every class.
+
+        Parameters
+        ----------
+        space : RowSpace
+            Training rows.
+        y : ndarray of int64, shape (n_rows,)
+            Labels.
+        options : FitOptions
+            `C`, `folds` and `seed` play no part.
+
+        Returns
+        -------
+        Fit
+            Its model is a `LinearModel`, without probabilities.
+
+        Raises
+        ------
+        ProtocolError
+            If there is a single class.
+        UsageError
+            If class weights are asked for.
+        """
+        check_options(self.name, options)
+        classes, codes = codes_of(y)
+        space = space.scaled(options.scale)
+        means = space.combine(class_weights(codes)).T
+        coef, intercept = second_against_first(means, -0.5 * np.einsum("ij,ij->i", means, means))
+        return Fit(LinearModel(classes, coef, intercept, space.scaling))
+
+
+def class_weights(codes: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Weights of the rows in the means of the classes, (n_rows, n_classes)."""
+    indicators = np.eye(int(codes.max()) + 1)[codes]
+    return np.asarray(indicators / indicators.sum(axis=0))
+
+
+def second_against_first(
+    coef: NDArray[np.float64], intercept: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Make one row of the rows of two classes, as a `LinearModel` has it.
+
+    Parameters
+    ----------
+    coef : ndarray of float64, shape (n_classes, n_features)
+        One row a class.
+    intercept : ndarray of float64, shape (n_classes,)
+        One number a class.
+    """
+    if len(coef) > 2:
+        return coef, intercept
+    return coef[1:] - coef[:1], intercept[1:] - intercept[:1]
+
+
+NCM = NcmHead()

@@ -1,0 +1,211 @@
+"""`knn`: votes of the nearest training rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.errors import ProtocolError
+from featx.heads.base import (
+    Fit,
+    FitOptions,
+    Rows,
+    RowsView,
+    check_finite,
+    labels_of,
+    row_blocks,
+)
+from featx.heads.rowspace import RowSpace, require_memory
+from featx.heads.scaling import UNSCALED, Array, Scaling
+from featx.heads.search import choose
+from featx.heads.select import fold_rows
+from featx.heads.settings import Configurable, setting
+from featx.heads.training import check_options, codes_of
+
+__all__ = ["KNN", "KnnHead", "KnnModel"]
+
+
+@dataclass(frozen=True)
+class KnnModel:
+    """Training rows and how many of them vote.
+
+    Parameters
+    ----------
+    classes_ : ndarray of int64, shape (n_classes,)
+        Labels, ascending.
+    rows : ndarray of float16, float32 or float64, shape (n_rows, n_features)
+        Raw features of the training rows.
+    codes : ndarray of int64, shape (n_rows,)
+        Positions of their labels in `classes_`.
+    n_neighbors : int
+        Number of votes.
+    scaling : Scaling, default=UNSCALED
+        Of the features, on both sides.
+    link : {"shares"}
+        Scores become probabilities because they are shares of the votes.
+    """
+
+    classes_: NDArray[np.int64]
+    rows: NDArray[Any]
+    codes: NDArray[np.int64]
+    n_neighbors: int
+    scaling: Scaling = UNSCALED
+    link: str = "shares"
+
+    def decision_function(self, X: Rows) -> Array:
+        """Shares of the votes: (n_rows, n_classes).
+
+        For two classes, (n_rows,): the share of the second, minus one half.
+
+        Raises
+        ------
+        ProtocolError
+            If the shapes do not fit, a row holds NaN or infinity, or memory is short.
+        """
+        n_rows, n_features = X.shape
+        if n_features != self.rows.shape[1]:
+            raise ProtocolError(
+                f"the head was fitted on {self.rows.shape[1]:,} features, "
+                f"these rows have {n_features:,}"
+            )
+        require_memory(16 * self.rows.size, f"{len(self.rows):,} training rows of knn in float64")
+        known = self.scaling.apply(self.rows)
+        squares = _squares(known)
+        width = self.n_neighbors * len(self.classes_)
+        shares = np.empty((n_rows, len(self.classes_)))
+        for rows in row_blocks(n_rows, max(n_features, len(known), width)):
+            block = np.asarray(X[rows])
+            check_finite(block, rows.start, X.rows if isinstance(X, RowsView) else None)
+            # |x - t|^2 = |x|^2 - 2 x t + |t|^2, and |x|^2 changes no order of the rows t.
+            distances = squares - 2.0 * (self.scaling.apply(block) @ known.T)
+            votes = self.codes[_nearest(distances, self.n_neighbors)]
+            shares[rows] = _counts(votes, len(self.classes_))[:, -1] / self.n_neighbors
+        return shares[:, 1] - 0.5 if len(self.classes_) == 2 else shares
+
+    def predict(self, X: Rows) -> NDArray[np.int64]:
+        """Labels with most votes, the first among equals, shape (n_rows,)."""
+        return labels_of(self.decision_function(X), self.classes_)
+
+    def probabilities(self, scores: Array) -> Array:
+        """Shares of the votes, (n_rows, n_classes)."""
+        return np.column_stack([0.5 - scores, 0.5 + scores]) if scores.ndim == 1 else scores
+
+
+@dataclass(frozen=True)
+class KnnHead(Configurable):
+    """The k nearest rows vote: KNeighborsClassifier, Euclidean, uniform votes.
+
+    Distances between training rows come from their Gram matrix, so that one matrix serves
+    every fold and every k. Among rows at equal distances the one that comes first is nearer;
+    among classes with equal votes the smallest label wins. scikit-learn does the latter always,
+    and the former as far as it is defined: its documentation leaves the order of equal distances
+    to the order of the rows.
+
+    Parameters
+    ----------
+    name, estimator : str
+        As in every head.
+    n_neighbors : tuple of int
+        One k, or several of which cross-validation chooses, the first among equals. Those that
+        are more than the rows fitted in a fold are left out.
+    """
+
+    name: str = "knn"
+    estimator: str = "sklearn.neighbors.KNeighborsClassifier"
+    n_neighbors: tuple[int, ...] = setting((1, 3, 5, 9, 15, 25), within="[1, inf)")
+    link: str = "shares"
+
+    def fit(self, space: RowSpace, y: NDArray[np.int64], options: FitOptions) -> Fit:
+        """Choose k inside the subset, then keep all of it.
+
+        Parameters
+        ----------
+        space : RowSpace
+            Training rows.
+        y : ndarray of int64, shape (n_rows,)
+            Labels.
+        options : FitOptions
+            `C` plays no part.
+
+        Returns
+        -------
+        Fit
+            Its model is a `KnnModel`; where k was searched, `cv` holds it in place of C.
+
+        Raises
+        ------
+        ProtocolError
+            If there is a single class, or fewer rows than the one k asked for.
+        UsageError
+            If class weights are asked for.
+        """
+        check_options(self.name, options)
+        classes, codes = codes_of(y)
+        space = space.scaled(options.scale)
+        folds = fold_rows(codes, options.folds, options.seed, options.groups)
+        fewest = min((len(fitted) for fitted, _ in folds), default=max(self.n_neighbors))
+        smallest = min(self.n_neighbors)
+        grid = [k for k in self.n_neighbors if k <= fewest] or [smallest]
+        found = choose(
+            "k", grid, smallest, folds, partial(_accuracies, space, codes, options.scale, grid)
+        )
+        k = int(found.value)
+        if k > len(codes):
+            raise ProtocolError(
+                f"n_neighbors={k} but there are {len(codes)} training rows: "
+                "take fewer neighbours, or more images per class"
+            )
+        rows = space.pool.X[space.index]
+        model = KnnModel(classes, rows, codes, k, space.scaling)
+        return Fit(model, cv=found.cv, notes=found.notes)
+
+
+def _accuracies(
+    space: RowSpace,
+    codes: NDArray[np.int64],
+    scale: str,
+    grid: Sequence[int],
+    fitted: NDArray[np.int64],
+    left_out: NDArray[np.int64],
+) -> list[float]:
+    space = space if space.scaling.is_of_rows else space.scaled(scale, fitted)
+    n_classes, right = int(codes.max()) + 1, np.zeros(len(grid))
+    most = max(grid)
+    for rows, distances in _distances(space, left_out, fitted, most * n_classes):
+        counts = _counts(codes[fitted][_nearest(distances, most)], n_classes)
+        right += [np.sum(counts[:, k - 1].argmax(axis=1) == codes[rows]) for k in grid]
+    return [float(share) for share in right / len(left_out)]
+
+
+def _distances(
+    space: RowSpace, left_out: NDArray[np.int64], fitted: NDArray[np.int64], width: int
+) -> Iterator[tuple[NDArray[np.int64], Array]]:
+    """Blocks of rows, and |t|^2 - 2 x t to the fitted rows t: |x|^2 changes no order."""
+    known = None if space.is_wide else space.dense[fitted]
+    squares = np.diag(space.gram)[fitted] if known is None else _squares(known)
+    for part in row_blocks(len(left_out), max(len(fitted), width)):
+        rows = left_out[part]
+        inner = space.gram[np.ix_(rows, fitted)] if known is None else space.dense[rows] @ known.T
+        yield rows, squares - 2.0 * inner
+
+
+def _squares(rows: Array) -> Array:
+    return np.asarray(np.einsum("ij,ij->i", rows, rows))
+
+
+def _nearest(distances: Array, k: int) -> NDArray[np.int64]:
+    """Positions of the k smallest distances in each row, ascending, the first among equals."""
+    return np.argsort(distances, axis=1, kind="stable")[:, :k]
+
+
+def _counts(votes: NDArray[np.int64], n_classes: int) -> NDArray[np.int64]:
+    """Votes of the classes after each neighbour: (n_rows, k, n_classes)."""
+    return np.cumsum(votes[:, :, None] == np.arange(n_classes), axis=1)
+
+
+KNN = KnnHead()

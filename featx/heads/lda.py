@@ -1,0 +1,170 @@
+"""`lda`: linear discriminant analysis with a shrunk covariance, solved in the row space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import eigh
+
+from featx.heads.base import SOFTMAX, Fit, FitOptions, LinearModel
+from featx.heads.centroid import class_weights, second_against_first
+from featx.heads.rowspace import RowSpace
+from featx.heads.scaling import Array
+from featx.heads.search import choose
+from featx.heads.select import fold_rows
+from featx.heads.settings import Configurable, setting
+from featx.heads.training import check_options, codes_of
+
+__all__ = ["LDA", "LdaHead"]
+
+
+@dataclass(frozen=True)
+class LdaHead(Configurable):
+    r"""One Gaussian a class, all with one covariance, shrunk toward a multiple of the identity.
+
+    It is ``LinearDiscriminantAnalysis(solver="lsqr", shrinkage=s)``. With M the means of the
+    classes (n_features x n_classes), p their shares of the rows, and W = sum over rows of
+    (x - m)(x - m)^T / n, m the mean of the row's class::
+
+        S = (1 - s) W + s trace(W) / n_features I,    coefficients S^-1 M,
+        intercept of a class  -m^T S^-1 m / 2 + log p
+
+    S is a multiple of the identity outside the span of the rows, and the means lie inside it, so
+    that everything is done in coordinates of the rows, isometric to the features. One
+    eigendecomposition of W serves all s; with fewer rows than coordinates it is that of the
+    Gram matrix of the rows less the means of their classes (Woodbury's identity).
+
+    Parameters
+    ----------
+    name, estimator : str
+        As in every head.
+    shrinkage : tuple of float
+        One s, or several of which cross-validation chooses, the first among equals.
+
+    References
+    ----------
+    O. Ledoit and M. Wolf, "A well-conditioned estimator for large-dimensional covariance
+    matrices", Journal of Multivariate Analysis 88(2), 2004, equation 14 (the form of S).
+    T. Hastie, R. Tibshirani and J. Friedman, "The Elements of Statistical Learning", 2nd
+    edition, 2009, equation 4.10 (the discriminants).
+    """
+
+    name: str = "lda"
+    estimator: str = "sklearn.discriminant_analysis.LinearDiscriminantAnalysis"
+    shrinkage: tuple[float, ...] = setting((0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9), within="(0, 1]")
+    link: str = SOFTMAX
+
+    def fit(self, space: RowSpace, y: NDArray[np.int64], options: FitOptions) -> Fit:
+        """Choose the shrinkage inside the subset, then fit on all of it.
+
+        Parameters
+        ----------
+        space : RowSpace
+            Training rows.
+        y : ndarray of int64, shape (n_rows,)
+            Labels.
+        options : FitOptions
+            `C` plays no part.
+
+        Returns
+        -------
+        Fit
+            Its model is a `LinearModel`; where s was searched, `cv` holds it in place of C.
+
+        Raises
+        ------
+        ProtocolError
+            If there is a single class, or memory is short.
+        UsageError
+            If class weights are asked for.
+        """
+        check_options(self.name, options)
+        classes, codes = codes_of(y)
+        space = space.scaled(options.scale)
+        folds = fold_rows(codes, options.folds, options.seed, options.groups)
+        grid = self.shrinkage
+        found = choose(
+            "shrinkage",
+            grid,
+            grid[len(grid) // 2],
+            folds,
+            partial(_accuracies, space, codes, options.scale, grid),
+        )
+        notes = found.notes
+        rows, dual = space.coordinates
+        gaussians = _Gaussians(rows, codes, space.n_features)
+        if gaussians.is_flat:
+            notes += ("rows do not differ from the means of their classes: nearest class mean",)
+        coef, intercept = second_against_first(*gaussians.discriminants(found.value))
+        coef = coef if dual is None else space.combine(dual @ coef.T).T
+        model = LinearModel(classes, coef, intercept, space.scaling, SOFTMAX)
+        return Fit(model, cv=found.cv, notes=notes)
+
+
+def _accuracies(
+    space: RowSpace,
+    codes: NDArray[np.int64],
+    scale: str,
+    grid: Sequence[float],
+    fitted: NDArray[np.int64],
+    left_out: NDArray[np.int64],
+) -> list[float]:
+    space = space if space.scaling.is_of_rows else space.scaled(scale, fitted)
+    rows, _ = space.coordinates
+    gaussians = _Gaussians(rows[fitted], codes[fitted], space.n_features)
+    fits = (gaussians.discriminants(s) for s in grid)
+    guesses = ((rows[left_out] @ coef.T + b).argmax(axis=1) for coef, b in fits)
+    return [float((guess == codes[left_out]).mean()) for guess in guesses]
+
+
+class _Gaussians:
+    """Means and the spectrum of W, for any shrinkage.
+
+    Parameters
+    ----------
+    rows : ndarray of float64, shape (n_rows, n_coordinates)
+        Coordinates of the fitted rows.
+    codes : ndarray of int64, shape (n_rows,)
+        Their classes, all present.
+    n_features : int
+        Dimension of the features, over which the trace is averaged.
+    """
+
+    def __init__(self, rows: Array, codes: NDArray[np.int64], n_features: int) -> None:
+        self._means = rows.T @ class_weights(codes)
+        self._log_shares = np.log(np.bincount(codes) / len(codes))
+        self._centred = rows - self._means.T[codes]
+        n, d = self._centred.shape
+        self._is_dual = n < d
+        square = self._centred @ self._centred.T if n < d else self._centred.T @ self._centred
+        self._trace = float(np.trace(square)) / n
+        self._n_features = n_features
+        size = float(np.einsum("ij,ij->", rows, rows)) / n
+        self.is_flat = self._trace <= size * n * np.finfo(np.float64).eps
+        self._values, self._vectors = eigh(square / n)
+
+    def discriminants(self, shrinkage: float) -> tuple[Array, Array]:
+        """Coefficients (n_classes, n_coordinates) and intercepts (n_classes,)."""
+        kept = 0.0 if self.is_flat else 1.0 - shrinkage
+        ridge = 1.0 if self.is_flat else shrinkage * self._trace / self._n_features
+        solved = self._solve(kept, ridge)
+        intercept = -0.5 * np.einsum("ij,ij->j", self._means, solved) + self._log_shares
+        return solved.T, intercept
+
+    def _solve(self, kept: float, ridge: float) -> Array:
+        """(kept W + ridge I)^-1 applied to the means."""
+        damped = (ridge + kept * np.maximum(self._values, 0.0))[:, None]
+        if not self._is_dual:
+            return np.asarray(self._vectors @ ((self._vectors.T @ self._means) / damped))
+        # Woodbury, with W = Z^T Z / n and Z Z^T / n = V diag(values) V^T:
+        # (1 / ridge) (I - Z^T V diag(kept / (n damped)) V^T Z)
+        inner = self._vectors.T @ (self._centred @ self._means) / len(self._centred)
+        part = self._centred.T @ (self._vectors @ (kept * inner / damped))
+        return np.asarray((self._means - part) / ridge)
+
+
+LDA = LdaHead()

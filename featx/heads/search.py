@@ -1,0 +1,67 @@
+"""The choice of a setting by cross-validation, for heads whose folds are fitted one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.heads.base import CvCurve
+
+__all__ = ["Choice", "choose"]
+
+Folds = list[tuple[NDArray[np.int64], NDArray[np.int64]]]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A chosen value and how it was chosen.
+
+    Parameters
+    ----------
+    value : float
+        The one to be used.
+    cv : CvCurve or None
+        Accuracies, the values in place of C; None where nothing was searched.
+    notes : tuple of str
+        What a reader of the result must know.
+    """
+
+    value: float
+    cv: CvCurve | None = None
+    notes: tuple[str, ...] = ()
+
+
+def choose(
+    name: str,
+    grid: Sequence[float],
+    default: float,
+    folds: Folds,
+    accuracies_of: Callable[[NDArray[np.int64], NDArray[np.int64]], list[float]],
+) -> Choice:
+    """Choose the value with the best mean accuracy, the first among equals.
+
+    Parameters
+    ----------
+    name : str
+        Of the setting, for the notes.
+    grid : sequence of float
+        Its values; a single one is taken without a search.
+    default : float
+        The value where nothing can be left out.
+    folds : list of tuple of ndarray of int64
+        As from `featx.heads.select.fold_rows`.
+    accuracies_of : callable
+        From rows fitted and rows left out to the accuracy of every value.
+    """
+    if len(grid) == 1:
+        return Choice(grid[0])
+    if not folds:
+        why = "a class with one image, or one group, leaves nothing out"
+        return Choice(default, notes=(f"{name} not searched: {why}; {name}={default:g}",))
+    accuracy = [accuracies_of(*fold) for fold in folds]
+    cv = CvCurve(tuple(float(value) for value in grid), tuple(zip(*accuracy, strict=True)))
+    value = grid[cv.best]
+    return Choice(value, cv, (f"{name}={value:g} by cross-validation",))

@@ -1,0 +1,208 @@
+"""`mlp-torch`: dense layers with dropout and batch normalisation, trained by skorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.errors import ProtocolError, UsageError
+from featx.heads import torch_parts
+from featx.heads.base import SOFTMAX, Fit, FitOptions
+from featx.heads.centroid import second_against_first
+from featx.heads.mlp import ACTIVATIONS, MlpModel
+from featx.heads.rowspace import RowSpace
+from featx.heads.select import fold_rows
+from featx.heads.settings import Configurable, setting
+from featx.heads.training import check_options, codes_of, rows_in_memory
+
+__all__ = ["MLP_TORCH", "TorchMlpHead"]
+
+
+@dataclass(frozen=True)
+class TorchMlpHead(Configurable):
+    """Dense layers on the features themselves, trained with cross-entropy.
+
+    A hidden layer is: batch normalisation where it comes before, the dense layer, batch
+    normalisation where it comes after (as Ioffe and Szegedy put it), the activation, dropout.
+    The last layer gives the logits of a softmax. Weights start as torch.nn.Linear's do.
+
+    A stratified part of the training rows, no others, watches the training: where its loss has
+    not fallen for `patience` epochs, the training stops, and the weights of the best epoch are
+    taken. The fitted model is an `MlpModel`: batch normalisation with the statistics of the
+    training is affine, and is multiplied into the dense layers, in float64.
+
+    Parameters
+    ----------
+    name, estimator : str
+        As in every head.
+    hidden : tuple of int
+        Units of the hidden layers.
+    dropout : tuple of float
+        Share of a hidden layer's outputs set to 0 in training; one for all, or one a layer.
+    batch_norm : {"none", "input", "before", "after"}
+        Of the features alone, before each hidden layer, or between it and its activation.
+    activation : {"relu", "tanh", "sigmoid", "gelu"}
+        After each hidden layer.
+    optimizer : str
+        Class in torch.optim that takes a learning rate and weight decay.
+    lr, weight_decay : float
+        Learning rate and weight decay of the optimizer.
+    scheduler : {"none", "StepLR", "CosineAnnealingLR", "ReduceLROnPlateau"}
+        Of the learning rate, from torch.optim.lr_scheduler, stepped each epoch. The cosine falls
+        to 0 at `max_epochs`.
+    step_size : int
+        Epochs between two steps of StepLR, or without a better loss for ReduceLROnPlateau.
+    gamma : float
+        What these two multiply the learning rate with.
+    batch_size : int
+        Rows in a step.
+    max_epochs : int
+        Most passes over the rows.
+    early_stopping : bool
+        Whether a part of the rows watches the training; without it all rows are fitted.
+    patience : int
+        Epochs without a better loss of that part.
+    validation : float
+        Share of the rows in that part; more where a class has few.
+    device : str
+        ``auto`` takes a GPU where there is one; ``cpu``, ``cuda``, ``cuda:1``.
+
+    References
+    ----------
+    N. Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting",
+    JMLR 15, 2014. S. Ioffe and C. Szegedy, "Batch normalization", ICML 2015, algorithm 2.
+    """
+
+    name: str = "mlp-torch"
+    estimator: str = "skorch.NeuralNetClassifier"
+    hidden: tuple[int, ...] = setting((512, 256), within="[1, inf)")
+    dropout: tuple[float, ...] = setting((0.2,), within="[0, 1)")
+    batch_norm: str = setting("none", choices=("none", "input", "before", "after"))
+    activation: str = setting("relu", choices=tuple(ACTIVATIONS))
+    optimizer: str = setting("Adam")
+    lr: float = setting(0.001, within="(0, inf)")
+    weight_decay: float = setting(0.0, within="[0, inf)")
+    scheduler: str = setting("none", choices=torch_parts.SCHEDULERS)
+    step_size: int = setting(5, within="[1, inf)")
+    gamma: float = setting(0.1, within="(0, 1)")
+    batch_size: int = setting(64, within="[2, inf)")
+    max_epochs: int = setting(100, within="[1, inf)")
+    early_stopping: bool = setting(True)
+    patience: int = setting(10, within="[1, inf)")
+    validation: float = setting(0.1, within="(0, 0.5]")
+    device: str = setting("auto")
+    link: str = SOFTMAX
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.dropout) not in (1, len(self.hidden)):
+            raise UsageError(
+                f"dropout of {self.name} has {len(self.dropout)} numbers for {len(self.hidden)} "
+                "hidden layers: give one for all, or one for each"
+            )
+
+    def fit(self, space: RowSpace, y: NDArray[np.int64], options: FitOptions) -> Fit:
+        """Train on the rows, read into memory as float32.
+
+        Parameters
+        ----------
+        space : RowSpace
+            Training rows.
+        y : ndarray of int64, shape (n_rows,)
+            Labels.
+        options : FitOptions
+            The seed takes the validation part, initialises and shuffles; `C` and `folds` play
+            no part. Groups are kept on one side of the validation part.
+
+        Returns
+        -------
+        Fit
+            Its model is an `MlpModel`, its `n_iter` the epochs that were trained.
+
+        Raises
+        ------
+        ProtocolError
+            If there is a single class, the rows do not fit into memory, or the weights grow
+            beyond all bounds.
+        UsageError
+            If there is no such optimizer or device.
+        """
+        check_options(self.name, options, has_weights=True)
+        classes, codes = codes_of(y)
+        space = space.scaled(options.scale)
+        rows = rows_in_memory(space, np.float32)
+        fitted, watching = self._split(codes, options)
+        trained = torch_parts.train(
+            self, rows, codes, (fitted, watching), options.seed, options.class_weight
+        )
+        layers = _without_batch_norm(trained.layers)
+        is_finite = all(np.isfinite(array).all() for layer in layers for array in layer)
+        if not (is_finite and trained.best_epoch):
+            raise ProtocolError(
+                f"{self.name} diverged: its weights or its loss are no longer finite; take a "
+                f"lower lr (it was {self.lr:g}), or scale the features"
+            )
+        weights, biases = zip(*layers, strict=True)
+        last, bias = second_against_first(weights[-1].T, biases[-1])
+        model = MlpModel(
+            classes,
+            (*weights[:-1], np.ascontiguousarray(last.T)),
+            (*biases[:-1], bias),
+            space.scaling,
+            self.activation,
+        )
+        notes, converged = self._notes(trained, len(watching), len(codes))
+        return Fit(model, n_iter=trained.n_epochs, converged=converged, notes=notes)
+
+    def _split(
+        self, codes: NDArray[np.int64], options: FitOptions
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        if self.early_stopping:
+            folds = fold_rows(codes, round(1 / self.validation), options.seed, options.groups)
+            if folds:
+                return folds[0]
+        return np.arange(len(codes)), np.arange(0)
+
+    def _notes(
+        self, trained: torch_parts.Trained, n_watching: int, n_rows: int
+    ) -> tuple[tuple[str, ...], bool]:
+        if not self.early_stopping:
+            return (), True
+        if not n_watching:
+            what = "no rows to spare for early stopping"
+            return (f"{what}: trained for all {trained.n_epochs} epochs",), True
+        on = f"on {n_watching:,} of {n_rows:,} rows"
+        if trained.has_stopped:
+            return (f"early stopping {on}: weights of epoch {trained.best_epoch}",), True
+        text = f"not stopped early {on} after {trained.n_epochs} epochs, the most allowed: "
+        return (f"{text}weights of epoch {trained.best_epoch}",), False
+
+
+def _without_batch_norm(layers: list[dict[str, Any]]) -> list[tuple[Any, Any]]:
+    """Dense layers (n_in, n_out) and biases that do what the layers do, statistics fixed.
+
+    Batch normalisation is y = g (x - m) / sqrt(v + eps) + b = a x + c. After a dense layer,
+    a (W x + d) + c = (a W) x + (a d + c); before it, W (a x + c) + d = (W a) x + (W c + d).
+    """
+    out: list[tuple[Any, Any]] = []
+    waiting: tuple[Any, Any] | None = None
+    for layer in layers:
+        if "slope" not in layer:
+            weights, bias = layer["weights"], layer["bias"]
+            if waiting is not None:
+                slope, shift = waiting
+                weights, bias = slope[:, None] * weights, bias + shift @ weights
+                waiting = None
+            out.append((weights, bias))
+        elif layer["is_after"]:
+            weights, bias = out.pop()
+            out.append((weights * layer["slope"], bias * layer["slope"] + layer["shift"]))
+        else:
+            waiting = layer["slope"], layer["shift"]
+    return out
+
+
+MLP_TORCH = TorchMlpHead()

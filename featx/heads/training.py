@@ -1,0 +1,126 @@
+"""What several heads do before and while they are fitted."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+
+from featx.errors import ProtocolError, UsageError
+from featx.heads.base import FitOptions, row_blocks
+from featx.heads.rowspace import RowSpace, require_memory
+
+__all__ = ["Caught", "catch_warnings", "check_options", "codes_of", "rows_in_memory"]
+
+
+def codes_of(y: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Classes, and the position of every row's label among them.
+
+    Parameters
+    ----------
+    y : ndarray of int64, shape (n_rows,)
+        Labels, with any gaps.
+
+    Returns
+    -------
+    classes : ndarray of int64, shape (n_classes,)
+        Labels, ascending.
+    codes : ndarray of int64, shape (n_rows,)
+        From 0 to n_classes - 1.
+
+    Raises
+    ------
+    ProtocolError
+        If there is a single class.
+    """
+    classes, codes = np.unique(y, return_inverse=True)
+    if len(classes) < 2:
+        raise ProtocolError(
+            f"a classifier needs two classes or more, these rows have {len(classes)}"
+        )
+    return classes, codes
+
+
+def check_options(name: str, options: FitOptions, *, has_weights: bool = False) -> None:
+    """Raise a `UsageError` for options that a head cannot honour.
+
+    Parameters
+    ----------
+    name : str
+        The head.
+    options : FitOptions
+        What is asked.
+    has_weights : bool, default=False
+        Whether the head can weight its classes.
+    """
+    if options.seed < 0:
+        raise UsageError(f"the seed is {options.seed}: it must be 0 or more")
+    if options.class_weight is not None and not has_weights:
+        raise UsageError(
+            f"{name} cannot weight its classes: leave class_weight out, or take svm or logreg"
+        )
+
+
+def rows_in_memory(space: RowSpace, dtype: Any) -> NDArray[Any]:
+    """Scaled rows, read and scaled by blocks.
+
+    Parameters
+    ----------
+    space : RowSpace
+        Rows and their scaling.
+    dtype : dtype
+        Of the result.
+
+    Returns
+    -------
+    ndarray of dtype, shape (n_rows, n_features)
+
+    Raises
+    ------
+    ProtocolError
+        If they do not fit into memory.
+    """
+    shape = (space.n_rows, space.n_features)
+    needed = shape[0] * shape[1] * np.dtype(dtype).itemsize
+    require_memory(needed, f"{shape[0]:,} x {shape[1]:,} training rows")
+    out = np.empty(shape, dtype)
+    for rows in row_blocks(*shape):
+        out[rows] = space.scaling.apply(space.pool.X[space.index[rows]])
+    return out
+
+
+class Caught:
+    """Warnings of a fit, as notes.
+
+    Parameters
+    ----------
+    found : list of warnings.WarningMessage
+        Filled while the fit runs.
+    """
+
+    def __init__(self, found: list[warnings.WarningMessage]) -> None:
+        self._found = found
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Texts, each on one line and once."""
+        texts = (" ".join(str(warning.message).split()) for warning in self._found)
+        return tuple(dict.fromkeys(texts))
+
+    @property
+    def has_converged(self) -> bool:
+        """Whether none of them is about convergence."""
+        return not any(issubclass(w.category, ConvergenceWarning) for w in self._found)
+
+
+@contextmanager
+def catch_warnings() -> Iterator[Caught]:
+    """Keep warnings for the notes of a result."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        yield Caught(found)

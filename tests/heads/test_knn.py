@@ -1,0 +1,95 @@
+"""Nearest neighbours against scikit-learn's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from head_data import features
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import Normalizer, StandardScaler
+
+from featx.errors import ProtocolError, UsageError
+from featx.heads import FitOptions, RowSpace
+from featx.heads.base import RowsView
+from featx.heads.knn import KNN
+
+SHAPES = [(60, 300, 3), (60, 300, 2), (90, 20, 3), (200, 20, 2), (75, 74, 15)]
+SCALERS = {"none": "passthrough", "l2": Normalizer(), "standard": StandardScaler()}
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("scale", SCALERS)
+@pytest.mark.parametrize("k", [1, 4, 5])
+def test_votes_are_those_of_scikit_learn(shape, scale, k):
+    X, y = features(*shape, noise=4.0)
+    new, _ = features(150, *shape[1:], seed=1, noise=4.0)
+    model = KNN.with_settings(n_neighbors=k).fit(RowSpace.of(X), y, FitOptions(scale=scale)).model
+    plain = make_pipeline(SCALERS[scale], KNeighborsClassifier(k)).fit(X.astype(np.float64), y)
+    new64 = new.astype(np.float64)
+    assert np.array_equal(model.predict(new), plain.predict(new64))
+    chances = model.probabilities(model.decision_function(new))
+    assert np.allclose(chances, plain.predict_proba(new64), atol=1e-15)
+
+
+@pytest.mark.parametrize("shape", SHAPES[1:4], ids=str)
+@pytest.mark.parametrize("scale", SCALERS)
+def test_k_is_the_one_that_grid_search_finds(shape, scale):
+    X, y = features(*shape, noise=4.0)
+    fit = KNN.fit(RowSpace.of(X), y, FitOptions(seed=2, scale=scale))
+    folds = StratifiedKFold(min(5, shape[0] // shape[2]), shuffle=True, random_state=2)
+    plain = make_pipeline(SCALERS[scale], KNeighborsClassifier())
+    grid = {"kneighborsclassifier__n_neighbors": [int(k) for k in fit.cv.C]}
+    search = GridSearchCV(plain, grid, cv=folds, refit=False).fit(X.astype(np.float64), y)
+    assert fit.cv.C == (1, 3, 5, 9, 15, 25)
+    assert np.allclose(fit.cv.mean, search.cv_results_["mean_test_score"], atol=1e-12)
+    assert [fit.model.n_neighbors] == list(search.best_params_.values())
+    assert fit.notes == (f"k={fit.model.n_neighbors} by cross-validation",)
+    assert fit.C is None
+
+
+def test_the_first_of_equal_rows_votes_and_the_smallest_of_equal_classes_wins():
+    X = np.array([[0.0, 1], [0, 1], [0, -1], [5, 5], [5, 6]])
+    model = KNN.with_settings(n_neighbors=1).fit(
+        RowSpace.of(X), np.array([8, 3, 3, 4, 4]), FitOptions()
+    )
+    assert model.model.predict(np.array([[0.0, 0.0]])).tolist() == [8]
+    two = KNN.with_settings(n_neighbors=2).fit(
+        RowSpace.of(X), np.array([8, 3, 3, 4, 4]), FitOptions()
+    )
+    assert two.model.predict(np.array([[0.0, 0.0], [5.0, 5.0]])).tolist() == [3, 4]
+
+
+def test_values_of_k_that_do_not_fit_are_left_out():
+    X, y = features(10, 30, 2)
+    fit = KNN.fit(RowSpace.of(X), y, FitOptions())
+    assert fit.cv.C == (1, 3, 5)
+    single = KNN.fit(RowSpace.of(X[:2]), y[:2], FitOptions())
+    assert single.cv is None
+    assert single.model.n_neighbors == 1
+    assert "k not searched" in single.notes[0]
+    with pytest.raises(ProtocolError, match="n_neighbors=11 but there are 10 training rows"):
+        KNN.with_settings(n_neighbors=11).fit(RowSpace.of(X), y, FitOptions())
+    with pytest.raises(UsageError, match=r"must be in \[1, inf\)"):
+        KNN.with_settings(n_neighbors=0)
+
+
+def test_the_search_reads_no_more_than_its_rows_of_a_pool():
+    X, y = features(80, 100, 2)
+    rows = np.arange(10, 70)
+    space = RowSpace(RowSpace.of(X).pool, rows)
+    fit = KNN.fit(space, y[rows], FitOptions())
+    alone = KNN.fit(RowSpace.of(X[rows]), y[rows], FitOptions())
+    assert fit.cv == alone.cv
+    assert np.array_equal(fit.model.rows, X[rows])
+
+
+def test_wrong_rows_are_told():
+    X, y = features(40, 10, 2)
+    model = KNN.fit(RowSpace.of(X), y, FitOptions()).model
+    with pytest.raises(ProtocolError, match="fitted on 10 features, these rows have 9"):
+        model.predict(X[:, :9])
+    X[7, 3] = np.nan
+    with pytest.raises(ProtocolError, match="rows 7"):
+        model.predict(RowsView(X, np.array([3, 7])))
