@@ -1,31 +1,31 @@
-"""`svm` and `logreg`: LinearSVC and LogisticRegression, solved in the row space."""
+"""`svm`, `logreg` and `ridge`: L2-regularised linear classifiers, solved in the row space."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featx.errors import ProtocolError, UsageError
 from featx.heads.base import SOFTMAX, CvCurve, Fit, FitOptions, LinearModel
-from featx.heads.losses import Logistic, Loss, SquaredHinge
-from featx.heads.newton import rescue_hinge
+from featx.heads.linear_space import LinearSpace
+from featx.heads.losses import Logistic, Loss, SquaredError, SquaredHinge
+from featx.heads.path import Path, Problem
 from featx.heads.rowspace import RowSpace
-from featx.heads.scaling import Array
-from featx.heads.select import cross_validate, curve, fold_rows
-from featx.heads.solver import Solution, solve
+from featx.heads.scaling import STANDARD, Array
+from featx.heads.select import fold_rows
+from featx.heads.solver import Solution
 
-__all__ = ["LOGREG", "SVM", "LinearHead"]
+__all__ = ["LOGREG", "RIDGE", "SVM", "LinearHead"]
 
-# Relative error of the coefficients. Cross-validation only counts right answers: with many rows
-# it works in float32 and to 1e-4, which moved one of 4,000 answers in two of nine penalties.
-_CV_TOL, _CV_TOL_MANY, _FINAL_TOL = 1e-6, 1e-4, 1e-9
-_MANY_ROWS = 2048
-_CV_MAX_ITER = 2_000
+_FINAL_TOL = 1e-9
 # A fit that rounding keeps from the tolerance above is still a fit.
 _ACCEPTABLE_ERROR = 1e-6
+
+MakeLoss = Callable[[NDArray[np.int64], Array, Array, Any], Loss]
 
 
 @dataclass(frozen=True)
@@ -44,28 +44,22 @@ class LinearHead:
         The scikit-learn estimator.
     grid : tuple of float
         Default penalties, times the mean squared norm of the rows.
-    intercept_penalty : float
-        Weight of the squared intercept beside that of the coefficients: LinearSVC appends a
-        column of ones, LogisticRegression leaves the intercept free.
+    is_free : bool
+        Whether the intercept is without penalty; LinearSVC penalises it as the coefficient of
+        a column of ones.
     loss : callable
-        From codes (n_rows,) and weights (n_rows, m) to the loss of m problems, or of m
-        problems times classes, and the outputs of each.
-    max_iter : int
-        Most steps of conjugate gradients in the final fit.
+        From codes (n_rows,), penalties (n_rows, n_folds), 0 for rows left out, class weights
+        (n_folds, n_classes) and the precision, to the loss of all folds.
     link : {"softmax", ""}, default=""
         How scores become probabilities.
-    rescue : callable, optional
-        Solves the final fit's problems that conjugate gradients left unsolved.
     """
 
     name: str
     estimator: str
     grid: tuple[float, ...]
-    intercept_penalty: float
-    loss: Callable[[NDArray[np.int64], Array], tuple[Loss, int]]
-    max_iter: int = 20_000
+    is_free: bool
+    loss: MakeLoss
     link: str = ""
-    rescue: Callable[[RowSpace, Array, float, Solution], Solution] | None = None
 
     def fit(self, space: RowSpace, y: NDArray[np.int64], options: FitOptions) -> Fit:
         """Choose the penalty inside the subset, then fit on all of it.
@@ -95,83 +89,119 @@ class LinearHead:
             raise ProtocolError(
                 f"a classifier needs two classes or more, these rows have {len(classes)}"
             )
-        C, cv, notes = self._penalty(space, codes, options)
-        solution = self._solve(space, codes, np.full((len(codes), 1), C * space.scale), final=True)
-        if self.rescue is not None and not solution.solved.all():
-            solution = self.rescue(space, _signs(codes), C * space.scale, solution)
-        converged = bool((solution.solved | (solution.error <= _ACCEPTABLE_ERROR)).all())
+        linear = LinearSpace(space, self.is_free)
+        n_outputs = 1 if len(classes) == 2 else len(classes)
+        problem = Problem(linear, codes, self._losses(codes, options.class_weight), n_outputs)
+        C, path, notes = self._penalty(problem, options)
+        start = None if path is None else path.guess(int(np.argmax(path.mean)))
+        everything = [np.arange(len(codes))]
+        solution = problem.solve(
+            linear.geometry(np.float64), C, everything, _FINAL_TOL, self._usable(start, linear)
+        )
+        converged = bool((solution.error <= _ACCEPTABLE_ERROR).all())
+        n_iter = int(solution.n_iter.max())
         if not converged:
             notes.append(
-                f"not converged after {int(solution.n_iter.max())} iterations: relative error of "
+                f"not converged after {n_iter} iterations: relative error of "
                 f"the coefficients up to {float(solution.error.max()):.0e}"
             )
-        coef = space.coefficients(solution.u.reshape(len(solution.u), -1))
-        model = LinearModel(classes, coef, solution.intercept.ravel(), space.scaling, self.link)
-        return Fit(model, C, cv, int(solution.n_iter.max()), converged, tuple(notes))
+        coef, intercept = linear.model_of(solution)
+        model = LinearModel(classes, coef, intercept, space.scaling, self.link)
+        cv = None if path is None else _curve(path)
+        return Fit(model, C, cv, n_iter, converged, tuple(notes))
+
+    def _usable(self, start: Solution | None, linear: LinearSpace) -> Solution | None:
+        # A scaling that is fitted is another one in every fold.
+        return None if linear.space.scaling.name == STANDARD else start
+
+    def _losses(
+        self, codes: NDArray[np.int64], class_weight: str | None
+    ) -> Callable[[float, Sequence[NDArray[np.int64]], Any], Loss]:
+        n_classes = int(codes.max()) + 1
+
+        def make(penalty: float, fitted: Sequence[NDArray[np.int64]], dtype: Any) -> Loss:
+            weights = np.zeros((len(codes), len(fitted)))
+            by_class = np.ones((len(fitted), n_classes))
+            for fold, rows in enumerate(fitted):
+                weights[rows, fold] = penalty
+                if class_weight is not None:
+                    counts = np.bincount(codes[rows], minlength=n_classes)
+                    by_class[fold] = len(rows) / (n_classes * np.maximum(counts, 1))
+            return self.loss(codes, weights, by_class, dtype)
+
+        return make
 
     def _penalty(
-        self, space: RowSpace, codes: NDArray[np.int64], options: FitOptions
-    ) -> tuple[float, CvCurve | None, list[str]]:
+        self, problem: Problem, options: FitOptions
+    ) -> tuple[float, Path | None, list[str]]:
         if options.C is not None:
             if not options.C > 0:
                 raise UsageError(f"C is {options.C}: it must be above 0")
             return options.C, None, []
         # C times the mean squared norm does not depend on the scale of the features.
-        grid = np.array(self.grid) / space.scale
-        folds = fold_rows(codes, options.folds, options.seed, options.groups)
+        grid = np.array(self.grid) / problem.space.scale
+        folds = fold_rows(problem.codes, options.folds, options.seed, options.groups)
         if not folds:
             what = "image" if options.groups is None else "group"
             note = f"C not searched: one {what} per class leaves nothing out; middle of the grid"
             return float(grid[len(grid) // 2]), None, [note]
-
-        def scores_of(weights: Array) -> Array:
-            return self._solve(space, codes, weights, final=False).scores.reshape(
-                *weights.shape, -1
-            )
-
-        accuracy = cross_validate(codes, grid * space.scale, folds, scores_of)
-        cv = curve(grid, accuracy)
+        path = Path(problem, grid, folds)
+        best = int(np.argmax(path.mean))
         notes = []
-        if cv.best in (0, len(grid) - 1):
-            edge = "lower" if cv.best == 0 else "upper"
-            notes.append(f"C at the {edge} edge of the grid")
-        return cv.C[cv.best], cv, notes
-
-    def _solve(
-        self, space: RowSpace, codes: NDArray[np.int64], weights: Array, *, final: bool
-    ) -> Solution:
-        loss, n_outputs = self.loss(codes, weights)
-        is_rough = not final and space.is_wide and space.n_rows > _MANY_ROWS
-        cv_tol = _CV_TOL_MANY if is_rough else _CV_TOL
-        return solve(
-            space.geometry(np.float32 if is_rough else np.float64),
-            loss,
-            n_outputs,
-            intercept_penalty=self.intercept_penalty * space.scale,
-            tol=_FINAL_TOL if final else cv_tol,
-            max_iter=self.max_iter if final else _CV_MAX_ITER,
-        )
+        if best in (0, len(grid) - 1):
+            notes.append(f"C at the {'lower' if best == 0 else 'upper'} edge of the grid")
+        return float(grid[best]), path, notes
 
 
-def _indicators(codes: NDArray[np.int64]) -> Array:
+def _curve(path: Path) -> CvCurve:
+    rows = tuple(tuple(float(value) for value in row) for row in path.accuracy)
+    return CvCurve(tuple(float(c) for c in path.grid), rows)
+
+
+def _indicators(codes: NDArray[np.int64], n_classes: int) -> Array:
     """1 in the column of the class; for two classes, the column of the second alone."""
-    columns = np.eye(int(codes.max()) + 1)[codes]
-    return columns[:, 1:] if columns.shape[1] == 2 else columns
+    columns = np.eye(n_classes)[codes]
+    return columns[:, 1:] if n_classes == 2 else columns
 
 
-def _signs(codes: NDArray[np.int64]) -> Array:
-    return 2.0 * _indicators(codes) - 1.0
+def _row_weights(codes: NDArray[np.int64], weights: Array, by_class: Array) -> Array:
+    """Penalties times the weight of each row's class, (n_rows, n_folds)."""
+    return np.asarray(weights * by_class[:, codes].T)
 
 
-def _squared_hinge(codes: NDArray[np.int64], weights: Array) -> tuple[Loss, int]:
-    signs = _signs(codes)
-    tiled = np.tile(signs, (1, weights.shape[1]))[:, :, None]
-    return SquaredHinge(tiled, np.repeat(weights, signs.shape[1], axis=1)[:, :, None]), 1
+def _signs(codes: NDArray[np.int64], n_folds: int, n_classes: int) -> Array:
+    signs = 2.0 * _indicators(codes, n_classes) - 1.0
+    return np.tile(signs, (1, n_folds))[:, :, None]
 
 
-def _logistic(codes: NDArray[np.int64], weights: Array) -> tuple[Loss, int]:
-    targets = _indicators(codes)
-    return Logistic(targets[:, None, :], weights[:, :, None]), targets.shape[1]
+def _squared_hinge(codes: NDArray[np.int64], weights: Array, by_class: Array, dtype: Any) -> Loss:
+    """One problem for each fold and class.
+
+    As in LIBLINEAR, a class's weight is that of its rows in its own problem, where it is the
+    positive class; only two classes are both weighted in their one problem.
+    """
+    n_folds, n_classes = by_class.shape
+    signs = _signs(codes, n_folds, n_classes)
+    if n_classes == 2:
+        each = _row_weights(codes, weights, by_class)
+    else:
+        each = np.repeat(weights, n_classes, axis=1)
+        each = np.where(signs[:, :, 0] > 0, each * by_class.ravel(), each)
+    return SquaredHinge(signs.astype(dtype), each[:, :, None].astype(dtype))
+
+
+def _squared_error(codes: NDArray[np.int64], weights: Array, by_class: Array, dtype: Any) -> Loss:
+    n_folds, n_classes = by_class.shape
+    signs = _signs(codes, n_folds, n_classes)
+    each = _row_weights(codes, weights, by_class)
+    each = np.repeat(each, signs.shape[1] // n_folds, axis=1)
+    return SquaredError(signs.astype(dtype), each[:, :, None].astype(dtype))
+
+
+def _logistic(codes: NDArray[np.int64], weights: Array, by_class: Array, dtype: Any) -> Loss:
+    targets = _indicators(codes, by_class.shape[1])[:, None, :]
+    each = _row_weights(codes, weights, by_class)
+    return Logistic(targets.astype(dtype), each[:, :, None].astype(dtype))
 
 
 def _half_decades(middle: int) -> tuple[float, ...]:
@@ -184,16 +214,21 @@ SVM = LinearHead(
     name="svm",
     estimator="sklearn.svm.LinearSVC",
     grid=_half_decades(0),
-    intercept_penalty=1.0,
+    is_free=False,
     loss=_squared_hinge,
-    max_iter=1_000,
-    rescue=rescue_hinge,
 )
 LOGREG = LinearHead(
     name="logreg",
     estimator="sklearn.linear_model.LogisticRegression",
     grid=_half_decades(1),
-    intercept_penalty=0.0,
+    is_free=True,
     loss=_logistic,
     link=SOFTMAX,
+)
+RIDGE = LinearHead(
+    name="ridge",
+    estimator="sklearn.linear_model.RidgeClassifier",
+    grid=_half_decades(0),
+    is_free=True,
+    loss=_squared_error,
 )

@@ -1,4 +1,4 @@
-"""The two smooth losses of the linear heads, over many problems at once.
+"""The losses of the linear heads, over many problems at once.
 
 Arrays of scores have the shape (n_rows, n_problems, n_outputs): a problem is one
 choice of penalty, fold and, for one-versus-rest heads, class.
@@ -7,35 +7,75 @@ choice of penalty, fold and, for one-versus-rest heads, class.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.heads.scaling import Array
+__all__ = ["Curvature", "Logistic", "Loss", "SquaredError", "SquaredHinge"]
 
-__all__ = ["Logistic", "Loss", "SquaredHinge"]
+# float32 or float64, as the solver works.
+Floats = NDArray[Any]
+ALL_ROWS = slice(None)
+
+
+class Curvature(Protocol):
+    """Second derivatives of a loss by the scores: a symmetric matrix for each row and problem."""
+
+    def times(self, v: Floats, rows: slice = ALL_ROWS) -> Floats:
+        """Product with the scores of some rows, or with one vector for them all.
+
+        The shape is (n, n_problems, n_outputs), or (1, n_problems, n_outputs).
+        """
+
+    def total(self) -> Floats:
+        """Sum over rows, (n_problems, n_outputs, n_outputs)."""
 
 
 class Loss(Protocol):
-    """A convex loss of scores, with what Newton's method on a line needs."""
+    """A convex loss of scores."""
 
     @property
-    def weights(self) -> Array:
+    def weights(self) -> Floats:
         """Penalty of each row: (n_rows, n_problems, 1), 0 for rows left out."""
 
     @property
     def typical_curvature(self) -> float:
         """Second derivative by a score to be expected, for preconditioning."""
 
-    def slopes(self, scores: Array) -> Array:
+    @property
+    def n_outputs(self) -> int:
+        """Scores of a row and problem."""
+
+    def slopes(self, scores: Floats) -> Floats:
         """First derivatives by the scores, same shape."""
 
-    def slope_and_curvature(self, scores: Array, step: Array) -> tuple[Array, Array]:
-        """First and second derivatives along `step`, summed over outputs: (n_rows, n_problems)."""
+    def curvature(self, scores: Floats) -> Curvature:
+        """Second derivatives by the scores."""
 
-    def keep(self, problems: NDArray[np.bool_]) -> Loss:
+    def keep(self, problems: NDArray[Any]) -> Loss:
         """Drop all other problems."""
+
+
+@dataclass(frozen=True)
+class Diagonal:
+    """Second derivatives of a loss with one output.
+
+    Parameters
+    ----------
+    values : ndarray, shape (n_rows, n_problems, 1)
+        They are.
+    """
+
+    values: Floats
+
+    def times(self, v: Floats, rows: slice = ALL_ROWS) -> Floats:
+        """Product with the scores of some rows."""
+        return np.asarray(self.values[rows] * v)
+
+    def total(self) -> Floats:
+        """Sum over rows, (n_problems, 1, 1)."""
+        return np.asarray(self.values.sum(axis=0)[:, :, None])
 
 
 @dataclass(frozen=True)
@@ -44,37 +84,65 @@ class SquaredHinge:
 
     Parameters
     ----------
-    signs : ndarray of float64, shape (n_rows, n_problems, 1)
+    signs : ndarray, shape (n_rows, n_problems, 1)
         +1 where the row is of the problem's class, -1 elsewhere.
-    weights : ndarray of float64, shape (n_rows, n_problems, 1)
+    weights : ndarray, shape (n_rows, n_problems, 1)
         The penalty times 1 for rows that are fitted, 0 for rows left out.
     """
 
-    signs: Array
-    weights: Array
-    typical_curvature: float = 1.0
+    signs: Floats
+    weights: Floats
+    typical_curvature: float = 2.0
+    n_outputs: int = 1
 
-    def slopes(self, scores: Array) -> Array:
+    def slopes(self, scores: Floats) -> Floats:
         """First derivatives by the scores, same shape."""
         gap = self.signs * scores
-        np.subtract(1.0, gap, out=gap)
-        np.maximum(gap, 0.0, out=gap)
+        np.subtract(1, gap, out=gap)
+        np.maximum(gap, 0, out=gap)
         gap *= self.signs
         gap *= self.weights
-        gap *= -2.0
-        return gap
+        gap *= -2
+        return np.asarray(gap)
 
-    def slope_and_curvature(self, scores: Array, step: Array) -> tuple[Array, Array]:
-        """First and second derivatives along `step`: (n_rows, n_problems)."""
-        gap = 1.0 - self.signs * scores
-        weighted = self.weights * step
-        slope = -2.0 * np.maximum(gap, 0.0) * self.signs * weighted
-        curvature = 2.0 * (gap > 0) * weighted * step
-        return slope[..., 0], curvature[..., 0]
+    def curvature(self, scores: Floats) -> Diagonal:
+        """Twice the weight inside the margin, 0 outside."""
+        return Diagonal(2 * self.weights * (self.signs * scores < 1))
 
-    def keep(self, problems: NDArray[np.bool_]) -> SquaredHinge:
+    def keep(self, problems: NDArray[Any]) -> SquaredHinge:
         """Drop all other problems."""
         return SquaredHinge(self.signs[:, problems], self.weights[:, problems])
+
+
+@dataclass(frozen=True)
+class SquaredError:
+    """(y - f)², the loss of RidgeClassifier, one output a problem.
+
+    Parameters
+    ----------
+    signs : ndarray, shape (n_rows, n_problems, 1)
+        +1 where the row is of the problem's class, -1 elsewhere.
+    weights : ndarray, shape (n_rows, n_problems, 1)
+        The penalty times 1 for rows that are fitted, 0 for rows left out.
+    """
+
+    signs: Floats
+    weights: Floats
+    typical_curvature: float = 2.0
+    n_outputs: int = 1
+
+    def slopes(self, scores: Floats) -> Floats:
+        """First derivatives by the scores, same shape."""
+        return np.asarray(2 * self.weights * (scores - self.signs))
+
+    def curvature(self, scores: Floats) -> Diagonal:
+        """Twice the weight."""
+        del scores
+        return Diagonal(2 * self.weights)
+
+    def keep(self, problems: NDArray[Any]) -> SquaredError:
+        """Drop all other problems."""
+        return SquaredError(self.signs[:, problems], self.weights[:, problems])
 
 
 @dataclass(frozen=True)
@@ -86,70 +154,94 @@ class Logistic:
 
     Parameters
     ----------
-    targets : ndarray of float64, shape (n_rows, 1, n_outputs)
+    targets : ndarray, shape (n_rows, 1, n_outputs)
         1 in the column of the row's class, 0 elsewhere.
-    weights : ndarray of float64, shape (n_rows, n_problems, 1)
+    weights : ndarray, shape (n_rows, n_problems, 1)
         The penalty times 1 for rows that are fitted, 0 for rows left out.
     """
 
-    targets: Array
-    weights: Array
+    targets: Floats
+    weights: Floats
+
+    @property
+    def n_outputs(self) -> int:
+        """Classes, or 1 for two."""
+        return int(self.targets.shape[2])
 
     @property
     def typical_curvature(self) -> float:
         """p(1 - p) of uniform probabilities."""
-        n_classes = max(int(self.targets.shape[2]), 2)
+        n_classes = max(self.n_outputs, 2)
         return (1.0 - 1.0 / n_classes) / float(n_classes)
 
-    def _probabilities(self, scores: Array) -> Array:
-        top = _largest(scores)[..., None]
-        if scores.shape[2] == 1:
-            top = np.maximum(top, 0.0)
-        p: Array = np.subtract(scores, top)
-        np.exp(p, out=p)
-        total = _total(p)[..., None]
-        if scores.shape[2] == 1:
-            total += np.exp(-top)
-        p /= total
-        return p
-
-    def slopes(self, scores: Array) -> Array:
+    def slopes(self, scores: Floats) -> Floats:
         """First derivatives by the scores, same shape."""
-        p = self._probabilities(scores)
+        p = _probabilities(scores)
         p -= self.targets
         p *= self.weights
         return p
 
-    def slope_and_curvature(self, scores: Array, step: Array) -> tuple[Array, Array]:
-        """First and second derivatives along `step`: (n_rows, n_problems)."""
-        p = self._probabilities(scores)
-        p_step = p * step
-        mean = _total(p_step)
-        second = np.einsum("npk,npk->np", p_step, step) - mean**2
-        first = mean - np.einsum("nqk,npk->np", self.targets, step)
-        weights = self.weights[..., 0]
-        return first * weights, second * weights
+    def curvature(self, scores: Floats) -> Diagonal | _Softmax:
+        """Weight times diag(p) - p pᵀ."""
+        p = _probabilities(scores)
+        if self.n_outputs == 1:
+            return Diagonal(self.weights * p * (1 - p))
+        return _Softmax(p, self.weights)
 
-    def keep(self, problems: NDArray[np.bool_]) -> Logistic:
+    def keep(self, problems: NDArray[Any]) -> Logistic:
         """Drop all other problems."""
         return Logistic(self.targets, self.weights[:, problems])
+
+
+@dataclass(frozen=True)
+class _Softmax:
+    p: Floats
+    weights: Floats
+
+    def times(self, v: Floats, rows: slice = ALL_ROWS) -> Floats:
+        p = self.p[rows]
+        out = p * v
+        out -= p * _total(out)[..., None]
+        out *= self.weights[rows]
+        return np.asarray(out)
+
+    def total(self) -> Floats:
+        weighted = self.p * self.weights
+        by_problem = weighted.transpose(1, 2, 0), self.p.transpose(1, 0, 2)
+        out = -np.matmul(*by_problem)
+        k = np.arange(out.shape[1])
+        out[:, k, k] += weighted.sum(axis=0)
+        return np.asarray(out)
+
+
+def _probabilities(scores: Floats) -> Floats:
+    top = _largest(scores)[..., None]
+    if scores.shape[2] == 1:
+        top = np.maximum(top, 0)
+    p = np.subtract(scores, top)
+    np.exp(p, out=p)
+    total = _total(p)[..., None]
+    if scores.shape[2] == 1:
+        total += np.exp(-top)
+    p /= total
+    return np.asarray(p)
 
 
 # NumPy reduces a short last axis slowly; these give the same, two to eight times faster.
 _SHORT = 32
 
 
-def _total(values: Array) -> Array:
+def _total(values: Floats) -> Floats:
     """Sum over outputs: (n, p, k) -> (n, p)."""
     n, p, k = values.shape
-    return np.asarray(values.reshape(n * p, k) @ np.ones(k)).reshape(n, p)
+    return np.asarray(values.reshape(n * p, k) @ np.ones(k, values.dtype)).reshape(n, p)
 
 
-def _largest(values: Array) -> Array:
+def _largest(values: Floats) -> Floats:
     """Maximum over outputs: (n, p, k) -> (n, p)."""
     if values.shape[2] > _SHORT:
         return np.asarray(values.max(axis=2))
-    top: Array = values[..., 0].copy()
+    top = values[..., 0].copy()
     for output in range(1, values.shape[2]):
         np.maximum(top, values[..., output], out=top)
-    return top
+    return np.asarray(top)

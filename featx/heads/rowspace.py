@@ -18,18 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh
-from scipy.sparse.linalg import eigsh
 from sklearn.preprocessing import StandardScaler
 
 from featx.errors import ProtocolError
 from featx.heads.scaling import POWER, STANDARD, UNSCALED, Array, Scaling, check_scale
-from featx.heads.solver import Geometry
 
-__all__ = ["Pool", "RowSpace", "require_memory"]
+__all__ = ["Pool", "RowSpace", "available_bytes", "require_memory"]
 
 _BLOCK_BYTES = 128 << 20
-_LEADING = 20
-_SMALL = 256
 
 
 class Pool:
@@ -152,38 +148,17 @@ class RowSpace:
         """Scaled rows, float64, shape (n_rows, n_features)."""
         needed = 12 * self.n_rows * self.n_features
         require_memory(needed, f"{self.n_rows:,} x {self.n_features:,} training rows")
-        return self.scaling.apply(self.pool.X[self.index])
+        return self.rows(np.arange(self.n_rows))
 
-    @cached_property
-    def scale(self) -> float:
-        """Mean squared norm of the rows; 1 where all rows are zero."""
-        if self.is_wide:
-            mean = np.trace(self.gram) / self.n_rows
-        else:
-            mean = np.einsum("ij,ij->", self.dense, self.dense) / self.n_rows
-        return float(mean) or 1.0
+    def rows(self, which: NDArray[np.int64]) -> Array:
+        """Give some of the scaled rows, float64, shape (n, n_features)."""
+        return self.scaling.apply(np.asarray(self.pool.X[self.index[which]]))
 
-    @cached_property
-    def _leading(self) -> tuple[Array, Array]:
-        """Leading eigenpairs of the Gram matrix, or of X^T X, over `scale`."""
-        matrix = self.gram if self.is_wide else self.dense.T @ self.dense
-        return _leading_eigenpairs(matrix / self.scale)
-
-    def geometry(self, dtype: type[np.float32 | np.float64]) -> Geometry:
-        """Rows over the root of `scale`, for the solver.
-
-        Parameters
-        ----------
-        dtype : float32 or float64
-            Precision of the products; the solver's own numbers are float64.
-
-        Returns
-        -------
-        Geometry
-        """
-        divisor = self.scale if self.is_wide else np.sqrt(self.scale)
-        matrix: NDArray[Any] = (self.gram if self.is_wide else self.dense) / divisor
-        return Geometry(matrix.astype(dtype, copy=False), self.is_wide, *self._leading)
+    def row_blocks(self, height: int) -> Iterator[tuple[slice, Array]]:
+        """Yield the scaled rows, so many at a time, float64, and which rows they are."""
+        for start in range(0, self.n_rows, height):
+            rows = np.arange(start, min(start + height, self.n_rows))
+            yield slice(start, start + len(rows)), self.rows(rows)
 
     @cached_property
     def coordinates(self) -> tuple[Array, Array | None]:
@@ -206,21 +181,6 @@ class RowSpace:
         values, vectors = np.sqrt(values[seen]), vectors[:, seen]
         vectors = vectors * np.where(vectors.sum(axis=0) < 0, -1.0, 1.0)
         return vectors * values, vectors / values
-
-    def coefficients(self, u: Array) -> Array:
-        """Coefficients of the scaled features from the solver's numbers.
-
-        Parameters
-        ----------
-        u : ndarray of float64, shape (n_rows or n_features, n_columns)
-            As in `Solution.u`.
-
-        Returns
-        -------
-        ndarray of float64, shape (n_columns, n_features)
-        """
-        w = self.combine(u / self.scale) if self.is_wide else u / np.sqrt(self.scale)
-        return w.T
 
     def combine(self, dual: Array) -> Array:
         """Combine the scaled rows: X^T A, float64, shape (n_features, n_columns).
@@ -272,7 +232,7 @@ def require_memory(n_bytes: int, what: str) -> None:
     ProtocolError
         If more is needed than is available.
     """
-    available = _available_bytes()
+    available = available_bytes()
     if n_bytes > available:
         raise ProtocolError(
             f"{what}: {n_bytes / 1e9:.1f} GB of memory needed, {available / 1e9:.1f} GB available; "
@@ -280,7 +240,8 @@ def require_memory(n_bytes: int, what: str) -> None:
         )
 
 
-def _available_bytes() -> int:
+def available_bytes() -> int:
+    """Memory that can be allocated now."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if "MemAvailable" in line)
@@ -291,13 +252,3 @@ def _available_bytes() -> int:
 def _column_blocks(n_rows: int, n_features: int) -> Iterator[slice]:
     width = max(1, _BLOCK_BYTES // (8 * max(n_rows, 1)))
     return (slice(start, start + width) for start in range(0, n_features, width))
-
-
-def _leading_eigenpairs(matrix: Array) -> tuple[Array, Array]:
-    n = len(matrix)
-    if n > _SMALL:
-        # A fixed start vector makes the result, and so every fit, repeatable.
-        values, vectors = eigsh(matrix, k=_LEADING, v0=np.ones(n))
-    else:
-        values, vectors = eigh(matrix, subset_by_index=(max(0, n - _LEADING), n - 1))
-    return np.maximum(values, 0.0), vectors

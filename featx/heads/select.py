@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from featx.heads.base import CvCurve, labels_of
+from featx.heads.base import labels_of
 from featx.heads.scaling import Array
 
-__all__ = ["cross_validate", "curve", "fold_rows"]
+__all__ = ["Folds", "fold_rows", "shares_right"]
 
-_WORK_BYTES = 1 << 30
-_SOLVER_ARRAYS = 16
+Folds = list[tuple[NDArray[np.int64], NDArray[np.int64]]]
+"""Rows fitted and left out, fold by fold."""
 
 
 def fold_rows(
     codes: NDArray[np.int64], folds: int, seed: int, groups: NDArray[np.int64] | None = None
-) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+) -> Folds:
     """Rows fitted and left out of every stratified fold.
 
     Parameters
@@ -51,7 +51,7 @@ def fold_rows(
 
 def _group_folds(
     codes: NDArray[np.int64], folds: int, seed: int, groups: NDArray[np.int64]
-) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+) -> Folds:
     classes = np.unique(codes)
     n_folds = min(folds, *(len(np.unique(groups[codes == c])) for c in classes))
     if n_folds < 2:
@@ -61,52 +61,26 @@ def _group_folds(
     return [(a, b) for a, b in found if len(b) and len(np.unique(codes[a])) == len(classes)]
 
 
-def cross_validate(
-    codes: NDArray[np.int64],
-    grid: Array,
-    folds: list[tuple[NDArray[np.int64], NDArray[np.int64]]],
-    scores_of: Callable[[Array], Array],
-) -> list[list[float]]:
-    """Accuracy of every penalty on every fold.
+def shares_right(scores: NDArray[Any], codes: NDArray[np.int64], folds: Folds) -> Array:
+    """Accuracy of each fold on its left-out rows.
 
     Parameters
     ----------
+    scores : ndarray, shape (n_rows, n_folds, n_outputs)
+        Of each fold's fit, for all rows.
     codes : ndarray of int64, shape (n_rows,)
         Classes.
-    grid : ndarray of float64, shape (n_penalties,)
-        Penalties.
     folds : list of tuple of ndarray of int64
         As from `fold_rows`.
-    scores_of : callable
-        From weights (n_rows, n_problems) to scores (n_rows, n_problems, n_outputs), the
-        weight 0 leaving a row out of the fit.
 
     Returns
     -------
-    list of list of float, shape (n_penalties, n_folds)
+    ndarray of float64, shape (n_folds,)
     """
-    combos = [(c, fold) for c in range(len(grid)) for fold in range(len(folds))]
-    n_classes = int(codes.max()) + 1
-    batch = max(1, _WORK_BYTES // (8 * _SOLVER_ARRAYS * len(codes) * n_classes))
-    accuracy = np.zeros((len(grid), len(folds)))
-    for start in range(0, len(combos), batch):
-        part = combos[start : start + batch]
-        weights = np.zeros((len(codes), len(part)))
-        for column, (c, fold) in enumerate(part):
-            weights[folds[fold][0], column] = grid[c]
-        scores = scores_of(weights)
-        for column, (c, fold) in enumerate(part):
-            left_out = folds[fold][1]
-            guess = _codes_of(scores[left_out, column])
-            accuracy[c, fold] = (guess == codes[left_out]).mean()
-    return [[float(value) for value in row] for row in accuracy]
-
-
-def curve(grid: Array, accuracy: list[list[float]]) -> CvCurve:
-    """Pack the result of `cross_validate`, with penalties of the raw features."""
-    return CvCurve(tuple(float(c) for c in grid), tuple(tuple(row) for row in accuracy))
-
-
-def _codes_of(scores: Array) -> NDArray[np.int64]:
-    n_classes = max(scores.shape[1], 2)
-    return labels_of(scores[:, 0] if scores.shape[1] == 1 else scores, np.arange(n_classes))
+    n_classes = max(scores.shape[2], 2)
+    right = np.empty(len(folds))
+    for fold, (_, left_out) in enumerate(folds):
+        of_fold = scores[left_out, fold]
+        flat = of_fold[:, 0] if scores.shape[2] == 1 else of_fold
+        right[fold] = (labels_of(flat, np.arange(n_classes)) == codes[left_out]).mean()
+    return right

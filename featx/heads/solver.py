@@ -1,17 +1,19 @@
-"""Many L2-regularised linear models at once, exactly, from a kernel of the rows.
+"""Many L2-regularised linear models at once, exactly.
 
 For rows x_i, a problem is to minimise over w and an intercept b
 
-    1/2 |w|^2 + r/2 b^2 + sum_i c_i loss(w.x_i + b).
+    1/2 |w|^2 + sum_i c_i loss(w.x_i + b).
 
-Its solution is w = sum_i a_i x_i, so everything happens in the n numbers a: the scores are
-f = K a + b with K = X X^T, and the gradient, as an element of the space of w, is
-a + c loss'(f), without a product by K. With fewer features than rows, w itself takes the place
-of a. The method is preconditioned nonlinear conjugate
-gradients (Polak and Ribiere with restarts: Nocedal and Wright, "Numerical Optimization",
-2nd ed. 2006, eq. 5.45) with an exact line search, which costs no product either, since the
-scores along a direction are known. An iteration is one product of K with the columns of all
-problems.
+Newton's method, its steps by preconditioned conjugate gradients (Nocedal and Wright, "Numerical
+Optimization", 2nd ed. 2006, algorithms 7.1 and 5.3), for all problems together, so that the work
+is products of the rows, or of their Gram matrix K = X X^T, with a column for each problem. With
+w = X^T a everything happens in the numbers a: the gradient, as an element of the space of w, is
+a + c loss'(f) with f = K a + b, and needs no product by K. An intercept without penalty is
+eliminated from every step; one with a penalty is a constant column of X.
+
+The losses of one output are piecewise quadratic: where few rows count, or the penalty is large, a
+step is a Cholesky factorisation of the Gram matrix of those rows (Keerthi and DeCoste, JMLR 6,
+2005; in dual variables, Chapelle, Neural Computation 19, 2007, eq. 3.11).
 
 The objective is 1-strongly convex in w, so |w - w*| <= |gradient|: the stopping rule
 |gradient| <= tol |w| bounds the relative error of w by tol.
@@ -20,81 +22,35 @@ The objective is 1-strongly convex in w, so |w - w*| <= |gradient|: the stopping
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.heads.losses import Loss
-from featx.heads.scaling import Array
+from featx.heads.direct import solve_directly
+from featx.heads.geometry import Geometry
+from featx.heads.losses import Curvature, Loss
 
-__all__ = ["Geometry", "Solution", "solve"]
+__all__ = ["Solution", "solve"]
 
-_LINE_STEPS = 20
-_LINE_ACCURACY = 1e-4
+Floats = NDArray[Any]
+
+_MAX_ROUNDS = 100
+_MAX_INNER = 2_000
+# A step this exact keeps the number of rounds small; measured on 1,000 x 86,528 features, where
+# 0.1 doubles the products for the largest penalties.
+_INNER_ACCURACY = 0.01
+# Share of an error that a whole step leaves: its own inaccuracy, and rows that change sides.
+_LEFT_UNDONE = 0.1
+# A whole step is kept if it leaves at most this share of the slope along it.
+_OVERSHOOT = 0.5
+_LINE_STEPS = 30
+_LINE_ACCURACY = 1e-3
 # The preconditioner (I + s K)^-1 uses s = penalty times curvature, but no more than this over
 # the mean squared norm (1 here): beyond, only the rows inside the margin count, which K ignores.
-# Measured on 1,000 x 86,528 features: 0.3 needs the fewest products, 10 needs three times more.
 _LARGEST_STIFFNESS = 0.3
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """How the solver represents w, by n numbers a or by w itself, whichever are fewer.
-
-    Rows are scaled so that their mean squared norm is about 1.
-
-    Parameters
-    ----------
-    matrix : ndarray of float32 or float64, shape (n_rows, n_rows) or (n_rows, n_features)
-        K, where w = X^T a; X, where w is used as it is. Its precision is that of the products;
-        all other numbers are float64.
-    is_dual : bool
-        Whether `matrix` is K.
-    values : ndarray of float64, shape (m,)
-        Leading eigenvalues of K, where the curvature is far from 1.
-    vectors : ndarray of float64, shape (n_rows, m) or (n_features, m)
-        Their orthonormal eigenvectors: of K, or of X^T X.
-    """
-
-    matrix: NDArray[Any]
-    is_dual: bool
-    values: Array
-    vectors: Array
-
-    @cached_property
-    def vector_scores(self) -> Array:
-        """Scores of the eigenvectors, float64, shape (n_rows, m)."""
-        if self.is_dual:
-            return self.vectors * self.values
-        return np.asarray(self.matrix @ self.vectors, dtype=np.float64)
-
-    def scores(self, u: Array) -> Array:
-        """Scores of representations: (n, p, k) or (n_features, p, k) -> (n, p, k)."""
-        return _times(self.matrix, u)
-
-    def pull(self, slopes: Array) -> Array:
-        """Representation of sum_i slopes_i x_i."""
-        return slopes if self.is_dual else _times(self.matrix.T, slopes)
-
-    def inner(self, u: Array, v: Array, v_scores: Array) -> Array:
-        """Inner products of the represented w, problem by problem: shape (p,)."""
-        return np.asarray(np.einsum("npk,npk->p", u, v_scores if self.is_dual else v))
-
-    def precondition(self, g: Array, g_scores: Array, stiff: Array) -> tuple[Array, Array]:
-        """(I + s X^T X)^-1 g by the leading eigenvectors, s for each problem, and its scores."""
-        ratio = self.values[:, None] * stiff
-        part = _times(self.vectors.T, g) * (ratio / (1.0 + ratio))[:, :, None]
-        return g - _times(self.vectors, part), g_scores - _times(self.vector_scores, part)
-
-
-def _times(matrix: NDArray[Any], columns: Array) -> Array:
-    """Product in the matrix's precision: (m, n), (n, p, k) -> (m, p, k) in float64."""
-    _, p, k = columns.shape
-    flat = columns.reshape(len(columns), p * k).astype(matrix.dtype, copy=False)
-    out: Array = (matrix @ flat).reshape(len(matrix), p, k).astype(np.float64, copy=False)
-    return out
+# Rounds without progress before rounding is blamed.
+_PATIENCE = 5
 
 
 @dataclass(frozen=True)
@@ -103,37 +59,46 @@ class Solution:
 
     Parameters
     ----------
-    u : ndarray of float64, shape (n_rows or n_features, n_problems, n_outputs)
+    u : ndarray, shape (n_rows or n_features, n_problems, n_outputs)
         Numbers a with w = X^T a, or w: as the geometry has it.
-    intercept : ndarray of float64, shape (n_problems, n_outputs)
-        Numbers b.
-    scores : ndarray of float64, shape (n_rows, n_problems, n_outputs)
+    intercept : ndarray, shape (n_problems, n_outputs)
+        Numbers b that are not part of w.
+    scores : ndarray, shape (n_rows, n_problems, n_outputs)
         X w + b, also for rows that were left out of the loss.
     n_iter : ndarray of int64, shape (n_problems,)
-        Steps.
-    error : ndarray of float64, shape (n_problems,)
+        Newton's steps.
+    error : ndarray, shape (n_problems,)
         Upper bound of the relative error of w; far too high where the problem is well
         determined by its rows.
-    solved : ndarray of bool, shape (n_problems,)
-        Whether the error met the tolerance, or what rounding allows.
     """
 
-    u: Array
-    intercept: Array
-    scores: Array
+    u: Floats
+    intercept: Floats
+    scores: Floats
     n_iter: NDArray[np.int64]
-    error: Array
-    solved: NDArray[np.bool_]
+    error: Floats
+
+    @classmethod
+    def zero(cls, geometry: Geometry, n_problems: int, n_outputs: int) -> Solution:
+        """Where a search without any knowledge starts."""
+        shape, dtype = (n_problems, n_outputs), geometry.dtype
+        return cls(
+            u=np.zeros((geometry.n_numbers, *shape), dtype),
+            intercept=np.zeros(shape, dtype),
+            scores=np.zeros((geometry.n_rows, *shape), dtype),
+            n_iter=np.zeros(n_problems, np.int64),
+            error=np.full(n_problems, np.inf, dtype),
+        )
 
 
 def solve(
     geometry: Geometry,
     loss: Loss,
-    n_outputs: int,
     *,
-    intercept_penalty: float,
     tol: float,
-    max_iter: int = 2000,
+    is_free: bool = False,
+    is_rough: bool = False,
+    start: Solution | None = None,
 ) -> Solution:
     """Solve every problem of `loss` to the relative accuracy `tol`.
 
@@ -143,139 +108,319 @@ def solve(
         The rows, fitted and left out.
     loss : Loss
         Targets and penalties of the problems.
-    n_outputs : int
-        Scores a row and problem.
-    intercept_penalty : float
-        The number r; 0 leaves the intercept free.
     tol : float
         Wanted relative error of w.
-    max_iter : int, default=2000
-        Most steps; `Solution.error` tells whether that was enough.
+    is_free : bool, default=False
+        Whether there is an intercept without penalty.
+    is_rough : bool, default=False
+        Whether an estimate of the error by the length of Newton's step will do, which is as
+        good as always right, in place of the bound, which is up to 40 times too high.
+    start : Solution, optional
+        A guess, for example the solution for another penalty; its scores are not used.
 
     Returns
     -------
     Solution
     """
-    n_rows, n_problems = loss.weights.shape[:2]
-    out = Solution(
-        u=np.zeros((geometry.matrix.shape[1], n_problems, n_outputs)),
-        intercept=np.zeros((n_problems, n_outputs)),
-        scores=np.zeros((n_rows, n_problems, n_outputs)),
-        n_iter=np.zeros(n_problems, dtype=np.int64),
-        error=np.full(n_problems, np.inf),
-        solved=np.zeros(n_problems, dtype=np.bool_),
-    )
-    descent = _Descent(geometry, loss, out, intercept_penalty)
-    for iteration in range(max_iter + 1):
-        descent.gradient()
-        descent.retire(tol, last=iteration == max_iter)
-        if not descent.index.size:
-            break
-        descent.turn()
-        descent.advance()
+    n_problems = loss.weights.shape[1]
+    out = Solution.zero(geometry, n_problems, loss.n_outputs)
+    if start is not None:
+        # Scores that were averaged, or are of another precision, are not those of u.
+        out.u[...], out.intercept[...] = start.u, start.intercept
+        out.scores[...] = geometry.scores(_flat(out.u)).reshape(out.scores.shape) + out.intercept
+    newton = _Newton(geometry, loss, out, is_free)
+    for _ in range(_MAX_ROUNDS):
+        newton.look(tol, is_rough=is_rough)
+        if not newton.index.size:
+            return out
+        newton.step(tol)
+    newton.look(tol, is_rough=is_rough)
+    newton.store(np.arange(newton.index.size))
     return out
 
 
-class _Descent:
-    """Iterates of the problems that have not converged yet.
+class _Newton:
+    """Iterates of the problems that have not converged yet, flattened to matrices.
 
-    `u` and `b` are the iterate, `g` and `gb` the gradient, `d` and `db` the direction; `su`,
-    `sg` and `sd` are the scores of `u`, `g` and `d`.
+    `u` is the iterate, `b` its intercept, `f` the scores of both; `g` is the gradient and `gs`
+    its scores, where w is represented by numbers a.
     """
 
-    _ARRAYS = ("u", "su", "g", "sg", "g_old", "d", "sd")
-    _ROWS = ("index", "b", "gb", "gb_old", "db", "gz_old", "stiff", "scale_b")
+    def __init__(self, geometry: Geometry, loss: Loss, out: Solution, is_free: bool) -> None:
+        self.geometry, self.loss, self.out, self.is_free = geometry, loss, out, is_free
+        self.index = np.arange(loss.weights.shape[1])
+        self.k = loss.n_outputs
+        self.u, self.f = _flat(out.u.copy()), _flat(out.scores.copy())
+        self.b = out.intercept.copy()
+        self.rounds = np.zeros(len(self.index), np.int64)
+        self.best = np.full(len(self.index), np.inf)
+        self.idle = np.zeros(len(self.index), np.int64)
+        self.estimate = np.full(len(self.index), np.inf)
 
-    def __init__(self, geometry: Geometry, loss: Loss, out: Solution, ridge: float) -> None:
-        self.geometry, self.loss, self.out, self.ridge = geometry, loss, out, ridge
-        self.u, self.g, self.g_old, self.d = (np.zeros(out.u.shape) for _ in range(4))
-        self.su, self.sg, self.sd = (np.zeros(out.scores.shape) for _ in range(3))
-        self.b, self.gb, self.gb_old, self.db = (np.zeros(out.intercept.shape) for _ in range(4))
-        self.index = np.arange(len(self.b))
-        self.gz_old = np.full(len(self.b), np.inf)
-        weights, curvature = loss.weights, loss.typical_curvature
-        self.stiff = np.minimum(curvature * weights.max(axis=0)[:, 0], _LARGEST_STIFFNESS)
-        self.scale_b = 1.0 / (ridge + curvature * weights.sum(axis=0))
-        self.steps = 0
+    def problems(self, flat: Floats) -> Floats:
+        """(n, p * k) -> (n, p, k)."""
+        return flat.reshape(len(flat), -1, self.k)
 
-    def gradient(self) -> None:
-        """Gradient at the iterate, and its scores."""
-        slopes = self.loss.slopes(self.su + self.b)
-        self.gb = self.ridge * self.b + slopes.sum(axis=0)
-        self.g = self.u + self.geometry.pull(slopes)
-        self.sg = self.geometry.scores(self.g)
+    def inner(self, u: Floats, v: Floats) -> Floats:
+        """Sum over rows and outputs, problem by problem."""
+        return np.asarray(_dots(u, v).reshape(-1, self.k).sum(axis=1))
 
-    def retire(self, tol: float, *, last: bool) -> None:
-        """Store the problems that are solved, or all, and drop them."""
-        inner = self.geometry.inner
-        slope = inner(self.g, self.g, self.sg) + (self.gb**2 * self.scale_b).sum(axis=1)
-        size = inner(self.u, self.u, self.su) + self.ridge * (self.b**2).sum(axis=1)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            error = np.sqrt(np.maximum(slope, 0.0) / size)
-        error[slope <= 0] = 0.0
-        solved = error <= tol
-        done = np.full_like(solved, True) if last else solved
-        if not done.any():
+    def look(self, tol: float, *, is_rough: bool) -> None:
+        """Compute the gradient, and drop what is solved or stuck."""
+        if is_rough and (self.estimate <= tol).any():
+            self.error = self.estimate
+            self.store(np.flatnonzero(self.estimate <= tol))
+            self.keep(np.flatnonzero(self.estimate > tol))
+        if not self.index.size:
             return
-        where, out = self.index[done], self.out
-        out.u[:, where], out.intercept[where] = self.u[:, done], self.b[done]
-        out.scores[:, where] = self.su[:, done] + self.b[done]
-        out.n_iter[where], out.error[where], out.solved[where] = (
-            self.steps,
-            error[done],
-            solved[done],
-        )
-        self._keep(~done)
+        f = self.problems(self.f)
+        slopes = self.loss.slopes(f)
+        self.curvature = self.loss.curvature(f)
+        self.gb = slopes.sum(axis=0)
+        self.g = self.u + self.geometry.pull(_flat(slopes))
+        self.gs = self.geometry.scores(self.g) if self.geometry.is_dual else self.g
+        self.elimination = _Elimination(self.curvature) if self.is_free else None
+        squared = self.inner(self.g, self.gs)
+        # The part of the scores that is not the intercept's.
+        size = self.inner(self.u, self._own_scores() if self.geometry.is_dual else self.u)
+        if self.elimination is not None:
+            squared = squared + self.elimination.squared(self.gb)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            self.error = np.sqrt(np.maximum(squared, 0) / size)
+        self.error[squared <= 0] = 0
+        is_better = self.error < 0.5 * self.best
+        self.idle = np.where(is_better, 0, self.idle + 1)
+        self.best = np.minimum(self.best, np.nan_to_num(self.error, nan=np.inf))
+        is_done = (self.error <= tol) | (self.idle > _PATIENCE)
+        if is_done.any():
+            self.store(np.flatnonzero(is_done))
+            self.keep(np.flatnonzero(~is_done))
 
-    def _keep(self, problems: NDArray[np.bool_]) -> None:
-        for name in self._ARRAYS:
-            setattr(self, name, getattr(self, name)[:, problems])
-        for name in self._ROWS:
-            setattr(self, name, getattr(self, name)[problems])
-        self.loss = self.loss.keep(problems)
+    def _own_scores(self) -> Floats:
+        return self.f - self.b.ravel() if self.is_free else self.f
 
-    def turn(self) -> None:
-        """Make the next direction conjugate to the last."""
-        inner = self.geometry.inner
-        z, sz = self.geometry.precondition(self.g, self.sg, self.stiff)
-        zb = self.gb * self.scale_b
-        gz = inner(self.g, z, sz) + (self.gb * zb).sum(axis=1)
-        overlap = inner(self.g_old, z, sz) + (self.gb_old * zb).sum(axis=1)
-        beta = np.maximum(0.0, (gz - overlap) / self.gz_old)
-        for _ in range(2):
-            d, sd = beta[:, None] * self.d - z, beta[:, None] * self.sd - sz
-            db = beta[:, None] * self.db - zb
-            uphill = inner(self.g, d, sd) + (self.gb * db).sum(axis=1) >= 0
-            if not uphill.any():
+    def store(self, which: NDArray[np.int64]) -> None:
+        """Write problems into the solution."""
+        where, out = self.index[which], self.out
+        out.u[:, where] = self.problems(self.u)[:, which]
+        out.scores[:, where] = self.problems(self.f)[:, which]
+        out.intercept[where] = self.b[which]
+        out.n_iter[where], out.error[where] = self.rounds[which], self.error[which]
+
+    def keep(self, which: NDArray[np.int64]) -> None:
+        """Go on with some problems alone."""
+        for name in ("u", "f", "g", "gs"):
+            setattr(self, name, _flat(self.problems(getattr(self, name))[:, which]))
+        for name in ("index", "b", "gb", "rounds", "best", "idle", "error", "estimate"):
+            setattr(self, name, getattr(self, name)[which])
+        self.loss = self.loss.keep(which)
+        self.curvature = self.loss.curvature(self.problems(self.f))
+        self.elimination = _Elimination(self.curvature) if self.is_free else None
+
+    def step(self, tol: float) -> None:
+        """One step of Newton's method, whole or shortened."""
+        target = solve_directly(self.geometry, self.loss, self.problems(self.f))
+        if target is not None:
+            d, db = target[0] - self.u, target[1] - self.b
+            ds = self.geometry.scores(d)
+        else:
+            d, ds, db = self._conjugate_gradients(np.maximum(_INNER_ACCURACY, tol / self.error / 3))
+        moved = self._moved(d, ds)
+        length = self._length(d, ds + db.ravel(), ds, is_short=moved <= np.sqrt(tol))
+        self.estimate = np.where(length == 1, _LEFT_UNDONE * moved, np.inf)
+        t = np.repeat(length, self.k).astype(d.dtype)
+        self.u = self.u + t * d
+        self.f = self.f + t * (ds + db.ravel())
+        self.b = self.b + t.reshape(self.b.shape) * db
+        self.rounds += 1
+
+    def _moved(self, d: Floats, ds: Floats) -> Floats:
+        """Length of a step beside that of w."""
+        is_dual = self.geometry.is_dual
+        size = self.inner(self.u, self._own_scores() if is_dual else self.u)
+        squared = self.inner(d, ds if is_dual else d)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(np.sqrt(np.maximum(squared, 0) / size))
+
+    def _conjugate_gradients(self, accuracy: Floats) -> tuple[Floats, Floats, Floats]:
+        """Newton's direction, its scores without the intercept, and the intercept's."""
+        geometry, dtype = self.geometry, self.geometry.dtype
+        weights = self.loss.weights.max(axis=0)[:, 0]
+        stiff = np.minimum(self.loss.typical_curvature * weights, _LARGEST_STIFFNESS)
+        system = _System(geometry, self.curvature, self.elimination, self.k)
+        r, rs = -self.g, -self.gs if geometry.is_dual else None
+        if self.elimination is not None:
+            pushed = _flat(self.elimination.push(self.gb))
+            r = r + geometry.pull(pushed)
+            rs = geometry.scores(r) if geometry.is_dual else None
+        d, ds, _ = system.solve(r, rs, stiff.astype(dtype), accuracy.astype(dtype))
+        db = np.zeros_like(self.b)
+        if self.elimination is not None:
+            db = self.elimination.intercept(self.gb, self.problems(ds))
+        return d, ds, db
+
+    def _length(self, d: Floats, ds: Floats, own: Floats, *, is_short: NDArray[np.bool_]) -> Floats:
+        """Length of the step: 1, or the minimum along it, by Newton's steps in a bracket.
+
+        The slope along a step that is short anyway is but rounding.
+        """
+        is_dual = self.geometry.is_dual
+        flat = self.inner(d, self._own_scores()) if is_dual else self.inner(d, self.u)
+        bend = self.inner(d, own if is_dual else d)
+
+        def slope(t: Floats) -> Floats:
+            at = self.f + np.repeat(t, self.k).astype(d.dtype) * ds
+            slopes = self.loss.slopes(self.problems(at))
+            return np.asarray(self.inner(_flat(slopes), ds) + flat + t * bend)
+
+        def curvature(t: Floats) -> Floats:
+            at = self.f + np.repeat(t, self.k).astype(d.dtype) * ds
+            bent = self.loss.curvature(self.problems(at)).times(self.problems(ds))
+            return np.asarray(self.inner(_flat(bent), ds) + bend)
+
+        t = np.ones(len(self.index))
+        first, last = slope(np.zeros_like(t)), slope(t)
+        is_fine = is_short | (np.abs(last) <= _OVERSHOOT * np.abs(first))
+        if is_fine.all():
+            return t
+        low, high = np.zeros_like(t), np.full_like(t, np.inf)
+        for _ in range(_LINE_STEPS):
+            low, high = np.where(last < 0, t, low), np.where(last < 0, high, t)
+            if (is_fine | (np.abs(last) <= _LINE_ACCURACY * np.abs(first))).all():
                 break
-            beta[uphill] = 0.0
-        self.d, self.sd, self.db = d, sd, db
-        self.g_old, self.gb_old, self.gz_old = self.g, self.gb, gz
-
-    def advance(self) -> None:
-        """Go to the minimum along the direction."""
-        t = self._line_search()[:, None]
-        self.u += t * self.d
-        self.su += t * self.sd
-        self.b += t * self.db
-        self.steps += 1
-
-    def _line_search(self) -> Array:
-        """Root of the derivative along the direction: Newton's steps, kept in a bracket."""
-        inner = self.geometry.inner
-        flat = inner(self.u, self.d, self.sd) + self.ridge * (self.b * self.db).sum(axis=1)
-        bend = inner(self.d, self.d, self.sd) + self.ridge * (self.db**2).sum(axis=1)
-        start, step = self.su + self.b, self.sd + self.db
-        t, low, high = np.zeros_like(flat), np.zeros_like(flat), np.full_like(flat, np.inf)
-        first = np.full_like(flat, np.inf)
-        for attempt in range(_LINE_STEPS):
-            slope, curvature = self.loss.slope_and_curvature(start + t[:, None] * step, step)
-            total = slope.sum(axis=0) + flat + t * bend
-            first = np.abs(total) if attempt == 0 else first
-            low, high = np.where(total < 0, t, low), np.where(total < 0, high, t)
-            if (np.abs(total) <= _LINE_ACCURACY * first).all():
-                break
-            newton = t - total / (curvature.sum(axis=0) + bend)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                newton = t - last / curvature(t)
             middle = np.where(np.isfinite(high), (low + high) / 2, 2 * t)
-            t = np.where((newton > low) & (newton < high), newton, middle)
-        return np.asarray(t)
+            t = np.where(is_fine, t, np.where((newton > low) & (newton < high), newton, middle))
+            last = slope(t)
+        return t
+
+
+class _Elimination:
+    """A free intercept, solved for in terms of w: M db = -(gb + 1^T D X dw), M = 1^T D 1."""
+
+    def __init__(self, curvature: Curvature) -> None:
+        self.curvature = curvature
+        total = curvature.total().astype(np.float64)
+        self.inverse = np.linalg.pinv(total, rcond=1e-10, hermitian=True)
+
+    def _shift(self, sums: Floats) -> Floats:
+        """M^+ of (p, k)."""
+        solved = np.einsum("pkl,pl->pk", self.inverse, sums.astype(np.float64))
+        return np.asarray(solved, sums.dtype)
+
+    def squared(self, gb: Floats) -> Floats:
+        """Square of the intercept's gradient, in its own metric."""
+        return np.asarray(np.einsum("pk,pk->p", gb, self._shift(gb)))
+
+    def push(self, gb: Floats) -> Floats:
+        """D 1 M^+ gb, (n, p, k)."""
+        return self.curvature.times(self._shift(gb)[None])
+
+    def without(self, sums: Floats) -> Floats:
+        """M^+ (1^T D s), to be taken from the scores s: (p, k)."""
+        return self._shift(sums)
+
+    def intercept(self, gb: Floats, ds: Floats) -> Floats:
+        """Step of the intercept."""
+        return -self._shift(gb + self.curvature.times(ds).sum(axis=0))
+
+
+class _System:
+    """(I + X^T D X) d = r, for all problems, D without its intercept part."""
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        curvature: Curvature,
+        elimination: _Elimination | None,
+        n_outputs: int,
+    ) -> None:
+        self.geometry, self.curvature, self.k = geometry, curvature, n_outputs
+        self.elimination = elimination
+
+    def _bent(self, s: Floats, rows: slice) -> Floats:
+        return _flat(self.curvature.times(s.reshape(len(s), -1, self.k), rows))
+
+    def _times(self, p: Floats, ps: Floats | None) -> tuple[Floats, Floats, Floats | None]:
+        """Scores of p, the product by the matrix, and its scores where w is numbers a."""
+        if ps is not None:
+            bent = self._bent(ps, slice(None))
+            if self.elimination is not None:
+                bent = bent - self._intercept_part(bent)
+            bent = self.geometry.pull(bent)
+            return ps, p + bent, ps + self.geometry.scores(bent)
+        s, pulled = self.geometry.through(p, self._bent)
+        if self.elimination is not None:
+            bent = self._bent(s, slice(None))
+            pulled = pulled - self.geometry.pull(self._intercept_part(bent))
+        return s, p + pulled, None
+
+    def _intercept_part(self, bent: Floats) -> Floats:
+        sums = bent.reshape(len(bent), -1, self.k).sum(axis=0)
+        shift = np.zeros_like(sums) if self.elimination is None else self.elimination.without(sums)
+        return _flat(self.curvature.times(shift[None]))
+
+    def solve(
+        self, r: Floats, rs: Floats | None, stiff: Floats, accuracy: Floats
+    ) -> tuple[Floats, Floats, int]:
+        """Solve to a share `accuracy` of the right-hand side.
+
+        Parameters
+        ----------
+        r, rs : ndarray
+            Right-hand side, and its scores where w is numbers a.
+        stiff, accuracy : ndarray, shape (n_problems,)
+            For the preconditioner, and when to stop.
+
+        Returns
+        -------
+        d, ds : ndarray
+            Solution and its scores.
+        n_iter : int
+            Products.
+        """
+        k, leading = self.k, self.geometry.leading
+        stiff = np.repeat(stiff, k)
+
+        def inner(u: Floats, v: Floats, v_scores: Floats | None) -> Floats:
+            both = _dots(u, v if v_scores is None else v_scores)
+            return np.repeat(both.reshape(-1, k).sum(axis=1), k)
+
+        d = np.zeros_like(r)
+        ds = np.zeros((self.geometry.n_rows, r.shape[1]), r.dtype)
+        goal = np.repeat(accuracy, k) ** 2 * inner(r, r, rs)
+        z, zs = leading.precondition(r, rs, stiff)
+        p, ps = z, zs
+        rz = inner(r, z, zs)
+        active = rz > 0
+        count = 0
+        while active.any() and count < _MAX_INNER:
+            s, q, qs = self._times(p, ps)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                alpha = np.where(active, rz / inner(p, q, qs), 0)
+            alpha = np.nan_to_num(alpha, nan=0, posinf=0, neginf=0).astype(r.dtype)
+            d += alpha * p
+            ds += alpha * s
+            r = r - alpha * q
+            rs = None if rs is None or qs is None else rs - alpha * qs
+            active &= inner(r, r, rs) > goal
+            count += 1
+            z, zs = leading.precondition(r, rs, stiff)
+            rz, rz_old = inner(r, z, zs), rz
+            active &= rz > 0
+            with np.errstate(divide="ignore", invalid="ignore"):
+                beta = np.where(active, rz / rz_old, 0).astype(r.dtype)
+            p = z + beta * p
+            ps = None if ps is None or zs is None else zs + beta * ps
+        return d, ds, count
+
+
+def _flat(values: Floats) -> Floats:
+    """(n, p, k) -> (n, p * k)."""
+    return np.ascontiguousarray(values).reshape(len(values), -1)
+
+
+def _dots(u: Floats, v: Floats) -> Floats:
+    """Inner products of columns, in float64."""
+    return np.asarray(np.einsum("ij,ij->j", u, v), np.float64)

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 from head_data import features
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
 from sklearn.svm import LinearSVC
 
 from featx.errors import ProtocolError, UsageError
-from featx.heads import FitOptions, RowSpace, available_heads, get_head, linear
+from featx.heads import FitOptions, RowSpace, available_heads, get_head, linear_space, path
 from featx.heads.linear import LOGREG, SVM
+from featx.heads.linear_space import LinearSpace
 
 # rows, features, classes: wide, square, tall, tall with dead columns, binary, many classes
 SHAPES = [
@@ -28,11 +31,35 @@ SHAPES = [
 ]
 
 
+HEADS = ["svm", "logreg", "ridge"]
+
+
 def space_of(X):
     return RowSpace.of(X)
 
 
-def oracle(name, C, X, y):
+def mean_square(X):
+    return np.mean(np.sum(X.astype(np.float64) ** 2, axis=1))
+
+
+def estimator(name, C=1.0, class_weight=None, *, wide=True):
+    if name == "svm":
+        return LinearSVC(
+            C=C,
+            tol=1e-10,
+            max_iter=1_000_000,
+            dual=wide,
+            random_state=0,
+            class_weight=class_weight,
+        )
+    if name == "ridge":
+        return RidgeClassifier(alpha=1 / (2 * C), solver="cholesky", class_weight=class_weight)
+    return LogisticRegression(
+        C=C, tol=1e-12, solver="newton-cholesky", max_iter=1000, class_weight=class_weight
+    )
+
+
+def oracle(name, C, X, y, class_weight=None):
     """Decision function and labels of scikit-learn's estimator, run as tightly as it can.
 
     LogisticRegression's lbfgs stops at errors of 1e-5 whatever its `tol`; its Newton method does
@@ -40,11 +67,9 @@ def oracle(name, C, X, y):
     """
     wide = X.shape[1] > len(X)
     axes = np.eye(X.shape[1])
-    if name == "svm":
-        plain = LinearSVC(C=C, tol=1e-10, max_iter=1_000_000, dual=wide, random_state=0)
-    else:
-        axes = np.linalg.qr(X.astype(np.float64).T)[0] if wide else axes
-        plain = LogisticRegression(C=C, tol=1e-12, solver="newton-cholesky", max_iter=1000)
+    if name != "svm" and wide:
+        axes = np.linalg.qr(X.astype(np.float64).T)[0]
+    plain = estimator(name, C, class_weight, wide=wide)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # tighter than float64 may reach
         plain.fit(X.astype(np.float64) @ axes, y)
@@ -53,11 +78,11 @@ def oracle(name, C, X, y):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("scaled", [0.01, 1.0, 30.0])
-@pytest.mark.parametrize("name", ["svm", "logreg"])
+@pytest.mark.parametrize("name", HEADS)
 def test_scores_are_those_of_scikit_learn(name, scaled, shape):
     X, y = features(*shape)
     space = space_of(X)
-    C = scaled / space.scale
+    C = scaled / mean_square(X)
     fit = get_head(name).fit(space, y, FitOptions(C=C))
     plain, axes = oracle(name, C, X, y)
     new, _ = features(40, *shape[1:], seed=1)
@@ -70,14 +95,14 @@ def test_scores_are_those_of_scikit_learn(name, scaled, shape):
         assert np.abs(found - expected).max() <= 1e-6 * np.abs(expected).max()
         guess = plain.predict(rows.astype(np.float64) @ axes)
         assert np.array_equal(fit.model.predict(rows), guess)
-    coef = plain.coef_ @ axes.T
+    coef = np.atleast_2d(plain.coef_) @ axes.T
     assert fit.model.coef_.shape == coef.shape
     assert np.abs(fit.model.coef_ - coef).max() <= 1e-5 * np.abs(coef).max()
     assert np.allclose(fit.model.intercept_, plain.intercept_, rtol=1e-5, atol=1e-7)
     assert np.array_equal(fit.model.classes_, plain.classes_)
 
 
-@pytest.mark.parametrize("name", ["svm", "logreg"])
+@pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize(
     ("shape", "scaled"),
     [((80, 400, 4), 1e5), ((200, 15, 3), 1e5), ((200, 400, 100), 1.0)],
@@ -87,7 +112,7 @@ def test_the_gradient_of_the_plain_objective_vanishes(name, shape, scaled):
     """Also for huge penalties, which is what `C=1` means on raw features."""
     X, y = features(*shape)
     space = space_of(X)
-    C = scaled / space.scale
+    C = scaled / mean_square(X)
     model = get_head(name).fit(space, y, FitOptions(C=C)).model
     rows = X.astype(np.float64)
     scores = rows @ model.coef_.T + model.intercept_
@@ -96,13 +121,17 @@ def test_the_gradient_of_the_plain_objective_vanishes(name, shape, scaled):
         signs = 2 * targets - 1
         slopes = -2 * C * signs * np.maximum(0, 1 - signs * scores)
         of_intercept = model.intercept_ + slopes.sum(axis=0)
+    elif name == "ridge":
+        slopes = 2 * C * (scores - (2 * targets - 1))
+        of_intercept = slopes.sum(axis=0)
     else:
         odds = np.exp(scores - scores.max(axis=1, keepdims=True))
         slopes = C * (odds / odds.sum(axis=1, keepdims=True) - targets)
         of_intercept = slopes.sum(axis=0)
     gradient = model.coef_ + slopes.T @ rows
     size = np.abs(slopes).T @ np.abs(rows)
-    assert np.abs(gradient).max() <= 1e-6 * size.max()
+    # The slopes of ridge are differences of nearly equal numbers where it interpolates.
+    assert np.abs(gradient).max() <= (1e-5 if name == "ridge" else 1e-6) * size.max()
     assert np.abs(of_intercept).max() <= 1e-6 * np.abs(slopes).sum()
 
 
@@ -116,30 +145,29 @@ def test_two_points_by_hand():
     assert model.predict(X).tolist() == [7, 3]
 
 
-@pytest.mark.parametrize("name", ["svm", "logreg"])
+@pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("shape", [(60, 120, 3), (70, 200, 2), (160, 30, 4)], ids=str)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_penalty_is_the_one_that_grid_search_finds(name, shape, seed):
     X, y = features(*shape, seed=seed, noise=4.0)
     fit = get_head(name).fit(space_of(X), y, FitOptions(seed=seed))
-    plain = LinearSVC(tol=1e-8, max_iter=200_000, dual=shape[1] > shape[0], random_state=0)
-    if name == "logreg":
-        plain = LogisticRegression(tol=1e-8, solver="newton-cholesky", max_iter=1000)
+    plain = estimator(name, wide=shape[1] > shape[0])
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)
-    search = GridSearchCV(plain, {"C": fit.cv.C}, cv=folds, refit=False)
+    grid = {"alpha": [1 / (2 * C) for C in fit.cv.C]} if name == "ridge" else {"C": fit.cv.C}
+    search = GridSearchCV(plain, grid, cv=folds, refit=False)
     search.fit(X.astype(np.float64), y)
     assert np.allclose(fit.cv.mean, search.cv_results_["mean_test_score"], atol=1e-12)
-    assert search.best_params_["C"] == fit.C
+    assert search.best_index_ == fit.cv.best
     assert fit.cv.mean[fit.cv.best] == max(fit.cv.mean)
     each = [search.cv_results_[f"split{i}_test_score"] for i in range(5)]
     assert np.allclose(np.array(fit.cv.accuracy).T, each)
 
 
-@pytest.mark.parametrize("name", ["svm", "logreg"])
+@pytest.mark.parametrize("name", HEADS)
 def test_the_faster_search_for_many_rows_finds_the_same(name, monkeypatch):
     X, y = features(200, 500, 4, noise=4.0)
     slow = get_head(name).fit(space_of(X), y, FitOptions())
-    monkeypatch.setattr(linear, "_MANY_ROWS", 10)
+    monkeypatch.setattr(path, "_MANY_ROWS", 10)
     fast = get_head(name).fit(space_of(X), y, FitOptions())
     assert np.abs(np.array(fast.cv.mean) - slow.cv.mean).max() <= 1.01 / 200
     assert fast.cv.C == slow.cv.C
@@ -159,7 +187,7 @@ def test_few_images_make_fewer_folds(k, folds):
     fit = SVM.fit(space_of(X), y, FitOptions())
     if folds is None:
         assert fit.cv is None
-        assert fit.C * space_of(X).scale == pytest.approx(1.0)
+        assert fit.C * mean_square(X) == pytest.approx(1.0)
         assert "not searched" in fit.notes[0]
     else:
         assert len(fit.cv.accuracy[0]) == folds
@@ -193,7 +221,7 @@ def test_fits_repeat_to_the_last_bit():
 
 def test_degenerate_rows():
     X, y = np.zeros((6, 10), dtype=np.float32), np.array([0, 1, 0, 1, 0, 1])
-    for name in ("svm", "logreg"):
+    for name in HEADS:
         assert np.isfinite(get_head(name).fit(space_of(X), y, FitOptions(C=1.0)).model.coef_).all()
     for name in available_heads():
         with pytest.raises(ProtocolError, match="two classes"):
@@ -203,3 +231,72 @@ def test_degenerate_rows():
 def test_unknown_heads_name_their_neighbours():
     with pytest.raises(UsageError, match="did you mean svm"):
         get_head("svn")
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("shape", [(90, 300, 3), (90, 300, 2), (200, 15, 4), (120, 20, 2)], ids=str)
+def test_balanced_class_weights_are_scikit_learns(name, shape):
+    X, y = features(*shape)
+    some = np.flatnonzero((y > 0) | (np.arange(len(y)) % 16 == 0))  # the first class is rare
+    X, y = X[some], y[some]
+    C = 0.3 / mean_square(X)
+    fit = get_head(name).fit(space_of(X), y, FitOptions(C=C, class_weight="balanced"))
+    plain, axes = oracle(name, C, X, y, "balanced")
+    expected = plain.decision_function(X.astype(np.float64) @ axes)
+    unweighted = get_head(name).fit(space_of(X), y, FitOptions(C=C)).model.decision_function(X)
+    found = fit.model.decision_function(X)
+    assert np.abs(found - expected).max() <= 1e-6 * np.abs(expected).max()
+    assert np.abs(found - unweighted).max() >= 1e-2 * np.abs(expected).max()
+
+
+SCALERS = {
+    "none": FunctionTransformer(),
+    "l2": Normalizer(),
+    "standard": StandardScaler(),
+    "power": make_pipeline(
+        FunctionTransformer(lambda X: np.sign(X) * np.abs(X) ** 0.5), Normalizer()
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("scale", SCALERS)
+@pytest.mark.parametrize("shape", [(50, 70, 3), (160, 20, 4)], ids=str)
+def test_scalings_are_pipelines_fitted_inside_each_fold(name, scale, shape):
+    X, y = features(*shape, noise=4.0)
+    X[:, 1] *= 30
+    X[:, 3] -= 5
+    X[5] = 0
+    fit = get_head(name).fit(space_of(X), y, FitOptions(seed=1, scale=scale))
+    plain = estimator(name, wide=shape[1] > shape[0])
+    parameter = "alpha" if name == "ridge" else "C"
+    values = [1 / (2 * C) if name == "ridge" else C for C in fit.cv.C]
+    model = Pipeline([("scale", SCALERS[scale]), ("head", plain)])
+    folds = StratifiedKFold(5, shuffle=True, random_state=1)
+    search = GridSearchCV(model, {f"head__{parameter}": values}, cv=folds)
+    search.fit(X.astype(np.float64), y)
+    assert np.allclose(fit.cv.mean, search.cv_results_["mean_test_score"], atol=1e-12)
+    assert search.best_index_ == fit.cv.best
+    new, _ = features(40, *shape[1:], seed=1)
+    expected = search.decision_function(new.astype(np.float64))
+    assert (
+        np.abs(fit.model.decision_function(new) - expected).max() <= 1e-5 * np.abs(expected).max()
+    )
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("scale", ["none", "l2", "standard", "power"])
+@pytest.mark.parametrize("shape", [(80, 150, 3), (160, 30, 2)], ids=str)
+def test_rows_that_do_not_fit_into_memory_are_read_in_blocks(name, scale, shape, monkeypatch):
+    X, y = features(*shape)
+    options = FitOptions(scale=scale)
+    within = get_head(name).fit(space_of(X), y, options)
+    monkeypatch.setattr(linear_space, "available_bytes", lambda: 2 * 8 * 30)
+    monkeypatch.setattr(linear_space, "_BLOCK_BYTES", 8 * shape[1] * 17)
+    streamed = LinearSpace(space_of(X).scaled(scale), is_free=True)
+    assert streamed.is_streamed
+    without = get_head(name).fit(space_of(X), y, options)
+    assert without.cv.accuracy == within.cv.accuracy
+    assert pytest.approx(within.C) == without.C
+    found, expected = (fit.model.decision_function(X) for fit in (without, within))
+    assert np.abs(found - expected).max() <= 1e-6 * np.abs(expected).max()

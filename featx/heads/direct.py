@@ -1,0 +1,93 @@
+"""Newton's step for the squared losses by factorisation, where that is cheaper than iterating.
+
+With the rows that count known (those inside the margin; all that are fitted), the minimum has
+numbers a on these rows alone: (K + diag(1 / 2c)) a + b = signs, and sum(a) = 0 if the intercept b
+is free.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve
+
+from featx.heads.geometry import Geometry, GramGeometry
+from featx.heads.losses import Loss, SquaredError, SquaredHinge
+
+__all__ = ["solve_directly"]
+
+Floats = NDArray[Any]
+
+# A factorisation, in float64, against this many products of conjugate gradients in one round:
+# measured on 1,000 and 5,000 x 86,528 features, where they grow with the root of the penalty.
+_PRODUCTS = 8.0
+
+
+def solve_directly(geometry: Geometry, loss: Loss, scores: Floats) -> tuple[Floats, Floats] | None:
+    """Minimum if the rows of the loss are those that count now.
+
+    Parameters
+    ----------
+    geometry : Geometry
+        The rows.
+    loss : Loss
+        Any.
+    scores : ndarray, shape (n_rows, n_problems, 1)
+        At the iterate.
+
+    Returns
+    -------
+    a : ndarray, shape (n_rows, n_problems)
+        Numbers of each problem.
+    b : ndarray, shape (n_problems, 1)
+        Intercepts; 0 where the geometry holds them.
+
+    None is returned where the loss is another one, the rows are not seen through their Gram
+    matrix, or iterating is cheaper.
+    """
+    if not isinstance(loss, SquaredHinge | SquaredError) or not isinstance(geometry, GramGeometry):
+        return None
+    signs, weights = loss.signs[:, :, 0], loss.weights[:, :, 0]
+    counts = weights > 0
+    if isinstance(loss, SquaredHinge):
+        counts &= signs * scores[:, :, 0] < 1
+        groups = [np.array([problem]) for problem in range(counts.shape[1])]
+    else:
+        groups = _equal_columns(weights)
+    work = sum(float(counts[:, group[0]].sum()) ** 3 / 3.0 for group in groups)
+    products = _PRODUCTS * np.sqrt(np.maximum(weights.max(axis=0), 0.01)).sum()
+    if work >= products * float(len(counts)) ** 2:
+        return None
+    a, b = np.zeros_like(signs), np.zeros((counts.shape[1], 1), signs.dtype)
+    for group in groups:
+        rows = np.flatnonzero(counts[:, group[0]])
+        if rows.size:
+            ridge = 0.5 / weights[rows, group[0]].astype(np.float64)
+            a[np.ix_(rows, group)], b[group] = _solve(geometry, rows, ridge, signs[rows][:, group])
+    return a, b
+
+
+def _solve(
+    geometry: GramGeometry, rows: NDArray[np.int64], ridge: Floats, signs: Floats
+) -> tuple[Floats, Floats]:
+    """Numbers of some rows and intercepts, for problems that share the rows and penalties."""
+    matrix = geometry.matrix[np.ix_(rows, rows)].astype(np.float64)
+    matrix[np.diag_indices_from(matrix)] += ridge
+    # Symmetric: the transpose is what LAPACK can overwrite.
+    factor = cho_factor(matrix.T, lower=True, overwrite_a=True, check_finite=False)
+    right = np.column_stack([signs, np.ones(len(rows))]).astype(np.float64)
+    solved = cho_solve(factor, right, check_finite=False)
+    a, ones = solved[:, :-1], solved[:, -1:]
+    if not geometry.is_centred:
+        return a, np.zeros((a.shape[1], 1))
+    b = a.sum(axis=0) / ones.sum()
+    return a - ones * b, b[:, None]
+
+
+def _equal_columns(weights: Floats) -> list[NDArray[np.int64]]:
+    """Problems with the same penalty on every row."""
+    _, member = np.unique(weights, axis=1, return_inverse=True)
+    member = np.ravel(member)
+    return [np.flatnonzero(member == group) for group in range(int(member.max()) + 1)]

@@ -1,0 +1,226 @@
+"""How the solver sees the rows: through their Gram matrix, in memory, or read in blocks.
+
+A coefficient vector w is represented by n numbers a with w = X^T a where the Gram matrix
+K = X X^T is used, and by itself elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Blocks", "Geometry", "GramGeometry", "Leading", "RowGeometry"]
+
+Floats = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Leading:
+    """Leading eigenpairs, for preconditioning: any orthonormal vectors are allowed.
+
+    Parameters
+    ----------
+    values : ndarray, shape (m,)
+        Eigenvalues of X^T X.
+    vectors : ndarray, shape (n_rows or n_features, m)
+        Eigenvectors, of K or of X^T X.
+    scores : ndarray, shape (n_rows, m), optional
+        K times the vectors, for the Gram matrix.
+    """
+
+    values: Floats
+    vectors: Floats
+    scores: Floats | None = None
+
+    def precondition(
+        self, g: Floats, g_scores: Floats | None, stiff: Floats
+    ) -> tuple[Floats, Floats | None]:
+        """(I + s X^T X)^-1 g by the leading eigenvectors, s by column, and its scores."""
+        part = self.vectors.T @ g
+        ratio = self.values[:, None] * stiff
+        part *= ratio / (1 + ratio)
+        z = g - self.vectors @ part
+        if self.scores is None or g_scores is None:
+            return z, None
+        return z, g_scores - self.scores @ part
+
+
+class Geometry(Protocol):
+    """The rows, divided by the root of their mean squared norm, as the solver uses them.
+
+    All matrices have one column for each problem and output.
+    """
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of all arrays of the solver."""
+
+    @property
+    def n_rows(self) -> int:
+        """Rows."""
+
+    @property
+    def n_numbers(self) -> int:
+        """Numbers that represent one w."""
+
+    @property
+    def is_dual(self) -> bool:
+        """Whether w is represented by numbers a."""
+
+    @property
+    def leading(self) -> Leading:
+        """For preconditioning."""
+
+    def scores(self, u: Floats) -> Floats:
+        """Scores X w of represented w: (n_numbers, m) -> (n_rows, m)."""
+
+    def pull(self, slopes: Floats) -> Floats:
+        """Representation of X^T slopes: (n_rows, m) -> (n_numbers, m)."""
+
+    def through(
+        self, u: Floats, middle: Callable[[Floats, slice], Floats]
+    ) -> tuple[Floats, Floats]:
+        """Scores s of u, and the representation of X^T middle(s), in one pass over the rows.
+
+        ``middle`` gets consecutive rows of s, and which ones they are.
+        """
+
+
+@dataclass(frozen=True)
+class GramGeometry:
+    """Rows through their Gram matrix.
+
+    Parameters
+    ----------
+    matrix : ndarray of float32 or float64, shape (n_rows, n_rows)
+        K.
+    leading : Leading
+        Eigenpairs of K.
+    is_centred : bool
+        Whether the rows have mean 0, so that equal numbers a are w = 0.
+    """
+
+    matrix: Floats
+    leading: Leading
+    is_centred: bool
+    is_dual: bool = True
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of all arrays of the solver."""
+        return self.matrix.dtype
+
+    @property
+    def n_rows(self) -> int:
+        """Rows."""
+        return len(self.matrix)
+
+    @property
+    def n_numbers(self) -> int:
+        """One for each row."""
+        return len(self.matrix)
+
+    def scores(self, u: Floats) -> Floats:
+        """K u."""
+        return np.asarray(self.matrix @ u)
+
+    def pull(self, slopes: Floats) -> Floats:
+        """Give the numbers themselves, without the part that means nothing."""
+        return slopes - slopes.mean(axis=0) if self.is_centred else slopes
+
+    def through(
+        self, u: Floats, middle: Callable[[Floats, slice], Floats]
+    ) -> tuple[Floats, Floats]:
+        """K u, and what `middle` makes of it."""
+        scores = self.scores(u)
+        return scores, self.pull(middle(scores, slice(None)))
+
+
+Blocks = Callable[[], Iterator[tuple[slice, Floats]]]
+"""Gives consecutive rows, (n, n_features), and which ones they are, as often as it is called."""
+
+
+@dataclass(frozen=True)
+class RowGeometry:
+    """The rows themselves, in memory or read in blocks, perhaps centred, perhaps with a constant.
+
+    Parameters
+    ----------
+    blocks : callable
+        As `Blocks`; raw rows that are not divided yet.
+    n_rows, n_features : int
+        Of all blocks together.
+    divisor : float
+        What the rows are divided by.
+    leading : Leading
+        Eigenvectors of X^T X, approximate ones will do.
+    dtype : dtype
+        float32 or float64.
+    mean : ndarray, shape (n_features,), optional
+        Taken from every row, after the division.
+    constant : float, default=0.0
+        One more column, if it is not 0.
+    """
+
+    blocks: Blocks
+    n_rows: int
+    n_features: int
+    divisor: float
+    leading: Leading
+    dtype: np.dtype[Any]
+    mean: Floats | None = None
+    constant: float = 0.0
+    is_dual: bool = False
+
+    @property
+    def n_numbers(self) -> int:
+        """One for each feature, and one for the constant."""
+        return self.n_features + (self.constant != 0)
+
+    def scores(self, u: Floats) -> Floats:
+        """X u."""
+        return self.through(u, lambda s, _: s[:, :0])[0]
+
+    def pull(self, slopes: Floats) -> Floats:
+        """X^T slopes."""
+        out = np.zeros((self.n_numbers, slopes.shape[1]), self.dtype)
+        for rows, block in self.blocks():
+            self._add(out, block, slopes[rows])
+        return self._finish(out, slopes.sum(axis=0))
+
+    def through(
+        self, u: Floats, middle: Callable[[Floats, slice], Floats]
+    ) -> tuple[Floats, Floats]:
+        """X u, and X^T middle(X u)."""
+        scores = np.empty((self.n_rows, u.shape[1]), self.dtype)
+        w = u[: self.n_features] / self.dtype.type(self.divisor)
+        shift = self.constant * u[-1] if self.constant else np.zeros(u.shape[1], self.dtype)
+        if self.mean is not None:
+            shift = shift - self.mean @ u[: self.n_features]
+        parts: list[tuple[Floats, Floats]] = []
+        for rows, block in self.blocks():
+            scores[rows] = block @ w + shift
+            bent = middle(scores[rows], rows)
+            if not parts:
+                parts.append(
+                    (np.zeros((self.n_numbers, bent.shape[1]), self.dtype), bent[:0].sum(0))
+                )
+            out, total = parts[0]
+            self._add(out, block, bent)
+            total += bent.sum(axis=0)
+        return scores, self._finish(*parts[0])
+
+    def _add(self, out: Floats, block: Floats, slopes: Floats) -> None:
+        out[: self.n_features] += block.T @ slopes
+
+    def _finish(self, out: Floats, total: Floats) -> Floats:
+        out[: self.n_features] /= self.dtype.type(self.divisor)
+        if self.mean is not None:
+            out[: self.n_features] -= self.mean[:, None] * total
+        if self.constant:
+            out[-1] = self.constant * total
+        return out

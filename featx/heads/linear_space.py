@@ -1,0 +1,189 @@
+"""A row space as linear heads see it: scaled to mean squared norm 1, with an intercept.
+
+With few rows the solver works on their Gram matrix; with few features, on the rows in memory; and
+where neither fits, on rows that are read in blocks, again and again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import eigh
+from scipy.sparse.linalg import eigsh
+
+from featx.heads.geometry import Geometry, GramGeometry, Leading, RowGeometry
+from featx.heads.rowspace import RowSpace, available_bytes
+from featx.heads.scaling import Array
+from featx.heads.solver import Solution
+
+__all__ = ["LinearSpace"]
+
+_LEADING = 20
+_SMALL = 256
+_SAMPLE = 1_000
+_BLOCK_BYTES = 128 << 20
+# Of the available memory, for the rows or their Gram matrix and its copies.
+_SHARE, _COPIES = 0.7, 3.5
+
+
+@dataclass(frozen=True)
+class LinearSpace:
+    """What the solver needs of a row space.
+
+    Parameters
+    ----------
+    space : RowSpace
+        The rows.
+    is_free : bool
+        Whether the intercept is without penalty (the rows are then centred, which changes
+        nothing but the solver's work); otherwise it is the coefficient of a column of ones.
+    """
+
+    space: RowSpace
+    is_free: bool
+
+    @cached_property
+    def is_dual(self) -> bool:
+        """Whether the Gram matrix is used."""
+        n = self.space.n_rows
+        return self.space.is_wide and _COPIES * 8 * n**2 < _SHARE * available_bytes()
+
+    @cached_property
+    def is_streamed(self) -> bool:
+        """Whether rows are read again for every product."""
+        n_bytes = 8 * self.space.n_rows * self.space.n_features
+        return not self.is_dual and 2 * n_bytes > _SHARE * available_bytes()
+
+    @cached_property
+    def scale(self) -> float:
+        """Mean squared norm of the rows; 1 where all rows are zero."""
+        if self.is_dual:
+            return float(np.trace(self.space.gram) / self.space.n_rows) or 1.0
+        total = sum(np.einsum("ij,ij->", block, block) for _, block in self._rows())
+        return float(total / self.space.n_rows) or 1.0
+
+    def _rows(self) -> Iterator[tuple[slice, Array]]:
+        if not self.is_streamed:
+            yield slice(0, self.space.n_rows), self.space.dense
+            return
+        height = max(1, _BLOCK_BYTES // (8 * self.space.n_features))
+        yield from self.space.row_blocks(height)
+
+    @cached_property
+    def _mean(self) -> Array | None:
+        """Mean row over the root of `scale`, where rows are centred."""
+        if not self.is_free or self.is_dual:
+            return None
+        total = np.zeros(self.space.n_features)
+        for _, block in self._rows():
+            total += block.sum(axis=0)
+        return np.asarray(total / self.space.n_rows / np.sqrt(self.scale))
+
+    @property
+    def _constant(self) -> float:
+        return 0.0 if self.is_free else 1.0 / np.sqrt(self.scale)
+
+    @cached_property
+    def _matrix(self) -> Array:
+        """Gram matrix of the rows as the solver sees them."""
+        gram: Array = self.space.gram / self.scale
+        if not self.is_free:
+            gram += self._constant**2
+            return gram
+        means = gram.mean(axis=0)
+        gram -= means
+        gram -= (means - means.mean())[:, None]
+        return gram
+
+    @cached_property
+    def _leading(self) -> Leading:
+        if self.is_dual:
+            values, vectors = _leading_eigenpairs(self._matrix)
+            return Leading(values, vectors, vectors * values)
+        n = self.space.n_rows
+        some = np.unique(np.linspace(0, n - 1, min(n, _SAMPLE)).astype(np.int64))
+        rows = self.space.rows(some) / np.sqrt(self.scale)
+        rows = rows - self._mean if self._mean is not None else self._with_constant(rows)
+        values, vectors = _leading_eigenpairs(rows @ rows.T)
+        seen = values > values.max(initial=0.0) * 1e-6
+        values, vectors = values[seen], rows.T @ (vectors[:, seen] / np.sqrt(values[seen]))
+        return Leading(values * (n / len(some)), vectors)
+
+    def _with_constant(self, rows: Array) -> Array:
+        return np.column_stack([rows, np.full(len(rows), self._constant)])
+
+    def geometry(self, dtype: type[np.float32 | np.float64]) -> Geometry:
+        """Rows over the root of `scale`, for the solver.
+
+        Parameters
+        ----------
+        dtype : float32 or float64
+            Precision of the solver.
+
+        Returns
+        -------
+        Geometry
+        """
+        leading = _cast(self._leading, dtype)
+        if self.is_dual:
+            return GramGeometry(self._matrix.astype(dtype, copy=False), leading, self.is_free)
+
+        def blocks() -> Iterator[tuple[slice, NDArray[Any]]]:
+            for rows, block in self._rows():
+                yield rows, block.astype(dtype, copy=False)
+
+        return RowGeometry(
+            blocks=blocks,
+            n_rows=self.space.n_rows,
+            n_features=self.space.n_features,
+            divisor=float(np.sqrt(self.scale)),
+            leading=leading,
+            dtype=np.dtype(dtype),
+            mean=None if self._mean is None else self._mean.astype(dtype),
+            constant=self._constant,
+        )
+
+    def model_of(self, solution: Solution) -> tuple[Array, Array]:
+        """Coefficients and intercepts of the scaled features.
+
+        Parameters
+        ----------
+        solution : Solution
+            Of problems on `geometry`.
+
+        Returns
+        -------
+        coef : ndarray of float64, shape (n_problems * n_outputs, n_features)
+        intercept : ndarray of float64, shape (n_problems * n_outputs,)
+        """
+        u = solution.u.reshape(len(solution.u), -1).astype(np.float64)
+        b = solution.intercept.ravel().astype(np.float64)
+        n_features = self.space.n_features
+        if not self.is_dual:
+            b = b + self._constant * u[-1] if self._mean is None else b - self._mean @ u
+            return (u[:n_features] / np.sqrt(self.scale)).T, b
+        if not self.is_free:
+            return self.space.combine(u / self.scale).T, b + self._constant**2 * u.sum(axis=0)
+        dual = (u - u.mean(axis=0)) / self.scale
+        return self.space.combine(dual).T, b - self.space.gram.mean(axis=0) @ dual
+
+
+def _cast(leading: Leading, dtype: type[np.float32 | np.float64]) -> Leading:
+    scores = None if leading.scores is None else leading.scores.astype(dtype)
+    return Leading(leading.values.astype(dtype), leading.vectors.astype(dtype), scores)
+
+
+def _leading_eigenpairs(matrix: Array) -> tuple[Array, Array]:
+    n = len(matrix)
+    if n > _SMALL:
+        # A fixed start vector makes the result, and so every fit, repeatable.
+        start = np.random.default_rng(0).normal(size=n)
+        values, vectors = eigsh(matrix, k=_LEADING, v0=start)
+    else:
+        values, vectors = eigh(matrix, subset_by_index=(max(0, n - _LEADING), n - 1))
+    return np.maximum(values, 0.0), vectors
