@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from featx.errors import FeatxError
     from featx.extractor import FeatureExtractor
     from featx.fewshot import draw_subset
+    from featx.heads.classifier import Classifier
     from featx.sources import open_data
     from featx.store import Cache
 
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Cache": "featx.store",
+    "Classifier": "featx.heads.classifier",
     "FeatureExtractor": "featx.extractor",
     "FeatxError": "featx.errors",
     "available_backbones": "featx.backbones",
@@ -33,6 +35,7 @@ _HOME = {
 
 __all__ = [
     "Cache",
+    "Classifier",
     "FeatureExtractor",
     "FeatxError",
     "__version__",

@@ -35,6 +35,7 @@ def test_nothing_heavy_is_loaded_before_it_is_needed(code):
 def test_every_public_name_is_there_and_listed():
     public = {
         "Cache",
+        "Classifier",
         "FeatureExtractor",
         "FeatxError",
         "__version__",
