@@ -11,7 +11,7 @@ from featx.heads.base import CvCurve, Fit, FitOptions, Head, LinearModel, Model
 from featx.heads.centroid import NCM
 from featx.heads.knn import KNN
 from featx.heads.lda import LDA
-from featx.heads.linear import LOGREG, SVM
+from featx.heads.linear import LOGREG, RIDGE, SVM
 from featx.heads.mlp import MLP
 from featx.heads.rowspace import Pool, RowSpace
 from featx.heads.settings import Configurable, parse, settings_of, words_of
@@ -35,7 +35,9 @@ __all__ = [
     "words_of",
 ]
 
-_HEADS: dict[str, Head] = {head.name: head for head in (SVM, LOGREG, MLP, MLP_TORCH, KNN, NCM, LDA)}
+_HEADS: dict[str, Head] = {
+    head.name: head for head in (SVM, LOGREG, RIDGE, MLP, MLP_TORCH, KNN, NCM, LDA)
+}
 
 
 def available_heads() -> dict[str, str]:

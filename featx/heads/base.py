@@ -129,10 +129,13 @@ class CvCurve:
         Penalties of the raw features, ascending.
     accuracy : tuple of tuple of float, shape (n_C, n_folds)
         Share of the left-out rows that were right.
+    parameter : str, default="C"
+        What was searched; other settings of a head stand in `C` in place of the penalty.
     """
 
     C: tuple[float, ...]
     accuracy: tuple[tuple[float, ...], ...]
+    parameter: str = "C"
 
     @property
     def mean(self) -> tuple[float, ...]:

@@ -152,7 +152,11 @@ class KnnHead(Configurable):
         smallest = min(self.n_neighbors)
         grid = [k for k in self.n_neighbors if k <= fewest] or [smallest]
         found = choose(
-            "k", grid, smallest, folds, partial(_accuracies, space, codes, options.scale, grid)
+            "n_neighbors",
+            grid,
+            smallest,
+            folds,
+            partial(_accuracies, space, codes, options.scale, grid),
         )
         k = int(found.value)
         if k > len(codes):

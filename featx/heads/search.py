@@ -46,7 +46,7 @@ def choose(
     Parameters
     ----------
     name : str
-        Of the setting, for the notes.
+        Of the setting.
     grid : sequence of float
         Its values; a single one is taken without a search.
     default : float
@@ -60,8 +60,8 @@ def choose(
         return Choice(grid[0])
     if not folds:
         why = "a class with one image, or one group, leaves nothing out"
-        return Choice(default, notes=(f"{name} not searched: {why}; {name}={default:g}",))
+        return Choice(default, notes=(f"{name} not searched, {name}={default:g}: {why}",))
     accuracy = [accuracies_of(*fold) for fold in folds]
-    cv = CvCurve(tuple(float(value) for value in grid), tuple(zip(*accuracy, strict=True)))
+    cv = CvCurve(tuple(float(value) for value in grid), tuple(zip(*accuracy, strict=True)), name)
     value = grid[cv.best]
     return Choice(value, cv, (f"{name}={value:g} by cross-validation",))

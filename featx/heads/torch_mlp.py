@@ -174,11 +174,14 @@ class TorchMlpHead(Configurable):
         if not n_watching:
             what = "no rows to spare for early stopping"
             return (f"{what}: trained for all {trained.n_epochs} epochs",), True
-        on = f"on {n_watching:,} of {n_rows:,} rows"
+        # Tables count notes by what stands before "after".
+        on = (
+            f"{n_watching:,} of {n_rows:,} rows, after {trained.n_epochs} epochs: "
+            f"weights of epoch {trained.best_epoch}"
+        )
         if trained.has_stopped:
-            return (f"early stopping {on}: weights of epoch {trained.best_epoch}",), True
-        text = f"not stopped early {on} after {trained.n_epochs} epochs, the most allowed: "
-        return (f"{text}weights of epoch {trained.best_epoch}",), False
+            return (f"stopped early, watching {on}",), True
+        return (f"not stopped early, watching {on}",), False
 
 
 def _without_batch_norm(layers: list[dict[str, Any]]) -> list[tuple[Any, Any]]:

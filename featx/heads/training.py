@@ -62,7 +62,7 @@ def check_options(name: str, options: FitOptions, *, has_weights: bool = False) 
         raise UsageError(f"the seed is {options.seed}: it must be 0 or more")
     if options.class_weight is not None and not has_weights:
         raise UsageError(
-            f"{name} cannot weight its classes: leave class_weight out, or take svm or logreg"
+            f"{name} cannot weight its classes: leave class_weight out, or take a linear head"
         )
 
 

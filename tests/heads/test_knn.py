@@ -45,7 +45,8 @@ def test_k_is_the_one_that_grid_search_finds(shape, scale):
     assert fit.cv.C == (1, 3, 5, 9, 15, 25)
     assert np.allclose(fit.cv.mean, search.cv_results_["mean_test_score"], atol=1e-12)
     assert [fit.model.n_neighbors] == list(search.best_params_.values())
-    assert fit.notes == (f"k={fit.model.n_neighbors} by cross-validation",)
+    assert fit.notes == (f"n_neighbors={fit.model.n_neighbors} by cross-validation",)
+    assert fit.cv.parameter == "n_neighbors"
     assert fit.C is None
 
 
@@ -68,7 +69,7 @@ def test_values_of_k_that_do_not_fit_are_left_out():
     single = KNN.fit(RowSpace.of(X[:2]), y[:2], FitOptions())
     assert single.cv is None
     assert single.model.n_neighbors == 1
-    assert "k not searched" in single.notes[0]
+    assert single.notes[0].startswith("n_neighbors not searched, n_neighbors=1: ")
     with pytest.raises(ProtocolError, match="n_neighbors=11 but there are 10 training rows"):
         KNN.with_settings(n_neighbors=11).fit(RowSpace.of(X), y, FitOptions())
     with pytest.raises(UsageError, match=r"must be in \[1, inf\)"):

@@ -61,6 +61,7 @@ def test_the_shrinkage_is_the_one_that_grid_search_finds(shape, scale):
     (best,) = search.best_params_.values()
     assert fit.notes == (f"shrinkage={best:g} by cross-validation",)
     assert LDA.shrinkage == fit.cv.C
+    assert fit.cv.parameter == "shrinkage"
 
 
 def test_by_hand():
