@@ -175,13 +175,11 @@ class TorchMlpHead(Configurable):
             what = "no rows to spare for early stopping"
             return (f"{what}: trained for all {trained.n_epochs} epochs",), True
         # Tables count notes by what stands before "after".
-        on = (
-            f"{n_watching:,} of {n_rows:,} rows, after {trained.n_epochs} epochs: "
-            f"weights of epoch {trained.best_epoch}"
+        text = (
+            f"stopped early ({n_watching:,} of {n_rows:,} rows watched) after "
+            f"{trained.n_epochs} epochs: weights of epoch {trained.best_epoch}"
         )
-        if trained.has_stopped:
-            return (f"stopped early, watching {on}",), True
-        return (f"not stopped early, watching {on}",), False
+        return (text if trained.has_stopped else f"not {text}",), trained.has_stopped
 
 
 def _without_batch_norm(layers: list[dict[str, Any]]) -> list[tuple[Any, Any]]:

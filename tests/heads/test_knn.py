@@ -94,3 +94,14 @@ def test_wrong_rows_are_told():
     X[7, 3] = np.nan
     with pytest.raises(ProtocolError, match="rows 7"):
         model.predict(RowsView(X, np.array([3, 7])))
+
+
+def test_whole_groups_are_left_out():
+    """Noise whose rows come four times each can be learnt by heart, and only so."""
+    rng = np.random.default_rng(0)
+    X, y = np.repeat(rng.normal(size=(40, 200)), 4, axis=0), np.repeat(np.arange(40) % 2, 4)
+    space = RowSpace.of(X)
+    by_heart = KNN.fit(space, y, FitOptions())
+    grouped = KNN.fit(space, y, FitOptions(groups=np.arange(160) // 4))
+    assert max(by_heart.cv.mean) == 1
+    assert max(grouped.cv.mean) < 0.75

@@ -87,3 +87,14 @@ def test_wrong_settings_are_told():
     for wrong in (0, 1.5, (0.5, -1)):
         with pytest.raises(UsageError, match=r"must be in \(0, 1\]"):
             LDA.with_settings(shrinkage=wrong)
+
+
+def test_whole_groups_are_left_out():
+    """Noise whose rows come four times each can be learnt by heart, and only so."""
+    rng = np.random.default_rng(0)
+    X, y = np.repeat(rng.normal(size=(40, 200)), 4, axis=0), np.repeat(np.arange(40) % 2, 4)
+    space = RowSpace.of(X)
+    by_heart = LDA.fit(space, y, FitOptions())
+    grouped = LDA.fit(space, y, FitOptions(groups=np.arange(160) // 4))
+    assert max(by_heart.cv.mean) == 1
+    assert max(grouped.cv.mean) < 0.75

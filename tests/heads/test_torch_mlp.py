@@ -104,8 +104,8 @@ def test_it_learns_and_stops_early_with_the_best_weights():
     assert fit.n_iter < 200
     best = fit.n_iter - head.patience
     (note,) = fit.notes
-    assert note.startswith(("stopped early, watching 20 of 200", "stopped early, watching 21 of"))
-    assert note.endswith(f" rows, after {fit.n_iter} epochs: weights of epoch {best}")
+    assert note.startswith(("stopped early (20 of 200 rows", "stopped early (21 of"))
+    assert note.endswith(f" watched) after {fit.n_iter} epochs: weights of epoch {best}")
     assert np.mean(fit.model.predict(new) == truth) > 0.9
 
 
