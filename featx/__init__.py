@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from featx.extractor import FeatureExtractor
     from featx.fewshot import draw_subset
     from featx.heads.classifier import Classifier
+    from featx.predict import load_model
     from featx.sources import open_data
     from featx.store import Cache
 
@@ -29,6 +30,7 @@ _HOME = {
     "available_backbones": "featx.backbones",
     "draw_subset": "featx.fewshot",
     "load": "featx.catalog",
+    "load_model": "featx.predict",
     "open_backbone": "featx.backbones",
     "open_data": "featx.sources",
 }
@@ -42,6 +44,7 @@ __all__ = [
     "available_backbones",
     "draw_subset",
     "load",
+    "load_model",
     "open_backbone",
     "open_data",
 ]

@@ -18,6 +18,7 @@ __all__ = [
     "FeatxError",
     "ImageError",
     "MissingExtraError",
+    "ModelError",
     "ProtocolError",
     "SourceError",
     "UsageError",
@@ -77,6 +78,10 @@ class CacheMismatchError(CacheError):
     def __init__(self, message: str, differences: Sequence[str] = ()) -> None:
         super().__init__("\n".join([message, *(f"  {line}" for line in differences)]))
         self.differences = tuple(differences)
+
+
+class ModelError(FeatxError):
+    """A saved model that is missing, damaged or contradicts itself, or cannot be written."""
 
 
 class ProtocolError(FeatxError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ from featx.progress import Reporter
 
 if TYPE_CHECKING:
     from featx.evaluate import FitResult, Leaks, Pair, Settings
+    from featx.heads import Fit
+    from featx.predict import ModelsFolder
     from featx.store import Cache
 
 __all__ = ["Choice", "command", "run"]
@@ -55,6 +58,7 @@ class Choice:
     cache_dir: str = "cache"
     reports_dir: str = "reports"
     refit: bool = False
+    save_models: bool = False
 
     def __post_init__(self) -> None:
         if (self.train_data is None) != (self.test_data is None):
@@ -121,6 +125,7 @@ class Choice:
     "--reports", "reports_dir", default="reports", show_default=True, help="Folder of results."
 )
 @click.option("--refit", is_flag=True, help="Fit again what reports/ has an answer to.")
+@click.option("--save-models", is_flag=True, help="Keep every fitted head in reports/models/.")
 @common_options
 def command(reporter: Reporter, no_near: bool, **options: Any) -> None:
     """Fit classifiers on few labelled images per class, on every finished cache.
@@ -148,13 +153,17 @@ def run(choice: Choice, reporter: Reporter) -> None:
 
     settings = choice.settings()
     pairs = _pairs(choice, reporter)
-    results = ResultsFolder(choice.reports_dir, reporter)
+    models = _models(choice, reporter) if choice.save_models else None
+    results = models or ResultsFolder(choice.reports_dir, reporter)
     sheet = _Sheet(choice.leak_sheet, reporter)
     fits: list[FitResult] = []
     added: list[FitResult] = []
 
-    def keep(result: FitResult, fit: object) -> None:
-        results.add(result)
+    def keep(pair: Pair, result: FitResult, fit: Fit) -> None:
+        if models is None:
+            results.add(result)
+        else:
+            models.add_fit(pair, result, fit)
         added.append(result)
 
     for pair in pairs:
@@ -162,7 +171,7 @@ def run(choice: Choice, reporter: Reporter) -> None:
             pair,
             settings,
             reporter=reporter,
-            sink=keep,
+            sink=partial(keep, pair),
             on_leaks=sheet.add,
             known=None if choice.refit else results,
         )
@@ -172,7 +181,16 @@ def run(choice: Choice, reporter: Reporter) -> None:
     answered = f"{n_answered} fits answered from {results.folder}/, " if n_answered else ""
     what = f"{len(added)} added" if n_answered else f"{len(added)} fits added"
     click.echo(f"{answered}{what} to {results.table}, details in {results.folder / 'fits'}")
+    if models is not None:
+        click.echo(f"{models.count(fits)} models in {models.models}")
     sheet.tell()
+
+
+def _models(choice: Choice, reporter: Reporter) -> ModelsFolder:
+    from featx.predict import ModelsFolder
+
+    ModelsFolder.check_heads(choice.clf)
+    return ModelsFolder(choice.reports_dir, reporter)
 
 
 class _Sheet:

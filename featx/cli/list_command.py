@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from featx.cli.options import cache_option, common_options
+from featx.cli.options import cache_option, common_options, reports_option
 from featx.errors import unknown_name
 from featx.progress import Reporter
 
@@ -18,13 +18,19 @@ Rows = list[Sequence[Any]]
 
 
 @click.command()
-@click.argument("what", metavar="backbones|layers|data|caches|heads")
+@click.argument("what", metavar="backbones|layers|data|caches|heads|models")
 @click.argument("pattern", required=False)
 @click.option("--input-size", type=int, help="Side of the input for the shapes of layers.")
 @cache_option
+@reports_option
 @common_options
 def command(
-    what: str, pattern: str | None, input_size: int | None, cache_dir: str, reporter: Reporter
+    what: str,
+    pattern: str | None,
+    input_size: int | None,
+    cache_dir: str,
+    reports_dir: str,
+    reporter: Reporter,
 ) -> None:
     """List what featx knows, one a line.
 
@@ -32,13 +38,13 @@ def command(
     name of the backbone. Networks of timm are listed where it begins with timm, as in
     "timm", "timm/resnet18", "timm/resnet18.*" (every tag).
     """
-    del reporter
     makers: dict[str, Callable[[], tuple[Sequence[str], Rows]]] = {
         "backbones": lambda: _backbones(pattern),
         "layers": lambda: _layers(pattern, input_size),
         "data": _data,
         "caches": lambda: _caches(cache_dir),
         "heads": _heads,
+        "models": lambda: _models(reports_dir, reporter),
     }
     if what not in makers:
         raise unknown_name("list", what, makers)
@@ -132,6 +138,28 @@ def _caches(folder: str) -> tuple[Sequence[str], Rows]:
     for notice in notices:
         click.echo(f"warning: {notice}", err=True)
     return ("file", "data", "split", "backbone", "layer", "features", "size"), rows
+
+
+def _models(folder: str, reporter: Reporter) -> tuple[Sequence[str], Rows]:
+    from featx.predict import ModelsFolder
+
+    rows: Rows = []
+    for path, record in ModelsFolder(folder, reporter).list_models():
+        features, train, test = (record.get(part, {}) for part in ("features", "train", "test"))
+        rows.append(
+            (
+                path.name,
+                record.get("head"),
+                features.get("backbone"),
+                features.get("point", {}).get("layer"),
+                len(record.get("class_names", ())),
+                train.get("per_class"),
+                _number(test.get("accuracy"), ".3f"),
+                f"{path.stat().st_size / 1e6:,.1f} MB",
+            )
+        )
+    header = ("model", "head", "backbone", "layer", "classes", "per class", "test accuracy")
+    return (*header, "size"), rows
 
 
 def _heads() -> tuple[Sequence[str], Rows]:

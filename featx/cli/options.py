@@ -21,6 +21,7 @@ __all__ = [
     "engine_options",
     "fit_options",
     "list_option",
+    "reports_option",
 ]
 
 DATA_HELP = "Built-in name, folder, archive, manifest or Hugging Face data: see  featx list data."
@@ -129,6 +130,13 @@ def cache_option(function: F) -> F:
     """Add ``--cache``, the folder of the cache files."""
     return click.option(
         "--cache", "cache_dir", default="cache", show_default=True, help="Folder of cache files."
+    )(function)
+
+
+def reports_option(function: F) -> F:
+    """Add ``--reports``, the folder of the results."""
+    return click.option(
+        "--reports", "reports_dir", default="reports", show_default=True, help="Folder of results."
     )(function)
 
 

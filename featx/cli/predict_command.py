@@ -1,0 +1,136 @@
+"""``featx predict``."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+import click
+
+from featx.cli.options import common_options
+from featx.errors import SourceError, UsageError
+from featx.progress import Reporter
+
+if TYPE_CHECKING:
+    from featx.predict import Prediction, SavedModel
+    from featx.sources import Source
+
+__all__ = ["command"]
+
+# Names that are not UTF-8 on the disk are written as they are.
+_ODD_NAMES = "surrogateescape"
+
+
+@click.command()
+@click.option("--model", required=True, metavar="FILE", help="From  featx fit --save-models.")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGES...")
+@click.option("--output", metavar="FILE", help="A .csv or .json file.  [default: standard output]")
+@click.option("--format", "form", type=click.Choice(["csv", "json"]), help="[default: csv]")
+@click.option(
+    "--top", type=click.IntRange(1), default=1, show_default=True, help="Classes of each image."
+)
+@click.option("--weights", metavar="FILE", help="The same weights, where they lie now.")
+@click.option("--backbone", metavar="NAME", help="Permits to import a backbone of your own.")
+@click.option("--batch-size", "-b", type=int, help="Images at once.  [default: 16, GPU 128]")
+@click.option("--workers", "-j", type=int, help="Decoding processes; 0 for none.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@common_options
+def command(
+    model: str,
+    images: tuple[str, ...],
+    output: str | None,
+    form: str | None,
+    top: int,
+    reporter: Reporter,
+    **engine: str | int | None,
+) -> None:
+    """Classify new IMAGES with a saved model.
+
+    IMAGES are files, folders (with all below them), archives and manifests. They go
+    through the backbone, weights and preprocessing that the model was fitted behind.
+    An image that cannot be read is a row with the reason as its status.
+    """
+    from featx.predict import iter_predictions, load_model, open_images, open_network
+    from featx.predict.table import write_table
+
+    form = form or _form(output)
+    saved = load_model(model)
+    sources = open_images(images, reporter=reporter)
+    network = open_network(saved, reporter=reporter, **engine)  # type: ignore[arg-type]
+    reporter.say(_describe(saved))
+
+    def predictions() -> Iterator[Prediction]:
+        for source in sources:
+            for row in iter_predictions(saved, network, source, top=top, reporter=reporter):
+                yield replace(row, path=_path(source, row.path))
+
+    with _stream(output) as stream:
+        rows = predictions()
+        # Nothing is written before the first images are through.
+        rows = itertools.chain([next(rows)], rows)
+        n_images, n_failed = write_table(stream, form, saved, rows, top=top)
+    if n_failed == n_images:
+        raise SourceError(f"none of the {n_images:,} images could be read: see the status of each")
+    if n_failed:
+        reporter.warn(f"{n_failed:,} of {n_images:,} images could not be read: see their status")
+    if output is not None:
+        reporter.say(f"{output}: {n_images:,} images")
+
+
+def _form(output: str | None) -> str:
+    ending = "" if output is None else Path(output).suffix.lower()
+    if output is not None and ending not in (".csv", ".json"):
+        raise UsageError(f"--output {output}: end it in .csv or .json, or say --format csv|json")
+    return ending[1:] or "csv"
+
+
+def _describe(saved: SavedModel) -> str:
+    meta, test = saved.meta, saved.meta["test"]
+    features = meta["features"]
+    return (
+        f"{meta['head']} on {features.get('backbone')} {features.get('point', {}).get('layer')}, "
+        f"{len(saved.classes_)} classes, fitted on {meta['train'].get('data')}, "
+        f"{meta['train'].get('per_class')} per class; "
+        f"accuracy on its {test.get('n_test')} test images then: {test.get('accuracy'):.3f}"
+    )
+
+
+def _path(source: Source, path: str) -> str:
+    """Name an image of an archive or a table by the place of that, and its name inside."""
+    place = source.place
+    return path if place is None else os.path.join(_shown(place), path)  # noqa: PTH118 - a name
+
+
+def _shown(place: str) -> str:
+    inside = os.path.relpath(place)
+    return place if inside.startswith("..") else inside
+
+
+@contextmanager
+def _stream(output: str | None) -> Iterator[TextIO]:
+    """Open standard output, or a file that takes its name when it is whole."""
+    if output is None:
+        stream = io.TextIOWrapper(sys.stdout.buffer, "utf-8", _ODD_NAMES, newline="")
+        try:
+            yield stream
+        finally:
+            stream.flush()
+            stream.detach()
+        return
+    path = Path(output)
+    if not path.parent.is_dir():
+        raise UsageError(f"--output {output}: there is no folder {path.parent}")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("w", encoding="utf-8", errors=_ODD_NAMES, newline="") as stream:
+            yield stream
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,178 @@
+"""The network of a saved model, opened again exactly as it was."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featx.errors import ModelError, UsageError, WeightsError
+from featx.fingerprint import differences
+from featx.progress import SILENT, Reporter
+
+if TYPE_CHECKING:
+    from featx.backbones import Backbone
+    from featx.engines import LocalEngine
+    from featx.predict.model import SavedModel
+    from featx.preprocess import Preprocessing
+
+__all__ = ["Network", "open_network"]
+
+_MOST_PX = 1 << 14
+
+
+@dataclass(frozen=True)
+class Network:
+    """What turns images into the features that a model takes.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        At the feature point, with the weights and preprocessing of the model.
+    engine : LocalEngine
+        What runs it, in the precision of the model.
+    dtype : str
+        Type to which features are rounded, as in the cache.
+    """
+
+    backbone: Backbone
+    engine: LocalEngine
+    dtype: str
+
+
+def open_network(
+    saved: SavedModel,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    backbone: str | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    reporter: Reporter = SILENT,
+) -> Network:
+    """Open the network of a model.
+
+    Parameters
+    ----------
+    saved : SavedModel
+        The model.
+    weights : path-like, optional
+        File of the same weights, where they are not where they were.
+    backbone : str, optional
+        Its name, as permission to import it where it is a function of the user's.
+    device, batch_size, workers
+        As for ``featx extract``.
+    reporter : Reporter, optional
+        Shows downloads.
+
+    Returns
+    -------
+    Network
+        Equal to that of the cache in everything that changes features.
+
+    Raises
+    ------
+    UsageError
+        If an import is not permitted.
+    WeightsError
+        If the weights are gone, or are others.
+    ModelError
+        If something else is not as it was.
+    """
+    from featx.backbones import open_backbone
+    from featx.engines import LocalEngine, resolve_device
+
+    features = saved.meta["features"]
+    name = _name(saved, backbone)
+    preprocessing = _preprocessing(features)
+    place = resolve_device(device)
+    try:
+        point = features["point"]
+        opened = open_backbone(
+            name,
+            weights=_weights(saved, weights),
+            layer=point["layer"],
+            pool=point["pool"],
+            overrides={
+                "input_size": preprocessing.crop_px,
+                "mean": preprocessing.mean,
+                "std": preprocessing.std,
+                "interpolation": preprocessing.interpolation,
+            },
+            reporter=reporter,
+        )
+        engine = LocalEngine(place, features["precision"], batch_size, workers, reporter.warn)
+        network = Network(
+            replace(opened, preprocessing=preprocessing), engine, features["store_dtype"]
+        )
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{saved.path} does not say which features it takes: {error}") from error
+    _check(saved, network, weights)
+    return network
+
+
+def _name(saved: SavedModel, given: str | None) -> str:
+    name = str(saved.meta["weights"].get("backbone") or saved.meta["features"].get("backbone"))
+    if given is not None and given != name:
+        raise UsageError(f"{saved.path} was fitted behind {name}, not {given}: leave it out")
+    if ":" in name and given is None:
+        raise UsageError(
+            f"{saved.path} was fitted behind {name}, a function of your own, and a model imports "
+            f"nothing by itself: where you trust it, say  --backbone {name}"
+        )
+    return name
+
+
+def _preprocessing(features: Mapping[str, Any]) -> Preprocessing:
+    from featx.preprocess import Preprocessing
+
+    try:
+        values = dict(features["preprocessing"])
+        values |= {name: tuple(map(float, values[name])) for name in ("mean", "std")}
+        found = Preprocessing(**values, origin="as the model was fitted")
+    except (KeyError, TypeError, ValueError, UsageError) as error:
+        raise ModelError(f"the model's preprocessing cannot be read: {error}") from error
+    if max(found.crop_px, found.resize_px) > _MOST_PX:
+        raise ModelError(f"the model takes images of {found.crop_px:,} pixels, which is absurd")
+    return found
+
+
+def _weights(saved: SavedModel, given: str | os.PathLike[str] | None) -> str | None:
+    record = saved.meta["weights"]
+    if given is not None:
+        return os.fspath(given)
+    asked = record.get("asked")
+    if isinstance(asked, str) and Path(asked).is_absolute() and not Path(asked).is_file():
+        raise WeightsError(
+            f"{saved.path} was fitted with the weights {asked}, which are not there any more: give "
+            f"the same file with --weights FILE (its SHA-256 is {record.get('file_sha256')})"
+        )
+    return None if asked is None else str(asked)
+
+
+def _check(saved: SavedModel, network: Network, weights: str | os.PathLike[str] | None) -> None:
+    from featx.images import DECODER
+
+    wanted = saved.meta["features"]
+    found = {
+        "decoder": DECODER,
+        **network.backbone.identity(),
+        "precision": network.engine.precision,
+        "store_dtype": network.dtype,
+    }
+    if found["weights_sha256"] != wanted.get("weights_sha256"):
+        which = network.backbone.weights.file or network.backbone.weights.label
+        raise WeightsError(
+            f"{which} does not hold the weights that {saved.path} was fitted with "
+            f"({saved.meta['weights'].get('label')}): the SHA-256 of its tensors is "
+            f"{found['weights_sha256']}, not {wanted.get('weights_sha256')}"
+            + ("" if weights else "; give the right file with --weights FILE")
+        )
+    lines = differences(wanted, found)
+    if lines or network.backbone.n_features != saved.n_features:
+        raise ModelError(
+            f"{saved.path} takes other features than this featx computes: "
+            + ("; ".join(lines) or f"{saved.n_features:,} of them")
+        )
