@@ -28,7 +28,7 @@ from featx.evaluate.scores import score
 from featx.evaluate.settings import Settings
 from featx.evaluate.side_by_side import in_order
 from featx.heads import Fit, FitOptions, Pool, RowSpace, get_head
-from featx.heads.base import RowsView
+from featx.heads.base import RowsView, labels_of
 from featx.heads.linear import LinearHead
 from featx.heads.scaling import STANDARD, Array, Scaling
 from featx.progress import SILENT, Reporter
@@ -176,7 +176,7 @@ class _Job:
             started = time.perf_counter()
             fit = head.fit(space, labels, options)
             fit_seconds = time.perf_counter() - started
-        train_acc1 = np.mean(fit.model.predict(RowsView(space.pool.X, space.index)) == labels)
+        train_acc1 = np.mean(_fitted_labels(fit, space) == labels)
         started = time.perf_counter()
         decisions = fit.model.decision_function(self.test)
         predict_seconds = time.perf_counter() - started
@@ -223,10 +223,21 @@ class _Job:
         )
 
 
+def _fitted_labels(fit: Fit, space: RowSpace) -> NDArray[np.int64]:
+    """Predict the rows that were fitted, from scores that are there already if they are."""
+    if fit.train_scores is not None:
+        return labels_of(fit.train_scores, fit.model.classes_)
+    return fit.model.predict(RowsView(space.pool.X, space.index))
+
+
 def _detail(fit: Fit) -> dict[str, Any]:
     return {
         "train_acc1_is": "TRAINING score: accuracy on the rows that the head was fitted on",
-        "cv": {"C": list(fit.cv.C), "accuracy": [list(a) for a in fit.cv.accuracy]}
+        "cv": {
+            "parameter": fit.cv.parameter,
+            "C": list(fit.cv.C),
+            "accuracy": [list(a) for a in fit.cv.accuracy],
+        }
         if fit.cv
         else None,
         "versions": {

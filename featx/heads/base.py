@@ -167,6 +167,8 @@ class Fit:
         Whether the final fit met its tolerance.
     notes : tuple of str
         What a reader of the result must know, warnings included.
+    train_scores : ndarray of float64, shape (n_rows, n_classes) or (n_rows,), optional
+        Decision scores of the rows that were fitted, where the solver knows them.
     """
 
     model: Model
@@ -175,6 +177,7 @@ class Fit:
     n_iter: int = 0
     converged: bool = True
     notes: tuple[str, ...] = ()
+    train_scores: Array | None = field(default=None, compare=False, repr=False)
 
 
 class Head(Protocol):

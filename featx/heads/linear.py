@@ -108,7 +108,9 @@ class LinearHead:
         coef, intercept = linear.model_of(solution)
         model = LinearModel(classes, coef, intercept, space.scaling, self.link)
         cv = None if path is None else _curve(path)
-        return Fit(model, C, cv, n_iter, converged, tuple(notes))
+        scores = solution.scores.reshape(len(y), n_outputs)
+        scores = scores[:, 0] if n_outputs == 1 else scores
+        return Fit(model, C, cv, n_iter, converged, tuple(notes), scores)
 
     def _usable(self, start: Solution | None, linear: LinearSpace) -> Solution | None:
         # A scaling that is fitted is another one in every fold.

@@ -111,6 +111,12 @@ class RowSpace:
         return RowSpace(self.pool, self.index, _standard(self.pool.X, rows))
 
     @cached_property
+    def _where(self) -> slice | NDArray[np.int64]:
+        """Rows of the pool; all of them without a copy."""
+        is_all = np.array_equal(self.index, np.arange(self.pool.shape[0]))
+        return slice(None) if is_all else self.index
+
+    @cached_property
     def norms(self) -> Array | None:
         """Norms by which the scaling divides the rows, (n_rows,); None where it does not."""
         if not self.scaling.has_norms:
@@ -119,14 +125,14 @@ class RowSpace:
             return np.sqrt(np.diag(self.pool.gram(self.scaling))[self.index])
         squares = np.zeros(self.n_rows)
         for columns in _column_blocks(self.n_rows, self.n_features):
-            block = self.scaling.bend(self.pool.X[self.index, columns])
+            block = self.scaling.bend(self.pool.X[self._where, columns])
             squares += np.einsum("ij,ij->i", block, block)
         return np.sqrt(squares)
 
     def blocks(self) -> Iterator[tuple[slice, Array]]:
         """Yield the scaled rows by columns, float64, and which columns they are."""
         for columns in _column_blocks(self.n_rows, self.n_features):
-            block = self.pool.X[self.index, columns]
+            block = self.pool.X[self._where, columns]
             yield columns, self.scaling.apply(block, columns, self.norms)
 
     @cached_property
@@ -136,7 +142,7 @@ class RowSpace:
             require_memory(8 * self.n_rows**2, f"the Gram matrix of {self.n_rows:,} rows")
             return _sum_of_squares(self.n_rows, (block for _, block in self.blocks()))
         gram = self.pool.gram(self.scaling)
-        if not np.array_equal(self.index, np.arange(len(gram))):
+        if not isinstance(self._where, slice):
             gram = gram[np.ix_(self.index, self.index)]
         if self.norms is None:
             return gram

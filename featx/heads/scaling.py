@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +16,9 @@ from featx.errors import unknown_name
 __all__ = ["L2", "NONE", "POWER", "SCALES", "STANDARD", "UNSCALED", "Scaling", "check_scale"]
 
 Array = NDArray[np.float64]
+
+_MANY = 1 << 20
+_THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 NONE, L2, STANDARD, POWER = "none", "l2", "standard", "power"
 SCALES = {
@@ -52,7 +58,7 @@ class Scaling:
 
     def bend(self, block: NDArray[Any]) -> Array:
         """Do what is done to every number by itself, and give float64."""
-        values: Array = block.astype(np.float64)
+        values = _as_float64(block)
         return np.sign(values) * np.sqrt(np.abs(values)) if self.name == POWER else values
 
     def apply(
@@ -85,6 +91,22 @@ class Scaling:
 
 UNSCALED = Scaling()
 """Features as they are."""
+
+
+def _as_float64(block: NDArray[Any]) -> Array:
+    """Convert on all cores: NumPy takes half as long for it as for the products that follow."""
+    if block.size < _MANY or block.dtype == np.float64:
+        return block.astype(np.float64)
+    out = np.empty(block.shape)
+    edges = np.linspace(0, len(block), _THREADS + 1).astype(int)
+    parts = [slice(a, b) for a, b in itertools.pairwise(edges.tolist())]
+
+    def convert(rows: slice) -> None:
+        out[rows] = block[rows]
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        list(threads.map(convert, parts))
+    return out
 
 
 def check_scale(name: str) -> None:

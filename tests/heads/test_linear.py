@@ -88,6 +88,7 @@ def test_scores_are_those_of_scikit_learn(name, scaled, shape):
     new, _ = features(40, *shape[1:], seed=1)
     assert fit.converged
     assert fit.notes == ()
+    assert np.allclose(fit.train_scores, fit.model.decision_function(X), rtol=1e-6, atol=1e-7)
     for rows in (X, new):
         expected = plain.decision_function(rows.astype(np.float64) @ axes)
         found = fit.model.decision_function(rows)
