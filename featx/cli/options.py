@@ -168,7 +168,12 @@ _CLASS_OPTIONS = (
     list_option("--map", metavar="OLD=NEW", help="New names; equal ones become one class."),
 )
 _FIT_OPTIONS = (
-    list_option("--clf", default=("svm",), show_default=True, help="Heads: svm, logreg, mlp."),
+    list_option(
+        "--clf",
+        default=("svm",),
+        show_default=True,
+        help="Heads: featx list heads; with settings, 'mlp(hidden=512,256)'.",
+    ),
     list_option(
         "--per-class", type=PER_CLASS, required=True, help="Training images a class, or all."
     ),

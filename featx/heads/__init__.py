@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,6 +39,7 @@ __all__ = [
 _HEADS: dict[str, Head] = {
     head.name: head for head in (SVM, LOGREG, RIDGE, MLP, MLP_TORCH, KNN, NCM, LDA)
 }
+_WITH_SETTINGS = re.compile(r"(?P<name>[^()]+)\((?P<words>[^()]*)\)")
 
 
 def available_heads() -> dict[str, str]:
@@ -57,7 +59,7 @@ def get_head(name: str) -> Head:
     ----------
     name : str
         One of `available_heads`, or ``module:Class`` for a scikit-learn classifier of your own,
-        see `featx.heads.foreign`.
+        see `featx.heads.foreign`; with settings in brackets, ``mlp(hidden=512,256 alpha=0.1)``.
 
     Returns
     -------
@@ -66,8 +68,10 @@ def get_head(name: str) -> Head:
     Raises
     ------
     UsageError
-        If there is none of that name, or it is no classifier.
+        If there is none of that name, it is no classifier, or a setting does not fit.
     """
+    if with_words := _WITH_SETTINGS.fullmatch(name):
+        return configure(with_words["name"], with_words["words"].split())
     if name in _HEADS:
         return _HEADS[name]
     if is_plugin(name, foreign.GROUP):

@@ -301,3 +301,12 @@ def test_rows_that_do_not_fit_into_memory_are_read_in_blocks(name, scale, shape,
     assert pytest.approx(within.C) == without.C
     found, expected = (fit.model.decision_function(X) for fit in (without, within))
     assert np.abs(found - expected).max() <= 1e-6 * np.abs(expected).max()
+
+
+def test_settings_are_part_of_a_head_s_name():
+    assert get_head("mlp(hidden=7,5 alpha=0.5)").hidden == (7, 5)
+    assert get_head("svm()") is SVM
+    with pytest.raises(UsageError, match="hiden"):
+        get_head("mlp(hiden=7)")
+    with pytest.raises(UsageError, match="svm has no settings"):
+        get_head("svm(hidden=7)")
