@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featx.evaluate.pairs import CacheLike
-from featx.fingerprint import canonical_json
 
 __all__ = ["images_sha256"]
 
@@ -36,5 +36,6 @@ def images_sha256(cache: CacheLike, rows: NDArray[np.int64]) -> str:
     state = hashlib.sha256()
     for row, digest, label in zip(rows.tolist(), digests, labels.tolist(), strict=True):
         image = digest.tobytes().hex() if digest.any() else f"path {cache.paths[row]}"
-        state.update(canonical_json([image, cache.class_names[label]]) + b"\n")
+        # ASCII, since names of files need not be text.
+        state.update(json.dumps([image, cache.class_names[label]]).encode("ascii") + b"\n")
     return state.hexdigest()

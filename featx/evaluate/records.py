@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from featx.errors import FeatxError
-from featx.fingerprint import canonical_json
 
 __all__ = ["RecordError", "read_record", "record_text", "write_record"]
 
@@ -36,15 +35,21 @@ def record_text(kind: str, record: Mapping[str, Any]) -> str:
     Returns
     -------
     str
-        With ``featx`` (the kind), ``version`` and, last, ``sha256``: that of the canonical JSON
-        of everything else.
+        With ``featx`` (the kind), ``version`` and, last, ``sha256``: that of everything else, as
+        ASCII JSON with sorted keys and without white space.
     """
     whole = {_TYPE: kind, _VERSION: _NOW, **record}
-    whole[_DIGEST] = hashlib.sha256(canonical_json(whole)).hexdigest()
+    whole[_DIGEST] = _digest(whole)
     lines = [
         f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in whole.items()
     ]
     return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _digest(whole: Mapping[str, Any]) -> str:
+    # ASCII, since names of files need not be text.
+    text = json.dumps(whole, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def read_record(kind: str, path: Path) -> dict[str, Any]:
@@ -74,7 +79,7 @@ def read_record(kind: str, path: Path) -> dict[str, Any]:
     if not isinstance(whole, dict) or whole.get(_TYPE) != kind or whole.get(_VERSION) != _NOW:
         raise RecordError(f"it is no {kind} of this version of featx")
     digest = whole.pop(_DIGEST, "")
-    if hashlib.sha256(canonical_json(whole)).hexdigest() != digest:
+    if _digest(whole) != digest:
         raise RecordError("it was changed or damaged: its digest does not fit")
     return {key: value for key, value in whole.items() if key not in (_TYPE, _VERSION)}
 

@@ -258,3 +258,11 @@ def test_every_column_is_kept_with_its_type(desk):
         assert {k: (type(v), v) for k, v in back.row().items()} == {
             k: (type(v), v) for k, v in result.row().items()
         }
+
+
+def test_names_that_are_no_text_are_kept(desk):
+    desk.pair.train.paths[2] = desk.pair.test.paths[2] = "odd\udcff.jpg"
+    first = desk.ask()
+    assert "odd\udcff.jpg" in first[0].detail["leaks"]["pairs"][0]["train"]
+    desk.hide()
+    assert [r.detail for r in desk.ask()] == [r.detail for r in first]
