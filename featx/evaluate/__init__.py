@@ -7,10 +7,12 @@ from featx.evaluate.groups import add_groups
 from featx.evaluate.leak_report import save_leak_sheet
 from featx.evaluate.leaks import Leaks, find_leaks
 from featx.evaluate.output import ResultsFolder, read_results
+from featx.evaluate.paired import compare
 from featx.evaluate.pairs import CacheLike, Pair, pair_caches
 from featx.evaluate.result import COLUMNS, FitResult
 from featx.evaluate.run import evaluate
 from featx.evaluate.settings import ALL, Settings
+from featx.evaluate.statements import format_comparison
 from featx.evaluate.table import format_table, summarise
 from featx.evaluate.views import choose_classes
 
@@ -25,9 +27,11 @@ __all__ = [
     "Settings",
     "add_groups",
     "choose_classes",
+    "compare",
     "cross_pairs",
     "evaluate",
     "find_leaks",
+    "format_comparison",
     "format_table",
     "pair_caches",
     "read_results",

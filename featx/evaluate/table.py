@@ -194,7 +194,7 @@ def format_table(table: pd.DataFrame) -> str:
 
 _TEXT = (
     *("data", "backbone", "weights", "layer", "pool", "input", "precision", "cache", "test cache"),
-    *("head", "scale", "class weight", "preprocess"),
+    *("A", "B", "clf", "class_weight", "head", "scale", "class weight", "preprocess"),
 )
 _FORMATS = {
     "images/s": ".1f",

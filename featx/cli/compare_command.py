@@ -1,0 +1,57 @@
+"""``featx compare``."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from featx.cli.options import PER_CLASS, ListCommand, common_options, list_option
+from featx.progress import Reporter
+
+__all__ = ["command"]
+
+
+@click.command(cls=ListCommand)
+@click.argument("systems", nargs=-1, required=True, metavar="A B...")
+@list_option("--data", help="Only fits on these data sets.")
+@list_option("--backbone", help="Only fits of these backbones.")
+@list_option("--layer", help="Only fits of these layers.")
+@list_option("--clf", help="Only fits of these heads.")
+@list_option("--per-class", type=PER_CLASS, help="Only fits on so many images a class.")
+@click.option(
+    "--format",
+    "-f",
+    "form",
+    type=click.Choice(["table", "csv", "json"]),
+    default="table",
+    show_default=True,
+    help="What to print.",
+)
+@click.option(
+    "--reports", "reports_dir", default="reports", show_default=True, help="Folder of results."
+)
+@common_options
+def command(
+    systems: tuple[str, ...],
+    form: str,
+    reports_dir: str,
+    reporter: Reporter,
+    **filters: tuple[str, ...],
+) -> None:
+    """Compare systems on the same draws and the same test images, from what  featx fit  kept.
+
+    Each of A, B, ... is one or more words, joined by commas, that name values of a system:
+    svm, resnet50,svm, input_size=96. All pairs are compared; every value that they leave
+    open (three backbones, two sizes of subset) makes a comparison of its own, and p values are
+    corrected for their number.
+    """
+    from featx.evaluate import compare, format_comparison
+
+    frame = compare(systems, reports_dir, where=filters, reporter=reporter)
+    if form == "csv":
+        click.echo(frame.to_csv(index=False), nl=False)
+    elif form == "json":
+        click.echo(json.dumps(frame.to_dict("records"), indent=1, allow_nan=False))
+    else:
+        click.echo(format_comparison(frame))

@@ -1,0 +1,228 @@
+"""Two systems on the same draws and the same test images."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from featx.errors import ProtocolError, UsageError
+from featx.evaluate.crossed import Estimate, estimate_mean, holm
+from featx.evaluate.output import ResultsFolder
+from featx.evaluate.result import FitResult
+from featx.evaluate.statements import statement
+from featx.evaluate.systems import SYSTEM_COLUMNS, choose, find_words, to_systems
+from featx.progress import SILENT, Reporter
+
+__all__ = ["compare"]
+
+# A layer, a size and weights are those of a backbone: they differ where backbones do.
+_OF_BACKBONE = ("weights", "layer", "input_size")
+_MENDS = {
+    "seed": "fit both with the same --seed",
+    "train_images": "fit both on the same images, with the same --seed, --holdout and --on-leak",
+    "test_images": "test both on the same images",
+}
+_MOST_EXPLAINED = 200
+
+
+def compare(
+    systems: Sequence[str],
+    reports: str | os.PathLike[str] | Iterable[FitResult] = "reports",
+    *,
+    where: Mapping[str, Iterable[str]] | None = None,
+    reporter: Reporter = SILENT,
+) -> pd.DataFrame:
+    """Compare systems with each other, pair by pair, on the same draws and test images.
+
+    Every test image of every draw gives the difference of being right, 1, 0 or -1; its mean is
+    the difference in accuracy, and its interval accounts for both the draws and the test images
+    being samples; see `featx.evaluate.crossed.estimate_mean`. Two fits are paired if everything
+    agrees but what the two systems name: data, seed, training images, test images, head,
+    settings. Weights, layer and input size belong to the backbone and may differ where backbones
+    are compared. Images are the same if their bytes are, whatever cache they are in. What the
+    systems leave open makes a comparison of its own for each value: two heads on three backbones
+    are three comparisons.
+
+    Parameters
+    ----------
+    systems : sequence of str
+        Two or more; each is one or more words joined by commas: values of a system that are in
+        one column only, or ``column=value``: ``"svm"``, ``"resnet50,svm"``, ``"input_size=96"``.
+    reports : path-like or iterable of FitResult, default="reports"
+        Folder of results, or fits.
+    where : mapping, optional
+        Values by column that fits must have.
+    reporter : Reporter, optional
+        Is told which files are damaged.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a comparison: ``A`` and ``B``, as typed; the columns of the system that both
+        share (else empty); ``difference_points``, ``low_points``, ``high_points`` (accuracy of A
+        minus that of B, in percentage points, and its 95 % interval); ``p`` (two-sided) and
+        ``p_holm`` (corrected for the number of rows, Holm 1979); ``n_draws``, ``n_images``; and
+        ``statement``, a sentence.
+
+    Raises
+    ------
+    UsageError
+        If a word is unknown or ambiguous, or names several systems.
+    ProtocolError
+        If there are no fits, or two systems share no draw; says in what they differ.
+
+    Examples
+    --------
+    >>> compare(["svm", "logreg"], where={"data": ["cifar10"]})  # doctest: +SKIP
+    """
+    if len(systems) < 2 or len(set(systems)) < len(systems):
+        raise UsageError("name two or more different systems to compare, as in  svm logreg")
+    fits = _fits(reports, reporter)
+    known = to_systems(fits)
+    kept = choose(known, where or {})
+    if kept.empty:
+        raise ProtocolError("no fit has all that was asked for: leave a filter out")
+    named = {text: find_words(text, kept) for text in systems}
+    found = [
+        comparison
+        for a, b in itertools.combinations(systems, 2)
+        for comparison in _compare_two(_Side(a, named[a]), _Side(b, named[b]), kept, fits)
+    ]
+    return _to_frame(found)
+
+
+def _fits(reports: Any, reporter: Reporter) -> list[FitResult]:
+    if isinstance(reports, str | os.PathLike):
+        fits = list(ResultsFolder(reports, reporter).fits())
+        where = os.fspath(reports)
+    else:
+        fits, where = list(reports), "what was given"
+    if not fits:
+        raise ProtocolError(f"{where} holds no fits: run  featx fit  first")
+    return fits
+
+
+@dataclass(frozen=True)
+class _Side:
+    """What was typed for one system, and which columns it names."""
+
+    text: str
+    words: Mapping[str, str]
+
+    def of(self, systems: pd.DataFrame) -> pd.DataFrame:
+        kept = systems
+        for column, value in self.words.items():
+            kept = kept[kept[column] == value]
+        if kept.empty:
+            raise UsageError(f"no fit has all of {self.text!r}: its words are of different fits")
+        return kept
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """Two systems, what they share, and their difference in accuracy."""
+
+    first: str
+    second: str
+    shared: Mapping[str, str]
+    estimate: Estimate
+
+
+def _compare_two(
+    first: _Side, second: _Side, systems: pd.DataFrame, fits: Sequence[FitResult]
+) -> Iterator[_Comparison]:
+    sides = (first.of(systems), second.of(systems))
+    varied = {*first.words, *second.words}
+    shared = [c for c in SYSTEM_COLUMNS if c not in varied and c != "cache"]
+    if "backbone" in varied:
+        shared = [c for c in shared if c not in _OF_BACKBONE]
+    # Subsets of two sizes are other images; those of one seed are nested.
+    draw = ["seed"] if "per_class" in varied else ["seed", "train_images"]
+    by_stratum = [dict(list(side.groupby([*shared, "test_images"], sort=False))) for side in sides]
+    is_empty = True
+    for stratum, rows in by_stratum[0].items():
+        if stratum not in by_stratum[1]:
+            continue
+        both = (_draws(first, rows, draw), _draws(second, by_stratum[1][stratum], draw))
+        common = [key for key in both[0] if key in both[1]]
+        if common:
+            is_empty = False
+            right = [
+                np.array([_is_right(fits[side[key]]) for key in common], dtype=float)
+                for side in both
+            ]
+            words = {name: str(value) for name, value in zip(shared, stratum, strict=False)}
+            yield _Comparison(first.text, second.text, words, estimate_mean(right[0] - right[1]))
+    if is_empty:
+        raise ProtocolError(_why_apart(first, second, sides, [*shared, *draw, "test_images"]))
+
+
+def _draws(side: _Side, rows: pd.DataFrame, draw: list[str]) -> dict[tuple[Any, ...], int]:
+    """Fits by their draw; all are of one system."""
+    columns = [column for column in SYSTEM_COLUMNS if rows[column].nunique() > 1]
+    if columns:
+        column = next((c for c in columns if c != "cache"), "cache")
+        values = sorted(rows[column].unique())
+        raise UsageError(
+            f"{side.text!r} names {len(values)} systems, with {column} {', '.join(values)}: say "
+            f"which, as in  {side.text},{column}={values[0]}"
+        )
+    return {tuple(row): index for index, row in zip(rows.index, rows[draw].values, strict=True)}
+
+
+def _is_right(fit: FitResult) -> NDArray[np.bool_]:
+    guess, truth = (np.array(fit.detail[name]) for name in ("predictions", "test_labels"))
+    is_right: NDArray[np.bool_] = guess == truth
+    return is_right
+
+
+def _why_apart(
+    first: _Side, second: _Side, sides: tuple[pd.DataFrame, pd.DataFrame], fields: list[str]
+) -> str:
+    """Say in what the two fits that are most alike differ."""
+    rows = (side[fields].drop_duplicates().head(_MOST_EXPLAINED) for side in sides)
+    couples = itertools.product(*(part.to_dict("records") for part in rows))
+    a, b = min(couples, key=lambda two: sum(two[0][name] != two[1][name] for name in fields))
+    differing = [name for name in fields if a[name] != b[name]]
+    parts = [
+        name.replace("_", " ") if name.endswith("images") else f"{name} ({a[name]} and {b[name]})"
+        for name in differing
+    ]
+    mend = _MENDS.get(differing[0], f"fit both with the same {differing[0]}") if differing else ""
+    return (
+        f"{first.text} and {second.text} share no draw: the fits most alike differ in "
+        f"{', '.join(parts)}: {mend}"
+    )
+
+
+def _to_frame(found: Sequence[_Comparison]) -> pd.DataFrame:
+    adjusted = holm([c.estimate.p for c in found])
+    columns = [c for c in SYSTEM_COLUMNS if c != "cache"]
+    lines = []
+    for comparison, p_holm in zip(found, adjusted, strict=True):
+        e = comparison.estimate
+        lines.append(
+            {
+                "A": comparison.first,
+                "B": comparison.second,
+                **{column: comparison.shared.get(column, "") for column in columns},
+                "difference_points": 100 * e.mean,
+                "low_points": 100 * e.low,
+                "high_points": 100 * e.high,
+                "p": e.p,
+                "p_holm": float(p_holm),
+                "n_draws": e.n_draws,
+                "n_images": e.n_images,
+            }
+        )
+    frame = pd.DataFrame(lines)
+    telling = [column for column in columns if frame[column].nunique() > 1]
+    frame["statement"] = [statement(line, telling, len(frame)) for _, line in frame.iterrows()]
+    return frame

@@ -1,0 +1,97 @@
+"""Comparisons in words, and as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from featx.evaluate.systems import SYSTEM_COLUMNS
+from featx.evaluate.table import format_table
+
+__all__ = ["format_comparison", "statement"]
+
+_ALPHA = 0.05
+_TITLES = {
+    "difference_points": "difference",
+    "low_points": "low",
+    "high_points": "high",
+    "p": "p",
+    "p_holm": "p (Holm)",
+    "n_draws": "draws",
+    "n_images": "images",
+}
+
+
+def statement(line: pd.Series[Any], telling: Sequence[str], n_compared: int) -> str:
+    """Say what a comparison shows.
+
+    Parameters
+    ----------
+    line : Series
+        A row of what `compare` gives.
+    telling : sequence of str
+        Columns in which comparisons differ, to say which one this is.
+    n_compared : int
+        How many comparisons there are: with several, Holm's p decides.
+
+    Returns
+    -------
+    str
+    """
+    first, second, sign = line["A"], line["B"], 1
+    if line["difference_points"] < 0:
+        first, second, sign = second, first, -1
+    ends = sorted((sign * line["low_points"], sign * line["high_points"]))
+    interval = f"{sign * line['difference_points']:.1f} points, {ends[0]:.1f} to {ends[1]:.1f}"
+    p = _p_text(line["p"])
+    if n_compared > 1:
+        p += f", corrected {_p_text(line['p_holm'])}"
+    where = ", ".join(_named(column, line[column]) for column in telling if line[column])
+    start = f"{where}: " if where else ""
+    over = f"({_counted(line['n_draws'], 'draw')}, {_counted(line['n_images'], 'test image')})"
+    if line["n_draws"] == 1:
+        over = over[:-1] + "; the variance between draws is not in it)"
+    if line["p_holm"] < _ALPHA:
+        return f"{start}{first} beats {second} by {interval}, {p} {over}"
+    return f"{start}no difference between {first} and {second} can be told: {interval}, {p} {over}"
+
+
+def _p_text(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n:,} {what}" + "s" * (n != 1)
+
+
+def _named(column: str, value: str) -> str:
+    if column == "per_class":
+        return f"{value} per class"
+    return value if column in ("data", "backbone", "layer", "clf") else f"{column} {value}"
+
+
+def format_comparison(frame: pd.DataFrame) -> str:
+    """Align comparisons as plain text.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        As from `compare`.
+
+    Returns
+    -------
+    str
+        A table, differences in percentage points, then a sentence for each row.
+    """
+    telling = [c for c in SYSTEM_COLUMNS if c in frame and frame[c].nunique() > 1]
+    table = frame[["A", "B", *telling, *_TITLES]].rename(
+        columns={**_TITLES, **{name: name.replace("_", " ") for name in telling}}
+    )
+    for name, form in (("difference", "+.1f"), ("low", "+.1f"), ("high", "+.1f"), ("images", ",")):
+        table[name] = [format(value, form) for value in table[name]]
+    for name in ("p", "p (Holm)"):
+        table[name] = [_p_text(p).removeprefix("p ").removeprefix("= ") for p in table[name]]
+    table.attrs["notes"] = ["difference, low, high: percentage points, 95 % interval"]
+    return "\n".join([format_table(table), "", *frame["statement"]])
