@@ -8,14 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.errors import ProtocolError
-from featx.heads.base import Rows, check_finite, row_blocks
-from featx.heads.rowspace import require_memory
+from featx.heads.base import Rows, RowsView, check_finite, row_blocks
+from featx.heads.rowspace import available_bytes
 
-__all__ = ["load_rows", "require_unseen"]
+__all__ = ["hold_rows", "require_unseen"]
 
 
-def load_rows(X: Rows, rows: NDArray[np.int64]) -> NDArray[Any]:
-    """Read rows into memory as they are stored.
+# Of the available memory, for rows; Gram matrices need the rest.
+_SHARE = 0.6
+
+
+def hold_rows(X: Rows, rows: NDArray[np.int64]) -> NDArray[Any] | RowsView:
+    """Read rows into memory as they are stored, or, where they do not fit, where they are.
 
     Parameters
     ----------
@@ -26,23 +30,24 @@ def load_rows(X: Rows, rows: NDArray[np.int64]) -> NDArray[Any]:
 
     Returns
     -------
-    ndarray of float16 or float32, shape (n_rows, n_features)
+    ndarray of float16 or float32, shape (n_rows, n_features), or RowsView
+        The rows, or a view that reads them when they are asked for.
 
     Raises
     ------
     ProtocolError
-        If they do not fit into memory, or hold NaN or infinity.
+        If they hold NaN or infinity.
     """
     n_features = int(X.shape[1])
     dtype = np.asarray(X[0:1]).dtype
-    needed = len(rows) * n_features * dtype.itemsize
-    gram = 2 * 8 * len(rows) ** 2 if len(rows) < n_features else 0
-    require_memory(needed + gram, f"fitting {len(rows):,} images with {n_features:,} features")
-    out = np.empty((len(rows), n_features), dtype)
+    fits = len(rows) * n_features * dtype.itemsize < _SHARE * available_bytes()
+    out = np.empty((len(rows), n_features), dtype) if fits else None
     for block in row_blocks(len(rows), n_features):
-        out[block] = X[rows[block]]
-        check_finite(out[block], block.start, rows)
-    return out
+        part = np.asarray(X[rows[block]])
+        check_finite(part, block.start, rows)
+        if out is not None:
+            out[block] = part
+    return RowsView(X, rows) if out is None else out
 
 
 def require_unseen(

@@ -22,7 +22,7 @@ from featx.evaluate.leaks import Leaks
 from featx.evaluate.output import ResultsFolder
 from featx.evaluate.pairs import Pair
 from featx.evaluate.question import Question
-from featx.evaluate.reading import load_rows, require_unseen
+from featx.evaluate.reading import hold_rows, require_unseen
 from featx.evaluate.result import FitResult
 from featx.evaluate.scores import score
 from featx.evaluate.settings import Settings
@@ -152,9 +152,9 @@ class _Job:
 
     def _pool(self, group: list[Subset], rows: NDArray[np.int64]) -> Pool:
         """Rows in memory, with the Gram matrix that the fits share."""
-        pool = Pool(load_rows(self.pair.train.X, rows))
+        pool = Pool(hold_rows(self.pair.train.X, rows))
         is_wide = any(len(subset.rows) < pool.shape[1] for subset in group)
-        if is_wide and self.settings.scale != STANDARD:
+        if is_wide and self.settings.scale != STANDARD and pool.holds_gram():
             pool.gram(Scaling(self.settings.scale))
         return pool
 

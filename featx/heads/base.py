@@ -67,7 +67,7 @@ class RowsView:
         """(n_rows, n_features)."""
         return len(self.rows), int(self.X.shape[1])
 
-    def __getitem__(self, key: slice, /) -> NDArray[Any]:
+    def __getitem__(self, key: slice | NDArray[np.int64], /) -> NDArray[Any]:
         return np.asarray(self.X[self.rows[key]])
 
 

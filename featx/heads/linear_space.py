@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,8 @@ _LEADING = 20
 _SMALL = 256
 _SAMPLE = 1_000
 _BLOCK_BYTES = 128 << 20
-# Of the available memory, for the rows or their Gram matrix and its copies.
-_SHARE, _COPIES = 0.7, 3.5
+# Of the available memory, for the rows in float64.
+_SHARE = 0.35
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,17 @@ class LinearSpace:
     @cached_property
     def is_dual(self) -> bool:
         """Whether the Gram matrix is used."""
-        n = self.space.n_rows
-        return self.space.is_wide and _COPIES * 8 * n**2 < _SHARE * available_bytes()
+        space = self.space
+        own = None if space.scaling.is_of_rows else space.n_rows
+        return space.is_wide and space.pool.holds_gram(own)
 
     @cached_property
     def is_streamed(self) -> bool:
         """Whether rows are read again for every product."""
+        if not self.space.pool.is_in_memory:
+            return True
         n_bytes = 8 * self.space.n_rows * self.space.n_features
-        return not self.is_dual and 2 * n_bytes > _SHARE * available_bytes()
+        return not self.is_dual and n_bytes > _SHARE * available_bytes()
 
     @cached_property
     def scale(self) -> float:
@@ -67,12 +70,12 @@ class LinearSpace:
         total = sum(np.einsum("ij,ij->", block, block) for _, block in self._rows())
         return float(total / self.space.n_rows) or 1.0
 
-    def _rows(self) -> Iterator[tuple[slice, Array]]:
+    def _rows(self, dtype: Any = np.float64) -> Iterator[tuple[slice, NDArray[Any]]]:
         if not self.is_streamed:
-            yield slice(0, self.space.n_rows), self.space.dense
+            yield slice(0, self.space.n_rows), self.space.dense.astype(dtype, copy=False)
             return
         height = max(1, _BLOCK_BYTES // (8 * self.space.n_features))
-        yield from self.space.row_blocks(height)
+        yield from self.space.row_blocks(height, dtype)
 
     @cached_property
     def _mean(self) -> Array | None:
@@ -133,12 +136,8 @@ class LinearSpace:
         if self.is_dual:
             return GramGeometry(self._matrix.astype(dtype, copy=False), leading, self.is_free)
 
-        def blocks() -> Iterator[tuple[slice, NDArray[Any]]]:
-            for rows, block in self._rows():
-                yield rows, block.astype(dtype, copy=False)
-
         return RowGeometry(
-            blocks=blocks,
+            blocks=partial(self._rows, dtype),
             n_rows=self.space.n_rows,
             n_features=self.space.n_features,
             divisor=float(np.sqrt(self.scale)),

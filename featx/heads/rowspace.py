@@ -26,6 +26,8 @@ from featx.heads.scaling import POWER, STANDARD, UNSCALED, Array, Scaling, check
 __all__ = ["Pool", "RowSpace", "available_bytes", "require_memory"]
 
 _BLOCK_BYTES = 128 << 20
+# Of the available memory, for a Gram matrix and what is made of it.
+_SHARE, _COPIES = 0.7, 3.5
 
 
 class Pool:
@@ -34,10 +36,11 @@ class Pool:
     Parameters
     ----------
     X : ndarray of float16, float32 or float64, shape (n_pool, n_features)
-        Raw features, finite.
+        Raw features, finite; or something that reads rows of them from the disk, which linear
+        heads alone can use.
     """
 
-    def __init__(self, X: NDArray[Any]) -> None:
+    def __init__(self, X: Any) -> None:
         self.X = X
         self._grams: dict[bool, Array] = {}
 
@@ -46,11 +49,35 @@ class Pool:
         """(n_pool, n_features)."""
         return tuple(self.X.shape)
 
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether rows are there, not on the disk."""
+        return isinstance(self.X, np.ndarray)
+
+    def require_rows(self) -> None:
+        """Raise a `ProtocolError` if the rows are on the disk."""
+        if not self.is_in_memory:
+            n_rows, n_features = self.shape
+            raise ProtocolError(
+                f"{n_rows:,} x {n_features:,} training rows do not fit into memory, where this "
+                "head needs them: take svm, logreg or ridge, which read them in blocks, fewer "
+                "images per class, or features of a lower dimension (--pool avg)"
+            )
+
+    def holds_gram(self, n_rows: int | None = None) -> bool:
+        """Whether a Gram matrix of so many rows (all by default) and its copies fit into memory."""
+        n = self.shape[0] if n_rows is None else n_rows
+        is_there = n_rows is None and bool(self._grams)
+        needed = 8 * n**2 * (_COPIES - is_there)
+        return self.is_in_memory and needed < _SHARE * available_bytes()
+
     def gram(self, scaling: Scaling) -> Array:
         """Gram matrix of all rows, bent as the scaling wants, float64, (n_pool, n_pool)."""
         is_bent = scaling.name == POWER
         if is_bent not in self._grams:
-            require_memory(8 * len(self.X) ** 2, f"the Gram matrix of {len(self.X):,} rows")
+            n_rows = self.shape[0]
+            self.require_rows()
+            require_memory(8 * n_rows**2, f"the Gram matrix of {n_rows:,} rows")
             blocks = (scaling.bend(self.X[:, columns]) for columns in _column_blocks(*self.X.shape))
             self._grams[is_bent] = _sum_of_squares(len(self.X), blocks)
         return self._grams[is_bent]
@@ -108,7 +135,7 @@ class RowSpace:
         if name != STANDARD:
             return RowSpace(self.pool, self.index, Scaling(name))
         rows = self.index if fitted is None else self.index[fitted]
-        return RowSpace(self.pool, self.index, _standard(self.pool.X, rows))
+        return RowSpace(self.pool, self.index, _standard(self.pool, rows))
 
     @cached_property
     def _where(self) -> slice | NDArray[np.int64]:
@@ -152,19 +179,20 @@ class RowSpace:
     @cached_property
     def dense(self) -> Array:
         """Scaled rows, float64, shape (n_rows, n_features)."""
+        self.pool.require_rows()
         needed = 12 * self.n_rows * self.n_features
         require_memory(needed, f"{self.n_rows:,} x {self.n_features:,} training rows")
         return self.rows(np.arange(self.n_rows))
 
-    def rows(self, which: NDArray[np.int64]) -> Array:
-        """Give some of the scaled rows, float64, shape (n, n_features)."""
-        return self.scaling.apply(np.asarray(self.pool.X[self.index[which]]))
+    def rows(self, which: NDArray[np.int64], dtype: Any = np.float64) -> NDArray[Any]:
+        """Give some of the scaled rows, shape (n, n_features)."""
+        return self.scaling.apply(np.asarray(self.pool.X[self.index[which]]), dtype=dtype)
 
-    def row_blocks(self, height: int) -> Iterator[tuple[slice, Array]]:
-        """Yield the scaled rows, so many at a time, float64, and which rows they are."""
+    def row_blocks(self, height: int, dtype: Any) -> Iterator[tuple[slice, NDArray[Any]]]:
+        """Yield the scaled rows, so many at a time, and which rows they are."""
         for start in range(0, self.n_rows, height):
             rows = np.arange(start, min(start + height, self.n_rows))
-            yield slice(start, start + len(rows)), self.rows(rows)
+            yield slice(start, start + len(rows)), self.rows(rows, dtype)
 
     @cached_property
     def coordinates(self) -> tuple[Array, Array | None]:
@@ -214,11 +242,18 @@ def _sum_of_squares(n_rows: int, blocks: Iterable[Array]) -> Array:
     return out
 
 
-def _standard(X: NDArray[Any], rows: NDArray[np.int64]) -> Scaling:
+def _standard(pool: Pool, rows: NDArray[np.int64]) -> Scaling:
     """Mean and standard deviation, as StandardScaler has them."""
-    mean, std = np.empty(X.shape[1]), np.empty(X.shape[1])
-    for columns in _column_blocks(len(rows), X.shape[1]):
-        scaler = StandardScaler().fit(X[rows, columns].astype(np.float64))
+    n_features = pool.shape[1]
+    if not pool.is_in_memory:
+        scaler = StandardScaler()
+        height = max(1, _BLOCK_BYTES // (8 * n_features))
+        for start in range(0, len(rows), height):
+            scaler.partial_fit(pool.X[rows[start : start + height]].astype(np.float64))
+        return Scaling(STANDARD, scaler.mean_, scaler.scale_)
+    mean, std = np.empty(n_features), np.empty(n_features)
+    for columns in _column_blocks(len(rows), n_features):
+        scaler = StandardScaler().fit(pool.X[rows, columns].astype(np.float64))
         mean[columns], std[columns] = scaler.mean_, scaler.scale_
     return Scaling(STANDARD, mean, std)
 

@@ -56,14 +56,18 @@ class Scaling:
         """Whether rows are divided by their norms."""
         return self.name in (L2, POWER)
 
-    def bend(self, block: NDArray[Any]) -> Array:
-        """Do what is done to every number by itself, and give float64."""
-        values = _as_float64(block)
+    def bend(self, block: NDArray[Any], dtype: Any = np.float64) -> NDArray[Any]:
+        """Do what is done to every number by itself, and convert."""
+        values = _convert(block, np.dtype(dtype))
         return np.sign(values) * np.sqrt(np.abs(values)) if self.name == POWER else values
 
     def apply(
-        self, block: NDArray[Any], columns: slice = slice(None), norms: Array | None = None
-    ) -> Array:
+        self,
+        block: NDArray[Any],
+        columns: slice = slice(None),
+        norms: Array | None = None,
+        dtype: Any = np.float64,
+    ) -> NDArray[Any]:
         """Scale rows, or some columns of them.
 
         Parameters
@@ -74,18 +78,21 @@ class Scaling:
             Which columns these are; all by default.
         norms : ndarray of float64, shape (n_rows,), optional
             Euclidean norms of the whole rows, after `bend`; computed where all columns are here.
+        dtype : float64 or float32, default=float64
+            Of the result.
 
         Returns
         -------
-        ndarray of float64, shape (n_rows, n_columns)
+        ndarray, shape (n_rows, n_columns)
         """
-        values = self.bend(block)
+        values = self.bend(block, dtype)
         if self.mean is not None and self.std is not None:
-            values = (values - self.mean[columns]) / self.std[columns]
+            values -= self.mean[columns].astype(dtype)
+            values /= self.std[columns].astype(dtype)
         if self.has_norms:
             if norms is None:
                 norms = np.sqrt(np.einsum("ij,ij->i", values, values))
-            values /= np.where(norms > 0, norms, 1.0)[:, None]
+            values /= np.where(norms > 0, norms, 1.0).astype(dtype)[:, None]
         return values
 
 
@@ -93,11 +100,11 @@ UNSCALED = Scaling()
 """Features as they are."""
 
 
-def _as_float64(block: NDArray[Any]) -> Array:
+def _convert(block: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Convert on all cores: NumPy takes half as long for it as for the products that follow."""
-    if block.size < _MANY or block.dtype == np.float64:
-        return block.astype(np.float64)
-    out = np.empty(block.shape)
+    if block.size < _MANY or block.dtype == dtype:
+        return block.astype(dtype)
+    out = np.empty(block.shape, dtype)
     edges = np.linspace(0, len(block), _THREADS + 1).astype(int)
     parts = [slice(a, b) for a, b in itertools.pairwise(edges.tolist())]
 

@@ -85,7 +85,7 @@ def test_asked_again_nothing_is_read_or_added(cache, capsys, monkeypatch):
     def refuse(*words):
         raise AssertionError("features were read")
 
-    for where in ("featx.evaluate.run.load_rows", "featx.evaluate.leaks.sketch_rows"):
+    for where in ("featx.evaluate.run.hold_rows", "featx.evaluate.leaks.sketch_rows"):
         monkeypatch.setattr(where, refuse)
     monkeypatch.setattr("featx.heads.base.check_finite", refuse)
     assert main(WORDS) == 0

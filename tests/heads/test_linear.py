@@ -15,7 +15,17 @@ from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScale
 from sklearn.svm import LinearSVC
 
 from featx.errors import ProtocolError, UsageError
-from featx.heads import FitOptions, RowSpace, available_heads, get_head, linear_space, path
+from featx.heads import (
+    FitOptions,
+    Pool,
+    RowSpace,
+    available_heads,
+    get_head,
+    linear_space,
+    path,
+    rowspace,
+)
+from featx.heads.base import RowsView
 from featx.heads.linear import LOGREG, SVM
 from featx.heads.linear_space import LinearSpace
 
@@ -292,11 +302,13 @@ def test_rows_that_do_not_fit_into_memory_are_read_in_blocks(name, scale, shape,
     X, y = features(*shape)
     options = FitOptions(scale=scale)
     within = get_head(name).fit(space_of(X), y, options)
-    monkeypatch.setattr(linear_space, "available_bytes", lambda: 2 * 8 * 30)
+    for module in (linear_space, rowspace):
+        monkeypatch.setattr(module, "available_bytes", lambda: 2 * 8 * 30)
     monkeypatch.setattr(linear_space, "_BLOCK_BYTES", 8 * shape[1] * 17)
-    streamed = LinearSpace(space_of(X).scaled(scale), is_free=True)
-    assert streamed.is_streamed
-    without = get_head(name).fit(space_of(X), y, options)
+    on_disk = RowsView(np.vstack([X, X]), np.arange(len(X)) + len(X))
+    space = RowSpace(Pool(on_disk), np.arange(len(X)))
+    assert LinearSpace(space.scaled(scale), is_free=True).is_streamed
+    without = get_head(name).fit(space, y, options)
     assert without.cv.accuracy == within.cv.accuracy
     assert pytest.approx(within.C) == without.C
     found, expected = (fit.model.decision_function(X) for fit in (without, within))
