@@ -51,3 +51,21 @@ def photographs(shared: Path) -> list[Path]:
 @pytest.fixture(scope="session")
 def squeezenet_file(shared: Path) -> Path:
     return shared / "weights" / "squeezenet1_0-imagenet.pth"
+
+
+@pytest.fixture(scope="session")
+def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with caches of some digits behind a small network, and its file of weights."""
+    from torchvision.models import squeezenet1_1
+
+    from featx.cli import main
+
+    folder = tmp_path_factory.mktemp("digits")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        torch.save(squeezenet1_1(weights=None).state_dict(), folder / "weights.pth")
+    words = ["extract", "--backbone", "squeezenet1_1", "--weights", str(folder / "weights.pth")]
+    words += ["--input-size", "32", "--pool", "avg", "--data", "digits", "--per-class", "12"]
+    words += ["--test-per-class", "4", "--cache", str(folder / "cache"), "-j", "0", "--quiet"]
+    assert main(words) == 0
+    return folder

@@ -20,7 +20,6 @@ from featx.progress import Reporter
 
 if TYPE_CHECKING:
     from featx.predict import Prediction, SavedModel
-    from featx.sources import Source
 
 __all__ = ["command"]
 
@@ -67,9 +66,9 @@ def command(
     reporter.say(_describe(saved))
 
     def predictions() -> Iterator[Prediction]:
-        for source in sources:
+        for prefix, source in sources:
             for row in iter_predictions(saved, network, source, top=top, reporter=reporter):
-                yield replace(row, path=_path(source, row.path))
+                yield replace(row, path=prefix + row.path)
 
     with _stream(output) as stream:
         rows = predictions()
@@ -100,17 +99,6 @@ def _describe(saved: SavedModel) -> str:
         f"{meta['train'].get('per_class')} per class; "
         f"accuracy on its {test.get('n_test')} test images then: {test.get('accuracy'):.3f}"
     )
-
-
-def _path(source: Source, path: str) -> str:
-    """Name an image of an archive or a table by the place of that, and its name inside."""
-    place = source.place
-    return path if place is None else os.path.join(_shown(place), path)  # noqa: PTH118 - a name
-
-
-def _shown(place: str) -> str:
-    inside = os.path.relpath(place)
-    return place if inside.startswith("..") else inside
 
 
 @contextmanager

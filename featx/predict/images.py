@@ -9,14 +9,13 @@ from pathlib import Path
 
 from featx.errors import SourceError
 from featx.progress import SILENT, Reporter
-from featx.sources import Source, from_arrays, open_data
-from featx.sources.archives import ARCHIVE_ENDINGS
+from featx.sources import Source, from_arrays
+from featx.sources.archives import is_archive, open_unlabelled
 from featx.sources.layout import ENDINGS, ending, is_shown
+from featx.sources.manifest import list_paths
 from featx.sources.tables import TABLE_ENDINGS
 
 __all__ = ["open_images"]
-
-_DATA_ENDINGS = (*ARCHIVE_ENDINGS, *TABLE_ENDINGS)
 
 
 @dataclass
@@ -40,21 +39,23 @@ class _Found:
 
 def open_images(
     words: Sequence[str | os.PathLike[str]], *, reporter: Reporter = SILENT
-) -> list[Source]:
+) -> list[tuple[str, Source]]:
     """Find the images that are meant.
 
     Parameters
     ----------
     words : sequence of path-like
         Files, which are images whatever they are called; folders, of which the images at any
-        depth are taken; archives and manifests, as ``featx extract --data`` takes them.
+        depth are taken; zip and tar archives likewise; tables (CSV, TSV, Parquet) with a column
+        of paths, whose labels, if there are any, play no part.
     reporter : Reporter, optional
         Is told how many files of folders are no images.
 
     Returns
     -------
-    list of Source
-        Loose files and those of folders as one source, then one for each split of the rest.
+    list of (str, Source)
+        Files, and those of folders and tables, each once, as one source; then one for each
+        archive. The text stands before the names of its images: the archive as typed.
 
     Raises
     ------
@@ -62,27 +63,30 @@ def open_images(
         If something is not there, or there is no image at all.
     """
     found = _Found()
-    others: list[Source] = []
+    others: list[tuple[str, Source]] = []
     for word in words:
         path = Path(word).expanduser()
         if path.is_dir():
             found.add_folder(path)
         elif not path.exists():
             raise SourceError(f"there is no file or folder {str(word)!r}: check its name")
-        elif path.name.lower().endswith(_DATA_ENDINGS):
-            others += open_data(path, reporter=reporter).values()
+        elif is_archive(path):
+            others.append((f"{path}/", open_unlabelled(path, reporter=reporter)))
+        elif path.name.lower().endswith(TABLE_ENDINGS):
+            for listed in list_paths(path):
+                found.add(listed)
         else:
             found.add(path)
     if found.n_left_out:
         reporter.say(f"{found.n_left_out:,} files that are no images are left out")
-    loose = [from_arrays(list(found.files.values()), name="images")] if found.files else []
-    sources = [source for source in (*loose, *others) if len(source)]
-    if not sources:
+    if found.files:
+        others.insert(0, ("", from_arrays(list(found.files.values()), name="images")))
+    if not others:
         raise SourceError(
             f"there are no images in {', '.join(map(str, words))}: files of folders count where "
             f"they end in {', '.join(sorted(ENDINGS))}"
         )
-    return sources
+    return others
 
 
 def _walk(folder: Path) -> Iterator[Path]:

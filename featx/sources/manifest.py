@@ -18,7 +18,7 @@ from featx.sources.remembered import Stamp, stamp_file
 from featx.sources.splits import in_order, split_of
 from featx.sources.tables import read_numbered_table
 
-__all__ = ["ManifestSource", "open_manifest"]
+__all__ = ["ManifestSource", "list_paths", "open_manifest"]
 
 _PATH_NAMES = (
     *("path", "image", "image_path", "file", "filename", "file_name", "filepath", "file_path"),
@@ -135,6 +135,32 @@ def open_manifest(
             for split, chosen in members.items()
         }
     )
+
+
+def list_paths(path: str | os.PathLike[str]) -> list[Path]:
+    """Give the images that a table lists, whatever else it has.
+
+    Parameters
+    ----------
+    path : path-like
+        As for `open_manifest`; a label is not needed.
+
+    Returns
+    -------
+    list of Path
+        In the order of the table, also where one comes again.
+
+    Raises
+    ------
+    SourceError
+        If the table cannot be read, or has no column of paths.
+    """
+    file = Path(path)
+    columns, numbers = read_numbered_table(file)
+    name = _find(file, columns, {name.lower(): name for name in columns}, _PATH_NAMES)
+    words = columns[name]
+    rows = _Rows(Path(os.path.abspath(file)), words, [], [], numbers)  # noqa: PTH100
+    return [file.parent / word for word in _cleaned(rows)]
 
 
 def _source(

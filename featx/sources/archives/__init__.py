@@ -1,6 +1,18 @@
 """Images in zip and tar archives, read in place; WebDataset shards are tar archives too."""
 
-from featx.sources.archives.archive import ARCHIVE_ENDINGS, is_archive, open_archive
+from featx.sources.archives.archive import (
+    ARCHIVE_ENDINGS,
+    is_archive,
+    open_archive,
+    open_unlabelled,
+)
 from featx.sources.archives.webdataset import is_webdataset, open_webdataset
 
-__all__ = ["ARCHIVE_ENDINGS", "is_archive", "is_webdataset", "open_archive", "open_webdataset"]
+__all__ = [
+    "ARCHIVE_ENDINGS",
+    "is_archive",
+    "is_webdataset",
+    "open_archive",
+    "open_unlabelled",
+    "open_webdataset",
+]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
+
+from featx.errors import SourceError
 from featx.progress import SILENT, Reporter
 from featx.sources.archives.members import (
     TAR_ENDINGS,
@@ -18,10 +21,10 @@ from featx.sources.archives.unpacked import is_compressed, plain_tar
 from featx.sources.archives.webdataset import looks_like_webdataset, open_indexed
 from featx.sources.archives.zip import ZipSource, index_zip
 from featx.sources.base import Source
-from featx.sources.layout import common_top, list_images
+from featx.sources.layout import ENDINGS, common_top, ending, is_shown, list_images
 from featx.sources.tree import MemberTree
 
-__all__ = ["ARCHIVE_ENDINGS", "is_archive", "open_archive"]
+__all__ = ["ARCHIVE_ENDINGS", "is_archive", "open_archive", "open_unlabelled"]
 
 ARCHIVE_ENDINGS = (".zip", *TAR_ENDINGS)
 """Endings of the files that are taken as archives, in lower case."""
@@ -82,6 +85,52 @@ def open_archive(
     if looks_like_webdataset(index):
         return open_indexed(path, index, reporter=reporter)
     return _open(index, path, TarSource, reporter)
+
+
+def open_unlabelled(
+    path: str | os.PathLike[str], *, data_dir: Path | None = None, reporter: Reporter = SILENT
+) -> Source:
+    """List every image of an archive, whatever its folders.
+
+    Parameters
+    ----------
+    path, data_dir, reporter
+        As for `open_archive`.
+
+    Returns
+    -------
+    Source
+        Without classes, in the order of the names; hidden files are left out.
+
+    Raises
+    ------
+    SourceError
+        If the archive is missing, damaged, cut short, or has no images.
+    """
+    path = Path(path).expanduser().absolute()
+    kind: type[ArchiveSource] = ZipSource if _is_zip(path) else TarSource
+    is_zip = kind is ZipSource
+    index = index_zip(path) if is_zip else index_tar(plain_tar(path, data_dir, reporter=reporter))
+    index.tell(reporter)
+    names = sorted(name for name in index.files if _is_image(name))
+    if not names:
+        raise SourceError(f"{str(path)!r} has no images among its {len(index.files):,} files")
+    if len(names) < len(index.files):
+        n_others = len(index.files) - len(names)
+        reporter.say(f"{str(path)!r}: {n_others:,} files that are no images left out")
+    return kind(
+        name=archive_stem(path),
+        split="all",
+        class_names=(),
+        labels=np.full(len(names), -1, np.int64),
+        paths=tuple(names),
+        archives=(index.archive,),
+        members=kind.table(index.rows[index.files[name]] for name in names),
+    )
+
+
+def _is_image(name: str) -> bool:
+    return ending(name) in ENDINGS and all(map(is_shown, name.split("/")))
 
 
 def _is_zip(path: Path) -> bool:
