@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
@@ -30,6 +31,7 @@ SYSTEM_COLUMNS = (
 """What a word can be a value of. ``C`` is what was asked: a number, or ``searched``."""
 
 _MOST_NAMED = 12
+_COMMA = re.compile(r",(?![^()]*\))")  # not in mlp(hidden=512,256)
 
 
 def to_systems(fits: Sequence[FitResult]) -> pd.DataFrame:
@@ -87,7 +89,7 @@ def find_words(text: str, systems: pd.DataFrame) -> dict[str, str]:
         If a word is in no column or in several, or a column comes twice.
     """
     found: dict[str, str] = {}
-    for word in (part.strip() for part in text.split(",")):
+    for word in (part.strip() for part in _COMMA.split(text)):
         column, value = _column_of(word, systems)
         if column in found:
             raise UsageError(

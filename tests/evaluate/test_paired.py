@@ -186,3 +186,10 @@ def test_fits_are_read_from_a_folder(fits, tmp_path):
     from_folder = compare(["svm", "logreg"], tmp_path).sort_values(["backbone", "per_class"])
     expected = compare(["svm", "logreg"], fits).sort_values(["backbone", "per_class"])
     assert from_folder["p"].tolist() == pytest.approx(expected["p"].tolist())
+
+
+def test_commas_in_the_settings_of_a_head_do_not_part_words(fits):
+    name = "mlp(hidden=512,256 alpha=0.1)"
+    more = [replace(f, clf=name) for f in fits if f.clf == "svm"]
+    frame = compare([f"{name},net", "svm,net"], [*fits, *more], where={"per_class": ["6"]})
+    assert frame["p"].tolist() == [1.0]
