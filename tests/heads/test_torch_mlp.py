@@ -46,7 +46,9 @@ def networks(monkeypatch):
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_numpy_predicts_what_torch_does(networks, batch_norm, activation, n_classes):
     X, y = features(90, 40, n_classes, noise=0.5)
-    head = SMALL.with_settings(batch_norm=batch_norm, activation=activation, batch_size=8)
+    head = SMALL.with_settings(
+        batch_norm=batch_norm, activation=activation, batch_size=8, inputs="features"
+    )
     model = head.fit(RowSpace.of(X), y, FitOptions(scale="l2")).model
     new, _ = features(30, 40, n_classes, seed=1)
     new[:, 0] = 0.1  # always 0 in training, so that its variance there is next to nothing
@@ -60,6 +62,19 @@ def test_numpy_predicts_what_torch_does(networks, batch_norm, activation, n_clas
     assert np.allclose(scores, expected, atol=1e-5)
     assert np.array_equal(model.predict(new), logits.argmax(axis=1))
     assert np.allclose(model.probabilities(scores), softmax(logits, axis=1), atol=1e-5)
+
+
+@pytest.mark.parametrize("n_features", [30, 200])
+def test_on_principal_axes_numpy_predicts_what_torch_does(networks, n_features):
+    X, y = features(60, n_features, 3, noise=0.5)
+    space = RowSpace.of(X)
+    model = SMALL.with_settings(batch_norm="after").fit(space, y, FitOptions()).model
+    rows, _ = space.coordinates
+    assert rows.shape[1] <= 60
+    with torch.no_grad():
+        seen = torch.tensor(rows / np.sqrt(np.mean(rows**2)), dtype=torch.float32)
+        logits = networks[0].eval()(seen).numpy()
+    assert np.allclose(model.decision_function(X), logits, atol=1e-4)
 
 
 @pytest.mark.parametrize(
