@@ -234,6 +234,8 @@ CONTRADICTIONS = {
     "another number of features": lambda r, a: r.update(n_features=10**12),
     "no weights": lambda r, a: r.pop("weights"),
     "no head": lambda r, a: r.pop("head"),
+    "an accuracy that is text": lambda r, a: r["test"].update(accuracy="high"),
+    "a feature point that is text": lambda r, a: r["features"].update(point="x"),
 }
 
 
@@ -356,6 +358,12 @@ def test_a_kill_leaves_no_half_file(step, n, old, tmp_path):
         record = read_record(target)
         assert record["a"] == int(is_new)
         read_arrays(target, record)
+
+
+def test_names_that_are_no_text_are_kept(tmp_path):
+    path = tmp_path / "m.safetensors"
+    write_file(path, {"class_names": ["\udcff", "ä"]}, {"x": np.zeros(3)})
+    assert read_record(path)["class_names"] == ["\udcff", "ä"]
 
 
 def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, monkeypatch):

@@ -17,7 +17,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from featx.errors import ModelError
-from featx.fingerprint import canonical_json
 
 __all__ = ["ENDING", "VERSION", "read_arrays", "read_record", "write_file"]
 
@@ -46,7 +45,7 @@ def write_file(path: Path, record: Mapping[str, Any], arrays: Mapping[str, NDArr
     """
     whole: dict[str, Any] = {"format": _FORMAT, "version": VERSION, **record}
     whole[_TENSORS] = {name: _digest(array) for name, array in arrays.items()}
-    whole[_DIGEST] = hashlib.sha256(canonical_json(whole)).hexdigest()
+    whole[_DIGEST] = _digest_of_text(whole)
     part = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,6 +77,12 @@ def _sync(path: Path, flags: int) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def _digest_of_text(record: Mapping[str, Any]) -> str:
+    # ASCII: names of classes and files may be no text, and still have a digest.
+    text = json.dumps(record, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def _digest(array: NDArray[Any]) -> str:
@@ -133,7 +138,7 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
                 "update featx"
             )
         digest = record.pop(_DIGEST, "") if is_model else ""
-        is_whole = is_model and hashlib.sha256(canonical_json(record)).hexdigest() == digest
+        is_whole = is_model and _digest_of_text(record) == digest
     except (ValueError, TypeError, RecursionError) as error:
         raise _damaged(path, f"what it says about itself is no JSON ({error})") from error
     if not is_whole or not isinstance(record.get(_TENSORS), dict):

@@ -14,7 +14,7 @@ from featx.fingerprint import fingerprint
 from featx.heads import get_head, settings_of
 from featx.heads.saving import check_savable, n_features_of, pack_model
 from featx.predict.file import ENDING, read_record, write_file
-from featx.predict.model import features_identity, load_model
+from featx.predict.model import check_record, features_identity, load_model
 from featx.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
@@ -133,9 +133,12 @@ class ModelsFolder(ResultsFolder):
         found = []
         for path in sorted(self.models.glob(f"*{ENDING}")):
             try:
-                found.append((path, read_record(path)))
+                record = read_record(path)
+                check_record(record)
             except ModelError as error:
-                self.reporter.warn(f"left out: {error}")
+                self.reporter.warn(f"{path.name} is left out: {error}")
+                continue
+            found.append((path, record))
         return found
 
 

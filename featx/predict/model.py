@@ -21,7 +21,7 @@ from featx.store import Cache
 if TYPE_CHECKING:
     from featx.predict.run import Prediction
 
-__all__ = ["SavedModel", "features_identity", "load_model"]
+__all__ = ["SavedModel", "check_record", "features_identity", "load_model"]
 
 Array = NDArray[np.float64]
 
@@ -248,18 +248,39 @@ def load_model(path: str | os.PathLike[str]) -> SavedModel:
     return SavedModel(file, record, model)
 
 
+def check_record(record: Mapping[str, Any]) -> None:
+    """Refuse a record whose parts are missing or of another type.
+
+    Parameters
+    ----------
+    record : mapping
+        What `read_record` gave.
+
+    Raises
+    ------
+    ModelError
+        Naming the first of them.
+    """
+    for part in ("features", "weights", "train", "test"):
+        if not isinstance(record.get(part), dict):
+            raise ModelError(f"it says nothing about {part}")
+    names = record.get("class_names")
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ModelError("its class names are no texts")
+    if not isinstance(record.get("head"), str):
+        raise ModelError("it does not name its head")
+    if not isinstance(record["features"].get("point", {}), dict):
+        raise ModelError("it does not name the layer of its features")
+    if not isinstance(record["test"].get("accuracy"), float):
+        raise ModelError("its test accuracy is no number")
+
+
 def _check(record: Mapping[str, Any], model: Model) -> None:
     """Refuse a record that does not fit its model."""
-    names, features = record.get("class_names"), record.get("features")
-    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if not is_list or int(model.classes_[-1]) >= len(record["class_names"]):
+    check_record(record)
+    if int(model.classes_[-1]) >= len(record["class_names"]):
         raise ModelError("its class names do not fit its labels")
-    if not isinstance(features, dict) or record.get("fingerprint") != fingerprint(features):
+    if record.get("fingerprint") != fingerprint(record["features"]):
         raise ModelError("what it says about its features does not fit their fingerprint")
     if record.get("n_features") != n_features_of(model):
         raise ModelError(f"its head does not take {record.get('n_features')!r} features")
-    for part in ("weights", "train", "test"):
-        if not isinstance(record.get(part), dict):
-            raise ModelError(f"it says nothing about {part}")
-    if not isinstance(record.get("head"), str):
-        raise ModelError("it does not name its head")

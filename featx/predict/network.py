@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Network", "open_network"]
 
 _MOST_PX = 1 << 14
+_DTYPES = ("float16", "float32")
 
 
 @dataclass(frozen=True)
@@ -82,35 +83,44 @@ def open_network(
         If something else is not as it was.
     """
     from featx.backbones import open_backbone
-    from featx.engines import LocalEngine, resolve_device
+    from featx.engines import PRECISIONS, LocalEngine, resolve_device
 
     features = saved.meta["features"]
     name = _name(saved, backbone)
     preprocessing = _preprocessing(features)
     place = resolve_device(device)
-    try:
-        point = features["point"]
-        opened = open_backbone(
-            name,
-            weights=_weights(saved, weights),
-            layer=point["layer"],
-            pool=point["pool"],
-            overrides={
-                "input_size": preprocessing.crop_px,
-                "mean": preprocessing.mean,
-                "std": preprocessing.std,
-                "interpolation": preprocessing.interpolation,
-            },
-            reporter=reporter,
-        )
-        engine = LocalEngine(place, features["precision"], batch_size, workers, reporter.warn)
-        network = Network(
-            replace(opened, preprocessing=preprocessing), engine, features["store_dtype"]
-        )
-    except (KeyError, TypeError) as error:
-        raise ModelError(f"{saved.path} does not say which features it takes: {error}") from error
+    numbers = _choice(features, "precision", PRECISIONS), _choice(features, "store_dtype", _DTYPES)
+    engine = LocalEngine(place, numbers[0], batch_size, workers, reporter.warn)
+    opened = open_backbone(
+        name,
+        weights=_weights(saved, weights),
+        layer=_text(features.get("point", {}), "layer"),
+        pool=_text(features.get("point", {}), "pool"),
+        overrides={
+            "input_size": preprocessing.crop_px,
+            "mean": preprocessing.mean,
+            "std": preprocessing.std,
+            "interpolation": preprocessing.interpolation,
+        },
+        reporter=reporter,
+    )
+    network = Network(replace(opened, preprocessing=preprocessing), engine, numbers[1])
     _check(saved, network, weights)
     return network
+
+
+def _text(values: Mapping[str, Any], key: str) -> str:
+    value = values.get(key)
+    if not isinstance(value, str):
+        raise ModelError(f"the model does not say which {key} its features have")
+    return value
+
+
+def _choice(values: Mapping[str, Any], key: str, allowed: Sequence[str]) -> str:
+    value = _text(values, key)
+    if value not in allowed or value == "auto":
+        raise ModelError(f"the model takes features of the {key} {value!r}, which featx has not")
+    return value
 
 
 def _name(saved: SavedModel, given: str | None) -> str:

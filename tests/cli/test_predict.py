@@ -307,6 +307,81 @@ def test_absurd_preprocessing_is_refused(change, message, models):
         saved.predict_images([b""])
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"precision": "auto"}, "precision 'auto'"),
+        ({"precision": None}, "which precision"),
+        ({"store_dtype": "manual_seed"}, "store_dtype 'manual_seed'"),
+        ({"point": {"layer": 3, "pool": "avg"}}, "which layer"),
+        ({"decoder": "other/9"}, "decoder: asked for 'other/9'"),
+        ({"backbone": "vgg99"}, "vgg"),
+    ],
+)
+def test_absurd_features_are_refused(change, message, models):
+    saved = featx.load_model(models["svm"])
+    saved.meta["features"].update(change)
+    if "backbone" in change:
+        saved.meta["weights"].update(change)
+    with pytest.raises(featx.FeatxError, match=message):
+        saved.predict_images([b""])
+
+
+def test_features_that_overflow_are_a_row_that_says_so(models):
+    from featx.engines import FeatureBatch
+    from featx.predict.run import _classify
+
+    saved = featx.load_model(models["logreg"])
+    features = np.ones((3, 512), np.float16)
+    features[1, 7] = np.inf
+    source = from_arrays(np.zeros((3, 8, 8, 3), np.uint8))
+    rows = list(_classify(saved, source, [FeatureBatch(0, features)], 1))
+    assert [row.status for row in rows] == [
+        "done",
+        "its features are not finite in float16",
+        "done",
+    ]
+    assert rows[0].scores == rows[2].scores
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--backbone efficientnet_lite0 --crop-pct 0.8 --interpolation bilinear --input-size 64",
+        "--backbone squeezenet1_1 --weights random:4 --preprocess bgr --input-size 33 "
+        "--precision bf16 --store-dtype float32",
+        "--backbone my_network:build --pool max",
+    ],
+)
+def test_every_choice_of_an_extraction_is_taken_up(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_network.py").write_text(MY_NETWORK)
+    words = words.split()
+    sizes = ["--data", "digits", "--per-class", "3", "--test-per-class", "1", "-j", "0", "-q"]
+    assert main(["extract", *words, *sizes]) == 0
+    assert main(["fit", "--clf", "ncm", "--per-class", "3", "--repeats", "1", "--save-models"]) == 0
+    [path] = (tmp_path / "reports" / "models").iterdir()
+    saved = featx.load_model(path)
+    cache = featx.load(next((tmp_path / "cache").glob("digits-test-*.h5")))
+    source = featx.open_data("digits")["test"]
+    pixels = [source.read(source.paths.index(name)) for name in cache.paths]
+    own = words[1] if ":" in words[1] else None
+    found = saved.predict_images(pixels, top=10, backbone=own)
+    best = np.sort(saved.decision_function(cache), axis=1)[:, ::-1]
+    assert np.array([row.scores for row in found]).tobytes() == best.tobytes()
+
+
+MY_NETWORK = """
+from torch import nn
+from featx.preprocess import Preprocessing
+def build():
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten())
+    return nn.Sequential(network, nn.Linear(128, 5)), Preprocessing(
+        40, 32, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    )
+"""
+
+
 def test_two_classes(digits_folder, pictures, test_cache, predict, models, tmp_path):
     words = ["fit", "--clf", "logreg", "--per-class", "6", "--repeats", "1", "--save-models"]
     words += ["--cache", str(digits_folder / "cache"), "--classes", "3", "8", "--quiet"]
