@@ -43,6 +43,7 @@ class Choice:
     scale: str = "none"
     class_weight: str | None = None
     n_jobs: int = 1
+    device: str = "auto"
     holdout: float = 0.2
     data: tuple[str, ...] = ()
     backbone: tuple[str, ...] = ()
@@ -80,6 +81,7 @@ class Choice:
             scale=self.scale,
             class_weight=self.class_weight,
             n_jobs=self.n_jobs,
+            device=self.device,
             holdout=self.holdout,
             on_leak=self.on_leak,
             near=self.near,
@@ -120,6 +122,12 @@ class Choice:
 )
 @click.option("--no-near", is_flag=True, help="The same as  --near off.")
 @click.option("--leak-sheet", metavar="FILE.png", help="Draw the shared images, side by side.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="Of Gram matrices and linear heads: auto, cpu, cuda or cuda:N.",
+)
 @cache_option
 @click.option(
     "--reports", "reports_dir", default="reports", show_default=True, help="Folder of results."

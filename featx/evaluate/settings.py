@@ -7,6 +7,7 @@ from typing import Any
 
 from featx.errors import UsageError
 from featx.heads import get_head
+from featx.heads.device import AUTO
 from featx.heads.scaling import NONE, check_scale
 
 __all__ = ["ALL", "BALANCED", "NEAR_AUTO", "NEAR_OFF", "ON_LEAK", "Settings"]
@@ -51,6 +52,9 @@ class Settings:
     n_jobs : int, default=1
         Fits that run side by side; -1 takes all cores. The results do not depend on it, but
         for what another number of threads changes in the last bits of a matrix product.
+    device : str, default="auto"
+        Where Gram matrices and the linear heads are computed: see
+        `featx.heads.device.choose_device`. No part of what a fit is known by.
 
     Raises
     ------
@@ -71,6 +75,7 @@ class Settings:
     scale: str = NONE
     class_weight: str | None = None
     n_jobs: int = 1
+    device: str = AUTO
 
     def __post_init__(self) -> None:
         for name in self.heads:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from featx.heads.geometry import Geometry, GramGeometry
@@ -70,6 +69,10 @@ def solve_directly(geometry: Geometry, loss: Loss, scores: Floats) -> tuple[Floa
             ridge = 0.5 / weights[rows, group[0]].astype(np.float64)
             a[np.ix_(rows, group)], b[group] = _solve(geometry, rows, ridge, signs[rows][:, group])
 
+    if not geometry.matrix.is_on_host:
+        for group in groups:
+            one(group)
+        return a, b
     n_threads = max((pool["num_threads"] for pool in threadpool_info()), default=1)
     # Side by side: one factorisation of this size on all cores waits for the slowest of them.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(n_threads) as threads:
@@ -81,12 +84,8 @@ def _solve(
     geometry: GramGeometry, rows: NDArray[np.int64], ridge: Floats, signs: Floats
 ) -> tuple[Floats, Floats]:
     """Numbers of some rows and intercepts, for problems that share the rows and penalties."""
-    matrix = geometry.matrix[np.ix_(rows, rows)].astype(np.float64)
-    matrix[np.diag_indices_from(matrix)] += ridge
-    # Symmetric: the transpose is what LAPACK can overwrite.
-    factor = cho_factor(matrix.T, lower=True, overwrite_a=True, check_finite=False)
     right = np.column_stack([signs, np.ones(len(rows))]).astype(np.float64)
-    solved = cho_solve(factor, right, check_finite=False)
+    solved = geometry.matrix.solve(rows, ridge, right)
     a, ones = solved[:, :-1], solved[:, -1:]
     if not geometry.is_centred:
         return a, np.zeros((a.shape[1], 1))

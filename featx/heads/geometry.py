@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.heads.device import Matrix
+
 __all__ = ["Blocks", "Geometry", "GramGeometry", "Leading", "RowGeometry"]
 
 Floats = NDArray[Any]
@@ -96,37 +98,33 @@ class GramGeometry:
 
     Parameters
     ----------
-    matrix : ndarray of float32 or float64, shape (n_rows, n_rows)
-        K.
+    matrix : Matrix
+        K, (n_rows, n_rows).
+    n_rows : int
+        Rows.
+    dtype : dtype
+        float32 or float64.
     leading : Leading
         Eigenpairs of K.
     is_centred : bool
         Whether the rows have mean 0, so that equal numbers a are w = 0.
     """
 
-    matrix: Floats
+    matrix: Matrix
+    n_rows: int
+    dtype: np.dtype[Any]
     leading: Leading
     is_centred: bool
     is_dual: bool = True
 
     @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of all arrays of the solver."""
-        return self.matrix.dtype
-
-    @property
-    def n_rows(self) -> int:
-        """Rows."""
-        return len(self.matrix)
-
-    @property
     def n_numbers(self) -> int:
         """One for each row."""
-        return len(self.matrix)
+        return self.n_rows
 
     def scores(self, u: Floats) -> Floats:
         """K u."""
-        return np.asarray(self.matrix @ u)
+        return self.matrix.times(u)
 
     def pull(self, slopes: Floats) -> Floats:
         """Give the numbers themselves, without the part that means nothing."""
@@ -140,7 +138,7 @@ class GramGeometry:
         return scores, self.pull(middle(scores, slice(None)))
 
 
-Blocks = Callable[[], Iterator[tuple[slice, Floats]]]
+Blocks = Callable[[], Iterator[tuple[slice, Matrix]]]
 """Gives consecutive rows, (n, n_features), and which ones they are, as often as it is called."""
 
 
@@ -203,7 +201,7 @@ class RowGeometry:
             shift = shift - self.mean @ u[: self.n_features]
         parts: list[tuple[Floats, Floats]] = []
         for rows, block in self.blocks():
-            scores[rows] = block @ w + shift
+            scores[rows] = block.times(w) + shift
             bent = middle(scores[rows], rows)
             if not parts:
                 parts.append(
@@ -214,8 +212,8 @@ class RowGeometry:
             total += bent.sum(axis=0)
         return scores, self._finish(*parts[0])
 
-    def _add(self, out: Floats, block: Floats, slopes: Floats) -> None:
-        out[: self.n_features] += block.T @ slopes
+    def _add(self, out: Floats, block: Matrix, slopes: Floats) -> None:
+        out[: self.n_features] += block.pull(slopes)
 
     def _finish(self, out: Floats, total: Floats) -> Floats:
         out[: self.n_features] /= self.dtype.type(self.divisor)

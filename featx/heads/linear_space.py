@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 from scipy.sparse.linalg import eigsh
 
+from featx.heads.device import Matrix, matrix_on
 from featx.heads.geometry import Geometry, GramGeometry, Leading, RowGeometry
 from featx.heads.rowspace import RowSpace, available_bytes
 from featx.heads.scaling import Array
@@ -132,12 +133,25 @@ class LinearSpace:
         -------
         Geometry
         """
-        leading = _cast(self._leading, dtype)
+        leading, device = _cast(self._leading, dtype), self.space.pool.device
         if self.is_dual:
-            return GramGeometry(self._matrix.astype(dtype, copy=False), leading, self.is_free)
+            matrix = matrix_on(device, self._matrix.astype(dtype, copy=False))
+            n_rows = self.space.n_rows
+            return GramGeometry(matrix, n_rows, np.dtype(dtype), leading, self.is_free)
+        kept: list[tuple[slice, Matrix]] = []
+
+        def blocks() -> Iterator[tuple[slice, Matrix]]:
+            if kept:
+                yield from kept
+                return
+            for rows, block in self._rows(dtype):
+                there = matrix_on(device, block)
+                if not self.is_streamed:
+                    kept.append((rows, there))
+                yield rows, there
 
         return RowGeometry(
-            blocks=partial(self._rows, dtype),
+            blocks=blocks,
             n_rows=self.space.n_rows,
             n_features=self.space.n_features,
             divisor=float(np.sqrt(self.scale)),

@@ -26,6 +26,7 @@ from featx.heads import (
     rowspace,
 )
 from featx.heads.base import RowsView
+from featx.heads.device import TorchMatrix, choose_device
 from featx.heads.linear import LOGREG, SVM
 from featx.heads.linear_space import LinearSpace
 
@@ -322,3 +323,34 @@ def test_settings_are_part_of_a_head_s_name():
         get_head("mlp(hiden=7)")
     with pytest.raises(UsageError, match="svm has no settings"):
         get_head("svm(hidden=7)")
+
+
+DEVICES = ["cpu:0", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize("device", DEVICES)  # cpu:0 is torch's CPU, by the path of a GPU
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("shape", [(80, 150, 3), (160, 30, 4)], ids=str)
+def test_on_a_device_of_torch_fits_are_the_same(name, shape, device, monkeypatch):
+    X, y = features(*shape, noise=4.0)
+    options = FitOptions(scale="standard" if name == "ridge" else "none")
+    within = get_head(name).fit(space_of(X), y, options)
+    products = []
+    times = TorchMatrix.times
+    monkeypatch.setattr(
+        TorchMatrix, "times", lambda self, v: products.append(v.shape) or times(self, v)
+    )
+    there = get_head(name).fit(RowSpace(Pool(X, device), np.arange(len(X))), y, options)
+    assert len(products) > 10
+    assert there.cv.accuracy == within.cv.accuracy
+    expected = within.model.decision_function(X)
+    assert (
+        np.abs(there.model.decision_function(X) - expected).max() <= 1e-6 * np.abs(expected).max()
+    )
+
+
+def test_a_device_that_is_not_there_is_told():
+    assert choose_device("cpu") == "cpu"
+    assert choose_device("auto") in ("cpu", "cuda")
+    with pytest.raises(UsageError, match=r"'cuda:99' is not there: choose from cpu"):
+        choose_device("cuda:99")
