@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import fields, is_dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +27,9 @@ from featx.predict.file import read_arrays, read_record, write_file
 
 HEADS = [name for name, value in available_heads().items() if ":" not in value]
 SIZE = {"mlp": {"max_iter": 20}, "mlp-torch": {"max_epochs": 3, "batch_norm": "before"}}
+
+
+V1 = Path(__file__).parent / "models"
 
 
 def fitted(name, n_classes=3, scale="none", d=7):
@@ -94,6 +98,16 @@ def test_every_head_comes_back_bit_for_bit(name, n_classes, scale, tmp_path):
     assert same(again, model)
     X = np.random.default_rng(2).normal(size=(40, 7)).astype(np.float16)
     assert again.decision_function(X).tobytes() == model.decision_function(X).tobytes()
+
+
+@pytest.mark.parametrize("name", ["svm", "mlp", "knn"])
+def test_files_of_version_1_can_be_read(name):
+    """Written by the first featx that saved models; see tests/models/v1.json."""
+    expected = json.loads((V1 / "v1.json").read_text())
+    saved = load_model(V1 / f"v1-{name}.safetensors")
+    X = np.array(expected["X"])
+    np.testing.assert_allclose(saved.decision_function(X), expected[name], rtol=1e-12)
+    assert (saved.meta["version"], saved.class_names) == (1, ("a", "b", "c"))
 
 
 @pytest.mark.parametrize("name", HEADS)

@@ -6,8 +6,8 @@ import io
 import itertools
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -65,16 +65,16 @@ def command(
     network = open_network(saved, reporter=reporter, **engine)  # type: ignore[arg-type]
     reporter.say(_describe(saved))
 
-    def predictions() -> Iterator[Prediction]:
+    def predictions() -> Generator[Prediction]:
         for prefix, source in sources:
             for row in iter_predictions(saved, network, source, top=top, reporter=reporter):
                 yield replace(row, path=prefix + row.path)
 
-    with _stream(output) as stream:
-        rows = predictions()
+    # Closed at once when interrupted: workers go before the command does.
+    with closing(predictions()) as rows, _stream(output) as stream:
         # Nothing is written before the first images are through.
-        rows = itertools.chain([next(rows)], rows)
-        n_images, n_failed = write_table(stream, form, saved, rows, top=top)
+        whole = itertools.chain([next(rows)], rows)
+        n_images, n_failed = write_table(stream, form, saved, whole, top=top)
     if n_failed == n_images:
         raise SourceError(f"none of the {n_images:,} images could be read: see the status of each")
     if n_failed:

@@ -52,12 +52,15 @@ class ModelsFolder(ResultsFolder):
             yield from super().find(fit_id)
 
     def _has(self, fit_id: str) -> bool:
-        for path in self.models.glob(f"*{fit_id}*{ENDING}"):
+        problems = []
+        for path in sorted(self.models.glob(f"*{fit_id}*{ENDING}"), reverse=True):
             try:
                 if load_model(path).meta.get("fit_id") == fit_id:
                     return True
             except ModelError as error:
-                self.reporter.warn(f"it is fitted again: {error}")
+                problems.append(str(error))
+        for problem in problems:
+            self.reporter.warn(f"fitted again: {problem}")
         return False
 
     @staticmethod

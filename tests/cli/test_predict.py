@@ -444,7 +444,7 @@ def test_a_fit_is_known_only_with_its_model(digits_folder, tmp_path, monkeypatch
     models[1].unlink()
     text = fit("--save-models")
     assert "2 fits added" in text
-    assert "it is fitted again" in text
+    assert "fitted again" in text
     assert "2 models" in text
     assert "2 fits answered" in fit("--save-models")
     assert "2 fits answered" in fit()
