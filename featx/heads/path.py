@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -143,6 +143,8 @@ class Path:
         kept: list[Solution] = []
         for c, C in enumerate(self.grid):
             tol = _TOL_MANY if is_rough else _TOL
+            if len(kept) > 1:
+                solution = _ahead(kept[-2], kept[-1], *self.grid[c - 2 : c + 1])
             solution = problem.solve(geometry, float(C), fitted, tol, solution, is_rough=True)
             self.accuracy[c, some] = self._right(solution, folds)
             kept.append(solution)
@@ -161,6 +163,15 @@ class Path:
     def _right(self, solution: Solution, folds: Folds) -> Array:
         scores = solution.scores.reshape(len(solution.scores), len(folds), -1)
         return shares_right(scores, self.problem.codes, folds)
+
+
+def _ahead(first: Solution, second: Solution, *penalties: float) -> Solution:
+    """Guess the next solution: coefficients are nearly linear in 1 / C where they saturate."""
+    a, b, c = (1 / penalty for penalty in penalties)
+    share = (c - b) / (b - a)
+    u = second.u + (second.u - first.u) * second.u.dtype.type(share)
+    intercept = second.intercept + (second.intercept - first.intercept) * second.u.dtype.type(share)
+    return replace(second, u=u, intercept=intercept)
 
 
 def _average(solution: Solution, n_folds: int) -> Solution:
