@@ -113,10 +113,12 @@ def test_a_size_that_cannot_be_run_is_told_and_the_others_go_on(photos, capsys):
 def test_an_interrupted_sweep_goes_on_and_no_table_is_overwritten(photos, capsys):
     assert main([*SWEEP, "--input-size", "40", "48"]) == 0
     capsys.readouterr()
+    n_fits = len(pd.read_csv("reports/results.csv"))
     words = [word for word in SWEEP if word != "--quiet"]
     assert main([*words, "--input-size", "40", "48", "64"]) == 0
     captured = capsys.readouterr()
     assert captured.err.count("photos train, squeezenet1_1: 20/20") == 1  # of 64 only
+    assert len(pd.read_csv("reports/results.csv")) == n_fits * 3 // 2  # those of 64 are new
     assert "sweep-input_size-photos-squeezenet1_1-2.csv" in captured.out
 
 

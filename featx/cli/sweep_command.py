@@ -55,10 +55,10 @@ def command(reporter: Reporter, plot: Path | None, reports_dir: str, **options: 
     """Extract, fit and time several input sizes, layers, poolings or mistakes.
 
     Give one of --input-size, --layer, --pool and --preprocess several values. Prints one
-    table; writes one row per fit to reports/sweep-*.csv. The same command again goes on
-    where an interrupted one stopped.
+    table; writes one row per fit to reports/sweep-*.csv, and to reports/ what  featx fit
+    writes. The same command again goes on where an interrupted one stopped.
     """
-    from featx.evaluate import Settings, format_table
+    from featx.evaluate import ResultsFolder, Settings, format_table
     from featx.extract import Plan
     from featx.sweep import Axes, sweep, to_frame, to_table
 
@@ -74,7 +74,8 @@ def command(reporter: Reporter, plot: Path | None, reports_dir: str, **options: 
         **{name: options.pop(name) for name in _FIT},
     )
     plan = Plan(per_class=options.pop("cache_per_class"), **options)
-    rows = sweep(plan, axes, settings, reporter=reporter, tell=reporter.say)
+    results = ResultsFolder(reports_dir, reporter)
+    rows = sweep(plan, axes, settings, reporter=reporter, tell=reporter.say, results=results)
     varied = axes.varied or ("layer",)
     table = to_table(rows, varied)
     click.echo(format_table(table))

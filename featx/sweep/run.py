@@ -12,9 +12,10 @@ import numpy as np
 from featx.backbones import BackboneGroup
 from featx.engines import Engine
 from featx.errors import CacheError, FeatxError
-from featx.evaluate import FitResult, Settings, evaluate, pair_caches
+from featx.evaluate import FitResult, ResultsFolder, Settings, evaluate, pair_caches
 from featx.extract import Plan
 from featx.extract.plan import NATIVE, Job, prepare
+from featx.heads import Fit
 from featx.progress import SILENT, Reporter
 from featx.sources import Source
 from featx.store import Cache
@@ -68,6 +69,7 @@ def sweep(
     *,
     reporter: Reporter = SILENT,
     tell: Callable[[str], object] = print,
+    results: ResultsFolder | None = None,
 ) -> list[SweepRow]:
     """Vary some choices, all else equal.
 
@@ -86,6 +88,8 @@ def sweep(
         Shows what is done.
     tell : callable, default=print
         Is given a line about each finished file.
+    results : ResultsFolder, optional
+        Fits are added to it, and those that it has are not made again.
 
     Returns
     -------
@@ -104,7 +108,7 @@ def sweep(
     shared = prepare(replace(plan, backbone=(), input_size=None), reporter)
     for each in axes.plans(plan):
         try:
-            rows += _run(shared.asking(each), settings, tell)
+            rows += _run(shared.asking(each), settings, tell, results)
         except FeatxError as error:
             first = first or error
             reporter.warn(f"{_name(each)}: {error}")
@@ -114,7 +118,12 @@ def sweep(
     return rows
 
 
-def _run(job: Job, settings: Settings, tell: Callable[[str], object]) -> list[SweepRow]:
+def _run(
+    job: Job,
+    settings: Settings,
+    tell: Callable[[str], object],
+    results: ResultsFolder | None,
+) -> list[SweepRow]:
     plan = job.asked
     group = job.open(plan.backbone[0])
     # By split, then by layer.
@@ -122,7 +131,7 @@ def _run(job: Job, settings: Settings, tell: Callable[[str], object]) -> list[Sw
     rate = images_per_second(job.engine, group, job.sources[0])
     rows = []
     for member, files in zip(group, zip(*paths, strict=True), strict=True):
-        fits = _fit(files, settings, job.reporter)
+        fits = _fit(files, settings, job.reporter, results)
         row = SweepRow(
             backbone=member.name,
             layer=member.layer,
@@ -139,13 +148,24 @@ def _run(job: Job, settings: Settings, tell: Callable[[str], object]) -> list[Sw
     return rows
 
 
-def _fit(files: Sequence[Path], settings: Settings, reporter: Reporter) -> list[FitResult]:
+def _fit(
+    files: Sequence[Path], settings: Settings, reporter: Reporter, results: ResultsFolder | None
+) -> list[FitResult]:
     caches = [Cache.open(file) for file in files]
     try:
         pairs, alone = pair_caches(caches)
         if not pairs:
             raise CacheError(f"{alone[0]}: a sweep needs images to fit on and images to test on")
-        return [fit for pair in pairs for fit in evaluate(pair, settings, reporter=reporter)]
+
+        def keep(fit: FitResult, _: Fit) -> None:
+            if results is not None:
+                results.add(fit)
+
+        return [
+            fit
+            for pair in pairs
+            for fit in evaluate(pair, settings, reporter=reporter, sink=keep, known=results)
+        ]
     finally:
         for cache in caches:
             cache.close()
