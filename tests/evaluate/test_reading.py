@@ -7,8 +7,9 @@ import pytest
 
 from featx.errors import ProtocolError
 from featx.evaluate import Settings, evaluate, reading
-from featx.heads import linear_space, rowspace
+from featx.heads import rowspace
 from featx.heads.base import RowsView
+from featx.heads.linear import space as linear_space
 
 
 @pytest.fixture

@@ -21,14 +21,13 @@ from featx.heads import (
     RowSpace,
     available_heads,
     get_head,
-    linear_space,
-    path,
     rowspace,
 )
 from featx.heads.base import RowsView
 from featx.heads.device import TorchMatrix, choose_device
-from featx.heads.linear import LOGREG, SVM
-from featx.heads.linear_space import LinearSpace
+from featx.heads.linear import LOGREG, SVM, path
+from featx.heads.linear import space as linear_space
+from featx.heads.linear.space import LinearSpace
 
 # rows, features, classes: wide, square, tall, tall with dead columns, binary, many classes
 SHAPES = [

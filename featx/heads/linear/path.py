@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.heads.geometry import Geometry
-from featx.heads.linear_space import LinearSpace
-from featx.heads.losses import Loss
+from featx.heads.linear.geometry import Geometry
+from featx.heads.linear.losses import Loss
+from featx.heads.linear.solver import Solution, solve
+from featx.heads.linear.space import LinearSpace
 from featx.heads.scaling import STANDARD, Array
 from featx.heads.select import Folds, shares_right
-from featx.heads.solver import Solution, solve
 
 __all__ = ["Path", "Problem"]
 

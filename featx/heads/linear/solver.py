@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.heads.direct import solve_directly
-from featx.heads.geometry import Geometry
-from featx.heads.losses import Curvature, Loss
+from featx.heads.linear.direct import solve_directly
+from featx.heads.linear.geometry import Geometry
+from featx.heads.linear.losses import Curvature, Loss
 
 __all__ = ["Solution", "solve"]
 

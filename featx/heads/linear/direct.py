@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from featx.heads.geometry import Geometry, GramGeometry
-from featx.heads.losses import Loss, SquaredError, SquaredHinge
+from featx.heads.linear.geometry import Geometry, GramGeometry
+from featx.heads.linear.losses import Loss, SquaredError, SquaredHinge
 
 __all__ = ["solve_directly"]
 

@@ -17,10 +17,10 @@ from scipy.linalg import eigh
 from scipy.sparse.linalg import eigsh
 
 from featx.heads.device import Matrix, matrix_on
-from featx.heads.geometry import Geometry, GramGeometry, Leading, RowGeometry
+from featx.heads.linear.geometry import Geometry, GramGeometry, Leading, RowGeometry
+from featx.heads.linear.solver import Solution
 from featx.heads.rowspace import RowSpace, available_bytes
 from featx.heads.scaling import Array
-from featx.heads.solver import Solution
 
 __all__ = ["LinearSpace"]
 

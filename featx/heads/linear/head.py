@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from featx.errors import ProtocolError, UsageError
 from featx.heads.base import SOFTMAX, CvCurve, Fit, FitOptions, LinearModel
-from featx.heads.linear_space import LinearSpace
-from featx.heads.losses import Logistic, Loss, SquaredError, SquaredHinge
-from featx.heads.path import Path, Problem
+from featx.heads.linear.losses import Logistic, Loss, SquaredError, SquaredHinge
+from featx.heads.linear.path import Path, Problem
+from featx.heads.linear.solver import Solution
+from featx.heads.linear.space import LinearSpace
 from featx.heads.rowspace import RowSpace
 from featx.heads.scaling import STANDARD, Array
 from featx.heads.select import fold_rows
-from featx.heads.solver import Solution
 
 __all__ = ["LOGREG", "RIDGE", "SVM", "LinearHead"]
 

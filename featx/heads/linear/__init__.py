@@ -1,0 +1,7 @@
+"""`svm`, `logreg` and `ridge`: L2-regularised linear classifiers, solved in the row space."""
+
+from __future__ import annotations
+
+from featx.heads.linear.head import LOGREG, RIDGE, SVM, LinearHead
+
+__all__ = ["LOGREG", "RIDGE", "SVM", "LinearHead"]
