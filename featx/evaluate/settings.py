@@ -78,8 +78,7 @@ class Settings:
     device: str = AUTO
 
     def __post_init__(self) -> None:
-        for name in self.heads:
-            get_head(name)
+        self._check_heads()
         for k in self.per_class:
             if k != ALL and not (isinstance(k, int) and k > 0):
                 raise UsageError(f"per_class is {k!r}: give numbers above 0, or {ALL!r}")
@@ -90,12 +89,21 @@ class Settings:
             raise UsageError(f"holdout is {self.holdout}: it must lie between 0 and 1")
         if self.C is not None and not self.C > 0:
             raise UsageError(f"C is {self.C}: it must be above 0")
-        if self.class_weight not in (None, BALANCED):
-            raise UsageError(f"class_weight is {self.class_weight!r}: give {BALANCED!r}, or None")
         if not (self.n_jobs > 0 or self.n_jobs == -1):
             raise UsageError(f"n_jobs is {self.n_jobs}: give 1 or more, or -1 for all cores")
         check_scale(self.scale)
         self._check_guard()
+
+    def _check_heads(self) -> None:
+        if self.class_weight not in (None, BALANCED):
+            raise UsageError(f"class_weight is {self.class_weight!r}: give {BALANCED!r}, or None")
+        for name in self.heads:
+            # One's own classifiers are asked when they are fitted.
+            has_weights = getattr(get_head(name), "has_class_weight", True)
+            if self.class_weight and not has_weights:
+                raise UsageError(
+                    f"{name} cannot weight its classes: leave --class-weight out, or the head"
+                )
 
     def _check_guard(self) -> None:
         if self.on_leak not in ON_LEAK:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,8 @@ class NcmHead(Configurable):
     T. Mensink, J. Verbeek, F. Perronnin and G. Csurka, "Distance-based image classification:
     generalizing to new classes at near-zero cost", IEEE TPAMI 35(11), 2013, equations 1 and 2.
     """
+
+    has_class_weight: ClassVar[bool] = False
 
     name: str = "ncm"
     estimator: str = "sklearn.neighbors.NearestCentroid"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,6 +114,8 @@ class KnnHead(Configurable):
         One k, or several of which cross-validation chooses, the first among equals. Those that
         are more than the rows fitted in a fold are left out.
     """
+
+    has_class_weight: ClassVar[bool] = False
 
     name: str = "knn"
     estimator: str = "sklearn.neighbors.KNeighborsClassifier"

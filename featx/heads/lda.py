@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +53,8 @@ class LdaHead(Configurable):
     T. Hastie, R. Tibshirani and J. Friedman, "The Elements of Statistical Learning", 2nd
     edition, 2009, equation 4.10 (the discriminants).
     """
+
+    has_class_weight: ClassVar[bool] = False
 
     name: str = "lda"
     estimator: str = "sklearn.discriminant_analysis.LinearDiscriminantAnalysis"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,6 +93,8 @@ class MlpHead(Configurable):
     max_iter : int
         Most epochs.
     """
+
+    has_class_weight: ClassVar[bool] = False
 
     name: str = "mlp"
     estimator: str = "sklearn.neural_network.MLPClassifier"

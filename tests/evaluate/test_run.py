@@ -218,3 +218,9 @@ def test_no_test_rows(pair):
 def test_settings_that_do_not_fit(settings, text):
     with pytest.raises(UsageError, match=text):
         Settings(**settings)
+
+
+def test_class_weights_are_refused_before_the_first_fit_where_a_head_has_none():
+    assert Settings(heads=("svm", "mlp-torch"), class_weight="balanced").class_weight
+    with pytest.raises(UsageError, match="knn cannot weight its classes"):
+        Settings(heads=("svm", "knn"), class_weight="balanced")
