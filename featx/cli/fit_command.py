@@ -250,8 +250,12 @@ def _pairs(choice: Choice, reporter: Reporter) -> list[Pair]:
 
 def _only(caches: list[Cache], name: str, wanted: tuple[str, ...], folder: str) -> list[Cache]:
     present = {str(cache.meta[name]) for cache in caches}
+    kept: set[str] = set()
     for value in wanted:
-        if value not in present:
+        # A name of timm as it was typed stands for every tag of it that was extracted.
+        found = {other for other in present if other == value or other.startswith(f"{value}.")}
+        if not found:
             hint = unknown_name(f"{name} in {folder}", value, present)
             raise CacheError(f"{hint}; extract it with  featx extract")
-    return [cache for cache in caches if not wanted or cache.meta[name] in wanted]
+        kept |= {value} if value in present else found
+    return [cache for cache in caches if not wanted or cache.meta[name] in kept]

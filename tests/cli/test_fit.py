@@ -9,6 +9,7 @@ import re
 import shutil
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from sklearn.svm import LinearSVC
 
 import featx
 from featx.cli import main
+from featx.cli.fit_command import _only
+from featx.errors import CacheError
 
 CLASSES = ("airplane", "cat", "ship", "truck")
 
@@ -232,3 +235,17 @@ def test_planted_copies_of_real_photographs_are_found(
     assert "label conflict, same file" in capsys.readouterr().err
     with Image.open("leaks.png") as sheet:
         assert len(sheet.getcolors(1 << 22)) > 1000
+
+
+def test_a_timm_name_without_its_tag_finds_its_caches():
+    names = ["timm/vit.augreg", "timm/vit.dino", "timm/vit_large.augreg", "vgg16"]
+    caches = [SimpleNamespace(meta={"backbone": name}) for name in names]
+
+    def kept(*wanted):
+        return [c.meta["backbone"] for c in _only(caches, "backbone", wanted, "cache")]
+
+    assert kept("timm/vit") == names[:2]
+    assert kept("timm/vit.dino", "vgg16") == [names[1], names[3]]
+    assert kept() == names
+    with pytest.raises(CacheError, match="timm/vi"):
+        kept("timm/vi")
