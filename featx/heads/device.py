@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg.blas import dsyrk
 
 from featx.errors import UsageError
 
@@ -21,6 +22,7 @@ __all__ = ["AUTO", "CPU", "HostMatrix", "Matrix", "choose_device", "gram_of", "m
 Floats = NDArray[Any]
 
 AUTO, CPU = "auto", "cpu"
+_TILE = 1024
 
 
 class Matrix(Protocol):
@@ -139,10 +141,12 @@ def gram_of(device: str, n_rows: int, blocks: Iterable[NDArray[np.float64]]) -> 
     ndarray of float64, shape (n_rows, n_rows)
     """
     if device == CPU:
-        out = np.zeros((n_rows, n_rows))
+        # In place, one triangle alone: `+=` would need the matrix twice.
+        out = np.zeros((n_rows, n_rows), order="F")
         for block in blocks:
-            out += block @ block.T
-        return out
+            out = dsyrk(1.0, block.T, beta=1.0, c=out, trans=1, lower=1, overwrite_c=1)
+        _mirror(out)
+        return out.T
     import torch
 
     total = torch.zeros((n_rows, n_rows), dtype=torch.float64, device=device)
@@ -150,6 +154,15 @@ def gram_of(device: str, n_rows: int, blocks: Iterable[NDArray[np.float64]]) -> 
         there = _tensor(block, device)
         total.addmm_(there, there.T)
     return np.asarray(total.cpu().numpy())
+
+
+def _mirror(matrix: Floats) -> None:
+    """Copy the lower triangle to the upper one."""
+    for start in range(0, len(matrix), _TILE):
+        stop = start + _TILE
+        tile = matrix[start:stop, start:stop]
+        tile += np.tril(tile, -1).T
+        matrix[start:stop, stop:] = matrix[stop:, start:stop].T
 
 
 def choose_device(name: str = AUTO) -> str:
