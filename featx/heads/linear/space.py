@@ -26,7 +26,7 @@ __all__ = ["LinearSpace"]
 
 _LEADING = 20
 _SMALL = 256
-_SAMPLE = 1_000
+_SAMPLE = 400
 _BLOCK_BYTES = 128 << 20
 # Of the available memory, for the rows in float64.
 _SHARE = 0.35
