@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.heads.base import CvCurve
+from featx.heads.select import Folds
 
 __all__ = ["Choice", "choose"]
-
-Folds = list[tuple[NDArray[np.int64], NDArray[np.int64]]]
 
 
 @dataclass(frozen=True)

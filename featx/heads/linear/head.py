@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.errors import ProtocolError, UsageError
+from featx.errors import UsageError
 from featx.heads.base import SOFTMAX, CvCurve, Fit, FitOptions, LinearModel
 from featx.heads.linear.losses import Logistic, Loss, SquaredError, SquaredHinge
 from featx.heads.linear.path import Path, Problem
@@ -18,6 +18,7 @@ from featx.heads.linear.space import LinearSpace
 from featx.heads.rowspace import RowSpace
 from featx.heads.scaling import STANDARD, Array
 from featx.heads.select import fold_rows
+from featx.heads.training import codes_of
 
 __all__ = ["LOGREG", "RIDGE", "SVM", "LinearHead"]
 
@@ -84,11 +85,7 @@ class LinearHead:
             If there is a single class.
         """
         space = space.scaled(options.scale)
-        classes, codes = np.unique(y, return_inverse=True)
-        if len(classes) < 2:
-            raise ProtocolError(
-                f"a classifier needs two classes or more, these rows have {len(classes)}"
-            )
+        classes, codes = codes_of(y)
         linear = LinearSpace(space, self.is_free)
         n_outputs = 1 if len(classes) == 2 else len(classes)
         problem = Problem(linear, codes, self._losses(codes, options.class_weight), n_outputs)
