@@ -27,7 +27,7 @@ from featx.evaluate.result import FitResult
 from featx.evaluate.scores import score
 from featx.evaluate.settings import Settings
 from featx.evaluate.side_by_side import in_order
-from featx.heads import CvCurve, Fit, FitOptions, Pool, RowSpace, get_head
+from featx.heads import Fit, FitOptions, Pool, RowSpace, get_head
 from featx.heads.base import RowsView, labels_of
 from featx.heads.device import choose_device
 from featx.heads.linear import LinearHead
@@ -222,10 +222,6 @@ class _Job:
                 **_detail(fit),
             },
         )
-
-
-def _curve(cv: CvCurve) -> dict[str, Any]:
-    return {cv.parameter: list(cv.C), "accuracy": [list(a) for a in cv.accuracy]}
 
 
 def _fitted_labels(fit: Fit, space: RowSpace) -> NDArray[np.int64]:

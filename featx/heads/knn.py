@@ -158,7 +158,7 @@ class KnnHead(Configurable):
             grid,
             smallest,
             folds,
-            partial(_accuracies, space, codes, options.scale, grid),
+            partial(_accuracies, space, codes, grid),
         )
         k = int(found.value)
         if k > len(codes):
@@ -174,12 +174,11 @@ class KnnHead(Configurable):
 def _accuracies(
     space: RowSpace,
     codes: NDArray[np.int64],
-    scale: str,
     grid: Sequence[int],
     fitted: NDArray[np.int64],
     left_out: NDArray[np.int64],
 ) -> list[float]:
-    space = space if space.scaling.is_of_rows else space.scaled(scale, fitted)
+    space = space.refitted(fitted)
     n_classes, right = int(codes.max()) + 1, np.zeros(len(grid))
     most = max(grid)
     for rows, distances in _distances(space, left_out, fitted, most * n_classes):

@@ -95,7 +95,7 @@ class LdaHead(Configurable):
             grid,
             grid[len(grid) // 2],
             folds,
-            partial(_accuracies, space, codes, options.scale, grid),
+            partial(_accuracies, space, codes, grid),
         )
         notes = found.notes
         rows, dual = space.coordinates
@@ -111,12 +111,11 @@ class LdaHead(Configurable):
 def _accuracies(
     space: RowSpace,
     codes: NDArray[np.int64],
-    scale: str,
     grid: Sequence[float],
     fitted: NDArray[np.int64],
     left_out: NDArray[np.int64],
 ) -> list[float]:
-    space = space if space.scaling.is_of_rows else space.scaled(scale, fitted)
+    space = space.refitted(fitted)
     rows, _ = space.coordinates
     gaussians = _Gaussians(rows[fitted], codes[fitted], space.n_features)
     fits = (gaussians.discriminants(s) for s in grid)

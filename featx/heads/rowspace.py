@@ -140,6 +140,10 @@ class RowSpace:
         rows = self.index if fitted is None else self.index[fitted]
         return RowSpace(self.pool, self.index, _standard(self.pool, rows))
 
+    def refitted(self, fitted: NDArray[np.int64]) -> RowSpace:
+        """Give the same rows with the scaling fitted on some of them; this where none is fitted."""
+        return self if self.scaling.is_of_rows else self.scaled(self.scaling.name, fitted)
+
     @cached_property
     def _where(self) -> slice | NDArray[np.int64]:
         """Rows of the pool; all of them without a copy."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from featx.heads.linear.geometry import Geometry, GramGeometry
-from featx.heads.linear.losses import Loss, SquaredError, SquaredHinge
+from featx.heads.linear.losses import Loss, SquaredHinge, SquaredLoss
 
 __all__ = ["solve_directly"]
 
@@ -48,7 +48,7 @@ def solve_directly(geometry: Geometry, loss: Loss, scores: Floats) -> tuple[Floa
     None is returned where the loss is another one, the rows are not seen through their Gram
     matrix, or iterating is cheaper.
     """
-    if not isinstance(loss, SquaredHinge | SquaredError) or not isinstance(geometry, GramGeometry):
+    if not isinstance(loss, SquaredLoss) or not isinstance(geometry, GramGeometry):
         return None
     signs, weights = loss.signs[:, :, 0], loss.weights[:, :, 0]
     counts = weights > 0

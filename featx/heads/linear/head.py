@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from featx.errors import UsageError
 from featx.heads.base import SOFTMAX, CvCurve, Fit, FitOptions, LinearModel
-from featx.heads.linear.losses import Logistic, Loss, SquaredError, SquaredHinge
+from featx.heads.linear.losses import Logistic, Loss, SquaredHinge, SquaredLoss
 from featx.heads.linear.path import Path, Problem
 from featx.heads.linear.solver import Solution
 from featx.heads.linear.space import LinearSpace
 from featx.heads.rowspace import RowSpace
-from featx.heads.scaling import STANDARD, Array
+from featx.heads.scaling import Array
 from featx.heads.select import fold_rows
 from featx.heads.training import codes_of
 
@@ -89,12 +89,9 @@ class LinearHead:
         linear = LinearSpace(space, self.is_free)
         n_outputs = 1 if len(classes) == 2 else len(classes)
         problem = Problem(linear, codes, self._losses(codes, options.class_weight), n_outputs)
-        C, path, notes = self._penalty(problem, options)
-        start = None if path is None else path.guess(int(np.argmax(path.mean)))
+        C, cv, start, notes = self._penalty(problem, options)
         everything = [np.arange(len(codes))]
-        solution = problem.solve(
-            linear.geometry(np.float64), C, everything, _FINAL_TOL, self._usable(start, linear)
-        )
+        solution = problem.solve(linear.geometry(np.float64), C, everything, _FINAL_TOL, start)
         converged = bool((solution.error <= _ACCEPTABLE_ERROR).all())
         n_iter = int(solution.n_iter.max())
         if not converged:
@@ -104,14 +101,9 @@ class LinearHead:
             )
         coef, intercept = linear.model_of(solution)
         model = LinearModel(classes, coef, intercept, space.scaling, self.link)
-        cv = None if path is None else _curve(path)
         scores = solution.scores.reshape(len(y), n_outputs)
         scores = scores[:, 0] if n_outputs == 1 else scores
         return Fit(model, C, cv, n_iter, converged, tuple(notes), scores)
-
-    def _usable(self, start: Solution | None, linear: LinearSpace) -> Solution | None:
-        # A scaling that is fitted is another one in every fold.
-        return None if linear.space.scaling.name == STANDARD else start
 
     def _losses(
         self, codes: NDArray[np.int64], class_weight: str | None
@@ -132,29 +124,26 @@ class LinearHead:
 
     def _penalty(
         self, problem: Problem, options: FitOptions
-    ) -> tuple[float, Path | None, list[str]]:
+    ) -> tuple[float, CvCurve | None, Solution | None, list[str]]:
+        """Penalty, how it was chosen, where its fit may start, and what to tell."""
         if options.C is not None:
             if not options.C > 0:
                 raise UsageError(f"C is {options.C}: it must be above 0")
-            return options.C, None, []
+            return options.C, None, None, []
         # C times the mean squared norm does not depend on the scale of the features.
         grid = np.array(self.grid) / problem.space.scale
         folds = fold_rows(problem.codes, options.folds, options.seed, options.groups)
         if not folds:
             what = "image" if options.groups is None else "group"
             note = f"C not searched: one {what} per class leaves nothing out; middle of the grid"
-            return float(grid[len(grid) // 2]), None, [note]
+            return float(grid[len(grid) // 2]), None, None, [note]
         path = Path(problem, grid, folds)
-        best = int(np.argmax(path.mean))
+        cv = path.curve
+        best = cv.best
         notes = []
         if best in (0, len(grid) - 1):
             notes.append(f"C at the {'lower' if best == 0 else 'upper'} edge of the grid")
-        return float(grid[best]), path, notes
-
-
-def _curve(path: Path) -> CvCurve:
-    rows = tuple(tuple(float(value) for value in row) for row in path.accuracy)
-    return CvCurve(tuple(float(c) for c in path.grid), rows)
+        return float(grid[best]), cv, path.guess(best), notes
 
 
 def _indicators(codes: NDArray[np.int64], n_classes: int) -> Array:
@@ -194,7 +183,7 @@ def _squared_error(codes: NDArray[np.int64], weights: Array, by_class: Array, dt
     signs = _signs(codes, n_folds, n_classes)
     each = _row_weights(codes, weights, by_class)
     each = np.repeat(each, signs.shape[1] // n_folds, axis=1)
-    return SquaredError(signs.astype(dtype), each[:, :, None].astype(dtype))
+    return SquaredLoss(signs.astype(dtype), each[:, :, None].astype(dtype))
 
 
 def _logistic(codes: NDArray[np.int64], weights: Array, by_class: Array, dtype: Any) -> Loss:

@@ -6,13 +6,13 @@ choice of penalty, fold and, for one-versus-rest heads, class.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Curvature", "Logistic", "Loss", "SquaredError", "SquaredHinge"]
+__all__ = ["Curvature", "Logistic", "Loss", "SquaredHinge", "SquaredLoss"]
 
 # float32 or float64, as the solver works.
 Floats = NDArray[Any]
@@ -79,43 +79,7 @@ class Diagonal:
 
 
 @dataclass(frozen=True)
-class SquaredHinge:
-    """max(0, 1 - y·f)², the loss of LinearSVC, one output a problem.
-
-    Parameters
-    ----------
-    signs : ndarray, shape (n_rows, n_problems, 1)
-        +1 where the row is of the problem's class, -1 elsewhere.
-    weights : ndarray, shape (n_rows, n_problems, 1)
-        The penalty times 1 for rows that are fitted, 0 for rows left out.
-    """
-
-    signs: Floats
-    weights: Floats
-    typical_curvature: float = 2.0
-    n_outputs: int = 1
-
-    def slopes(self, scores: Floats) -> Floats:
-        """First derivatives by the scores, same shape."""
-        gap = self.signs * scores
-        np.subtract(1, gap, out=gap)
-        np.maximum(gap, 0, out=gap)
-        gap *= self.signs
-        gap *= self.weights
-        gap *= -2
-        return np.asarray(gap)
-
-    def curvature(self, scores: Floats) -> Diagonal:
-        """Twice the weight inside the margin, 0 outside."""
-        return Diagonal(2 * self.weights * (self.signs * scores < 1))
-
-    def keep(self, problems: NDArray[Any]) -> SquaredHinge:
-        """Drop all other problems."""
-        return SquaredHinge(self.signs[:, problems], self.weights[:, problems])
-
-
-@dataclass(frozen=True)
-class SquaredError:
+class SquaredLoss:
     """(y - f)², the loss of RidgeClassifier, one output a problem.
 
     Parameters
@@ -133,16 +97,31 @@ class SquaredError:
 
     def slopes(self, scores: Floats) -> Floats:
         """First derivatives by the scores, same shape."""
-        return np.asarray(2 * self.weights * (scores - self.signs))
+        return self.curvature(scores).times(scores - self.signs)
 
     def curvature(self, scores: Floats) -> Diagonal:
         """Twice the weight."""
         del scores
         return Diagonal(2 * self.weights)
 
-    def keep(self, problems: NDArray[Any]) -> SquaredError:
+    def keep(self, problems: NDArray[Any]) -> Self:
         """Drop all other problems."""
-        return SquaredError(self.signs[:, problems], self.weights[:, problems])
+        return replace(self, signs=self.signs[:, problems], weights=self.weights[:, problems])
+
+
+@dataclass(frozen=True)
+class SquaredHinge(SquaredLoss):
+    """max(0, 1 - y·f)², the loss of LinearSVC: the squared error of the rows inside the margin.
+
+    Parameters
+    ----------
+    signs, weights : ndarray, shape (n_rows, n_problems, 1)
+        As in `SquaredLoss`.
+    """
+
+    def curvature(self, scores: Floats) -> Diagonal:
+        """Twice the weight inside the margin, 0 outside."""
+        return Diagonal(2 * self.weights * (self.signs * scores < 1))
 
 
 @dataclass(frozen=True)

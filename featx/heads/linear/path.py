@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.heads.base import CvCurve
 from featx.heads.linear.geometry import Geometry
 from featx.heads.linear.losses import Loss
 from featx.heads.linear.solver import Solution, solve
 from featx.heads.linear.space import LinearSpace
-from featx.heads.scaling import STANDARD, Array
+from featx.heads.scaling import Array
 from featx.heads.select import Folds, shares_right
 
 __all__ = ["Path", "Problem"]
@@ -108,10 +109,10 @@ class Path:
             self._walk(some, of_fold)
 
     @property
-    def mean(self) -> Array:
-        """Mean over folds, one for each penalty."""
-        # The same sum as in GridSearchCV, so that ties are the same ties.
-        return np.asarray(np.average(self.accuracy, axis=1))
+    def curve(self) -> CvCurve:
+        """The accuracies with their penalties."""
+        rows = tuple(tuple(float(value) for value in row) for row in self.accuracy)
+        return CvCurve(tuple(float(c) for c in self.grid), rows)
 
     def guess(self, best: int) -> Solution | None:
         """Where the fit of all rows may start: the mean of the folds' coefficients."""
@@ -120,9 +121,9 @@ class Path:
     def _parts(self) -> Iterator[tuple[list[int], Problem]]:
         """Folds that are solved together, and the problem that they see."""
         space = self.problem.space.space
-        if space.scaling.name == STANDARD:
+        if not space.scaling.is_of_rows:
             for fold, (fitted, _) in enumerate(self.folds):
-                of_fold = LinearSpace(space.scaled(STANDARD, fitted), self.problem.space.is_free)
+                of_fold = LinearSpace(space.refitted(fitted), self.problem.space.is_free)
                 yield (
                     [fold],
                     Problem(of_fold, self.problem.codes, self.problem.loss, self.problem.n_outputs),

@@ -169,32 +169,35 @@ class _Newton:
         """Compute the gradient, and drop what is solved or stuck."""
         if is_rough and (self.estimate <= tol).any():
             self.error = self.estimate
-            self.store(np.flatnonzero(self.estimate <= tol))
-            self.keep(np.flatnonzero(self.estimate > tol))
+            self.drop(self.estimate <= tol)
         if not self.index.size:
             return
         f = self.problems(self.f)
         slopes = self.loss.slopes(f)
-        self.curvature = self.loss.curvature(f)
+        self.bend()
         self.gb = slopes.sum(axis=0)
         self.g = self.u + self.geometry.pull(_flat(slopes))
         self.gs = self.geometry.scores(self.g) if self.geometry.is_dual else self.g
-        self.elimination = _Elimination(self.curvature) if self.is_free else None
         squared = self.inner(self.g, self.gs)
         # The part of the scores that is not the intercept's.
-        size = self.inner(self.u, self._own_scores() if self.geometry.is_dual else self.u)
+        self.size = self.inner(self.u, self._own_scores() if self.geometry.is_dual else self.u)
         if self.elimination is not None:
             squared = squared + self.elimination.squared(self.gb)
         with np.errstate(divide="ignore", invalid="ignore"):
-            self.error = np.sqrt(np.maximum(squared, 0) / size)
+            self.error = np.sqrt(np.maximum(squared, 0) / self.size)
         self.error[squared <= 0] = 0
         is_better = self.error < 0.5 * self.best
         self.idle = np.where(is_better, 0, self.idle + 1)
         self.best = np.minimum(self.best, np.nan_to_num(self.error, nan=np.inf))
         is_done = (self.error <= tol) | (self.idle > _PATIENCE)
         if is_done.any():
-            self.store(np.flatnonzero(is_done))
-            self.keep(np.flatnonzero(~is_done))
+            self.drop(is_done)
+            self.bend()
+
+    def bend(self) -> None:
+        """Compute the second derivatives at the iterate."""
+        self.curvature = self.loss.curvature(self.problems(self.f))
+        self.elimination = _Elimination(self.curvature) if self.is_free else None
 
     def _own_scores(self) -> Floats:
         return self.f - self.b.ravel() if self.is_free else self.f
@@ -207,15 +210,15 @@ class _Newton:
         out.intercept[where] = self.b[which]
         out.n_iter[where], out.error[where] = self.rounds[which], self.error[which]
 
-    def keep(self, which: NDArray[np.int64]) -> None:
-        """Go on with some problems alone."""
+    def drop(self, is_done: NDArray[np.bool_]) -> None:
+        """Store problems, and go on with the others alone."""
+        self.store(np.flatnonzero(is_done))
+        which = np.flatnonzero(~is_done)
         for name in ("u", "f", "g", "gs"):
             setattr(self, name, _flat(self.problems(getattr(self, name))[:, which]))
-        for name in ("index", "b", "gb", "rounds", "best", "idle", "error", "estimate"):
+        for name in ("index", "b", "gb", "rounds", "best", "idle", "error", "size", "estimate"):
             setattr(self, name, getattr(self, name)[which])
         self.loss = self.loss.keep(which)
-        self.curvature = self.loss.curvature(self.problems(self.f))
-        self.elimination = _Elimination(self.curvature) if self.is_free else None
 
     def step(self, tol: float) -> None:
         """One step of Newton's method, whole or shortened."""
@@ -236,11 +239,9 @@ class _Newton:
 
     def _moved(self, d: Floats, ds: Floats) -> Floats:
         """Length of a step beside that of w."""
-        is_dual = self.geometry.is_dual
-        size = self.inner(self.u, self._own_scores() if is_dual else self.u)
-        squared = self.inner(d, ds if is_dual else d)
+        squared = self.inner(d, ds if self.geometry.is_dual else d)
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.asarray(np.sqrt(np.maximum(squared, 0) / size))
+            return np.asarray(np.sqrt(np.maximum(squared, 0) / self.size))
 
     def _conjugate_gradients(self, accuracy: Floats) -> tuple[Floats, Floats, Floats]:
         """Newton's direction, its scores without the intercept, and the intercept's."""
@@ -253,7 +254,7 @@ class _Newton:
             pushed = _flat(self.elimination.push(self.gb))
             r = r + geometry.pull(pushed)
             rs = geometry.scores(r) if geometry.is_dual else None
-        d, ds, _ = system.solve(r, rs, stiff.astype(dtype), accuracy.astype(dtype))
+        d, ds = system.solve(r, rs, stiff.astype(dtype), accuracy.astype(dtype))
         db = np.zeros_like(self.b)
         if self.elimination is not None:
             db = self.elimination.intercept(self.gb, self.problems(ds))
@@ -313,13 +314,9 @@ class _Elimination:
         """Square of the intercept's gradient, in its own metric."""
         return np.asarray(np.einsum("pk,pk->p", gb, self._shift(gb)))
 
-    def push(self, gb: Floats) -> Floats:
-        """D 1 M^+ gb, (n, p, k)."""
-        return self.curvature.times(self._shift(gb)[None])
-
-    def without(self, sums: Floats) -> Floats:
-        """M^+ (1^T D s), to be taken from the scores s: (p, k)."""
-        return self._shift(sums)
+    def push(self, sums: Floats) -> Floats:
+        """D 1 M^+ sums, (n, p, k): for the sums 1^T D s, the intercept's part of D s."""
+        return self.curvature.times(self._shift(sums)[None])
 
     def intercept(self, gb: Floats, ds: Floats) -> Floats:
         """Step of the intercept."""
@@ -347,23 +344,22 @@ class _System:
         if ps is not None:
             bent = self._bent(ps, slice(None))
             if self.elimination is not None:
-                bent = bent - self._intercept_part(bent)
+                bent = bent - self._intercept_part(self.elimination, bent)
             bent = self.geometry.pull(bent)
             return ps, p + bent, ps + self.geometry.scores(bent)
         s, pulled = self.geometry.through(p, self._bent)
         if self.elimination is not None:
             bent = self._bent(s, slice(None))
-            pulled = pulled - self.geometry.pull(self._intercept_part(bent))
+            part = self._intercept_part(self.elimination, bent)
+            pulled = pulled - self.geometry.pull(part)
         return s, p + pulled, None
 
-    def _intercept_part(self, bent: Floats) -> Floats:
-        sums = bent.reshape(len(bent), -1, self.k).sum(axis=0)
-        shift = np.zeros_like(sums) if self.elimination is None else self.elimination.without(sums)
-        return _flat(self.curvature.times(shift[None]))
+    def _intercept_part(self, elimination: _Elimination, bent: Floats) -> Floats:
+        return _flat(elimination.push(bent.reshape(len(bent), -1, self.k).sum(axis=0)))
 
     def solve(
         self, r: Floats, rs: Floats | None, stiff: Floats, accuracy: Floats
-    ) -> tuple[Floats, Floats, int]:
+    ) -> tuple[Floats, Floats]:
         """Solve to a share `accuracy` of the right-hand side.
 
         Parameters
@@ -377,8 +373,6 @@ class _System:
         -------
         d, ds : ndarray
             Solution and its scores.
-        n_iter : int
-            Products.
         """
         k, leading = self.k, self.geometry.leading
         stiff = np.repeat(stiff, k)
@@ -394,8 +388,9 @@ class _System:
         p, ps = z, zs
         rz = inner(r, z, zs)
         active = rz > 0
-        count = 0
-        while active.any() and count < _MAX_INNER:
+        for _ in range(_MAX_INNER):
+            if not active.any():
+                break
             s, q, qs = self._times(p, ps)
             with np.errstate(divide="ignore", invalid="ignore"):
                 alpha = np.where(active, rz / inner(p, q, qs), 0)
@@ -405,7 +400,6 @@ class _System:
             r = r - alpha * q
             rs = None if rs is None or qs is None else rs - alpha * qs
             active &= inner(r, r, rs) > goal
-            count += 1
             z, zs = leading.precondition(r, rs, stiff)
             rz, rz_old = inner(r, z, zs), rz
             active &= rz > 0
@@ -413,7 +407,7 @@ class _System:
                 beta = np.where(active, rz / rz_old, 0).astype(r.dtype)
             p = z + beta * p
             ps = None if ps is None or zs is None else zs + beta * ps
-        return d, ds, count
+        return d, ds
 
 
 def _flat(values: Floats) -> Floats:
