@@ -1,0 +1,271 @@
+"""Everything that one question of ``featx train`` says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from featx.errors import UsageError, unknown_name
+
+__all__ = ["ALL", "LOSSES", "NORMALISATIONS", "OPTIMIZERS", "SCHEDULERS", "TrainPlan"]
+
+ALL = "all"
+
+OPTIMIZERS = ("SGD", "Nesterov", "Adam", "Adamax", "RMSprop", "AdamW")
+SCHEDULERS = ("none", "step", "cosine", "plateau")
+LOSSES = ("cross-entropy", "binary-cross-entropy")
+
+Triple = tuple[float, float, float]
+
+NORMALISATIONS: dict[str, tuple[Triple, Triple]] = {
+    "half-range": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "cifar": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "divide-only": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+"""Mean and deviation of RGB values between 0 and 1, by name."""
+
+# What decides nothing about the trained network.
+_NOT_ASKED = (
+    "device",
+    "workers",
+    "image_memory_gb",
+    "save",
+    "plot",
+    "refit",
+    "reports_dir",
+    "per_class",
+    "repeats",
+    "search",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPlan:
+    """Everything that was typed after ``featx train``, by the names of the options.
+
+    Parameters
+    ----------
+    network : str
+        A network of `featx.networks` with its settings, ``cnn-hoogasian-cifar`` or
+        ``auto-cnn(blocks=3)``, trained from scratch; or the name of a backbone, or the file of a
+        trained one, which is cut off at `layer`, gets `top` and is fine-tuned.
+    data : str, default="cifar10"
+        As for ``featx extract``.
+    classes, drop, map : tuple of str
+        Which classes, and their new names, as for ``featx extract``.
+    per_class : tuple of int or "all", default=("all",)
+        Labelled images of each class, validation part included: one training each.
+    repeats : int, default=1
+        Draws; draw r has the seed ``seed + r``.
+    seed : int, default=0
+        Seed of the first draw, and of all that is random in its training.
+    cache_per_class, test_per_class : int, optional
+        Pool of training images, and test images, drawn first, so that the images are those of
+        heads on a cache made with the same numbers; all by default.
+    holdout : float, default=0.2
+        Share of each class held out for testing, where the data have no test split.
+    on_leak : {"warn", "drop", "raise"}, default="warn"
+        What to do about exact copies of test images in the train split.
+    weights : str, optional
+        Of a backbone: a tag, a file, or ``random``.
+    layer : str, optional
+        Where the backbone is cut off; the last feature map by default.
+    top : str, optional
+        What is put on a cut-off backbone, as `featx.networks.Top` writes it; ``linear`` by
+        default. Not for networks trained from scratch, which have their own.
+    freeze : str, default="none"
+        ``none``, ``half``, ``all``, a number of layers, or a layer up to which the network does
+        not learn; see `featx.networks.freeze`.
+    unfreeze_after : int, optional
+        Epochs after which everything learns.
+    input_size : int or "native", optional
+        Side of the input in pixels. By default that of the weights; from scratch, that of the
+        images.
+    normalise : str, optional
+        One of `NORMALISATIONS`; the weights' own by default, from scratch ``half-range``.
+    augment : tuple of str
+        ``flip``, ``rotation=FRACTION`` of a turn, ``zoom=FRACTION``, ``crop=PADDING`` in pixels.
+    optimizer : str, default="Adam"
+        One of `OPTIMIZERS`.
+    lr : float, default=0.001
+        Learning rate.
+    backbone_lr : float, optional
+        Learning rate of the backbone below the top; `lr` by default.
+    momentum : float, optional
+        Of SGD (0 by default), Nesterov (0.9) and RMSprop (0).
+    weight_decay : float, default=0.0
+        As torch's optimisers take it.
+    scheduler : str, default="none"
+        One of `SCHEDULERS`: ``step`` multiplies by `gamma` every `step_size` epochs, ``cosine``
+        falls to 0 over `epochs`, ``plateau`` multiplies by `gamma` after `step_size` epochs
+        without a better loss.
+    step_size : int, default=5
+        Epochs; see `scheduler`.
+    gamma : float, default=0.1
+        Factor; see `scheduler`.
+    loss : str, default="cross-entropy"
+        One of `LOSSES`; the binary one is Keras's on softmax probabilities and one-hot labels.
+    epochs : int, default=30
+        Most passes over the training part.
+    patience : int, default=10
+        Epochs without a better loss of the validation part before training stops, and the best
+        weights come back; 0 trains all epochs and keeps the last weights.
+    validation : float, default=0.1
+        Share of each class of the subset that is watched, not fitted; 0 for none, with a
+        `patience` of 0.
+    batch_size : int, default=64
+        Images in a step.
+    precision : {"fp32", "bf16", "fp16", "auto"}, default="fp32"
+        Arithmetic of the forward pass (autocast); weights stay float32.
+    channels_last : bool, optional
+        Memory order of images and weights; on a GPU only by default.
+    device : str, default="auto"
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    workers : int, optional
+        Processes that decode images; 0 for none.
+    image_memory_gb : float, optional
+        Most memory for decoded images, in 10^9 bytes; what is larger lies in a scratch file.
+        A half of what is free by default.
+    save : bool, default=False
+        Whether to write trained networks as files that can be used as backbones.
+    plot : bool, default=False
+        Whether to draw the curves (PNG).
+    refit : bool, default=False
+        Train again what ``reports/`` has an answer to.
+    search : int, default=0
+        Random search over this many settings in place of one training.
+    reports_dir : str, default="reports"
+        Folder of results.
+
+    Raises
+    ------
+    UsageError
+        If a name is unknown or a number beyond what is allowed.
+    """
+
+    network: str
+    data: str = "cifar10"
+    classes: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    map: tuple[str, ...] = ()
+    per_class: tuple[int | str, ...] = (ALL,)
+    repeats: int = 1
+    seed: int = 0
+    cache_per_class: int | None = None
+    test_per_class: int | None = None
+    holdout: float = 0.2
+    on_leak: str = "warn"
+    weights: str | None = None
+    layer: str | None = None
+    top: str | None = None
+    freeze: str = "none"
+    unfreeze_after: int | None = None
+    input_size: int | str | None = None
+    normalise: str | None = None
+    augment: tuple[str, ...] = ()
+    optimizer: str = "Adam"
+    lr: float = 0.001
+    backbone_lr: float | None = None
+    momentum: float | None = None
+    weight_decay: float = 0.0
+    scheduler: str = "none"
+    step_size: int = 5
+    gamma: float = 0.1
+    loss: str = "cross-entropy"
+    epochs: int = 30
+    patience: int = 10
+    validation: float = 0.1
+    batch_size: int = 64
+    precision: str = "fp32"
+    channels_last: bool | None = None
+    device: str = "auto"
+    workers: int | None = None
+    image_memory_gb: float | None = None
+    save: bool = False
+    plot: bool = False
+    refit: bool = False
+    search: int = 0
+    reports_dir: str = "reports"
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check_counts(self)
+        _check_numbers(self)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.patience and not self.validation:
+            raise UsageError(
+                "early stopping needs a validation part: give --validation a share, as 0.1, "
+                "or --patience 0 to train all epochs"
+            )
+        if self.unfreeze_after is not None and self.freeze == "none":
+            raise UsageError("--unfreeze-after needs frozen layers: give --freeze half or all")
+        if self.momentum is not None and self.optimizer.startswith("Ada"):
+            raise UsageError(
+                f"{self.optimizer} has no momentum to set: leave --momentum out, or take SGD, "
+                "Nesterov or RMSprop"
+            )
+        if self.optimizer == "Nesterov" and self.momentum == 0:
+            raise UsageError("Nesterov needs a momentum above 0: leave --momentum out for 0.9")
+
+    def asked(self) -> dict[str, Any]:
+        """Give what decides a training beside its images, as plain values.
+
+        Returns
+        -------
+        dict
+            Fields by name; neither the subset's size and number nor the machine are among them.
+        """
+        values = {key: value for key, value in asdict(self).items() if key not in _NOT_ASKED}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def _check_choices(plan: TrainPlan) -> None:
+    choices: dict[str, tuple[str | None, Iterable[str]]] = {
+        "optimizer": (plan.optimizer, OPTIMIZERS),
+        "scheduler": (plan.scheduler, SCHEDULERS),
+        "loss": (plan.loss, LOSSES),
+        "normalise": (plan.normalise, NORMALISATIONS),
+        "on_leak": (plan.on_leak, ("warn", "drop", "raise")),
+        "precision": (plan.precision, ("fp32", "bf16", "fp16", "auto")),
+    }
+    for what, (value, allowed) in choices.items():
+        if value is not None and value not in allowed:
+            raise unknown_name(what, value, allowed)
+    if isinstance(plan.input_size, str) and plan.input_size != "native":
+        raise UsageError(f"input_size is {plan.input_size!r}: give pixels, or 'native'")
+    for k in plan.per_class:
+        if k != ALL and not (isinstance(k, int) and k > 0):
+            raise UsageError(f"per_class is {k!r}: give numbers above 0, or {ALL!r}")
+
+
+def _check_counts(plan: TrainPlan) -> None:
+    least = {
+        **dict.fromkeys(("seed", "patience", "search", "workers"), 0),
+        **dict.fromkeys(("repeats", "epochs", "step_size", "unfreeze_after"), 1),
+        **dict.fromkeys(("cache_per_class", "test_per_class", "input_size"), 1),
+        "batch_size": 2,
+    }
+    for name, bound in least.items():
+        value = getattr(plan, name)
+        if isinstance(value, int) and value < bound:
+            raise UsageError(f"{name} is {value}: it must be {bound} or more")
+
+
+def _check_numbers(plan: TrainPlan) -> None:
+    for name in ("lr", "backbone_lr", "gamma", "image_memory_gb"):
+        value = getattr(plan, name)
+        if value is not None and not 0 < value < math.inf:
+            raise UsageError(f"{name} is {value}: it must be above 0")
+    if not 0 <= plan.weight_decay < math.inf:
+        raise UsageError(f"weight_decay is {plan.weight_decay}: it must be 0 or more")
+    if plan.momentum is not None and not 0 <= plan.momentum < 1:
+        raise UsageError(f"momentum is {plan.momentum}: it must be at least 0 and below 1")
+    if not 0 < plan.holdout < 1:
+        raise UsageError(f"holdout is {plan.holdout}: it must lie between 0 and 1")
+    if not 0 <= plan.validation < 1:
+        raise UsageError(f"validation is {plan.validation}: it must be at least 0 and below 1")
