@@ -1,0 +1,72 @@
+"""A network that was cut off, with a top of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Self
+
+import torch
+from torch import nn
+
+__all__ = ["FineTuned"]
+
+
+class FineTuned(nn.Module):
+    """A backbone with a custom top, to be trained together.
+
+    Parts that were given to `hold` stay in evaluation mode when the rest is put into training
+    mode: frozen batch normalisation keeps its running statistics, frozen dropout drops nothing.
+
+    Parameters
+    ----------
+    body : torch.nn.Module
+        ``Backbone.network``: from images to features. Its parameters are made trainable.
+    top : torch.nn.Module
+        What `Top.build` made for the shape of these features.
+    """
+
+    def __init__(self, body: nn.Module, top: nn.Module) -> None:
+        super().__init__()
+        self.body = body.requires_grad_(True)
+        self.top = top
+        self._held: tuple[nn.Module, ...] = ()
+
+    def hold(self, modules: Iterable[nn.Module]) -> None:
+        """Keep some modules in evaluation mode from now on, and no others.
+
+        Parameters
+        ----------
+        modules : iterable of torch.nn.Module
+            Parts of the body.
+        """
+        self._held = tuple(modules)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Put it into training mode, but for what is held.
+
+        Parameters
+        ----------
+        mode : bool, default=True
+            False for evaluation mode.
+        """
+        super().train(mode)
+        for module in self._held:
+            module.eval()
+        return self
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Give logits.
+
+        Parameters
+        ----------
+        images : tensor of shape (n, 3, size, size)
+            Normalised, float32.
+
+        Returns
+        -------
+        tensor of shape (n, n_classes)
+            Logits.
+        """
+        logits: torch.Tensor = self.top(self.body(images))
+        return logits

@@ -1,0 +1,193 @@
+"""Freezing the first layers of a network, and counting what it has.
+
+A *layer* is a module that holds parameters of its own: a convolution, a dense layer, a batch
+normalisation, an attention. Layers stand in the order in which the network defines them, which
+for all networks here is that of the computation. In Keras' count, by which the sources froze
+"the first half", VGG16 without its top has 19 layers, pooling and input among them; the first 9
+of these hold the first 6 convolutions, which are the first half of the 13 here too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from featx.errors import UsageError, unknown_name
+from featx.networks.finetuned import FineTuned
+
+__all__ = ["Count", "FrozenCount", "count", "freeze"]
+
+_WORDS = ("none", "half", "all")
+
+
+@dataclass(frozen=True)
+class Count:
+    """What a network has.
+
+    Parameters
+    ----------
+    n_layers : int
+        Modules with parameters of their own.
+    n_parameters : int
+        All numbers of its parameters.
+    n_trainable : int
+        Those that training changes.
+    n_statistics : int
+        Running means and variances of batch normalisation: Keras counts them as parameters
+        that are not trainable, torch does not count them.
+    """
+
+    n_layers: int
+    n_parameters: int
+    n_trainable: int
+    n_statistics: int
+
+    @property
+    def n_total_keras(self) -> int:
+        """What Keras prints as total of the parameters."""
+        return self.n_parameters + self.n_statistics
+
+
+@dataclass(frozen=True)
+class FrozenCount:
+    """What was frozen.
+
+    Parameters
+    ----------
+    n_layers, n_frozen : int
+        Layers that could be frozen, and that were.
+    n_parameters, n_trainable : int
+        Of the whole network, afterwards.
+    modules : tuple of torch.nn.Module
+        What must stay in evaluation mode during the training: the frozen layers, and everything
+        without parameters (dropout) before the last of them. A `FineTuned` sees to it itself.
+    """
+
+    n_layers: int
+    n_frozen: int
+    n_parameters: int
+    n_trainable: int
+    modules: tuple[nn.Module, ...] = field(default=(), repr=False)
+
+
+def count(network: nn.Module) -> Count:
+    """Count layers and parameters.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        Any.
+
+    Returns
+    -------
+    Count
+        Each parameter that several modules share counts once.
+    """
+    parameters = list(network.parameters())
+    return Count(
+        n_layers=len(_layers(network)),
+        n_parameters=sum(p.numel() for p in parameters),
+        n_trainable=sum(p.numel() for p in parameters if p.requires_grad),
+        n_statistics=sum(
+            values.numel()
+            for name, values in network.named_buffers()
+            if name.endswith(("running_mean", "running_var"))
+        ),
+    )
+
+
+def freeze(network: nn.Module, text: str) -> FrozenCount:
+    """Freeze the first layers of a network, and make all others trainable.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        Changed in place. Of a `FineTuned` the layers of its body count, the top is always
+        trained; of any other network all layers but the last one count.
+    text : str
+        ``none``; ``half`` (the first half, rounded down); ``all``; a number N, the first N
+        layers; or the path of a module, as in ``featx list layers``: everything up to its end.
+
+    Returns
+    -------
+    FrozenCount
+
+    Raises
+    ------
+    UsageError
+        If there are fewer layers, or there is no such module.
+    """
+    body = network.body if isinstance(network, FineTuned) else network
+    parts = [(name, module) for name, module in _leaves(body) if module is not body]
+    places = [i for i, (_, module) in enumerate(parts) if _has_own(module)]
+    if body is network:
+        places = places[:-1]
+    n_frozen = _number(text, parts, places)
+    network.requires_grad_(True)
+    end = places[n_frozen - 1] + 1 if n_frozen else 0
+    is_whole = body is not network and n_frozen == len(places) > 0
+    frozen = tuple(module for _, module in (parts if is_whole else parts[:end]))
+    _freeze_all(frozen, body)
+    if isinstance(network, FineTuned):
+        network.hold(frozen)
+    after = count(network)
+    return FrozenCount(len(places), n_frozen, after.n_parameters, after.n_trainable, frozen)
+
+
+def _freeze_all(frozen: tuple[nn.Module, ...], body: nn.Module) -> None:
+    """Freeze layers, and what a container holds beside its layers once all of these are frozen.
+
+    The latter are position embeddings, class tokens, scales of a block.
+    """
+    for module in frozen:
+        module.requires_grad_(False)
+    for container in body.modules():
+        layers = [layer for _, layer in _leaves(container) if _has_own(layer)]
+        if layers and all(layer in frozen for layer in layers):
+            container.requires_grad_(False)
+
+
+def _number(text: str, parts: list[tuple[str, nn.Module]], places: list[int]) -> int:
+    if text in _WORDS:
+        return {"none": 0, "half": len(places) // 2, "all": len(places)}[text]
+    if text.isdecimal():
+        if int(text) > len(places):
+            raise UsageError(
+                f"freeze is {text}: the network has {len(places)} layers that can be frozen"
+            )
+        return int(text)
+    inside = [i for i, (name, _) in enumerate(parts) if f"{name}.".startswith(f"{text}.")]
+    if not inside:
+        paths = {".".join(name.split(".")[:depth]) for name, _ in parts for depth in range(1, 9)}
+        error = unknown_name("layer to freeze up to", text, paths)
+        error.add_note(f"or give {', '.join(_WORDS)} or a number up to {len(places)}")
+        raise error
+    return sum(place <= inside[-1] for place in places)
+
+
+def _layers(network: nn.Module) -> list[nn.Module]:
+    return [module for _, module in _leaves(network) if _has_own(module)]
+
+
+def _has_own(module: nn.Module) -> bool:
+    """Whether a module holds parameters, those of what it is built of counted."""
+    return any(True for _ in module.parameters())
+
+
+def _leaves(network: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
+    """Modules that are one layer, in order, with their paths.
+
+    A module without children is one; so is one with parameters of its own beside its children
+    (multi-head attention, a transformer with its position embedding).
+    """
+    found: list[tuple[str, nn.Module]] = []
+    for name, child in network.named_children():
+        # What cuts a network off wraps it in a module that adds nothing to paths.
+        path = prefix if name == "network" else f"{prefix}{name}."
+        is_leaf = not list(child.children()) or isinstance(child, nn.MultiheadAttention)
+        if is_leaf:
+            found.append((path.rstrip("."), child))
+        else:
+            found += _leaves(child, path)
+    return found

@@ -1,0 +1,206 @@
+"""Custom tops: what stands on a network that was cut off, to be fine-tuned with it."""
+
+from __future__ import annotations
+
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from featx.errors import UsageError, unknown_name
+from featx.heads.settings import Configurable, parse, setting
+from featx.networks.spec import seeded, text_of
+
+__all__ = ["AveragePool", "Top", "available_tops", "get_top"]
+
+Shape = tuple[int, ...]
+
+_ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "gelu": nn.GELU}
+
+
+class AveragePool(nn.Module):
+    """Mean of a map over its rows and columns, of tokens over all of them; vectors stay."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Average.
+
+        Parameters
+        ----------
+        features : tensor of shape (n, channels, height, width), (n, tokens, channels) or (n, c)
+            Any floating type.
+
+        Returns
+        -------
+        tensor of shape (n, channels)
+            Of the same type.
+        """
+        if features.dim() == 4:
+            return features.mean((2, 3))
+        return features.mean(1) if features.dim() == 3 else features
+
+
+@dataclass(frozen=True)
+class Top(Configurable, ABC):
+    """Layers between the features of a backbone and the logits.
+
+    Parameters
+    ----------
+    name : str
+        As typed, without settings.
+    """
+
+    name: str
+
+    @property
+    def text(self) -> str:
+        """As `get_top` reads it, without what is the default anyway."""
+        return text_of(self)
+
+    def build(self, map_shape: Shape, n_classes: int, seed: int) -> nn.Module:
+        """Build it with random values, those that torch starts from.
+
+        Parameters
+        ----------
+        map_shape : tuple of int
+            Shape of the features of one image: ``Backbone.map_shape``.
+        n_classes : int
+            Number of logits.
+        seed : int
+            Of the values; torch's own generator is left as it was.
+
+        Returns
+        -------
+        torch.nn.Module
+            On the CPU, in training mode; maps features to logits of shape (n, n_classes).
+        """
+        with seeded(seed):
+            return self._build(map_shape, n_classes)
+
+    @abstractmethod
+    def _build(self, map_shape: Shape, n_classes: int) -> nn.Module:
+        """Build it from torch's generator as it is."""
+
+
+@dataclass(frozen=True)
+class LinearTop(Top):
+    """The average of the map and one dense layer, as most networks end themselves.
+
+    Parameters
+    ----------
+    name : str
+        As in `Top`.
+    dropout : float
+        Before the dense layer.
+    """
+
+    name: str = "linear"
+    dropout: float = setting(0.0, within="[0, 1)")
+
+    def _build(self, map_shape: Shape, n_classes: int) -> nn.Module:
+        drop = [nn.Dropout(self.dropout)] if self.dropout else []
+        return nn.Sequential(AveragePool(), *drop, nn.Linear(_n_averaged(map_shape), n_classes))
+
+
+@dataclass(frozen=True)
+class DenseTop(Top):
+    """Hidden dense layers on the flattened or the averaged map.
+
+    A hidden layer is: batch normalisation where it comes before, the dense layer, batch
+    normalisation where it comes after, the activation, dropout; as in the head ``mlp-torch``.
+
+    Parameters
+    ----------
+    name : {"flatten", "gap"}
+        Whether the map is flattened, or averaged (global average pooling).
+    hidden : tuple of int
+        Units of the hidden layers.
+    dropout : tuple of float
+        Behind each hidden layer; one for all, or one a layer.
+    batch_norm : {"none", "input", "before", "after"}
+        Of the features alone, before each hidden layer, or between it and its activation.
+    activation : {"relu", "tanh", "sigmoid", "gelu"}
+        Of the hidden layers.
+    """
+
+    name: str = "flatten"
+    hidden: tuple[int, ...] = setting((512, 256), within="[1, inf)")
+    dropout: tuple[float, ...] = setting((0.2,), within="[0, 1)")
+    batch_norm: str = setting("none", choices=("none", "input", "before", "after"))
+    activation: str = setting("relu", choices=tuple(_ACTIVATIONS))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.dropout) not in (1, len(self.hidden)):
+            raise UsageError(
+                f"dropout of {self.name} has {len(self.dropout)} numbers for {len(self.hidden)} "
+                "hidden layers: give one for all of them, or one a layer"
+            )
+
+    def _build(self, map_shape: Shape, n_classes: int) -> nn.Module:
+        is_flat = self.name == "flatten"
+        width = math.prod(map_shape) if is_flat else _n_averaged(map_shape)
+        parts: list[nn.Module] = [nn.Flatten() if is_flat else AveragePool()]
+        if self.batch_norm == "input":
+            parts.append(nn.BatchNorm1d(width))
+        drops = self.dropout if len(self.dropout) > 1 else self.dropout * len(self.hidden)
+        for n_units, drop in zip(self.hidden, drops, strict=True):
+            parts += self._hidden(width, n_units, drop)
+            width = n_units
+        return nn.Sequential(*parts, nn.Linear(width, n_classes))
+
+    def _hidden(self, width: int, n_units: int, drop: float) -> list[nn.Module]:
+        before = [nn.BatchNorm1d(width)] if self.batch_norm == "before" else []
+        after = [nn.BatchNorm1d(n_units)] if self.batch_norm == "after" else []
+        dropout = [nn.Dropout(drop)] if drop else []
+        return [
+            *before,
+            nn.Linear(width, n_units),
+            *after,
+            _ACTIVATIONS[self.activation](),
+            *dropout,
+        ]
+
+
+def _n_averaged(map_shape: Shape) -> int:
+    """Give the channels: the first of a map, the last of tokens."""
+    return map_shape[-1] if len(map_shape) == 2 else map_shape[0]
+
+
+_TOPS: dict[str, Top] = {top.name: top for top in (LinearTop(), DenseTop(), DenseTop("gap"))}
+_WITH_SETTINGS = re.compile(r"(?P<name>[^()]+)\((?P<words>[^()]*)\)")
+
+
+def available_tops() -> tuple[str, ...]:
+    """Names of all tops."""
+    return tuple(_TOPS)
+
+
+def get_top(text: str) -> Top:
+    """Find a top by its name.
+
+    Parameters
+    ----------
+    text : str
+        One of `available_tops`, with settings in brackets:
+        ``flatten(hidden=512,256 dropout=0.2,0)``.
+
+    Returns
+    -------
+    Top
+
+    Raises
+    ------
+    UsageError
+        If there is none of that name, or a setting does not fit.
+    """
+    match = _WITH_SETTINGS.fullmatch(text)
+    name: str = match["name"] if match else text
+    words: Sequence[str] = match["words"].split() if match else ()
+    if name not in _TOPS:
+        raise unknown_name("top", name, _TOPS)
+    top = _TOPS[name]
+    return top.with_settings(**parse(top, words))
