@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from featx.backbones import embedded, factories, timm_models, torchvision_models
+from featx.backbones import embedded, factories, timm_models, torchvision_models, trained
 from featx.backbones.base import OUTLINE, Backbone, BackboneGroup, LoadedNetwork
 from featx.backbones.pools import POOLS, pooled_shape
 from featx.backbones.taps import TapPoint, Taps
+from featx.backbones.trained import TrainedNetwork, TrainedRecord, open_trained, save_trained
 from featx.errors import FeatxError, UsageError, WeightsError, unknown_name
 from featx.progress import SILENT, Reporter
 from featx.weights import program_error
@@ -19,12 +20,16 @@ __all__ = [
     "Backbone",
     "BackboneGroup",
     "TapPoint",
+    "TrainedNetwork",
+    "TrainedRecord",
     "available_backbones",
     "check_backbone",
     "default_weights",
     "list_layers",
     "open_backbone",
     "open_backbones",
+    "open_trained",
+    "save_trained",
 ]
 
 _Loader = Callable[[str, str | None, Mapping[str, Any], Reporter], LoadedNetwork]
@@ -33,7 +38,8 @@ _Loader = Callable[[str, str | None, Mapping[str, Any], Reporter], LoadedNetwork
 def available_backbones() -> tuple[str, ...]:
     """Names that `open_backbone` takes, sorted.
 
-    Besides these it takes ``timm/NAME``, ``timm/NAME.TAG`` and ``module:function``.
+    Besides these it takes ``timm/NAME``, ``timm/NAME.TAG``, ``module:function``, and the path of
+    a file that `save_trained` wrote.
     """
     plain = (*torchvision_models.available(), embedded.NAME)
     return tuple(sorted({*plain, *factories.available()}))
@@ -54,6 +60,8 @@ def default_weights(name: str) -> str:
     """
     if name == embedded.NAME:
         return embedded.TAG
+    if trained.is_trained(name):
+        return "own"
     if name.startswith(timm_models.PREFIX):
         return timm_models.resolve(name)[1]
     return "own" if factories.is_factory(name) else torchvision_models.default_tag(name)
@@ -73,8 +81,8 @@ def open_backbone(
     Parameters
     ----------
     name : str
-        One of `available_backbones`, ``timm/NAME[.TAG]``, or ``module:function`` for a
-        function of your own, see `featx.backbones.factories`.
+        One of `available_backbones`, ``timm/NAME[.TAG]``, ``module:function`` for a
+        function of your own, see `featx.backbones.factories`, or the file of a trained network.
     weights : str, optional
         Tag of the weights, path of a file, ``random`` or ``random:SEED``.
     layer : str, optional
@@ -137,7 +145,7 @@ def open_backbones(
     UsageError, WeightsError, BackboneError
         As `open_backbone`; UsageError also for two equal feature points.
     """
-    loaded = _load(name, weights, overrides or {}, reporter)
+    loaded = load_network(name, weights, overrides or {}, reporter)
     taps = loaded.tap(loaded.preprocessing.crop_px)
     points = [taps.find(layer) for layer in layers]
     pools = [pool] * len(points) if isinstance(pool, str) else list(pool)
@@ -217,7 +225,7 @@ def outline(name: str, overrides: Mapping[str, Any]) -> LoadedNetwork:
         On the meta device; a function of the user's makes its network as always.
     """
     weights = None if factories.is_factory(name) else OUTLINE
-    return _load(name, weights, overrides, SILENT)
+    return load_network(name, weights, overrides, SILENT)
 
 
 def check_backbone(name: str) -> None:
@@ -234,6 +242,8 @@ def check_backbone(name: str) -> None:
         With the nearest names.
     """
     _loader(name)
+    if trained.is_trained(name):
+        trained.read_trained(Path(name))
     if name.startswith(timm_models.PREFIX):
         timm_models.resolve(name)
 
@@ -245,6 +255,8 @@ def _loader(name: str) -> _Loader:
         return torchvision_models.load
     if name == embedded.NAME:
         return embedded.load
+    if trained.is_trained(name):
+        return trained.load
     if Path(name).suffix in _PROGRAMS:
         raise program_error(Path(name), "a program in a file")
     if factories.is_factory(name):
@@ -253,7 +265,7 @@ def _loader(name: str) -> _Loader:
     raise unknown_name("backbone", name, known, see="featx list backbones")
 
 
-_PROGRAMS = (".pt", ".pth", ".pt2", ".onnx", ".bin", ".safetensors")
+_PROGRAMS = (".pt", ".pth", ".pt2", ".onnx", ".bin")
 
 
 def _in_timm(name: str) -> list[str]:
@@ -266,7 +278,19 @@ def _in_timm(name: str) -> list[str]:
     return [f"{timm_models.PREFIX}{n}" for n in names if n == architecture or "/" in name]
 
 
-def _load(
+def load_network(
     name: str, weights: str | None, overrides: Mapping[str, Any], reporter: Reporter
 ) -> LoadedNetwork:
+    """Load a whole network, not cut off yet.
+
+    Parameters
+    ----------
+    name, weights, overrides, reporter
+        As for `open_backbone`; `weights` may be `OUTLINE`.
+
+    Returns
+    -------
+    LoadedNetwork
+        In evaluation mode.
+    """
     return _loader(name)(name, weights, overrides, reporter)

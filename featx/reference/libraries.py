@@ -14,7 +14,7 @@ from torch import nn
 from torchvision import models
 from torchvision.models.vision_transformer import interpolate_embeddings
 
-from featx.backbones import Backbone, default_weights, factories
+from featx.backbones import Backbone, default_weights, factories, trained
 from featx.backbones.timm_models import PREFIX, resolve
 from featx.errors import BackboneError
 from featx.progress import SILENT
@@ -51,7 +51,8 @@ class Built:
 def build(backbone: Backbone, weights: str | None, overrides: Mapping[str, Any]) -> Built:
     """Build the network that a backbone was cut from, without featx's loaders.
 
-    Only for a function of the user's there is no other way than to call it again.
+    Only for a function of the user's, and the file of a trained network, there is no other way
+    than to call it, or open it, again.
 
     Parameters
     ----------
@@ -71,8 +72,9 @@ def build(backbone: Backbone, weights: str | None, overrides: Mapping[str, Any])
         return _lite0(backbone, weights)
     if backbone.name.startswith(PREFIX):
         return _timm(backbone, weights)
-    if factories.is_factory(backbone.name):
-        loaded = factories.load(backbone.name, weights, overrides, SILENT)
+    if factories.is_factory(backbone.name) or trained.is_trained(backbone.name):
+        by = trained if trained.is_trained(backbone.name) else factories
+        loaded = by.load(backbone.name, weights, overrides, SILENT)
         transform = plain_transform(backbone.preprocessing)
         origin = f"{backbone.name} and torchvision's standard transform with its values"
         return Built(loaded.network, transform, origin, not loaded.unfilled)
