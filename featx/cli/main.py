@@ -20,6 +20,7 @@ __all__ = ["cli", "main"]
 _COMMANDS = {
     "extract": "Run a backbone once over a data set and cache its features.",
     "fit": "Fit classifiers on cached features and print the table.",
+    "train": "Train networks end to end, beside the heads.",
     "compare": "Compare heads, backbones, ... on the same draws and test images.",
     "sweep": "Compare input sizes, layers, poolings or preprocessing, all else equal.",
     "predict": "Classify new images with a saved model.",

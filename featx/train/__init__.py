@@ -3,5 +3,7 @@
 from __future__ import annotations
 
 from featx.train.plan import TrainPlan
+from featx.train.result import TrainResult
+from featx.train.run import run_train
 
-__all__ = ["TrainPlan"]
+__all__ = ["TrainPlan", "TrainResult", "run_train"]

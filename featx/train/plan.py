@@ -38,7 +38,6 @@ _NOT_ASKED = (
     "reports_dir",
     "per_class",
     "repeats",
-    "search",
 )
 
 
@@ -136,7 +135,8 @@ class TrainPlan:
     refit : bool, default=False
         Train again what ``reports/`` has an answer to.
     search : int, default=0
-        Random search over this many settings in place of one training.
+        Draws of a random search, on the validation part of each subset, before the training
+        with the best settings; see `featx.train.search`.
     reports_dir : str, default="reports"
         Folder of results.
 
@@ -209,6 +209,8 @@ class TrainPlan:
                 f"{self.optimizer} has no momentum to set: leave --momentum out, or take SGD, "
                 "Nesterov or RMSprop"
             )
+        if self.search and self.momentum is not None:
+            raise UsageError("the search chooses the optimiser: leave --momentum out")
         if self.optimizer == "Nesterov" and self.momentum == 0:
             raise UsageError("Nesterov needs a momentum above 0: leave --momentum out for 0.9")
 
@@ -221,6 +223,8 @@ class TrainPlan:
             Fields by name; neither the subset's size and number nor the machine are among them.
         """
         values = {key: value for key, value in asdict(self).items() if key not in _NOT_ASKED}
+        if not self.search:
+            del values["search"]
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 

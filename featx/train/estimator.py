@@ -1,0 +1,70 @@
+"""From a plan to the classifier that carries it out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from featx.train.augment import Augment
+from featx.train.classifier import NetworkClassifier
+from featx.train.networks import build
+from featx.train.optimisation import get_loss, get_optimizer
+from featx.train.question import TrainQuestion
+
+__all__ = ["make_classifier"]
+
+
+def make_classifier(
+    question: TrainQuestion,
+    seed: int,
+    device: torch.device,
+    callbacks: list[tuple[str, Any]] | None = None,
+) -> NetworkClassifier:
+    """Make the classifier of a training, not yet fitted.
+
+    Parameters
+    ----------
+    question : TrainQuestion
+        Plan, network and classes.
+    seed : int
+        Of everything random.
+    device : torch.device
+        Where it runs.
+    callbacks : list of tuple of str and skorch.callbacks.Callback, optional
+        What watches it.
+
+    Returns
+    -------
+    NetworkClassifier
+    """
+    plan, recipe = question.plan, question.recipe
+    is_gpu = device.type == "cuda"
+    return NetworkClassifier(
+        build,
+        module__recipe=recipe,
+        module__n_classes=len(question.class_names),
+        module__seed=seed,
+        criterion=get_loss(plan.loss),
+        optimizer=get_optimizer(plan.optimizer, plan.momentum, plan.weight_decay),
+        lr=plan.lr,
+        backbone_lr=plan.backbone_lr,
+        schedule=plan.scheduler,
+        step_size=plan.step_size,
+        gamma=plan.gamma,
+        max_epochs=plan.epochs,
+        patience=plan.patience,
+        validation=plan.validation,
+        batch_size=plan.batch_size,
+        mean=recipe.preprocessing.mean,
+        std=recipe.preprocessing.std,
+        augment=Augment.parse(plan.augment),
+        freeze=plan.freeze,
+        unfreeze_after=plan.unfreeze_after,
+        precision=question.precision,
+        channels_last=is_gpu if plan.channels_last is None else plan.channels_last,
+        device=str(device),
+        seed=seed,
+        classes=list(range(len(question.class_names))),
+        callbacks=callbacks or [],
+    )

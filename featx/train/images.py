@@ -1,0 +1,211 @@
+"""Images of a source, decoded once to uint8, and what evaluation wants to know of them."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.engines.loader import iter_pixels
+from featx.errors import ProtocolError
+from featx.preprocess import Preprocessing
+from featx.progress import Reporter
+from featx.sources import Source
+from featx.sources.base import ArraySource
+from featx.train.batches import PixelSet
+
+__all__ = ["Decoded", "Decoder", "SourceRows"]
+
+_BATCH = 64
+_DONE, _FAILED = 1, 2
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """Pixels of some rows of a source.
+
+    Parameters
+    ----------
+    pixels : ndarray of uint8, shape (n_decoded, side, side, 3)
+        In memory, or mapped from a scratch file.
+    place : ndarray of int64, shape (N,)
+        Where the image of each row of the source is in `pixels`; -1 where it is not.
+    failed : dict of int to str
+        Rows that cannot be read, with the reason.
+    """
+
+    pixels: NDArray[np.uint8]
+    place: NDArray[np.int64]
+    failed: dict[int, str]
+
+    def take(self, labels: NDArray[np.int64], rows: NDArray[np.int64]) -> PixelSet:
+        """Give some rows of the source with their labels.
+
+        Parameters
+        ----------
+        labels : ndarray of int64, shape (N,)
+            Of the whole source.
+        rows : ndarray of int64, shape (n_rows,)
+            Decoded rows.
+
+        Returns
+        -------
+        PixelSet
+        """
+        return PixelSet(self.pixels, np.asarray(labels)[rows], self.place[rows])
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Decodes, resizes and crops, with bounded memory.
+
+    Parameters
+    ----------
+    preprocessing : Preprocessing
+        Resize and crop.
+    workers : int
+        Processes; 0 decodes in this one.
+    most_bytes : int
+        Of one array in memory; a larger one lies in a file that is gone when the process ends,
+        however it ends.
+    reporter : Reporter
+        Shows progress.
+    """
+
+    preprocessing: Preprocessing
+    workers: int
+    most_bytes: int
+    reporter: Reporter
+
+    def decode(self, source: Source, rows: NDArray[np.int64] | None = None) -> Decoded:
+        """Decode rows of a source.
+
+        Parameters
+        ----------
+        source : Source
+            One split.
+        rows : ndarray of int64, optional
+            Which of them; all by default.
+
+        Returns
+        -------
+        Decoded
+        """
+        rows = np.arange(len(source)) if rows is None else rows
+        part = source if len(rows) == len(source) else source.take(rows)
+        side = self.preprocessing.crop_px
+        pixels = self._array((len(rows), side, side, 3))
+        failed: dict[int, str] = {}
+        batches = iter_pixels(
+            part,
+            self.preprocessing,
+            range(-(-len(rows) // _BATCH)),
+            batch_size=_BATCH,
+            n_rows=_BATCH,
+            workers=self.workers,
+        )
+        with self.reporter.bar(len(rows), f"decoding {source.name} {source.split}") as bar:
+            for batch in batches:
+                stop = batch.start + batch.n_images
+                pixels[batch.start : stop] = batch.pixels[: batch.n_images].numpy()
+                failed |= {int(rows[i]): why for i, why in batch.failed.items()}
+                bar.update(batch.n_images)
+        place = np.full(len(source), -1)
+        place[rows] = np.arange(len(rows))
+        return Decoded(pixels, place, failed)
+
+    def _array(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        n_bytes = int(np.prod(shape))
+        if n_bytes <= self.most_bytes:
+            return np.empty(shape, np.uint8)
+        folder = tempfile.gettempdir()
+        free = shutil.disk_usage(folder).free
+        size = f"{shape[0]:,} decoded images need {n_bytes / 1e9:.1f} GB"
+        if n_bytes > free:
+            raise ProtocolError(
+                f"{size}: more than the {self.most_bytes / 1e9:.1f} GB of memory that may be used "
+                f"and the {free / 1e9:.1f} GB free in {folder}; take fewer images "
+                "(--cache-per-class, --test-per-class), a smaller --input-size, or another folder "
+                "(TMPDIR)"
+            )
+        self.reporter.say(f"{size}: they lie in a scratch file in {folder}")
+        with tempfile.TemporaryFile(dir=folder) as stream:
+            return np.memmap(stream, np.uint8, "w+", shape=shape)
+
+
+def is_readable(source: Source) -> bool:
+    """Whether every image is known to be readable without a look."""
+    return isinstance(source, ArraySource)
+
+
+@dataclass(frozen=True, eq=False)
+class SourceRows:
+    """A split as evaluation sees a cache: rows, labels, digests, without features.
+
+    Parameters
+    ----------
+    source : Source
+        The split.
+    digests : ndarray of uint8, shape (N, 32)
+        SHA-256 of each image.
+    failed : collection of int
+        Rows that cannot be read.
+    fingerprint : str
+        Of the images and how they are prepared.
+    network : str
+        What is trained, for messages.
+    """
+
+    source: Source
+    digests: NDArray[np.uint8]
+    failed: Sequence[int]
+    fingerprint: str
+    network: str
+
+    @property
+    def X(self) -> Any:  # noqa: N802
+        """No features: a network sees the pixels."""
+        raise NotImplementedError("images that are trained on have no features")
+
+    @property
+    def y(self) -> NDArray[np.int64]:
+        """Labels, (N,), -1 where unknown."""
+        return self.source.labels
+
+    @property
+    def status(self) -> NDArray[np.uint8]:
+        """1 where the row can be used, (N,)."""
+        status = np.full(len(self.source), _DONE, np.uint8)
+        status[list(self.failed)] = _FAILED
+        return status
+
+    @property
+    def class_names(self) -> list[str]:
+        """One name a class."""
+        return list(self.source.class_names)
+
+    @property
+    def paths(self) -> Sequence[str]:
+        """One path an image, (N,)."""
+        return self.source.paths
+
+    @property
+    def image_digests(self) -> NDArray[np.uint8]:
+        """SHA-256 of each image's bytes, (N, 32)."""
+        return self.digests
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """Names, as a cache has them."""
+        return {"data": self.source.name, "backbone": self.network, "layer": "trained"}
+
+    @property
+    def path(self) -> Path:
+        """Where the images are."""
+        return Path(self.source.place or self.source.name)

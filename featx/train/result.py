@@ -1,0 +1,243 @@
+"""The outcome of one training, as a fit beside those of heads, and more."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.evaluate import FitResult
+from featx.evaluate.draws import Subset
+from featx.evaluate.scores import score
+from featx.heads.base import labels_of, softmax_of
+from featx.heads.scaling import NONE, Array
+from featx.train.question import TrainQuestion
+
+__all__ = ["TrainResult", "Trained", "to_fit"]
+
+_PACKAGES = ("featx", "torch", "skorch", "numpy")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training gave, beside its weights.
+
+    Parameters
+    ----------
+    curves : tuple of dict
+        A line an epoch: ``epoch``, ``lr``, ``train_loss``, ``train_acc``, ``valid_loss``,
+        ``valid_acc``, ``dur`` (seconds, of training and watching).
+    best_epoch : int
+        The one, from 1, whose weights were kept.
+    has_stopped : bool
+        Whether early stopping ended it.
+    n_fitted, n_watching : int
+        Images that were fitted, and that watched.
+    n_layers, n_frozen : int
+        Layers with parameters, and how many of them were frozen at the start.
+    n_parameters, n_trainable : int
+        Numbers of the network, and those that learned from the start.
+    n_statistics : int
+        Running means and variances, which Keras counts as parameters.
+    device : str
+        Where it ran.
+    """
+
+    curves: tuple[Mapping[str, Any], ...]
+    best_epoch: int
+    has_stopped: bool
+    n_fitted: int
+    n_watching: int
+    n_layers: int
+    n_frozen: int
+    n_parameters: int
+    n_trainable: int
+    n_statistics: int
+    device: str
+
+    @property
+    def seconds(self) -> float:
+        """Of all epochs."""
+        return float(sum(line["dur"] for line in self.curves))
+
+    @property
+    def seconds_per_epoch(self) -> float:
+        """Median, so that a slow first epoch does not count."""
+        return float(np.median([line["dur"] for line in self.curves]))
+
+    def record(self) -> dict[str, Any]:
+        """Give it as plain values."""
+        return {**asdict(self), "curves": [dict(line) for line in self.curves]}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Trained:
+        """Read what `record` gave."""
+        return cls(**{**record, "curves": tuple(record["curves"])})
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """One training: a row of the table of results, and what only a training has.
+
+    Parameters
+    ----------
+    fit : FitResult
+        As of a head: `featx compare` sets it beside them.
+    trained : Trained
+        Curves, counts and times.
+    checkpoint : Path or None
+        The trained network as a file, where it was asked for; a backbone at once.
+    is_known : bool
+        Whether ``reports/`` had the answer.
+    """
+
+    fit: FitResult
+    trained: Trained
+    checkpoint: Path | None = None
+    is_known: bool = False
+
+    @property
+    def curves(self) -> tuple[Mapping[str, Any], ...]:
+        """See `Trained`."""
+        return self.trained.curves
+
+    @property
+    def n_layers(self) -> int:
+        """Layers with parameters."""
+        return self.trained.n_layers
+
+    @property
+    def n_parameters(self) -> int:
+        """Numbers of the network."""
+        return self.trained.n_parameters
+
+    @property
+    def seconds_per_epoch(self) -> float:
+        """Median time of an epoch."""
+        return self.trained.seconds_per_epoch
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Scores of a network, as evaluation reads the scores of heads.
+
+    Parameters
+    ----------
+    classes_ : ndarray of int64, shape (n_classes,)
+        Labels, ascending.
+    decisions : ndarray of float64, shape (n_rows, n_classes)
+        Of the test images.
+    """
+
+    classes_: NDArray[np.int64]
+    decisions: Array
+
+    def decision_function(self, X: Any) -> Array:
+        """Give the scores that are there already."""
+        del X
+        return self.decisions
+
+    def predict(self, X: Any) -> NDArray[np.int64]:
+        """Labels of the largest scores."""
+        return labels_of(self.decision_function(X), self.classes_)
+
+    def probabilities(self, scores: Array) -> Array:
+        """Softmax."""
+        return softmax_of(scores)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a trained network says of images.
+
+    Parameters
+    ----------
+    decisions : ndarray of float64, shape (n_test, n_classes)
+        Logits of the test images.
+    train_acc1 : float
+        Share of the fitted images that are right, without augmentation.
+    predict_seconds : float
+        Of the test images.
+    """
+
+    decisions: Array
+    train_acc1: float
+    predict_seconds: float
+
+
+def to_fit(
+    question: TrainQuestion, subset: Subset, trained: Trained, scored: Scored, extra: dict[str, Any]
+) -> FitResult:
+    """Make a training a fit.
+
+    Parameters
+    ----------
+    question : TrainQuestion
+        What was asked.
+    subset : Subset
+        Which draw of it.
+    trained, scored : Trained, Scored
+        What came out.
+    extra : dict
+        More for the JSON record; plain values.
+
+    Returns
+    -------
+    FitResult
+    """
+    recipe, pair = question.recipe, question.pair
+    backbone = recipe.backbone
+    model = Logits(np.arange(len(question.class_names)), scored.decisions)
+    scores = score(question.truth, scored.decisions, model, question.class_names)
+    return FitResult(
+        data=pair.data_name,
+        backbone=recipe.text,
+        weights="" if backbone is None else backbone.weights.label,
+        layer="input" if backbone is None else backbone.layer,
+        pool="none",
+        input_size=recipe.input_px,
+        precision=question.precision,
+        n_features=recipe.n_inputs,
+        clf=question.head,
+        scale=NONE,
+        class_weight=None,
+        per_class=str(subset.per_class),
+        repeat=subset.repeat,
+        seed=subset.seed,
+        C=None,
+        cv_accuracy=None,
+        train_acc1=scored.train_acc1,
+        **scores.columns,
+        n_train=len(subset.rows),
+        n_test=len(question.test_rows),
+        fit_seconds=trained.seconds,
+        predict_seconds=scored.predict_seconds,
+        n_iter=len(trained.curves),
+        converged=trained.has_stopped or not question.plan.patience,
+        notes="; ".join(question.remarks),
+        train_fingerprint=pair.train.fingerprint,
+        test_fingerprint=pair.test.fingerprint,
+        subset_sha256=subset.sha256,
+        featx_version=version("featx"),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        fit_id=question.fit_id(subset),
+        detail={
+            "predictions": scores.guess.tolist(),
+            **scores.detail,
+            **question.record(subset),
+            "train_acc1_is": "TRAINING score: accuracy on the rows that the network was fitted on",
+            "trained": trained.record(),
+            **extra,
+            "versions": {
+                "python": platform.python_version(),
+                **{package: version(package) for package in _PACKAGES},
+            },
+        },
+    )

@@ -1,0 +1,221 @@
+"""Train a network on every subset of a question, and score each training once."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from featx.backbones.trained import TrainedRecord, save_trained
+from featx.engines import resolve_device, resolve_precision
+from featx.evaluate import FitResult, ResultsFolder
+from featx.evaluate.draws import Subset
+from featx.heads.rowspace import available_bytes
+from featx.networks import count
+from featx.progress import SILENT, Reporter
+from featx.train.callbacks import Checkpoint, Progress, curves_of
+from featx.train.classifier import NetworkClassifier
+from featx.train.curves import save_curves, save_curves_plot
+from featx.train.estimator import make_classifier
+from featx.train.images import Decoder
+from featx.train.networks import check_network, open_recipe
+from featx.train.plan import TrainPlan
+from featx.train.question import TrainQuestion, open_sources
+from featx.train.result import Scored, Trained, TrainResult, to_fit
+from featx.train.search import Found, search_settings
+
+__all__ = ["run_train"]
+
+_SHARE_OF_MEMORY = 0.5
+
+
+def run_train(
+    plan: TrainPlan, reporter: Reporter = SILENT, tell: Callable[[str], object] = print
+) -> list[TrainResult]:
+    """Train and score, once for each size of subset and each draw.
+
+    Parameters
+    ----------
+    plan : TrainPlan
+        What to do.
+    reporter : Reporter
+        Shows what is done.
+    tell : callable, default=print
+        Is given a line about each training.
+
+    Returns
+    -------
+    list of TrainResult
+        By draw, then by size. A training whose answer is in the folder of results is not done
+        again; one that was interrupted goes on behind its last whole epoch.
+
+    Raises
+    ------
+    FeatxError
+        Of any kind, from wrong names to a loss that is no longer finite.
+    """
+    job = _prepare(plan, reporter, tell)
+    return [job.answer(subset) for subset in job.question.subsets]
+
+
+def _prepare(plan: TrainPlan, reporter: Reporter, tell: Callable[[str], object]) -> _Job:
+    check_network(plan)
+    device = resolve_device(plan.device)
+    precision, why = resolve_precision(plan.precision, device)
+    reporter.say(f"device {device}, precision {precision} ({why})")
+    sources = open_sources(plan, reporter)
+    recipe = open_recipe(plan, list(sources.values()), reporter)
+    reporter.say(f"preprocessing: {recipe.preprocessing.describe()}")
+    decoder = Decoder(recipe.preprocessing, _workers(plan, device), _most_bytes(plan), reporter)
+    question = TrainQuestion(plan, sources, recipe, decoder, precision)
+    return _Job(question, device, ResultsFolder(plan.reports_dir, reporter), reporter, tell)
+
+
+def _workers(plan: TrainPlan, device: torch.device) -> int:
+    return (1 if device.type == "cpu" else 8) if plan.workers is None else plan.workers
+
+
+def _most_bytes(plan: TrainPlan) -> int:
+    if plan.image_memory_gb is not None:
+        return int(plan.image_memory_gb * 1e9)
+    return int(_SHARE_OF_MEMORY * available_bytes())
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The trainings of one question."""
+
+    question: TrainQuestion
+    device: torch.device
+    results: ResultsFolder
+    reporter: Reporter
+    tell: Callable[[str], object]
+
+    @property
+    def plan(self) -> TrainPlan:
+        return self.question.plan
+
+    def _file(self, folder: str, subset: Subset, ending: str) -> Path:
+        question = self.question
+        words = (question.pair.data_name, question.recipe.text, f"k{subset.per_class}")
+        stem = "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", word)[:40].strip("_") for word in words)
+        name = f"{stem}-r{subset.repeat}-{question.fit_id(subset)}{ending}"
+        return Path(self.plan.reports_dir) / folder / name
+
+    def answer(self, subset: Subset) -> TrainResult:
+        """Find the training of a draw, or do it."""
+        known = None if self.plan.refit else self._known(subset)
+        result = known or self._trained(subset)
+        if known is not None:
+            self.results.complete([result.fit])
+        self.tell(_line(result))
+        return result
+
+    def _known(self, subset: Subset) -> TrainResult | None:
+        path = self._file("networks", subset, ".safetensors")
+        if self.plan.save and not path.exists():
+            return None
+        found = next(self.results.find(self.question.fit_id(subset)), None)
+        if found is None:
+            return None
+        trained = Trained.from_record(found.detail["trained"])
+        self._save_curves(trained, subset)
+        return TrainResult(found, trained, path if path.exists() else None, is_known=True)
+
+    def _trained(self, subset: Subset) -> TrainResult:
+        question = self.question
+        extra: dict[str, Any] = {}
+        if self.plan.search:
+            found = search_settings(question, subset, self.device, self.reporter)
+            self._tell_search(found, subset)
+            question, extra = question.with_plan(found.best), {"search": found.record()}
+        checkpoint = self._file("checkpoints", subset, ".pt")
+        label = f"training {question.recipe.text}, {subset.per_class} per class"
+        callbacks = [
+            ("checkpoint", Checkpoint(checkpoint, question.fit_id(subset), self.reporter)),
+            ("progress", Progress(self.reporter, label)),
+        ]
+        net = make_classifier(question, subset.seed, self.device, callbacks)
+        net.fit(question.training_images(subset))
+        trained = _outcome(net, question, subset)
+        fit = to_fit(self.question, subset, trained, self._scored(net, question, subset), extra)
+        path = self._save(net, subset, question, fit) if self.plan.save else None
+        self._save_curves(trained, subset)
+        self.results.add(fit)
+        checkpoint.unlink(missing_ok=True)
+        return TrainResult(fit, trained, path)
+
+    def _tell_search(self, found: Found, subset: Subset) -> None:
+        path = self._file("searches", subset, ".csv")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(found.tried).to_csv(path, index=False)
+        self.tell(found.table())
+        self.tell(f"judged on {found.n_watching:,} training images left out; {path}")
+
+    def _scored(self, net: NetworkClassifier, question: TrainQuestion, subset: Subset) -> Scored:
+        fitted, _ = net.get_split_datasets(question.training_images(subset))
+        guess = net.decision_function(fitted).argmax(axis=1)
+        started = time.perf_counter()
+        decisions = net.decision_function(question.test_images)
+        seconds = time.perf_counter() - started
+        return Scored(decisions, float((guess == fitted.labels).mean()), seconds)
+
+    def _save(
+        self, net: NetworkClassifier, subset: Subset, question: TrainQuestion, fit: FitResult
+    ) -> Path:
+        recipe, backbone = question.recipe, question.recipe.backbone
+        path = self._file("networks", subset, ".safetensors")
+        training = {"acc1": fit.acc1, "per_class": fit.per_class, "fit_id": fit.fit_id}
+        record = TrainedRecord(
+            class_names=tuple(question.class_names),
+            preprocessing=recipe.preprocessing,
+            network=recipe.text if backbone is None else None,
+            backbone=None if backbone is None else backbone.name,
+            layer=None if backbone is None else backbone.layer,
+            top=recipe.top,
+            training={**training, "asked": question.plan.asked()},
+        )
+        save_trained(path, net.module_, record)
+        return path
+
+    def _save_curves(self, trained: Trained, subset: Subset) -> None:
+        path = self._file("curves", subset, ".csv")
+        save_curves(trained.curves, path)
+        if self.plan.plot:
+            save_curves_plot(trained.curves, trained.best_epoch, path.with_suffix(".png"))
+
+
+def _outcome(net: NetworkClassifier, question: TrainQuestion, subset: Subset) -> Trained:
+    best = dict(net.callbacks_)["best"]
+    fitted, watching = net.get_split_datasets(question.training_images(subset))
+    counts = count(net.module_)
+    return Trained(
+        curves=tuple(curves_of(net)),
+        best_epoch=best.best_epoch_,
+        has_stopped=best.is_over,
+        n_fitted=len(fitted),
+        n_watching=0 if watching is None else len(watching),
+        n_layers=counts.n_layers,
+        n_frozen=net.first_frozen_.n_frozen,
+        n_parameters=counts.n_parameters,
+        n_trainable=net.first_frozen_.n_trainable,
+        n_statistics=counts.n_statistics,
+        device=str(net.device),
+    )
+
+
+def _line(result: TrainResult) -> str:
+    fit, trained = result.fit, result.trained
+    what = f"{fit.backbone}, {fit.per_class} per class, draw {fit.repeat}: {fit.acc1:.1%}"
+    how = (
+        f"{len(trained.curves)} epochs of {trained.seconds_per_epoch:.2g} s, weights of epoch "
+        f"{trained.best_epoch}, {trained.n_trainable:,} of {trained.n_parameters:,} parameters"
+    )
+    known = ", known already" if result.is_known else ""
+    return f"{what} ({how}{known})" + (f" in {result.checkpoint}" if result.checkpoint else "")
