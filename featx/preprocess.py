@@ -10,7 +10,7 @@ in the worker processes) and `Preprocessing.normalise` (float32, on the device).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,12 @@ import torch
 from torchvision.transforms import InterpolationMode, functional
 
 from featx.errors import UsageError
+from featx.resample import find_resampler
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["INTERPOLATIONS", "MISTAKES", "Preprocessing"]
+__all__ = ["INTERPOLATIONS", "MISTAKES", "Preprocessing", "is_traced"]
 
 MISTAKES: dict[str, dict[str, Any]] = {
     "correct": {},
@@ -273,6 +274,37 @@ class Preprocessing:
             resized = functional.pad(resized, [*before, *after], fill=fill)
         return np.asarray(functional.center_crop(resized, [self.crop_px, self.crop_px]))
 
+    def find_resize(self, width: int, height: int) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """Find the same resize and crop for a device, for images of one size.
+
+        Parameters
+        ----------
+        width, height : int
+            Of the images, in pixels.
+
+        Returns
+        -------
+        callable or None
+            Takes a uint8 tensor of shape (n, height, width, 3) on any device with float64 and
+            gives one of shape (n, crop_px, crop_px, 3), equal to `pixels`; None where there is
+            none, or where enlarging on the device would not save anything on the way to it.
+        """
+        after = _resized(width, height, self.resize_px)
+        if self.crop_mode != "center" or min(after) < self.crop_px:
+            return None
+        if width * height >= self.crop_px**2:
+            return None
+        resampler = find_resampler((width, height), after, self.interpolation)
+        if resampler is None:
+            return None
+        left, top = (round((length - self.crop_px) / 2) for length in after)
+
+        def resize(pixels: torch.Tensor) -> torch.Tensor:
+            whole = resampler(pixels)
+            return whole[:, top : top + self.crop_px, left : left + self.crop_px]
+
+        return resize
+
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """Scale to [0, 1], subtract the mean and divide by the deviation.
 
@@ -288,10 +320,32 @@ class Preprocessing:
         """
         if self.channels == "bgr":
             pixels = pixels.flip(-1)
-        values = pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255)
+        if pixels.device.type == "cpu" and not is_traced():
+            return self._normalised_by_rows(pixels)
+        values = pixels.permute(0, 3, 1, 2).to(torch.float32) / 255
         mean = torch.tensor(self.mean, dtype=torch.float32, device=values.device)
         std = torch.tensor(self.std, dtype=torch.float32, device=values.device)
-        return values.sub_(mean[:, None, None]).div_(std[:, None, None])
+        return (values - mean[:, None, None]) / std[:, None, None]
+
+    def _normalised_by_rows(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Do the same image by image and row by row: in the cache, with vector instructions.
+
+        A mean of three values, broadcast over pixels that lie side by side, would be
+        subtracted three values at a time: this is several times faster, and equal.
+        """
+        n, height, width, _ = pixels.shape
+        mean, std = (
+            torch.tensor(v, dtype=torch.float32).repeat(width) for v in (self.mean, self.std)
+        )
+        values = torch.empty((n, height, width * 3))
+        for image, rows in zip(values, pixels.reshape(n, height, width * 3), strict=True):
+            image.copy_(rows).div_(255).sub_(mean).div_(std)
+        return values.view(n, height, width, 3).permute(0, 3, 1, 2)
+
+
+def is_traced() -> bool:
+    """Whether torch is following a pass to compile or convert it, not to compute it."""
+    return torch.compiler.is_compiling() or bool(torch._C._get_tracing_state())
 
 
 def _resized(width: int, height: int, shorter_px: int) -> tuple[int, int]:

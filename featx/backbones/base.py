@@ -10,7 +10,7 @@ from typing import Any, overload
 import torch
 from torch import nn
 
-from featx.backbones.pools import pool_features, pooled_shape
+from featx.backbones.pools import flatten_features, pool_features, pooled_shape
 from featx.backbones.taps import Taps
 from featx.preprocess import Preprocessing
 from featx.weights import Weights
@@ -119,20 +119,22 @@ class Backbone:
         """
         return self.pooled(self.network(images))
 
-    def pooled(self, output: torch.Tensor) -> torch.Tensor:
+    def pooled(self, output: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Pool and flatten what the network gives.
 
         Parameters
         ----------
         output : tensor of shape (n_images, *map_shape)
             Of `network`.
+        dtype : torch.dtype, optional
+            Type of the features; that of `output` by default.
 
         Returns
         -------
         tensor of shape (n_images, n_features)
-            Same dtype.
+            In contiguous rows.
         """
-        return pool_features(output, self.pool, self.n_prefix_tokens).flatten(1)
+        return flatten_features(pool_features(output, self.pool, self.n_prefix_tokens), dtype)
 
     def identity(self) -> dict[str, Any]:
         """Everything about the backbone that changes the features."""
@@ -202,13 +204,17 @@ class BackboneGroup(Sequence[Backbone]):
         """How images are prepared, for all members."""
         return self.members[0].preprocessing
 
-    def features_many(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def features_many(
+        self, images: torch.Tensor, dtype: torch.dtype | None = None
+    ) -> tuple[torch.Tensor, ...]:
         """Compute the features of every member in one pass.
 
         Parameters
         ----------
         images : tensor of shape (n_images, 3, input_size, input_size)
             Normalised, on the device and in the memory format of the network.
+        dtype : torch.dtype, optional
+            Type of the features; that of the network's outputs by default.
 
         Returns
         -------
@@ -216,7 +222,8 @@ class BackboneGroup(Sequence[Backbone]):
             One a member, equal to its own `Backbone.features`: bit for bit on the CPU.
         """
         outputs = self.network(images)
-        return tuple(m.pooled(output) for m, output in zip(self.members, outputs, strict=True))
+        pairs = zip(self.members, outputs, strict=True)
+        return tuple(member.pooled(output, dtype) for member, output in pairs)
 
 
 class _AsTuple(nn.Module):

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from featx.engines.base import Engine, FeatureBatch
-from featx.engines.local import PRECISIONS, LocalEngine, resolve_device, resolve_precision
+from featx.engines.base import STAGES, Engine, FeatureBatch
+from featx.engines.local import LocalEngine
+from featx.engines.machine import (
+    PRECISIONS,
+    available_bytes,
+    n_cores,
+    resolve_device,
+    resolve_devices,
+    resolve_precision,
+)
+from featx.engines.runtimes import RUNTIMES, resolve_runtime
+from featx.engines.several import SeveralDevices, open_engine
 
 __all__ = [
     "PRECISIONS",
+    "RUNTIMES",
+    "STAGES",
     "Engine",
     "FeatureBatch",
     "LocalEngine",
+    "SeveralDevices",
+    "available_bytes",
+    "n_cores",
+    "open_engine",
     "resolve_device",
+    "resolve_devices",
     "resolve_precision",
+    "resolve_runtime",
 ]

@@ -11,7 +11,11 @@ import numpy as np
 from featx.backbones.base import Backbone, BackboneGroup
 from featx.sources import Source
 
-__all__ = ["Engine", "FeatureBatch"]
+__all__ = ["STAGES", "Engine", "FeatureBatch"]
+
+STAGES = ("decode", "starve", "forward")
+"""Stages of a batch: decoded and preprocessed in one of the workers; the network waiting for
+pixels; the network computing."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,14 @@ class FeatureBatch:
         Rows of images that could not be read hold meaningless values.
     failed : mapping of int to str
         Row number and reason of every image that could not be read.
+    seconds : mapping of str to float
+        What it took, by stage, see `STAGES`; the stages overlap.
     """
 
     start: int
     features: np.ndarray
     failed: Mapping[int, str] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 class Engine(ABC):
@@ -40,9 +47,15 @@ class Engine(ABC):
     ----------
     precision : str
         Arithmetic of the network: ``fp32``, ``bf16`` or ``fp16``.
+    runtime : str
+        What computes the forward pass: ``torch``, ``compile`` or ``openvino``.
+    n_workers : int
+        Processes that decode; 0 where that is done between the forward passes.
     """
 
     precision: str
+    runtime: str
+    n_workers: int
 
     @property
     @abstractmethod
@@ -97,6 +110,27 @@ class Engine(ABC):
         tuple of FeatureBatch
             One a member of the group, for each batch, in that order.
         """
+
+    @abstractmethod
+    def fitted_to(self, group: BackboneGroup) -> Engine:
+        """Choose what was left open: the batch size that the memory allows.
+
+        Parameters
+        ----------
+        group : BackboneGroup
+            What it will run.
+
+        Returns
+        -------
+        Engine
+            The same arithmetic on the same devices.
+        """
+
+    def identity(self) -> dict[str, str]:
+        """Everything about it that changes the features, for the fingerprint."""
+        # PyTorch as it is has been the only one, and is not named in older caches.
+        other = {} if self.runtime == "torch" else {"runtime": self.runtime}
+        return {"precision": self.precision, **other}
 
     @abstractmethod
     def describe(self) -> dict[str, str | int]:

@@ -2,109 +2,36 @@
 
 from __future__ import annotations
 
-import os
+import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import partial
 
+import numpy as np
 import torch
 
 from featx.backbones.base import BackboneGroup
 from featx.engines.base import Engine, FeatureBatch
-from featx.engines.loader import PixelBatch, iter_pixels
-from featx.errors import BackboneError, UsageError
+from featx.engines.loader import Loading, PixelBatch, iter_pixels
+from featx.engines.machine import n_cores
+from featx.engines.memory import images_that_fit, n_batches_ahead
+from featx.engines.runtimes import Result, Runtime, open_runtime
+from featx.errors import ImageError, UsageError
+from featx.preprocess import Preprocessing
 from featx.sources import Source
 
-__all__ = ["PRECISIONS", "LocalEngine", "resolve_device", "resolve_precision"]
+__all__ = ["LocalEngine"]
 
-PRECISIONS = ("fp32", "bf16", "fp16", "auto")
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _BATCH_SIZES = {"cpu": 16, "cuda": 128}
+_MOST_IMAGES = {"cpu": 16, "cuda": 256}
+_MOST_WORKERS = 16
 # Matrix products on a CPU take four rows at once and add up what is left over in another order
 # (measured with PyTorch 2.15 and its oneDNN and MKL, on 1, 2, 4 and 8 threads).
 _CPU_ROWS = 4
-
-
-def resolve_device(name: str) -> torch.device:
-    """Device of a ``--device`` value.
-
-    Parameters
-    ----------
-    name : str
-        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-
-    Returns
-    -------
-    torch.device
-        For ``auto`` the first GPU, or the CPU where there is none.
-
-    Raises
-    ------
-    UsageError
-        If the name is none of these, or there is no such device.
-    """
-    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return torch.device("cuda:0" if n_gpus else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in _BATCH_SIZES or (index and not index.isdecimal()) or name == "cpu:":
-        raise UsageError(f"device {name!r} is unknown: choose auto, cpu, cuda or cuda:N")
-    if kind == "cpu":
-        return torch.device("cpu")
-    if int(index or 0) >= n_gpus:
-        has = f"cuda:0 to cuda:{n_gpus - 1}" if n_gpus else "no CUDA device"
-        raise UsageError(f"device {name!r} is not there: this machine has {has}; try --device auto")
-    return torch.device("cuda", int(index or 0))
-
-
-def resolve_precision(name: str, device: torch.device) -> tuple[str, str]:
-    """Arithmetic of a ``--precision`` value on a device.
-
-    Parameters
-    ----------
-    name : str
-        One of `PRECISIONS`.
-    device : torch.device
-        Where the network runs.
-
-    Returns
-    -------
-    precision : str
-        ``fp32``, ``bf16`` or ``fp16``.
-    why : str
-        The reason, for a person.
-
-    Raises
-    ------
-    UsageError
-        If the name is unknown.
-    """
-    if name not in PRECISIONS:
-        raise UsageError(f"precision {name!r} is unknown: choose from {', '.join(PRECISIONS)}")
-    if name != "auto":
-        return name, "as asked"
-    if device.type == "cuda":
-        if torch.cuda.get_device_capability(device) >= (8, 0):
-            return "bf16", "this GPU multiplies bfloat16 matrices in hardware"
-        return "fp16", "this GPU has float16, but no bfloat16 matrix units"
-    # No public question tells it: this one is what torch.compile itself asks.
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported() and _has_bf16_instructions():
-        return "bf16", "this processor has bfloat16 instructions"
-    return "fp32", "this processor has no bfloat16 instructions"
-
-
-def _has_bf16_instructions() -> bool:
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as stream:  # noqa: PTH123
-            flags = next((line for line in stream if line.startswith("flags")), "").split()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
-def _n_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+# Batches that are under way on a device while the host deals with the one before.
+_UNDER_WAY = {"torch": {"cpu": 0, "cuda": 2}, "compile": {"cpu": 0, "cuda": 2}}
 
 
 @dataclass(frozen=True)
@@ -118,13 +45,21 @@ class LocalEngine(Engine):
     precision : str
         ``fp32``, ``bf16`` or ``fp16``.
     images_per_batch : int, optional
-        Fixed shape of every batch; 16 on a CPU and 128 on a GPU by default. On a CPU the
-        network runs on the next multiple of four, so that no feature depends on this number.
+        Fixed shape of every batch; by default 16 on a CPU and 128 on a GPU, or what
+        `fitted_to` finds. On a CPU the network runs on the next multiple of four, so that no
+        feature depends on this number.
     workers : int, optional
         Processes that decode; by default one on a CPU device, which needs the
         cores itself, and one a core, 16 at most, for a GPU. 0 decodes in this process.
     tell : callable, optional
         Is told, in a sentence, where the memory is too small for a batch.
+    runtime : str, default="torch"
+        ``torch``, ``compile`` or ``openvino``, see `resolve_runtime`.
+    max_memory : int, optional
+        Bytes that batches may take on their way; half of what is available by default.
+    resize_on_device : bool, optional
+        Whether small images of one size are enlarged on the device, to the same pixels; by
+        default on a GPU.
     """
 
     device: torch.device
@@ -132,6 +67,12 @@ class LocalEngine(Engine):
     images_per_batch: int | None = None
     workers: int | None = None
     tell: Callable[[str], object] = field(default=warnings.warn, compare=False, repr=False)
+    runtime: str = "torch"
+    max_memory: int | None = None
+    resize_on_device: bool | None = None
+    _open: dict[str, tuple[BackboneGroup, torch.dtype, Runtime]] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         if self.images_per_batch is not None and self.images_per_batch < 1:
@@ -145,26 +86,76 @@ class LocalEngine(Engine):
         return self.images_per_batch or _BATCH_SIZES[self.device.type]
 
     @property
+    def n_workers(self) -> int:  # type: ignore[override]
+        """Processes that decode."""
+        if self.workers is not None:
+            return self.workers
+        return 1 if self.device.type == "cpu" else min(_MOST_WORKERS, n_cores())
+
+    @property
     def _n_rows(self) -> int:
         """Images and padding in every forward pass."""
         if self.device.type != "cpu":
             return self.batch_size
         return -(-self.batch_size // _CPU_ROWS) * _CPU_ROWS
 
-    @cached_property
-    def _n_workers(self) -> int:
-        if self.workers is not None:
-            return self.workers
-        return 1 if self.device.type == "cpu" else min(16, _n_cores())
+    def fitted_to(self, group: BackboneGroup) -> LocalEngine:
+        """Choose the batch size that the memory allows, see `Engine.fitted_to`."""
+        if self.images_per_batch is not None:
+            return self
+        most = _MOST_IMAGES[self.device.type]
+        n = images_that_fit(group, self.device, self.precision, most, self.max_memory)
+        if n < min(most, _BATCH_SIZES[self.device.type]):
+            self.tell(f"{group[0].name} at {group[0].input_size} pixels: {n} images at once")
+        return replace(self, images_per_batch=n)
 
     def describe(self) -> dict[str, str | int]:
         """Say what it runs on, see `Engine.describe`."""
         is_gpu = self.device.type == "cuda"
         return {
             "device": torch.cuda.get_device_name(self.device) if is_gpu else "cpu",
+            "runtime": self.runtime,
             "batch_size": self.batch_size,
-            "workers": self._n_workers,
+            "workers": self.n_workers,
         }
+
+    def open(self, group: BackboneGroup, dtype: str = "float32") -> Runtime:
+        """Make a network ready to run; the last one stays ready.
+
+        Parameters
+        ----------
+        group : BackboneGroup
+            Its network may be moved to the device.
+        dtype : {"float32", "float16"}
+            Type of the features.
+
+        Returns
+        -------
+        Runtime
+            For batches of this engine's shape.
+
+        Raises
+        ------
+        BackboneError
+            If the network does not go with the runtime.
+        """
+        stored = getattr(torch, dtype)
+        if "last" in self._open:
+            was, of, runtime = self._open["last"]
+            if was is group and of == stored:
+                return runtime
+        self._open.clear()
+        runtime = open_runtime(
+            self.runtime,
+            group,
+            self.device,
+            self.precision,
+            stored,
+            n_rows=self._n_rows,
+            tell=self.tell,
+        )
+        self._open["last"] = group, stored, runtime
+        return runtime
 
     def run_many(
         self,
@@ -176,14 +167,14 @@ class LocalEngine(Engine):
     ) -> Iterator[tuple[FeatureBatch, ...]]:
         """Compute several features of some batches in one pass, see `Engine.run_many`.
 
-        On a GPU the copy of each result to the host runs while the next batch is
-        computed. Every batch has the full shape: the last one is padded, on a CPU every
-        one whose size is no multiple of four.
+        While a batch is computed, the next ones are decoded and copied, and the last ones
+        are on their way back. Every batch has the full shape: the last one is padded, on a
+        CPU every one whose size is no multiple of four.
 
         Parameters
         ----------
         group : BackboneGroup
-            Moved to the device, its weights in channels-last order.
+            May be moved to the device, its weights in channels-last order.
         source : Source
             Where the images come from.
         batches : sequence of int
@@ -196,86 +187,69 @@ class LocalEngine(Engine):
         tuple of FeatureBatch
             One a member, for each batch, in order.
         """
+        runtime = self.open(group, dtype)
+        raw_size, resize = self._find_resize(group.preprocessing, source)
+        loading = Loading(source, group.preprocessing, self.batch_size, self._n_rows, raw_size)
+        n_bytes = self._n_rows * 3 * group.preprocessing.crop_px**2
         pixels = iter_pixels(
-            source,
-            group.preprocessing,
+            loading,
             batches,
-            batch_size=self.batch_size,
-            n_rows=self._n_rows,
-            workers=self._n_workers,
+            workers=self.n_workers,
+            n_ahead=n_batches_ahead(n_bytes, self.n_workers, self.max_memory),
             pin_memory=self.device.type == "cuda",
         )
-        group.network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        waiting: _Pending | None = None
-        at_once = self._n_rows
+        n_under_way = _UNDER_WAY.get(self.runtime, {}).get(self.device.type, 1)
+        waiting: deque[Callable[[], tuple[FeatureBatch, ...]]] = deque()
+        asked = time.perf_counter()
         for batch in pixels:
-            pending, at_once = self._start(group, batch, getattr(torch, dtype), at_once)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = pending
-            if self.device.type == "cpu":
-                yield waiting.result()
-                waiting = None
-        if waiting is not None:
-            yield waiting.result()
+            came = time.perf_counter()
+            resized = resize(batch.pixels) if batch.is_raw else batch.pixels
+            started = partial(_finish, batch, runtime.start(resized))
+            spent = {"starve": came - asked, "forward": time.perf_counter() - came}
+            waiting.append(partial(started, spent))
+            if len(waiting) > n_under_way:
+                yield waiting.popleft()()
+            asked = time.perf_counter()
+        while waiting:
+            yield waiting.popleft()()
 
-    @torch.inference_mode()
-    def _start(
-        self, group: BackboneGroup, batch: PixelBatch, stored: torch.dtype, at_once: int
-    ) -> tuple[_Pending, int]:
-        images = group.preprocessing.normalise(batch.pixels.to(self.device, non_blocking=True))
-        dtype = _DTYPES.get(self.precision, torch.float32)
-        with (
-            torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32),
-            torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False),
-        ):
-            outputs, at_once = self._forward(group, images, at_once)
-        features = [output[: batch.n_images].to(stored) for output in outputs]
-        if self.device.type == "cpu":
-            return _Pending(batch, features, None), at_once
-        host = [torch.empty(f.shape, dtype=f.dtype, pin_memory=True) for f in features]
-        for there, here in zip(host, features, strict=True):
-            there.copy_(here, non_blocking=True)
-        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        done.record(torch.cuda.current_stream(self.device))
-        return _Pending(batch, host, done), at_once
-
-    def _forward(
-        self, group: BackboneGroup, images: torch.Tensor, at_once: int
-    ) -> tuple[Sequence[torch.Tensor], int]:
-        """Run the network, on half as many images at once where the memory is too small."""
-        while True:
+    def _find_resize(
+        self, preprocessing: Preprocessing, source: Source
+    ) -> tuple[tuple[int, int] | None, Callable[[torch.Tensor], torch.Tensor]]:
+        """Look at the first image that can be read, to see whether the device can resize it."""
+        wanted = self.resize_on_device
+        if wanted is None:
+            wanted = self.device.type == "cuda"
+        for row in range(min(len(source), 16)) if wanted else ():
             try:
-                starts = range(0, len(images), at_once)
-                parts = [group.features_many(images[i : i + at_once]) for i in starts]
-                joined = (
-                    parts[0] if len(parts) == 1 else [*map(torch.cat, zip(*parts, strict=True))]
-                )
-                return joined, at_once
-            except torch.OutOfMemoryError as error:
-                if at_once == 1:
-                    raise BackboneError(
-                        f"{group[0].name} does not fit into the memory of {self.device}, not even "
-                        "with one image at once: choose a smaller --input-size, or --device cpu"
-                    ) from error
-                at_once //= 2
-                self.tell(
-                    f"{self.device} has too little memory: {at_once} images at once from now on"
-                )
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()  # behind the except clause: its frames hold tensors
+                size = source.image(row).size
+            except ImageError:
+                continue
+            resize = preprocessing.find_resize(*size)
+            return (size, partial(_resized_on, self.device, resize)) if resize else (None, _same)
+        return None, _same
 
 
-@dataclass(frozen=True)
-class _Pending:
-    """Features on their way from the device to the host."""
+def _same(pixels: torch.Tensor) -> torch.Tensor:
+    return pixels
 
-    batch: PixelBatch
-    features: list[torch.Tensor]
-    done: torch.cuda.Event | None
 
-    def result(self) -> tuple[FeatureBatch, ...]:
-        if self.done is not None:
-            self.done.synchronize()
-        start, failed = self.batch.start, self.batch.failed
-        return tuple(FeatureBatch(start, features.numpy(), failed) for features in self.features)
+def _resized_on(
+    device: torch.device, resize: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tensor
+) -> torch.Tensor:
+    return resize(pixels.to(device, non_blocking=True))
+
+
+def _finish(
+    batch: PixelBatch, result: Result, seconds: dict[str, float]
+) -> tuple[FeatureBatch, ...]:
+    """Wait for the features of a batch, without its padding."""
+    asked = time.perf_counter()
+    arrays = result()
+    spent = {
+        **seconds,
+        "decode": batch.seconds,
+        "forward": seconds["forward"] + time.perf_counter() - asked,
+    }
+    rows: list[np.ndarray] = [array[: batch.n_images] for array in arrays]
+    return tuple(FeatureBatch(batch.start, part, batch.failed, spent) for part in rows)

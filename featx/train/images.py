@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.engines.loader import iter_pixels
+from featx.engines.loader import Loading, iter_pixels
 from featx.errors import ProtocolError
 from featx.preprocess import Preprocessing
 from featx.progress import Reporter
@@ -102,14 +102,8 @@ class Decoder:
         side = self.preprocessing.crop_px
         pixels = self._array((len(rows), side, side, 3))
         failed: dict[int, str] = {}
-        batches = iter_pixels(
-            part,
-            self.preprocessing,
-            range(-(-len(rows) // _BATCH)),
-            batch_size=_BATCH,
-            n_rows=_BATCH,
-            workers=self.workers,
-        )
+        loading = Loading(part, self.preprocessing, _BATCH, _BATCH)
+        batches = iter_pixels(loading, range(-(-len(rows) // _BATCH)), workers=self.workers)
         with self.reporter.bar(len(rows), f"decoding {source.name} {source.split}") as bar:
             for batch in batches:
                 stop = batch.start + batch.n_images

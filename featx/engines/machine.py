@@ -1,0 +1,159 @@
+"""What this machine has: devices, arithmetic, cores and memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from featx.errors import UsageError
+
+__all__ = [
+    "PRECISIONS",
+    "available_bytes",
+    "n_cores",
+    "resolve_device",
+    "resolve_devices",
+    "resolve_precision",
+]
+
+PRECISIONS = ("fp32", "bf16", "fp16", "auto")
+
+
+def n_cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_bytes() -> int:
+    """Memory that could be taken now without swapping, in bytes.
+
+    Returns
+    -------
+    int
+        The least of what the kernel and the control group of this process allow; 4 GiB where
+        neither can be asked.
+    """
+    found = [4 << 30]
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        line = next(line for line in lines if line.startswith("MemAvailable:"))
+        found = [int(line.split()[1]) << 10]
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        (
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        ),
+    ):
+        with suppress(OSError, ValueError):
+            found.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
+    return max(0, min(found))
+
+
+def resolve_devices(names: Sequence[str]) -> tuple[torch.device, ...]:
+    """Devices of a ``--device`` list.
+
+    Parameters
+    ----------
+    names : sequence of str
+        As for `resolve_device`; several GPUs share the work.
+
+    Returns
+    -------
+    tuple of torch.device
+        At least one, all different.
+
+    Raises
+    ------
+    UsageError
+        If one is unknown or not there, comes twice, or the CPU is named beside GPUs.
+    """
+    devices = [resolve_device(name) for name in names or ("auto",)]
+    if len(set(devices)) < len(devices):
+        raise UsageError(f"--device {' '.join(names)} names a device twice")
+    if len(devices) > 1 and any(device.type == "cpu" for device in devices):
+        raise UsageError(
+            f"--device {' '.join(names)}: only GPUs share the work, as in  --device cuda:0 cuda:1"
+        )
+    return tuple(devices)
+
+
+def resolve_device(name: str) -> torch.device:
+    """Device of a ``--device`` value.
+
+    Parameters
+    ----------
+    name : str
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Returns
+    -------
+    torch.device
+        For ``auto`` the first GPU, or the CPU where there is none.
+
+    Raises
+    ------
+    UsageError
+        If the name is none of these, or there is no such device.
+    """
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda:0" if n_gpus else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()) or name == "cpu:":
+        raise UsageError(f"device {name!r} is unknown: choose auto, cpu, cuda or cuda:N")
+    if kind == "cpu":
+        return torch.device("cpu")
+    if int(index or 0) >= n_gpus:
+        has = f"cuda:0 to cuda:{n_gpus - 1}" if n_gpus else "no CUDA device"
+        raise UsageError(f"device {name!r} is not there: this machine has {has}; try --device auto")
+    return torch.device("cuda", int(index or 0))
+
+
+def resolve_precision(name: str, device: torch.device) -> tuple[str, str]:
+    """Arithmetic of a ``--precision`` value on a device.
+
+    Parameters
+    ----------
+    name : str
+        One of `PRECISIONS`.
+    device : torch.device
+        Where the network runs.
+
+    Returns
+    -------
+    precision : str
+        ``fp32``, ``bf16`` or ``fp16``.
+    why : str
+        The reason, for a person.
+
+    Raises
+    ------
+    UsageError
+        If the name is unknown.
+    """
+    if name not in PRECISIONS:
+        raise UsageError(f"precision {name!r} is unknown: choose from {', '.join(PRECISIONS)}")
+    if name != "auto":
+        return name, "as asked"
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device) >= (8, 0):
+            return "bf16", "this GPU multiplies bfloat16 matrices in hardware"
+        return "fp16", "this GPU has float16, but no bfloat16 matrix units"
+    # No public question tells it: this one is what torch.compile itself asks.
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported() and _has_bf16_instructions():
+        return "bf16", "this processor has bfloat16 instructions"
+    return "fp32", "this processor has no bfloat16 instructions"
+
+
+def _has_bf16_instructions() -> bool:
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as stream:  # noqa: PTH123
+            flags = next((line for line in stream if line.startswith("flags")), "").split()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags

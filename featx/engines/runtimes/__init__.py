@@ -1,0 +1,8 @@
+"""Runtimes: what computes a forward pass. PyTorch as it is, compiled, or OpenVINO."""
+
+from __future__ import annotations
+
+from featx.engines.runtimes.base import Result, Runtime
+from featx.engines.runtimes.choice import RUNTIMES, open_runtime, resolve_runtime
+
+__all__ = ["RUNTIMES", "Result", "Runtime", "open_runtime", "resolve_runtime"]

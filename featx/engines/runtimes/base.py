@@ -1,0 +1,73 @@
+"""What every runtime does: pixels of a batch in, rows of features out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import nn
+
+from featx.backbones.base import BackboneGroup
+
+__all__ = ["DTYPES", "Result", "Runtime", "Whole"]
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Types of the precisions that autocast serves; ``fp32`` needs none."""
+
+Result: TypeAlias = Callable[[], list[np.ndarray]]
+"""Waits for a batch; gives one array of shape (n_rows, n_features) a member of the group."""
+
+
+class Runtime(ABC):
+    """Computes the features of batches of one shape."""
+
+    @abstractmethod
+    def start(self, pixels: torch.Tensor) -> Result:
+        """Begin with a batch.
+
+        Parameters
+        ----------
+        pixels : tensor of shape (n_rows, crop_px, crop_px, 3), dtype uint8
+            On the host; every batch has the same number of rows.
+
+        Returns
+        -------
+        Result
+            May be called when other batches have been started.
+        """
+
+
+class Whole(nn.Module):
+    """Everything between pixels and features as one module, to be compiled or converted.
+
+    Parameters
+    ----------
+    group : BackboneGroup
+        Feature points of one network, and its preprocessing.
+    dtype : torch.dtype
+        Type of the features.
+    """
+
+    def __init__(self, group: BackboneGroup, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network = group.network
+        self._group, self._dtype = group, dtype
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Normalise, compute, pool and flatten.
+
+        Parameters
+        ----------
+        pixels : tensor of shape (n, crop_px, crop_px, 3), dtype uint8
+            On the device of the network.
+
+        Returns
+        -------
+        tuple of tensor of shape (n, n_features)
+            One a member of the group.
+        """
+        images = self._group.preprocessing.normalise(pixels)
+        return self._group.features_many(images, self._dtype)

@@ -1,0 +1,84 @@
+"""Batches on their way to a device and back, beside what it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from featx.engines.runtimes.base import Result
+
+__all__ = ["HostCopies"]
+
+
+class HostCopies:
+    """Copies between the host and a device.
+
+    On a GPU each direction has a stream of its own, so that the next batch arrives and the last
+    one leaves while one is computed; on a CPU there is nothing to copy.
+
+    Parameters
+    ----------
+    device : torch.device
+        A CPU or a GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            self._inward = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._outward = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def bring(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Copy to the device.
+
+        Parameters
+        ----------
+        pixels : tensor
+            On the host, page-locked for a GPU.
+
+        Returns
+        -------
+        tensor
+            On the device; the work that is queued next waits for it.
+        """
+        if self._device.type != "cuda":
+            return pixels
+        with torch.cuda.stream(self._inward):
+            there = pixels.to(self._device, non_blocking=True)
+        working = torch.cuda.current_stream(self._device)
+        working.wait_stream(self._inward)
+        there.record_stream(working)
+        return there
+
+    def fetch(self, features: Sequence[torch.Tensor]) -> Result:
+        """Copy back.
+
+        Parameters
+        ----------
+        features : sequence of tensor
+            On the device.
+
+        Returns
+        -------
+        Result
+            Waits for the copy.
+        """
+        if self._device.type != "cuda":
+            here = [tensor.numpy() for tensor in features]
+            return lambda: here
+        self._outward.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._outward):
+            host = [torch.empty(f.shape, dtype=f.dtype, pin_memory=True) for f in features]
+            for here_, there in zip(host, features, strict=True):
+                here_.copy_(there, non_blocking=True)
+                there.record_stream(self._outward)
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record(self._outward)
+
+        def wait() -> list[np.ndarray]:
+            done.synchronize()
+            return [tensor.numpy() for tensor in host]
+
+        return wait

@@ -1,0 +1,126 @@
+"""OpenVINO: the network converted to Intel's inference engine, which runs on any x86 or ARM CPU."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+
+from featx.backbones.base import BackboneGroup
+from featx.engines.runtimes.base import Result, Runtime, Whole
+from featx.errors import BackboneError, MissingExtraError
+
+__all__ = ["HINTS", "OpenVinoRuntime", "has_openvino"]
+
+HINTS = {"fp32": "f32", "bf16": "bf16"}
+"""Precisions that its CPU kernels compute in, by OpenVINO's own names."""
+
+
+def has_openvino() -> bool:
+    """Whether the package is installed; it is not imported."""
+    return find_spec("openvino") is not None
+
+
+class OpenVinoRuntime(Runtime):
+    """Runs a converted network.
+
+    Two batches may be under way: the next one begins as soon as the last is computed,
+    whatever Python is doing.
+
+    Parameters
+    ----------
+    group : BackboneGroup
+        On the CPU.
+    precision : str
+        One of `HINTS`.
+    dtype : torch.dtype
+        Type of the features.
+    n_rows : int
+        Of every batch.
+    n_threads : int
+        Cores to use.
+
+    Raises
+    ------
+    MissingExtraError
+        If OpenVINO is not installed.
+    BackboneError
+        If the network cannot be converted.
+    """
+
+    def __init__(
+        self,
+        group: BackboneGroup,
+        precision: str,
+        dtype: torch.dtype,
+        *,
+        n_rows: int,
+        n_threads: int,
+    ) -> None:
+        if not has_openvino():
+            raise MissingExtraError("openvino", "openvino", "--runtime openvino")
+        import openvino
+
+        model = _converted(group, dtype, n_rows)
+        settings = {
+            "INFERENCE_PRECISION_HINT": HINTS[precision],
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": n_threads,
+        }
+        self._model = openvino.Core().compile_model(model, "CPU", settings)
+        self._idle: list[Any] = []
+        self._n_outputs = len(group)
+
+    def start(self, pixels: torch.Tensor) -> Result:
+        """Begin with a batch, see `Runtime.start`."""
+        request = self._idle.pop() if self._idle else self._model.create_infer_request()
+        # Held until the result is fetched: the request reads these very bytes.
+        array = pixels.numpy()
+        request.start_async([array], share_inputs=True)
+
+        def wait() -> list[np.ndarray]:
+            request.wait()
+            outputs = [np.array(request.get_output_tensor(i).data) for i in range(self._n_outputs)]
+            del array_of[:]
+            self._idle.append(request)
+            return outputs
+
+        array_of = [array]
+        return wait
+
+
+def _converted(group: BackboneGroup, dtype: torch.dtype, n_rows: int) -> Any:
+    import openvino
+
+    side = group.preprocessing.crop_px
+    example = torch.zeros((1, side, side, 3), dtype=torch.uint8)
+    whole = Whole(group, dtype).eval()
+    shape = openvino.PartialShape([n_rows, side, side, 3])
+    try:
+        with torch.no_grad(), _quiet():
+            return openvino.convert_model(whole, example_input=example, input=[shape])
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), repr(error))
+        raise BackboneError(
+            f"{group[0].name} cannot be converted to OpenVINO: {reason}. Say --runtime torch"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Tracing warns of every Python number; the features are compared with others' instead."""
+    logger = logging.getLogger("openvino")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

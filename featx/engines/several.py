@@ -1,0 +1,172 @@
+"""Several devices of one machine, each with its own copy of the network."""
+
+from __future__ import annotations
+
+import copy
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from featx.backbones.base import BackboneGroup
+from featx.engines.base import Engine, FeatureBatch
+from featx.engines.local import LocalEngine
+from featx.sources import Source
+
+__all__ = ["SeveralDevices", "open_engine"]
+
+_MOST_WAITING = 2
+_SECONDS_BETWEEN_LOOKS = 0.1
+
+
+@dataclass(frozen=True)
+class SeveralDevices(Engine):
+    """Shares the batches out: the k-th of n devices computes every n-th batch.
+
+    Parameters
+    ----------
+    engines : tuple of LocalEngine
+        One a device, alike in everything else.
+    """
+
+    engines: tuple[LocalEngine, ...]
+
+    @property
+    def precision(self) -> str:  # type: ignore[override]
+        """Arithmetic of the network, on all of them."""
+        return self.engines[0].precision
+
+    @property
+    def runtime(self) -> str:  # type: ignore[override]
+        """What computes the forward pass, on all of them."""
+        return self.engines[0].runtime
+
+    @property
+    def n_workers(self) -> int:  # type: ignore[override]
+        """Processes that decode, for all of them together."""
+        return sum(engine.n_workers for engine in self.engines)
+
+    @property
+    def batch_size(self) -> int:
+        """Images in every batch, on all of them."""
+        return self.engines[0].batch_size
+
+    def fitted_to(self, group: BackboneGroup) -> SeveralDevices:
+        """Choose the batch size that fits everywhere, see `Engine.fitted_to`."""
+        fitted = [engine.fitted_to(group) for engine in self.engines]
+        n = min(engine.batch_size for engine in fitted)
+        return SeveralDevices(tuple(replace(e, images_per_batch=n) for e in self.engines))
+
+    def describe(self) -> dict[str, str | int]:
+        """Say what it runs on, see `Engine.describe`."""
+        parts = [engine.describe() for engine in self.engines]
+        together: dict[str, str | int] = {
+            "device": ", ".join(str(part["device"]) for part in parts),
+            "workers": self.n_workers,
+        }
+        return parts[0] | together
+
+    def run_many(
+        self,
+        group: BackboneGroup,
+        source: Source,
+        batches: Sequence[int],
+        *,
+        dtype: str = "float32",
+    ) -> Iterator[tuple[FeatureBatch, ...]]:
+        """Compute several features of some batches in one pass, see `Engine.run_many`.
+
+        Parameters
+        ----------
+        group : BackboneGroup
+            Copied to every device.
+        source, batches, dtype
+            As in `Engine.run_many`.
+
+        Yields
+        ------
+        tuple of FeatureBatch
+            One a member, for each batch, in order.
+        """
+        n = len(self.engines)
+        stop = threading.Event()
+        lanes = []
+        for k, engine in enumerate(self.engines):
+            own = replace(group, network=copy.deepcopy(group.network))
+            work = engine.run_many(own, source, list(batches)[k::n], dtype=dtype)
+            lanes.append(_Lane(work, stop))
+        try:
+            for i in range(len(batches)):
+                yield lanes[i % n].get()
+        finally:
+            stop.set()
+            for lane in lanes:
+                lane.thread.join()
+
+
+class _Lane:
+    """A device at work in a thread of its own, a few batches ahead of who takes them."""
+
+    def __init__(self, work: Iterator[Any], stop: threading.Event) -> None:
+        self._work, self._stop = work, stop
+        self._done: queue.Queue[Any] = queue.Queue(_MOST_WAITING)
+        self.thread = threading.Thread(target=self._run, name="featx-device", daemon=True)
+        self.thread.start()
+
+    def get(self) -> Any:
+        """Give the next batch, or raise what ended the work."""
+        result = self._done.get()
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    def _run(self) -> None:
+        try:
+            for result in self._work:
+                if not self._put(result):
+                    return
+        except BaseException as error:
+            self._put(error)
+        finally:
+            close = getattr(self._work, "close", None)
+            if close is not None:
+                close()
+
+    def _put(self, result: Any) -> bool:
+        while not self._stop.is_set():
+            try:
+                self._done.put(result, timeout=_SECONDS_BETWEEN_LOOKS)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+
+def open_engine(devices: Sequence[torch.device], precision: str, **options: Any) -> Engine:
+    """Make the engine of one or several devices.
+
+    Parameters
+    ----------
+    devices : sequence of torch.device
+        See `resolve_devices`.
+    precision : str
+        ``fp32``, ``bf16`` or ``fp16``.
+    **options : object
+        Other parameters of `LocalEngine`; workers are shared out.
+
+    Returns
+    -------
+    Engine
+        A `LocalEngine` for one device.
+    """
+    if len(devices) == 1:
+        return LocalEngine(devices[0], precision, **options)
+    workers = options.pop("workers", None)
+    if workers is None:
+        workers = LocalEngine(devices[0], precision).n_workers
+    share = max(1, workers // len(devices)) if workers else 0
+    engines = (LocalEngine(device, precision, workers=share, **options) for device in devices)
+    return SeveralDevices(tuple(engines))
