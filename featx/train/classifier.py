@@ -301,24 +301,24 @@ class NetworkClassifier(NeuralNetClassifier):  # type: ignore[misc]
         """Pass over the images once; see `skorch.NeuralNet.run_single_epoch`."""
         if iterator is None:
             return
-        sums = torch.zeros(2, device=self.device)
-        n_images = 0
+        losses, rights, counts = [], [], []
         self._set_training(training)
         for batch in iterator:
             self.notify("on_batch_begin", batch=batch, training=training)
             step = step_fn(batch)
-            n = len(batch[1])
-            n_right = (step["y_pred"].argmax(1) == batch[1]).sum()
-            sums += torch.stack([step["loss"] * n, n_right])
-            n_images += n
+            losses.append(step["loss"])
+            rights.append((step["y_pred"].argmax(1) == batch[1]).sum())
+            counts.append(len(batch[1]))
             self.notify("on_batch_end", batch=batch, training=training, **step)
-        loss, accuracy = (sums.double() / max(n_images, 1)).tolist()
+        # One look at the device an epoch.
+        loss = np.average(torch.stack(losses).cpu().numpy(), weights=counts)
+        accuracy = int(torch.stack(rights).sum()) / sum(counts)
         if not np.isfinite(loss):
             raise ProtocolError(
                 f"training diverged: the {prefix} loss of epoch {len(self.history)} is {loss}; "
                 f"take a lower lr (it was {self.lr:g})"
             )
-        self.history.record(f"{prefix}_loss", loss)
+        self.history.record(f"{prefix}_loss", float(loss))
         self.history.record(f"{prefix}_acc", accuracy)
 
     def train_step(self, batch: Batch, **options: Any) -> dict[str, Tensor]:

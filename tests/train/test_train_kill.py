@@ -1,0 +1,162 @@
+"""Trainings are killed for real; what goes on gives what an uninterrupted one gives."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file
+
+from featx.progress import SILENT, Reporter
+from featx.train import TrainPlan, run_train
+from featx.train.callbacks import Checkpoint
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+
+ASKED: dict[str, Any] = {
+    "network": "auto-cnn(filters=8 blocks=2 dropout=0.3)",  # and batch normalisation
+    "data": "digits",
+    "per_class": (60,),
+    "test_per_class": 10,
+    "epochs": 14,
+    "patience": 6,
+    "validation": 0.2,
+    "augment": ("flip", "rotation=0.05", "crop=1"),
+    "scheduler": "plateau",
+    "step_size": 1,
+    "optimizer": "Nesterov",
+    "lr": 0.01,
+    "freeze": "1",
+    "unfreeze_after": 3,
+    "device": "cpu",
+    "workers": 0,
+}
+
+
+def plan(reports: Path) -> TrainPlan:
+    return TrainPlan(**ASKED, save=True, reports_dir=str(reports))
+
+
+def command(reports: Path) -> list[str]:
+    words = [sys.executable, "-m", "featx", "train", "--save", "--reports", str(reports)]
+    for key, value in ASKED.items():
+        values = value if isinstance(value, tuple) else (value,)
+        words += [f"--{key.replace('_', '-')}", *map(str, values)]
+    return words
+
+
+def outcome(reports: Path) -> tuple[Any, dict[str, Any]]:
+    (path,) = (reports / "fits").glob("*.json")
+    record = json.loads(path.read_text())
+    curves = [{k: v for k, v in e.items() if k != "dur"} for e in record["trained"]["curves"]]
+    (network,) = (reports / "networks").glob("*.safetensors")
+    told = (curves, record["predictions"], record["fit"]["log_loss"], record["fit"]["train_acc1"])
+    return (told, record["trained"]["best_epoch"]), load_file(network)
+
+
+def epochs_in(folder: Path) -> int:
+    import torch
+
+    for path in folder.glob("*.pt"):
+        return len(torch.load(path, weights_only=True)["history"])
+    return 0
+
+
+@pytest.mark.timeout(300)
+def test_killed_trainings_end_as_uninterrupted_ones(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run_train(plan(whole), SILENT, lambda line: None)
+    last = 0
+    for least in (2, 5):
+        process = subprocess.Popen(command(broken), stdout=-3, stderr=subprocess.PIPE, text=True)
+        while process.poll() is None and epochs_in(broken / "checkpoints") < least:
+            time.sleep(0.03)
+        assert process.poll() is None, "it ended before it was killed"
+        os.kill(process.pid, signal.SIGKILL)
+        _, told = process.communicate()
+        assert (f"{last} epochs taken up" in told) == (last > 0)
+        last = epochs_in(broken / "checkpoints")
+    assert 5 <= last < 14
+    run_train(plan(broken), SILENT, lambda line: None)
+    (told, tensors), (wanted, expected) = outcome(broken), outcome(whole)
+    assert told == wanted
+    assert tensors.keys() == expected.keys()
+    assert all((tensors[name] == expected[name]).all() for name in tensors)
+    assert not list((broken / "checkpoints").iterdir())
+
+
+def test_ctrl_c_keeps_the_epochs_and_says_how_to_go_on(tmp_path: Path) -> None:
+    words = [*command(tmp_path)]
+    words[words.index("--epochs") + 1] = "500"
+    words[words.index("--patience") + 1] = "0"
+    process = subprocess.Popen(words, stdout=-3, stderr=subprocess.PIPE, text=True)
+    while not epochs_in(tmp_path / "checkpoints"):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "go on with:  featx train" in told
+    assert not list((tmp_path).glob("fits/*"))
+
+
+def small(reports: Path, **options: Any) -> TrainPlan:
+    return TrainPlan(
+        network="auto-cnn(filters=4 blocks=1)",
+        data="digits",
+        per_class=(5,),
+        test_per_class=3,
+        epochs=2,
+        patience=0,
+        validation=0.0,
+        workers=0,
+        device="cpu",
+        reports_dir=str(reports),
+        **options,
+    )
+
+
+@pytest.mark.parametrize("damage", ["torn", "foreign", "nonsense"])
+def test_a_checkpoint_that_cannot_be_taken_up_is_told_and_not_used(
+    tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+
+    class Heard(Reporter):
+        def warn(self, text: str) -> None:
+            heard.append(text)
+
+    (wanted,) = run_train(small(tmp_path / "a"), SILENT, lambda line: None)
+
+    # A training that breaks off behind its first epoch leaves its checkpoint.
+    original = Checkpoint.on_epoch_end
+
+    def stop(self: Checkpoint, net: Any, **options: Any) -> None:
+        original(self, net, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "on_epoch_end", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_train(small(tmp_path / "b"), SILENT, lambda line: None)
+    (path,) = (tmp_path / "b" / "checkpoints").glob("*.pt")
+    if damage == "torn":
+        path.write_bytes(path.read_bytes()[:-200])
+    elif damage == "nonsense":
+        path.write_bytes(b"nonsense")
+    else:
+        import torch
+
+        state = torch.load(path, weights_only=True)
+        torch.save({**state, "key": "another"}, path)
+    (found,) = run_train(small(tmp_path / "b"), Heard(quiet=True), lambda line: None)
+    assert any("training starts anew" in text for text in heard)
+    assert [e["train_loss"] for e in found.curves] == [e["train_loss"] for e in wanted.curves]
+    assert found.fit.detail["predictions"] == wanted.fit.detail["predictions"]
