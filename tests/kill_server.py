@@ -29,7 +29,7 @@ import torch
 import featx.backbones
 import featx.engines
 import featx.extract
-import featx.extract.plan
+import featx.extract.job
 import featx.sources  # noqa: F401  (what a run would import on its way)
 from featx.cli import main
 from featx.store import disk, ledger

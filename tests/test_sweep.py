@@ -79,7 +79,7 @@ def test_layers_share_a_pass_and_pools_are_compared(photos, capsys, monkeypatch)
     monkeypatch.setattr(
         BackboneGroup,
         "features_many",
-        lambda self, images: members.append(len(self)) or compute(self, images),
+        lambda self, *args: members.append(len(self)) or compute(self, *args),
     )
     words = ["--input-size", "48", "--layer", "features.5", "features", "--pool", "avg", "max"]
     assert main([*SWEEP, *words]) == 0
@@ -156,7 +156,7 @@ def test_the_table_of_nothing_is_empty():
 
 
 def test_too_few_images_give_no_rate(photos):
-    from featx.extract.plan import prepare
+    from featx.extract import prepare
     from featx.progress import SILENT
 
     plan = Plan(

@@ -24,7 +24,7 @@ def command(cache_dir: str, reports_dir: str, reporter: Reporter) -> None:
     and 100 images per class: the same two commands that you would type.
     """
     from featx.cli import fit_command
-    from featx.extract.plan import Plan, run_plan
+    from featx.extract import Plan, run_plan
 
     sizes = " ".join(str(k) for k in PER_CLASS)
     click.echo(f"$ featx extract --backbone {BACKBONE} --data {DATA}")

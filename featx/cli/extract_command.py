@@ -62,12 +62,13 @@ __all__ = ["command"]
     show_default=True,
     help="Mark an unreadable image as failed, or stop.",
 )
+@click.option("--profile", is_flag=True, help="Print where the time went, as a table.")
 @common_options
-def command(reporter: Reporter, **options: Any) -> None:
+def command(reporter: Reporter, profile: bool, **options: Any) -> None:
     """Run a backbone once over a data set and cache its features.
 
     The same command again goes on where an interrupted one stopped.
     """
-    from featx.extract.plan import Plan, run_plan
+    from featx.extract import Plan, run_plan
 
-    run_plan(Plan(**options), reporter, tell=click.echo)
+    run_plan(Plan(**options), reporter, tell=click.echo, profile=profile)

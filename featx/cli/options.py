@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ __all__ = [
     "DATA_HELP",
     "INPUT_SIZE",
     "PER_CLASS",
+    "Bytes",
     "ListCommand",
     "NumberOr",
     "cache_option",
@@ -117,6 +119,35 @@ class NumberOr(click.ParamType):  # type: ignore[type-arg]
         return number
 
 
+class Bytes(click.ParamType):  # type: ignore[type-arg]
+    """A number of bytes: ``500MB``, ``4GB``, ``4GiB``."""
+
+    name = "BYTES"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        """Read one word.
+
+        Parameters
+        ----------
+        value : object
+            The word.
+        param, ctx : object
+            For the error.
+
+        Returns
+        -------
+        int
+            Bytes.
+        """
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", str(value).upper())
+        if found is None or float(found[1]) <= 0:
+            self.fail(f"{value!r} is no amount of memory: write 500MB, 4GB or 4GiB", param, ctx)
+        base = 1024 if found[3] else 1000
+        return int(float(found[1]) * base ** " KMGT".index(found[2] or " "))
+
+
 PER_CLASS = NumberOr("all", "N")
 INPUT_SIZE = NumberOr("native", "PIXELS")
 
@@ -158,9 +189,30 @@ _ENGINE_OPTIONS = (
         show_default=True,
         help="Type of the cached features.",
     ),
-    click.option("--batch-size", "-b", type=int, help="Images at once.  [default: 16, GPU 128]"),
+    click.option(
+        "--batch-size",
+        "-b",
+        type=int,
+        help="Images at once.  [default: as many as fit, up to 16, on a GPU 256]",
+    ),
     click.option("--workers", "-j", type=int, help="Decoding processes; 0 for none."),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+    click.option(
+        "--max-memory",
+        type=Bytes(),
+        help="What batches may take on their way: 4GB.  [default: half of what is free]",
+    ),
+    list_option(
+        "--device",
+        default=("auto",),
+        show_default=True,
+        help="auto, cpu, cuda or cuda:N; several GPUs share the work.",
+    ),
+    click.option(
+        "--runtime",
+        default="torch",
+        show_default=True,
+        help="What computes the network: torch, compile, openvino or auto.",
+    ),
 )
 _CLASS_OPTIONS = (
     list_option("--classes", help="Classes to keep, by their new names.  [default: all]"),

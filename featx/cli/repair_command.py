@@ -25,7 +25,7 @@ def command(files: tuple[Path, ...], reporter: Reporter) -> None:
 
     Asks again what was asked when the file was made, with the same images and weights.
     """
-    from featx.extract.plan import Plan, run_plan
+    from featx.extract import Plan, run_plan
     from featx.store import Cache
 
     for file in files:

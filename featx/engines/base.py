@@ -126,6 +126,38 @@ class Engine(ABC):
             The same arithmetic on the same devices.
         """
 
+    @abstractmethod
+    def with_runtime(self, runtime: str) -> Engine:
+        """Compute with another runtime.
+
+        Parameters
+        ----------
+        runtime : str
+            ``torch``, ``compile`` or ``openvino``.
+
+        Returns
+        -------
+        Engine
+            Alike in everything else.
+        """
+
+    @abstractmethod
+    def warm_up(self, group: BackboneGroup, dtype: str) -> None:
+        """Make a network ready and run it on one batch.
+
+        Parameters
+        ----------
+        group : BackboneGroup
+            The network; it stays ready.
+        dtype : {"float32", "float16"}
+            Type of the features.
+
+        Raises
+        ------
+        BackboneError
+            If it does not go with the runtime.
+        """
+
     def identity(self) -> dict[str, str]:
         """Everything about it that changes the features, for the fingerprint."""
         # PyTorch as it is has been the only one, and is not named in older caches.

@@ -109,6 +109,16 @@ class LocalEngine(Engine):
             self.tell(f"{group[0].name} at {group[0].input_size} pixels: {n} images at once")
         return replace(self, images_per_batch=n)
 
+    def with_runtime(self, runtime: str) -> LocalEngine:
+        """Compute with another runtime, see `Engine.with_runtime`."""
+        return replace(self, runtime=runtime)
+
+    def warm_up(self, group: BackboneGroup, dtype: str) -> None:
+        """Make a network ready and run it on one batch, see `Engine.warm_up`."""
+        side = group.preprocessing.crop_px
+        pixels = torch.zeros((self._n_rows, side, side, 3), dtype=torch.uint8)
+        self.open(group, dtype).start(pixels)()
+
     def describe(self) -> dict[str, str | int]:
         """Say what it runs on, see `Engine.describe`."""
         is_gpu = self.device.type == "cuda"

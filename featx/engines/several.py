@@ -60,6 +60,14 @@ class SeveralDevices(Engine):
         n = min(engine.batch_size for engine in fitted)
         return SeveralDevices(tuple(replace(e, images_per_batch=n) for e in self.engines))
 
+    def with_runtime(self, runtime: str) -> SeveralDevices:
+        """Compute with another runtime, see `Engine.with_runtime`."""
+        return SeveralDevices(tuple(engine.with_runtime(runtime) for engine in self.engines))
+
+    def warm_up(self, group: BackboneGroup, dtype: str) -> None:
+        """Run one batch on the first device, see `Engine.warm_up`."""
+        self.engines[0].warm_up(group, dtype)
+
     def describe(self) -> dict[str, str | int]:
         """Say what it runs on, see `Engine.describe`."""
         parts = [engine.describe() for engine in self.engines]

@@ -1,21 +1,58 @@
-"""From a source and a backbone to a finished cache file."""
+"""From a source and a backbone to a finished cache file.
+
+Names come with what they need: a question whose answer is complete is answered without torch.
+"""
 
 from __future__ import annotations
 
-from featx.extract.plan import Plan, run_plan
-from featx.extract.record import make_spec
-from featx.extract.run import ExtractReport, extract, extract_many
-from featx.extract.settings import Sample, Settings, cache_path, take_sample
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from featx.extract.job import Job, prepare, run_plan
+    from featx.extract.plan import NATIVE, Plan
+    from featx.extract.record import make_spec
+    from featx.extract.report import ExtractReport
+    from featx.extract.run import extract, extract_many
+    from featx.extract.settings import Sample, Settings, cache_path, take_sample
+    from featx.extract.times import StageTimes
+
+_HOME = {
+    "NATIVE": "plan",
+    "ExtractReport": "report",
+    "Job": "job",
+    "Plan": "plan",
+    "Sample": "settings",
+    "Settings": "settings",
+    "StageTimes": "times",
+    "cache_path": "settings",
+    "extract": "run",
+    "extract_many": "run",
+    "make_spec": "record",
+    "prepare": "job",
+    "run_plan": "job",
+    "take_sample": "settings",
+}
 
 __all__ = [
+    "NATIVE",
     "ExtractReport",
+    "Job",
     "Plan",
     "Sample",
     "Settings",
+    "StageTimes",
     "cache_path",
     "extract",
     "extract_many",
     "make_spec",
+    "prepare",
     "run_plan",
     "take_sample",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'featx.extract' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"featx.extract.{_HOME[name]}"), name)

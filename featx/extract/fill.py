@@ -12,6 +12,7 @@ import numpy as np
 from featx.backbones import BackboneGroup
 from featx.engines import Engine, FeatureBatch
 from featx.errors import FeatxError, ImageError
+from featx.extract.times import StageTimes
 from featx.progress import Reporter
 from featx.sources import Source
 from featx.store import CacheWriter
@@ -28,7 +29,7 @@ def fill(
     engine: Engine,
     on_error: str,
     reporter: Reporter,
-) -> None:
+) -> StageTimes:
     """Compute and write every row that any of the files lacks.
 
     Parameters
@@ -46,6 +47,11 @@ def fill(
     reporter : Reporter
         Shows the progress.
 
+    Returns
+    -------
+    StageTimes
+        Where the time went.
+
     Raises
     ------
     ImageError
@@ -61,6 +67,7 @@ def fill(
     batches = np.unique(np.flatnonzero(wanted) // engine.batch_size).tolist()
     dtype = writers[0].spec.dtype
     waiting: deque[Future[None]] = deque()
+    times = StageTimes(engine.n_workers)
     label = f"{source.name} {source.split}, {group[0].name}"
     with (
         ThreadPoolExecutor(1, "featx-writer") as pool,
@@ -69,9 +76,10 @@ def fill(
         try:
             for parts in engine.run_many(group, source, batches, dtype=dtype):
                 _check(parts[0], source, on_error)
-                waiting.append(pool.submit(_write, writers, parts, missing))
+                waiting.append(pool.submit(_write, writers, parts, missing, times))
                 start, n_rows = parts[0].start, len(parts[0].features)
-                bar.update(int(wanted[start : start + n_rows].sum()))
+                times.add(n_rows, parts[0].seconds)
+                bar.update(int(wanted[start : start + n_rows].sum()), times.note())
                 while len(waiting) > _MOST_WAITING_BATCHES:
                     waiting.popleft().result()
             while waiting:
@@ -82,6 +90,7 @@ def fill(
                 with suppress(FeatxError):
                     pool.submit(writer.commit).result()
             raise
+    return times
 
 
 def _check(batch: FeatureBatch, source: Source, on_error: str) -> None:
@@ -91,11 +100,15 @@ def _check(batch: FeatureBatch, source: Source, on_error: str) -> None:
 
 
 def _write(
-    writers: Sequence[CacheWriter], parts: Sequence[FeatureBatch], missing: Sequence[np.ndarray]
+    writers: Sequence[CacheWriter],
+    parts: Sequence[FeatureBatch],
+    missing: Sequence[np.ndarray],
+    times: StageTimes,
 ) -> None:
-    for writer, batch, lacking in zip(writers, parts, missing, strict=True):
-        for start, rows, failed in _missing_runs(batch, lacking):
-            writer.write(start, rows, failed)
+    with times.writing():
+        for writer, batch, lacking in zip(writers, parts, missing, strict=True):
+            for start, rows, failed in _missing_runs(batch, lacking):
+                writer.write(start, rows, failed)
 
 
 def _missing_runs(

@@ -77,9 +77,18 @@ def _identity(
         },
         "decoder": DECODER,
         **backbone.identity(),
-        "precision": engine.precision,
+        **engine.identity(),
         "store_dtype": settings.store_dtype,
     }
+
+
+def _packages(backbone: Backbone, engine: Engine) -> list[str]:
+    """Name the packages whose code has a part in the features."""
+    is_timm = type(backbone.network).__module__.startswith("timm.") or "timm" in (
+        backbone.preprocessing.origin
+    )
+    others = {"timm": is_timm, "openvino": engine.runtime == "openvino"}
+    return [*_RECORDED_PACKAGES, *(name for name, is_used in others.items() if is_used)]
 
 
 def _record(
@@ -112,7 +121,7 @@ def _record(
         "engine": engine.describe(),
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in _RECORDED_PACKAGES},
+            **{name: version(name) for name in _packages(backbone, engine)},
         },
         "request": dict(settings.request),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 from featx.backbones import Backbone, BackboneGroup
@@ -14,40 +13,13 @@ from featx.engines import Engine
 from featx.errors import CacheError, SourceError
 from featx.extract.fill import fill
 from featx.extract.record import make_spec
+from featx.extract.report import ExtractReport
 from featx.extract.settings import Settings
 from featx.progress import SILENT, Reporter
 from featx.sources import Source
 from featx.store import CacheWriter
 
-__all__ = ["ExtractReport", "extract", "extract_many"]
-
-
-@dataclass(frozen=True)
-class ExtractReport:
-    """What one extraction did.
-
-    Parameters
-    ----------
-    path : Path
-        The cache file.
-    n_images : int
-        Rows in it.
-    n_computed : int
-        Rows computed by this run; the others were there before.
-    n_failed : int
-        Images that could not be read.
-    seconds : float
-        Wall time of this run.
-    n_bytes : int
-        Size of the file.
-    """
-
-    path: Path
-    n_images: int
-    n_computed: int
-    n_failed: int
-    seconds: float
-    n_bytes: int
+__all__ = ["extract", "extract_many"]
 
 
 def extract(
@@ -150,8 +122,9 @@ def extract_many(
             for notice in writer.notices:
                 reporter.say(notice)
         n_computed = [int(writer.missing().sum()) for writer in writers]
+        times = None
         if any(n_computed):
-            fill(writers, source, group, engine, settings.on_error, reporter)
+            times = fill(writers, source, group, engine, settings.on_error, reporter)
         for writer in writers:
             _require_an_image(writer.failed, source)
             writer.finish()
@@ -162,10 +135,13 @@ def extract_many(
         ExtractReport(
             path=writer.target,
             n_images=len(source),
+            n_features=writer.spec.n_features,
+            dtype=writer.spec.dtype,
             n_computed=n,
             n_failed=len(writer.failed),
             seconds=time.monotonic() - started,
             n_bytes=writer.target.stat().st_size,
+            times=times if n else None,
         )
         for writer, n in zip(writers, n_computed, strict=True)
     ]

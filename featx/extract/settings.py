@@ -6,13 +6,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from featx.backbones import Backbone
-from featx.engines import Engine
 from featx.errors import UsageError
 from featx.fewshot import draw_subset
 from featx.sources import ClassChoice, Source
+
+if TYPE_CHECKING:
+    from featx.backbones import Backbone
+    from featx.engines import Engine
 
 __all__ = ["Sample", "Settings", "cache_path", "take_sample"]
 
@@ -173,6 +175,6 @@ def cache_path(
     for name, value in settings.overrides.items():
         text = "_".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
         parts.append(f"{value}px" if name == "input_size" else f"{name}{text}")
-    numbers = (engine.precision, settings.store_dtype)
-    parts += [part for part in numbers if part not in ("fp32", "float16")]
+    numbers = (engine.precision, engine.runtime, settings.store_dtype)
+    parts += [part for part in numbers if part not in ("fp32", "torch", "float16")]
     return folder / ("-".join(re.sub(r"[^\w.+-]+", "_", part) for part in parts) + ".h5")

@@ -13,8 +13,7 @@ from featx.backbones import BackboneGroup
 from featx.engines import Engine
 from featx.errors import CacheError, FeatxError
 from featx.evaluate import FitResult, ResultsFolder, Settings, evaluate, pair_caches
-from featx.extract import Plan
-from featx.extract.plan import NATIVE, Job, prepare
+from featx.extract import NATIVE, Job, Plan, prepare
 from featx.heads import Fit
 from featx.progress import SILENT, Reporter
 from featx.sources import Source
@@ -127,8 +126,9 @@ def _run(
     plan = job.asked
     group = job.open(plan.backbone[0])
     # By split, then by layer.
+    job = job.fitted_to(group)
     paths = [[report.path for report in job.run(group, source)] for source in job.sources]
-    rate = images_per_second(job.engine, group, job.sources[0])
+    rate = images_per_second(job.engine, group, job.sources[0], plan.store_dtype)
     rows = []
     for member, files in zip(group, zip(*paths, strict=True), strict=True):
         fits = _fit(files, settings, job.reporter, results)
@@ -171,7 +171,9 @@ def _fit(
             cache.close()
 
 
-def images_per_second(engine: Engine, group: BackboneGroup, source: Source) -> float:
+def images_per_second(
+    engine: Engine, group: BackboneGroup, source: Source, dtype: str = "float32"
+) -> float:
     """Time some batches behind a first one that warms up.
 
     Parameters
@@ -182,6 +184,8 @@ def images_per_second(engine: Engine, group: BackboneGroup, source: Source) -> f
         The network.
     source : Source
         Images.
+    dtype : {"float32", "float16"}
+        Type of the features.
 
     Returns
     -------
@@ -193,7 +197,7 @@ def images_per_second(engine: Engine, group: BackboneGroup, source: Source) -> f
         return float("nan")
     some = source.take(np.arange(n_batches * engine.batch_size))
     times: list[float] = []
-    for _ in engine.run_many(group, some, range(n_batches)):
+    for _ in engine.run_many(group, some, range(n_batches), dtype=dtype):
         times.append(time.perf_counter())
         if times[-1] - times[0] > _ENOUGH_SECONDS:
             break

@@ -1,0 +1,280 @@
+"""A plan with its data and its devices opened, and everything that it asks extracted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featx.errors import BackboneError, UsageError
+from featx.extract.plan import NATIVE, Plan, open_sources
+from featx.progress import Reporter
+
+if TYPE_CHECKING:
+    from featx.backbones import Backbone, BackboneGroup
+    from featx.engines import Engine
+    from featx.extract.report import ExtractReport
+    from featx.extract.settings import Sample
+    from featx.sources import Source
+
+__all__ = ["Job", "prepare", "run_plan"]
+
+
+def run_plan(
+    plan: Plan,
+    reporter: Reporter,
+    *,
+    target: Path | None = None,
+    tell: Callable[[str], object] = print,
+    profile: bool = False,
+) -> list[ExtractReport]:
+    """Extract every split of the data with every backbone at every layer.
+
+    Parameters
+    ----------
+    plan : Plan
+        What to do.
+    reporter : Reporter
+        Shows what is done.
+    target : Path, optional
+        The file, where it is one backbone, layer and split; named by its settings by default.
+    tell : callable, default=print
+        Is given a line about each finished file.
+    profile : bool, default=False
+        Whether `tell` is given a table of where the time went, too.
+
+    Returns
+    -------
+    list of ExtractReport
+        By backbone, then by split, then by layer.
+
+    Raises
+    ------
+    FeatxError
+        Of any kind, from wrong names to full disks.
+    """
+    from featx.extract.known import find_known
+
+    if target is None and (known := find_known(plan, reporter)) is not None:
+        for report in known:
+            tell(str(report))
+        return known
+    job = prepare(plan, reporter)
+    reports: list[ExtractReport] = []
+    for name in plan.backbone:
+        group = job.open(name)
+        fitted = job.fitted_to(group)
+        for source in job.sources:
+            done = fitted.run(group, source, target)
+            for report in done:
+                tell(str(report))
+            if profile and done[0].times is not None:
+                tell(done[0].times.table())
+            reports += done
+    return reports
+
+
+def prepare(plan: Plan, reporter: Reporter) -> Job:
+    """Check the names of a plan, and open its data and its device.
+
+    Parameters
+    ----------
+    plan : Plan
+        What to do.
+    reporter : Reporter
+        Shows what is done.
+
+    Returns
+    -------
+    Job
+
+    Raises
+    ------
+    FeatxError
+        Of any kind.
+    """
+    from featx.backbones import check_backbone
+    from featx.engines import open_engine, resolve_devices, resolve_precision, resolve_runtime
+
+    for name in plan.backbone:
+        check_backbone(name)
+    devices = resolve_devices(plan.devices)
+    precision, why = resolve_precision(plan.precision, devices[0])
+    sources = open_sources(plan, reporter)
+    n_images = sum(map(len, sources))
+    runtime, because = resolve_runtime(plan.runtime, devices[0], precision, n_images)
+    engine = open_engine(
+        devices,
+        precision,
+        images_per_batch=plan.batch_size,
+        workers=plan.workers,
+        tell=reporter.warn,
+        runtime=runtime,
+        max_memory=plan.max_memory,
+    )
+    reporter.say(f"device {', '.join(map(str, devices))}, precision {precision} ({why})")
+    if plan.runtime != "torch":
+        reporter.say(f"runtime {runtime} ({because})")
+    return Job(plan, plan, plan.sample, sources, engine, reporter).asking(plan)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A plan with its data and its device opened; made by `prepare`.
+
+    Parameters
+    ----------
+    asked, plan : Plan
+        As typed, and with all sizes in pixels.
+    sample : Sample
+        Which part of the data it takes.
+    sources : list of Source
+        The splits, restricted to that.
+    engine : Engine
+        What runs the network.
+    reporter : Reporter
+        Shows what is done.
+    """
+
+    asked: Plan
+    plan: Plan
+    sample: Sample
+    sources: list[Source]
+    engine: Engine
+    reporter: Reporter
+
+    def asking(self, plan: Plan) -> Job:
+        """Put another question to the same data on the same device.
+
+        Parameters
+        ----------
+        plan : Plan
+            It may differ in backbones, layers, pooling, input size and preprocessing.
+
+        Returns
+        -------
+        Job
+
+        Raises
+        ------
+        UsageError
+            If the native size is asked for and the images have several.
+        """
+        sized = plan.at_native_size(self.sources, self.reporter)
+        return replace(self, asked=plan, plan=sized)
+
+    def open(self, name: str) -> BackboneGroup:
+        """Open one backbone at the layers of the plan.
+
+        Parameters
+        ----------
+        name : str
+            One of the plan's.
+
+        Returns
+        -------
+        BackboneGroup
+            One member a layer.
+        """
+        from featx.backbones import open_backbones
+
+        group = open_backbones(
+            name,
+            layers=self.plan.layer or (None,),
+            pool=self.plan.pool,
+            weights=self.plan.weights,
+            overrides=self.plan.overrides(),
+            reporter=self.reporter,
+        )
+        if self.asked.input_size == NATIVE:
+            self._refuse_squashing(group)
+        for backbone in group:
+            self.reporter.say(_describe(backbone))
+        self.reporter.say(f"preprocessing: {group.preprocessing.describe()}")
+        return group
+
+    def _refuse_squashing(self, group: BackboneGroup) -> None:
+        """Squashing or bordering oblong images is a resize, and native means none."""
+        from featx.sources.look import common_size
+
+        mode = group.preprocessing.crop_mode
+        if mode == "center":
+            return
+        width, height = common_size(self.sources)
+        if width != height:
+            raise UsageError(
+                f"the weights of {group[0].name} fit images into a square (crop mode {mode}), and "
+                f"these are {width} x {height}: that is a resize, which the native size excludes; "
+                "give pixels, as in  --input-size 224"
+            )
+
+    def fitted_to(self, group: BackboneGroup) -> Job:
+        """Choose a batch size that fits into memory, and a runtime that takes the network.
+
+        Parameters
+        ----------
+        group : BackboneGroup
+            What `open` gave.
+
+        Returns
+        -------
+        Job
+            To `run` this group.
+        """
+        engine = self.engine.fitted_to(group)
+        if self.plan.runtime == "auto" and engine.runtime != "torch":
+            try:
+                engine.warm_up(group, self.plan.store_dtype)
+            except BackboneError as error:
+                self.reporter.say(f"runtime torch: {error}")
+                engine = engine.with_runtime("torch")
+        return replace(self, engine=engine)
+
+    def run(
+        self, group: BackboneGroup, source: Source, target: Path | None = None
+    ) -> list[ExtractReport]:
+        """Extract one split.
+
+        Parameters
+        ----------
+        group : BackboneGroup
+            What `open` gave.
+        source : Source
+            One of `sources`.
+        target : Path, optional
+            The file, where there is one layer; named by its settings by default.
+
+        Returns
+        -------
+        list of ExtractReport
+            One a layer.
+        """
+        from featx.extract.run import extract_many
+        from featx.extract.settings import Settings, cache_path
+
+        settings = Settings(
+            sample=self.sample,
+            store_dtype=self.plan.store_dtype,
+            overrides=self.plan.overrides(),
+            overwrite=self.plan.overwrite,
+            on_error=self.plan.on_error,
+            reuse=self.plan.append,
+            request=self._answered().request(group[0].name),
+        )
+        folder = Path(self.plan.cache_dir)
+        paths = [cache_path(folder, source, member, self.engine, settings) for member in group]
+        targets = paths if target is None else [target]
+        return extract_many(source, group, self.engine, targets, settings, reporter=self.reporter)
+
+    def _answered(self) -> Plan:
+        """Put what was taken in the place of ``auto``, so that it can be asked again."""
+        return replace(self.asked, precision=self.engine.precision, runtime=self.engine.runtime)
+
+
+def _describe(backbone: Backbone) -> str:
+    shape = " x ".join(str(n) for n in backbone.feature_shape)
+    return (
+        f"{backbone.name}, weights {backbone.weights.label}, layer {backbone.layer}, "
+        f"pool {backbone.pool}: {shape} = {backbone.n_features:,} features"
+    )

@@ -1,0 +1,158 @@
+"""Questions whose answers are complete already, known without loading a network.
+
+A finished file records what was asked, the versions of the packages that computed it, and the
+weights. Where the same is asked again, of the same images, with the same weights and
+packages, the network would only be opened to find that there is nothing to do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from featx.errors import FeatxError
+from featx.extract.plan import Plan, open_sources
+from featx.extract.report import ExtractReport
+from featx.fingerprint import sha256_file
+from featx.plugins import is_plugin
+from featx.progress import Reporter
+from featx.sources import Source
+from featx.sources.remembered import Remembered, stamp_file
+from featx.store import Cache, find_caches
+
+__all__ = ["find_known"]
+
+_GROUP = "featx.backbones"
+_OPEN = "auto"
+
+
+def find_known(plan: Plan, reporter: Reporter) -> list[ExtractReport] | None:
+    """Find the files that answer a plan, if all of them are complete.
+
+    Parameters
+    ----------
+    plan : Plan
+        What is asked.
+    reporter : Reporter
+        Shows how the images are hashed, where that takes long.
+
+    Returns
+    -------
+    list of ExtractReport or None
+        In the order of `run_plan`; None where anything is missing, has changed, or cannot be
+        told without loading the network.
+    """
+    folder = Path(plan.cache_dir)
+    if not _is_closed(plan) or not folder.is_dir():
+        return None
+    caches = list(_open_all(folder))
+    try:
+        made = [cache for cache in caches if _is_as_made(cache)]
+        asked = {name: _plain(plan.request(name)) for name in plan.backbone}
+        candidates = {
+            name: [cache for cache in made if _plain(cache.meta.get("request")) == request]
+            for name, request in asked.items()
+        }
+        if not all(candidates.values()):
+            return None
+        sources = open_sources(plan, reporter)
+        found: list[ExtractReport] = []
+        for name in plan.backbone:
+            for source in sources:
+                files = _matching(candidates[name], source, reporter)
+                if len(files) != len(plan.layer or (None,)):
+                    return None
+                found += map(_report, files)
+        return found
+    finally:
+        for cache in caches:
+            cache.close()
+
+
+def _is_closed(plan: Plan) -> bool:
+    """Whether nothing is left to the machine, nothing is forced, and nothing is user's code."""
+    is_forced = plan.append or plan.overwrite
+    is_open = _OPEN in (plan.precision, plan.runtime)
+    is_own = any(is_plugin(name, _GROUP) or Path(name).exists() for name in plan.backbone)
+    return not (is_forced or is_open or is_own)
+
+
+def _open_all(folder: Path) -> Iterable[Cache]:
+    for path in find_caches(folder):
+        if path.parent != folder:
+            continue
+        try:
+            yield Cache.open(path)
+        except FeatxError:
+            continue  # the usual way says what is wrong with it
+
+
+def _plain(request: Any) -> Any:
+    return json.loads(json.dumps(request))
+
+
+def _is_as_made(cache: Cache) -> bool:
+    """Whether the packages and the weights are those that made the file."""
+    recorded = {**cache.meta.get("versions", {})}
+    recorded.pop("python", None)
+    try:
+        if any(version(name) != number for name, number in recorded.items()):
+            return False
+    except PackageNotFoundError:
+        return False
+    weights: Mapping[str, str] = cache.meta.get("weights", {})
+    file = weights.get("file")
+    if not file:
+        return "sha256" in weights
+    own = os.environ.get("FEATX_WEIGHTS")
+    if own and Path(own).expanduser().resolve() not in Path(file).resolve().parents:
+        return False  # another file of that name may lie there now
+    return _sha256_of(Path(file)) == weights.get("file_sha256")
+
+
+def _sha256_of(path: Path) -> str | None:
+    """Digest a file, unless it is as it was when it was last digested."""
+    stamp = stamp_file(path)
+    if stamp is None:
+        return None
+    memory = Remembered(str(path.parent.absolute()) + "#weights")
+    known = memory.find(path.name, stamp)
+    if known is None:
+        known = bytes.fromhex(sha256_file(path))
+        memory.add(path.name, stamp, known)
+        memory.save()
+    return known.hex()
+
+
+def _matching(caches: Iterable[Cache], source: Source, reporter: Reporter) -> list[Cache]:
+    """Files of one split, one a layer, made of the very images."""
+    of_split = [cache for cache in caches if cache.meta.get("split") == source.split]
+    if not of_split:
+        return []
+    content = source.content_id(source.image_digests(reporter=reporter))
+    images = {
+        "content": content,
+        "n_images": len(source),
+        "class_names": list(source.class_names),
+    }
+    of_images = [cache for cache in of_split if cache.meta["identity"].get("source") == images]
+    by_layer = {(cache.meta["layer"], cache.meta["pool"]): cache for cache in of_images}
+    return list(by_layer.values()) if len(by_layer) == len(of_images) else []
+
+
+def _report(cache: Cache) -> ExtractReport:
+    n_images, n_features = cache.X.shape
+    return ExtractReport(
+        path=cache.path,
+        n_images=n_images,
+        n_features=n_features,
+        dtype=str(cache.X.dtype),
+        n_computed=0,
+        n_failed=int((cache.status[:] == 2).sum()),
+        seconds=0.0,
+        n_bytes=cache.path.stat().st_size,
+    )
