@@ -23,6 +23,8 @@ _COMMANDS = {
     "train": "Train networks end to end, beside the heads.",
     "compare": "Compare heads, backbones, ... on the same draws and test images.",
     "sweep": "Compare input sizes, layers, poolings or preprocessing, all else equal.",
+    "reproduce": "Run published systems again: reported beside measured.",
+    "bench": "Measure extractions against the ceilings of this machine.",
     "predict": "Classify new images with a saved model.",
     "list": "List backbones, layers, data, caches, heads or models.",
     "info": "Show what is in a cache file and how it was made.",

@@ -1,0 +1,26 @@
+"""Published systems run again: recipes, and tables of reported beside measured."""
+
+from __future__ import annotations
+
+from featx.reproduce.library import all_recipes, find_recipes
+from featx.reproduce.needs import Needs
+from featx.reproduce.options import Options, read_pairs
+from featx.reproduce.outcome import Outcome
+from featx.reproduce.recipe import SCALES, Recipe, read_recipe
+from featx.reproduce.run import run_recipe
+from featx.reproduce.table import format_outcomes, save_source
+
+__all__ = [
+    "SCALES",
+    "Needs",
+    "Options",
+    "Outcome",
+    "Recipe",
+    "all_recipes",
+    "find_recipes",
+    "format_outcomes",
+    "read_pairs",
+    "read_recipe",
+    "run_recipe",
+    "save_source",
+]

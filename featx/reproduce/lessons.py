@@ -1,0 +1,105 @@
+"""What a table teaches, in words: where measured and reported agree, and where not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from featx.reproduce.outcome import Outcome
+from featx.reproduce.recipe import SMALL, Recipe
+
+__all__ = ["lessons"]
+
+
+def lessons(recipe: Recipe, outcomes: Sequence[Outcome]) -> list[str]:
+    """Say what the lines of one recipe show.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        At the scale of its outcomes.
+    outcomes : sequence of Outcome
+        All of that recipe.
+
+    Returns
+    -------
+    list of str
+        The first begins with the name of the recipe.
+    """
+    said = _problems(outcomes) + _training_split(recipe, outcomes) + _mistakes(recipe, outcomes)
+    if not said:
+        said = [line for outcome in outcomes for line in _against_reported(outcome)]
+    if outcomes and outcomes[0].replaced:
+        said.append(f"not the source's system: {outcomes[0].replaced}")
+    if recipe.scale == SMALL:
+        said.append(f"small scale: {recipe.described_scale()}")
+    if recipe.differs:
+        said.append(f"how this run differs: {recipe.differs}")
+    if not said:
+        return []
+    where = f" ({recipe.reported.where})" if recipe.reported.accuracy is not None else ""
+    return [f"{recipe.name}{where}:", *(f"  {line}" for line in said)]
+
+
+def _problems(outcomes: Sequence[Outcome]) -> list[str]:
+    return [
+        f"not run{': ' + outcome.variant if outcome.variant else ''}: {outcome.problem}"
+        for outcome in outcomes
+        if outcome.problem
+    ]
+
+
+def _training_split(recipe: Recipe, outcomes: Sequence[Outcome]) -> list[str]:
+    """Tell a figure of the training split that passed for one of the test split."""
+    if recipe.reported.split != "train":
+        return []
+    said = []
+    for k in dict.fromkeys(outcome.per_class for outcome in outcomes):
+        by_split = {o.scored: o for o in outcomes if o.per_class == k and o.accuracy is not None}
+        if len(by_split) == 2:
+            train, test = by_split["train"], by_split["test"]
+            said.append(
+                f"the reported {recipe.reported.accuracy:.3f} is a figure of the TRAINING split, "
+                f"whatever the source calls it; here {train.accuracy:.3f} on the {train.n_test:,} "
+                f"images that were fitted on, and {test.accuracy:.3f} on {test.n_test:,} test "
+                "images, which is the result"
+            )
+    return said
+
+
+def _mistakes(recipe: Recipe, outcomes: Sequence[Outcome]) -> list[str]:
+    """Set wrong preprocessing beside the right one."""
+    if len(recipe.parts.get("sweep", {}).get("preprocess", ())) < 2:
+        return []
+    found = {o.variant.rpartition(", ")[2]: o.accuracy for o in outcomes if o.accuracy is not None}
+    right = found.pop("correct", None)
+    if right is None:
+        return []
+    return [
+        f"{name}: {accuracy:.3f}, against {right:.3f} with the weights' own preprocessing "
+        f"({'a collapse' if accuracy < right / 2 else f'{100 * (accuracy - right):+.1f} points'})"
+        for name, accuracy in found.items()
+    ]
+
+
+def _against_reported(outcome: Outcome) -> list[str]:
+    if outcome.accuracy is None or outcome.reported_accuracy is None:
+        return []
+    difference = outcome.accuracy - outcome.reported_accuracy
+    margin = math.hypot(outcome.half_draws or 0.0, outcome.half_test or 0.0)
+    at = outcome.per_class
+    at += f" per class, reported at {outcome.reported_per_class}" if _is_other(outcome) else ""
+    measured = f"{outcome.accuracy:.3f} ± {margin:.3f} measured"
+    if abs(difference) <= margin:
+        words = f"{measured}, {outcome.reported_accuracy:.3f} reported: within the interval"
+    else:
+        side = "above" if difference > 0 else "below"
+        points = 100 * abs(difference)
+        words = (
+            f"{measured}, {points:.1f} points {side} the {outcome.reported_accuracy:.3f} reported"
+        )
+    return [f"{words} ({at})" if _is_other(outcome) else words]
+
+
+def _is_other(outcome: Outcome) -> bool:
+    return outcome.reported_per_class not in ("", outcome.per_class)

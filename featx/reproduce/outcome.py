@@ -1,0 +1,205 @@
+"""What a recipe gave: one line of the table of its source."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from featx.evaluate import FitResult, summarise
+from featx.reproduce.recipe import Recipe
+
+__all__ = ["OUTCOME_COLUMNS", "Cost", "Outcome", "outcomes_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a system takes, beside its fits.
+
+    Parameters
+    ----------
+    extract_seconds : float, optional
+        One pass over training and test images; None where it was done by an earlier run that
+        did not note it.
+    n_layers : int, optional
+        Layers with parameters, up to the feature point.
+    n_parameters : int, optional
+        Of these.
+    n_features : int, optional
+        Length of a feature vector; None for networks that are trained.
+    """
+
+    extract_seconds: float | None = None
+    n_layers: int | None = None
+    n_parameters: int | None = None
+    n_features: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A line of the table: one system at one number of images per class.
+
+    Parameters
+    ----------
+    source, recipe, system : str
+        What it is.
+    variant : str
+        What tells it from other lines of its recipe: head, preprocessing, size, data sets.
+    scale : str
+        ``full`` or ``small``.
+    scored : {"test", "train"}
+        Which images `accuracy` is of.
+    per_class, reported_per_class : str
+        Labelled images a class.
+    reported_accuracy, reported_seconds, reported_layers, reported_features : float or int
+        Of the source; None where it says nothing.
+    accuracy : float, optional
+        Mean over draws; None where it was not run.
+    half_draws, half_test : float, optional
+        Half-widths of its 95 % intervals over draws and over test images.
+    repeats, n_test : int
+        Draws, and images that were scored.
+    extract_seconds, fit_seconds : float, optional
+        Of one pass over all images, and of one fit or training.
+    n_layers, n_parameters, n_features : int, optional
+        As in `Cost`.
+    replaced : str
+        What the user put in place of something of the recipe.
+    problem : str
+        Why it was not run.
+    created, featx_version : str
+        When, and by what.
+    """
+
+    source: str
+    recipe: str
+    system: str
+    variant: str
+    scale: str
+    scored: str = "test"
+    per_class: str = ""
+    reported_per_class: str = ""
+    reported_accuracy: float | None = None
+    reported_seconds: float | None = None
+    reported_layers: int | None = None
+    reported_features: int | None = None
+    accuracy: float | None = None
+    half_draws: float | None = None
+    half_test: float | None = None
+    repeats: int = 0
+    n_test: int = 0
+    extract_seconds: float | None = None
+    fit_seconds: float | None = None
+    n_layers: int | None = None
+    n_parameters: int | None = None
+    n_features: int | None = None
+    replaced: str = ""
+    problem: str = ""
+    created: str = ""
+    featx_version: str = ""
+
+    def row(self) -> dict[str, Any]:
+        """Give it as a row of the CSV file."""
+        return asdict(self)
+
+    @classmethod
+    def not_run(cls, recipe: Recipe, problem: str) -> Outcome:
+        """Say that a recipe was not run, and why."""
+        return cls(**_of_recipe(recipe), variant="", problem=problem)
+
+
+OUTCOME_COLUMNS = tuple(f.name for f in fields(Outcome))
+
+
+def outcomes_of(
+    recipe: Recipe, variant: str, fits: Sequence[FitResult], cost: Cost, *, is_first: bool = True
+) -> list[Outcome]:
+    """Make the lines of some fits that differ in head, size of subset and draw only.
+
+    Where what was reported is of the training split, each line has a second one: the accuracy on
+    the very images that were fitted on.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        What was run.
+    variant : str
+        What tells these fits from others of the recipe.
+    fits : sequence of FitResult
+        Of one backbone, or of one training.
+    cost : Cost
+        Of all of them.
+    is_first : bool, default=True
+        Whether they are what the source reported on; others have nothing reported.
+
+    Returns
+    -------
+    list of Outcome
+    """
+    lines = []
+    several = len({fit.clf for fit in fits}) > 1
+    for (head, k), group in _grouped(fits).items():
+        name = ", ".join(word for word in (variant, head if several else "") if word)
+        shared = {**_of_recipe(recipe, is_first), **asdict(cost), **_measured(group)}
+        shared |= {"variant": name, "per_class": k}
+        if recipe.reported.split == "train" and is_first:
+            test = shared | {"reported_accuracy": None, "reported_seconds": None}
+            lines += [Outcome(**shared | _on_training(group)), Outcome(**test)]
+        else:
+            lines.append(Outcome(**shared))
+    return lines
+
+
+def _grouped(fits: Sequence[FitResult]) -> dict[tuple[str, str], list[FitResult]]:
+    groups: dict[tuple[str, str], list[FitResult]] = {}
+    for fit in fits:
+        groups.setdefault((fit.clf, fit.per_class), []).append(fit)
+    return groups
+
+
+def _measured(fits: Sequence[FitResult]) -> dict[str, Any]:
+    line = summarise(fits).iloc[0]
+    draws = float(line["± draws"])
+    return {
+        "accuracy": float(line["accuracy"]),
+        "half_draws": None if math.isnan(draws) else draws,
+        "half_test": float(line["± test"]),
+        "fit_seconds": float(line["seconds"]),
+        "repeats": len(fits),
+        "n_test": fits[0].n_test,
+    }
+
+
+def _on_training(fits: Sequence[FitResult]) -> dict[str, Any]:
+    return {
+        "scored": "train",
+        "accuracy": sum(fit.train_acc1 for fit in fits) / len(fits),
+        "half_draws": None,
+        "half_test": None,
+        "n_test": fits[0].n_train,
+    }
+
+
+def _of_recipe(recipe: Recipe, is_first: bool = True) -> dict[str, Any]:
+    own: dict[str, Any] = {
+        "source": recipe.system.source,
+        "recipe": recipe.name,
+        "system": recipe.system.title,
+        "scale": recipe.scale,
+        "replaced": ", ".join(recipe.replaced),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "featx_version": version("featx"),
+    }
+    if not is_first:
+        return own
+    reported = recipe.reported
+    return own | {
+        "reported_per_class": "" if reported.per_class is None else str(reported.per_class),
+        "reported_accuracy": reported.accuracy,
+        "reported_seconds": reported.seconds,
+        "reported_layers": reported.layers,
+        "reported_features": reported.features,
+    }

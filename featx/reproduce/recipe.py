@@ -1,0 +1,342 @@
+"""A recipe: one system, what was reported of it, and the settings that run it."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from featx.errors import UsageError
+from featx.evaluate import Settings
+from featx.extract import Plan
+from featx.reproduce.schema import check_keys, read_fields
+from featx.sweep import Axes
+from featx.train import TrainPlan
+
+__all__ = ["FULL", "PRETRAINED", "SCALES", "SMALL", "Data", "Recipe", "Reported", "read_recipe"]
+
+FULL, SMALL = "full", "small"
+SCALES = (FULL, SMALL)
+PRETRAINED = "@pretrain"
+"""In place of a network or backbone: the file that the section ``[pretrain]`` gave."""
+
+# What the machine and the user decide, and what stands in [data].
+_OF_DATA = ("data", "classes", "drop", "map", "cache_per_class", "test_per_class", "seed")
+_OF_MACHINE = ("device", "workers", "reports_dir", "cache_dir", "refit", "overwrite", "append")
+_NOT_IN = {
+    "data": (),
+    "extract": (*_OF_DATA, *_OF_MACHINE, "per_class", "split", "on_error"),
+    "fit": ("seed", "device", "n_jobs"),
+    "sweep": (),
+    "train": (*_OF_DATA, *_OF_MACHINE, "image_memory_gb"),
+    "pretrain": (*_OF_DATA, *_OF_MACHINE, "image_memory_gb", "save"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """What the recipe is of.
+
+    Parameters
+    ----------
+    source : str
+        Who published it; recipes of one source share a table.
+    title : str
+        The system in a few words.
+    document : str, optional
+        Title of what was published.
+    """
+
+    source: str
+    title: str
+    document: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Which images, for every part of the recipe.
+
+    Parameters
+    ----------
+    data : str, default="cifar10"
+        As for ``featx extract``.
+    classes, drop, map : tuple of str
+        Choice and names of classes.
+    cache_per_class, test_per_class : int, optional
+        Images a class that are drawn first; the subsets that are fitted on lie inside the former.
+    seed : int, default=0
+        Of all draws.
+    moved_to : str, optional
+        Another data set: heads are fitted on each and tested on both, over the classes that both
+        have.
+    """
+
+    data: str = "cifar10"
+    classes: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    map: tuple[str, ...] = ()
+    cache_per_class: int | None = None
+    test_per_class: int | None = None
+    seed: int = 0
+    moved_to: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reported:
+    """What the source says.
+
+    Parameters
+    ----------
+    where : str
+        Where in the document.
+    accuracy : float, optional
+        Between 0 and 1.
+    split : {"test", "train"}, default="test"
+        Which images that accuracy is of, whatever the source calls it.
+    seconds : float, optional
+        Time.
+    timed : str, optional
+        What took it.
+    per_class : int or str, optional
+        Labelled images a class.
+    data : str, optional
+        Where it was other data than the recipe's.
+    layers, features : int, optional
+        Number of layers as the source counts them, length of a feature vector.
+    """
+
+    where: str
+    accuracy: float | None = None
+    split: str = "test"
+    seconds: float | None = None
+    timed: str = ""
+    per_class: int | str | None = None
+    data: str = ""
+    layers: int | None = None
+    features: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Differs:
+    text: str = ""
+
+
+_SECTIONS: dict[str, type] = {
+    "system": System,
+    "data": Data,
+    "extract": Plan,
+    "fit": Settings,
+    "sweep": Axes,
+    "train": TrainPlan,
+    "pretrain": TrainPlan,
+    "reported": Reported,
+    "differs": _Differs,
+}
+_CHANGED_BY_SMALL = ("data", "extract", "fit", "sweep", "train", "pretrain")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe, read and checked.
+
+    Parameters
+    ----------
+    name : str
+        Name of the file without its ending.
+    path : Path
+        The file.
+    system, data, reported : System, Data, Reported
+        Its sections.
+    differs : str
+        How featx's run differs from the source's, and what the source left open.
+    parts : mapping
+        Sections ``extract``, ``fit``, ``sweep``, ``train`` and ``pretrain`` as keyword arguments;
+        those that it has.
+    small : mapping
+        What ``--scale small`` changes, by section.
+    scale : str, default="full"
+        One of `SCALES`.
+    replaced : tuple of str, default=()
+        What the user put in place of something, for the table.
+    """
+
+    name: str
+    path: Path
+    system: System
+    data: Data
+    reported: Reported
+    differs: str
+    parts: Mapping[str, Mapping[str, Any]]
+    small: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    scale: str = FULL
+    replaced: tuple[str, ...] = ()
+
+    def has(self, part: str) -> bool:
+        """Whether it has a section of this name."""
+        return part in self.parts
+
+    def at_scale(self, scale: str) -> Recipe:
+        """Give the recipe at a scale.
+
+        Parameters
+        ----------
+        scale : str
+            One of `SCALES`.
+
+        Returns
+        -------
+        Recipe
+        """
+        if scale == FULL:
+            return self
+        parts = {
+            name: {**values, **self.small.get(name, {})} for name, values in self.parts.items()
+        }
+        data = replace(self.data, **self.small.get("data", {}))
+        return replace(self, parts=parts, data=data, scale=scale)
+
+    def described_scale(self) -> str:
+        """Say in words what the small scale changes."""
+        changes = [
+            f"{key}={'/'.join(map(str, value)) if isinstance(value, tuple) else value}"
+            for section in self.small.values()
+            for key, value in section.items()
+        ]
+        return ", ".join(changes) or "nothing"
+
+    def plan(self, **machine: Any) -> Plan:
+        """Give what is to be extracted.
+
+        Parameters
+        ----------
+        **machine : object
+            Fields of `Plan` that a recipe does not set, or that replace what it sets.
+        """
+        data = {name: getattr(self.data, name) for name in ("data", "classes", "drop", "map")}
+        pool = {
+            "per_class": self.data.cache_per_class,
+            "test_per_class": self.data.test_per_class,
+            "seed": self.data.seed,
+        }
+        return Plan(**{**data, **pool, **self.parts["extract"], **machine})
+
+    def settings(self, device: str = "auto") -> Settings:
+        """Give what is to be fitted.
+
+        Parameters
+        ----------
+        device : str
+            Of the fits.
+        """
+        return Settings(**{**self.parts["fit"], "seed": self.data.seed, "device": device})
+
+    def axes(self) -> Axes:
+        """Give what is varied."""
+        return Axes(**self.parts["sweep"])
+
+    def train_plan(self, part: str = "train", **machine: Any) -> TrainPlan:
+        """Give what is to be trained.
+
+        Parameters
+        ----------
+        part : {"train", "pretrain"}
+            Which section.
+        **machine : object
+            As for `plan`.
+        """
+        data = {name: getattr(self.data, name) for name in _OF_DATA}
+        return TrainPlan(**{**data, **self.parts[part], **machine})
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe and check all of it.
+
+    Parameters
+    ----------
+    path : Path
+        A TOML file.
+
+    Returns
+    -------
+    Recipe
+
+    Raises
+    ------
+    UsageError
+        If it is no TOML, a key is unknown (with the nearest), a value does not fit, or nothing
+        in it can be run.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"there is no recipe {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no TOML: {error}") from error
+    check_keys(str(path), values, [*_SECTIONS, "small"])
+    sections = {name: _section(path, name, values[name]) for name in _SECTIONS if name in values}
+    small = _small(path, values.get("small", {}), sections)
+    try:
+        recipe = _assembled(path, sections, small)
+        for scale in SCALES:
+            _check(recipe.at_scale(scale))
+    except TypeError as error:  # a required key is missing
+        raise UsageError(f"{path}: {str(error).partition('__init__() ')[2] or error}") from error
+    except UsageError as error:
+        error.add_note(f"in the recipe {path}")
+        raise
+    return recipe
+
+
+def _section(path: Path, name: str, values: Any, label: str = "") -> dict[str, Any]:
+    where = f"[{label or name}] of {path.name}"
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: {name} is no section: write [{name}] above its keys")
+    fields: dict[str, Any] = read_fields(where, values, _SECTIONS[name], _NOT_IN.get(name, ()))
+    return fields
+
+
+def _small(path: Path, values: Any, sections: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    present = [name for name in _CHANGED_BY_SMALL if name in sections or name == "data"]
+    check_keys(f"[small] of {path.name}", values, present)
+    return {name: _section(path, name, part, f"small.{name}") for name, part in values.items()}
+
+
+def _assembled(
+    path: Path, sections: Mapping[str, dict[str, Any]], small: dict[str, dict[str, Any]]
+) -> Recipe:
+    runs = ("extract", "fit", "sweep", "train", "pretrain")
+    return Recipe(
+        name=path.stem,
+        path=path,
+        system=System(**sections.get("system", {})),
+        data=Data(**sections.get("data", {})),
+        reported=Reported(**sections.get("reported", {"where": "nowhere: a system of featx"})),
+        differs=" ".join(sections.get("differs", {}).get("text", "").split()),
+        parts={name: sections[name] for name in runs if name in sections},
+        small=small,
+    )
+
+
+def _check(recipe: Recipe) -> None:
+    """Build every plan once: the dataclasses check themselves."""
+    if recipe.has("extract") != recipe.has("fit"):
+        raise UsageError("[extract] and [fit] go together: features, and heads on them")
+    if not (recipe.has("extract") or recipe.has("train")):
+        raise UsageError("nothing to run: give [extract] and [fit], or [train], or both")
+    if recipe.has("sweep") and not recipe.has("extract"):
+        raise UsageError("[sweep] varies an extraction: give [extract] and [fit]")
+    if recipe.has("extract"):
+        recipe.plan().overrides() if not isinstance(recipe.plan().input_size, str) else None
+        recipe.settings()
+    if recipe.has("sweep"):
+        recipe.axes()
+    for part in ("train", "pretrain"):
+        if recipe.has(part):
+            recipe.train_plan(part)
+    uses = PRETRAINED in str(recipe.parts.get("extract")) + str(recipe.parts.get("train"))
+    if uses != recipe.has("pretrain"):
+        raise UsageError(f'[pretrain] and "{PRETRAINED}" in another section go together')
+    if recipe.reported.split not in ("test", "train"):
+        raise UsageError(f"split in [reported] is {recipe.reported.split!r}: give test or train")

@@ -1,0 +1,245 @@
+"""Running a recipe: extraction and fits, sweeps, heads that move, and trainings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from featx.backbones import outline
+from featx.errors import UsageError
+from featx.evaluate import (
+    FitResult,
+    Pair,
+    ResultsFolder,
+    choose_classes,
+    cross_pairs,
+    evaluate,
+    pair_caches,
+)
+from featx.extract import Plan, run_plan
+from featx.heads import Fit
+from featx.networks import count
+from featx.progress import Reporter
+from featx.reproduce.options import Options
+from featx.reproduce.outcome import Cost, Outcome, outcomes_of
+from featx.reproduce.recipe import PRETRAINED, Recipe
+from featx.reproduce.times import Times
+from featx.sources import ClassChoice
+from featx.store import Cache
+from featx.sweep import SweepRow, sweep
+from featx.train import TrainResult, run_train
+
+__all__ = ["run_recipe"]
+
+Tell = Callable[[str], object]
+
+
+def run_recipe(recipe: Recipe, options: Options, reporter: Reporter, tell: Tell) -> list[Outcome]:
+    """Run a recipe; what earlier runs have done is not done again.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        As `Options.apply` gives it.
+    options : Options
+        Folders and machine.
+    reporter : Reporter
+        Shows what is done.
+    tell : callable
+        Is given a line about each thing done.
+
+    Returns
+    -------
+    list of Outcome
+        Of [train] first, then of [extract] and [fit].
+
+    Raises
+    ------
+    FeatxError
+        Of any kind.
+    """
+    return _Run(recipe, options, reporter, tell).outcomes()
+
+
+@dataclass(frozen=True)
+class _Run:
+    recipe: Recipe
+    options: Options
+    reporter: Reporter
+    tell: Tell
+
+    def outcomes(self) -> list[Outcome]:
+        recipe = self.recipe
+        if recipe.has("pretrain"):
+            return replace(self, recipe=_with_file(recipe, self._pretrained()))._main()
+        return self._main()
+
+    def _main(self) -> list[Outcome]:
+        recipe = self.recipe
+        found: list[Outcome] = []
+        if recipe.has("train"):
+            found += _of_training(recipe, self._train("train"))
+        if recipe.has("sweep"):
+            found += self._swept()
+        elif recipe.data.moved_to is not None:
+            found += self._moved()
+        elif recipe.has("extract"):
+            found += self._extracted(is_first=not recipe.has("train"))
+        return found
+
+    def _train(self, part: str, **more: object) -> list[TrainResult]:
+        machine = {**self.options.machine, "reports_dir": self.options.reports_dir}
+        return run_train(self.recipe.train_plan(part, **machine, **more), self.reporter, self.tell)
+
+    def _pretrained(self) -> Path:
+        results = self._train("pretrain", save=True)
+        path = results[0].checkpoint
+        if path is None:
+            raise UsageError(f"{self.recipe.name}: [pretrain] gave no file")
+        return path
+
+    def _plan(self, **changes: object) -> Plan:
+        machine = {**self.options.machine, "cache_dir": self.options.cache_dir}
+        return self.recipe.plan(**machine, **changes)
+
+    def _caches(self, plan: Plan) -> tuple[list[Cache], float | None]:
+        """Extract; give the caches, and the seconds that all of it took."""
+        reports = run_plan(plan, self.reporter, tell=self.reporter.say)
+        seconds = Times(Path(self.options.reports_dir)).of(reports)
+        return [Cache.open(report.path) for report in reports], seconds
+
+    def _extracted(self, *, is_first: bool) -> list[Outcome]:
+        plan = self._plan()
+        caches, seconds = self._caches(plan)
+        pairs, alone = pair_caches(caches)
+        for notice in alone:
+            self.reporter.warn(notice)
+        found = []
+        for pair in pairs:
+            cost = _cost(plan, pair, seconds)
+            fits = self._fit(pair)
+            found += outcomes_of(self.recipe, "", fits, cost, is_first=is_first)
+        _close(caches)
+        return found
+
+    def _fit(self, pair: Pair) -> list[FitResult]:
+        results = ResultsFolder(self.options.reports_dir, self.reporter)
+
+        def keep(result: FitResult, fit: Fit) -> None:
+            del fit
+            results.add(result)
+
+        settings = self.recipe.settings(self.options.device)
+        return evaluate(pair, settings, reporter=self.reporter, sink=keep, known=results)
+
+    def _swept(self) -> list[Outcome]:
+        rows = sweep(
+            self._plan(),
+            self.recipe.axes(),
+            self.recipe.settings(self.options.device),
+            reporter=self.reporter,
+            tell=self.reporter.say,
+            results=ResultsFolder(self.options.reports_dir, self.reporter),
+        )
+        found = []
+        for row in rows:
+            plan = self._plan(backbone=(row.backbone,), preprocess=row.preprocess)
+            cost = _cost_of_row(plan, row)
+            variant = _variant(self.recipe, row)
+            is_first = row.preprocess != "correct" or "preprocess" not in self.recipe.axes().varied
+            if row.problem:
+                line = Outcome.not_run(self.recipe, row.problem)
+                found.append(replace(line, variant=variant))
+            else:
+                found += outcomes_of(self.recipe, variant, row.fits, cost, is_first=is_first)
+        return found
+
+    def _moved(self) -> list[Outcome]:
+        """Fit on each of two data sets and test on both, over their shared classes."""
+        data = self.recipe.data
+        plans = [self._plan(data=name, drop=(), map=()) for name in (data.data, data.moved_to)]
+        both = [self._caches(plan) for plan in plans]
+        caches = [cache for found, _ in both for cache in found]
+        names = [str(found[0].meta["data"]) for found, _ in both]
+        choice = ClassChoice.parse(data.classes, data.drop, data.map)
+        found = []
+        for train, seconds in zip(names, [time for _, time in both], strict=True):
+            for test in names:
+                for pair in _pairs(caches, train, test, choice, names):
+                    cost = _cost(plans[0], pair, seconds)
+                    fits = self._fit(pair)
+                    found += outcomes_of(self.recipe, f"{train} to {test}", fits, cost)
+        _close(caches)
+        return found
+
+
+def _pairs(
+    caches: Sequence[Cache], train: str, test: str, choice: ClassChoice, names: Sequence[str]
+) -> list[Pair]:
+    if train != test:
+        return cross_pairs(caches, train, test, choice)[0]
+    # The same classes as where the heads move.
+    other = next(name for name in names if name != train)
+    moved = cross_pairs(caches, train, other, choice)[0]
+    shared = ClassChoice(keep=tuple(moved[0].train.class_names), rename=choice.rename)
+    pairs, _ = pair_caches([cache for cache in caches if cache.meta["data"] == train])
+    return [choose_classes(pair, shared) for pair in pairs]
+
+
+def _with_file(recipe: Recipe, path: Path) -> Recipe:
+    """Put the file of a pretrained network where the recipe wants it."""
+    parts = {name: dict(values) for name, values in recipe.parts.items()}
+    if parts.get("train", {}).get("network") == PRETRAINED:
+        parts["train"]["network"] = str(path)
+    if PRETRAINED in parts.get("extract", {}).get("backbone", ()):
+        parts["extract"]["backbone"] = (str(path),)
+    return replace(recipe, parts=parts)
+
+
+def _of_training(recipe: Recipe, results: Sequence[TrainResult]) -> list[Outcome]:
+    first = results[0]
+    cost = Cost(n_layers=first.n_layers, n_parameters=first.n_parameters)
+    return outcomes_of(recipe, "", [result.fit for result in results], cost)
+
+
+def _variant(recipe: Recipe, row: SweepRow) -> str:
+    varied = recipe.axes().varied
+    words = []
+    if "input_size" in varied:
+        words.append(f"{row.input_size} px" + (" (native)" if row.is_native else ""))
+    words += [getattr(row, name) for name in ("layer", "pool", "preprocess") if name in varied]
+    return ", ".join(words)
+
+
+def _cost(plan: Plan, pair: Pair, seconds: float | None) -> Cost:
+    meta = pair.train.meta
+    return _counted(
+        plan.backbone[0],
+        str(meta["layer"]),
+        int(meta["input_size"]),
+        Cost(extract_seconds=seconds, n_features=int(meta["n_features"])),
+    )
+
+
+def _cost_of_row(plan: Plan, row: SweepRow) -> Cost:
+    if row.problem:
+        return Cost()
+    n_images = sum(fit.n_test for fit in row.fits[:1])
+    per_image = 1 / row.images_per_second if row.images_per_second > 0 else None
+    n_images += max((fit.n_train for fit in row.fits), default=0)
+    seconds = None if per_image is None else per_image * n_images
+    cost = Cost(extract_seconds=seconds, n_features=row.n_features)
+    return _counted(plan.backbone[0], row.layer, row.input_size, cost)
+
+
+def _counted(backbone: str, layer: str, input_px: int, cost: Cost) -> Cost:
+    """Add layers and parameters up to the feature point, counted without values."""
+    loaded = outline(backbone, {"input_size": input_px})
+    counts = count(loaded.tap(input_px).cut(layer))
+    return replace(cost, n_layers=counts.n_layers, n_parameters=counts.n_parameters)
+
+
+def _close(caches: Sequence[Cache]) -> None:
+    for cache in caches:
+        cache.close()

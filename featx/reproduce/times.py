@@ -1,0 +1,63 @@
+"""How long extractions took, kept for later runs that find their caches complete."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from featx.extract import ExtractReport
+from featx.store import Cache
+
+__all__ = ["Times"]
+
+
+class Times:
+    """Seconds of extractions, by the fingerprint of the features.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the reports.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "extraction-seconds.json"
+
+    def of(self, reports: Sequence[ExtractReport]) -> float | None:
+        """Remember what was computed whole, and give the time of all of it.
+
+        Parameters
+        ----------
+        reports : sequence of ExtractReport
+            Of one plan.
+
+        Returns
+        -------
+        float or None
+            Seconds; None where a file was complete, or begun, before, and its time is unknown.
+        """
+        known = self._read()
+        total: float | None = 0.0
+        for report in reports:
+            with Cache.open(report.path) as cache:
+                name = cache.fingerprint
+            if report.n_computed == report.n_images:
+                known[name] = report.seconds
+            total = None if total is None or name not in known else total + known[name]
+        self._write(known)
+        return total
+
+    def _read(self) -> dict[str, float]:
+        try:
+            values = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return {str(k): float(v) for k, v in values.items()} if isinstance(values, dict) else {}
+
+    def _write(self, known: dict[str, float]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        part.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        part.replace(self.path)
