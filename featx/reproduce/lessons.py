@@ -27,6 +27,7 @@ def lessons(recipe: Recipe, outcomes: Sequence[Outcome]) -> list[str]:
         The first begins with the name of the recipe.
     """
     said = _problems(outcomes) + _training_split(recipe, outcomes) + _mistakes(recipe, outcomes)
+    said += _sizes(recipe, outcomes) + _moves(recipe, outcomes)
     if not said:
         said = [line for outcome in outcomes for line in _against_reported(outcome)]
     if outcomes and outcomes[0].replaced:
@@ -54,15 +55,17 @@ def _training_split(recipe: Recipe, outcomes: Sequence[Outcome]) -> list[str]:
     if recipe.reported.split != "train":
         return []
     said = []
-    for k in dict.fromkeys(outcome.per_class for outcome in outcomes):
-        by_split = {o.scored: o for o in outcomes if o.per_class == k and o.accuracy is not None}
+    for key in dict.fromkeys((outcome.variant, outcome.per_class) for outcome in outcomes):
+        lines = [o for o in outcomes if (o.variant, o.per_class) == key and o.accuracy is not None]
+        by_split = {outcome.scored: outcome for outcome in lines}
         if len(by_split) == 2:
             train, test = by_split["train"], by_split["test"]
+            name = f"{key[0]}: " if key[0] else ""
             said.append(
                 f"the reported {recipe.reported.accuracy:.3f} is a figure of the TRAINING split, "
-                f"whatever the source calls it; here {train.accuracy:.3f} on the {train.n_test:,} "
-                f"images that were fitted on, and {test.accuracy:.3f} on {test.n_test:,} test "
-                "images, which is the result"
+                f"whatever the source calls it; here {name}{train.accuracy:.3f} on the "
+                f"{train.n_test:,} images that were fitted on, and {test.accuracy:.3f} on "
+                f"{test.n_test:,} test images, which is the result"
             )
     return said
 
@@ -80,6 +83,48 @@ def _mistakes(recipe: Recipe, outcomes: Sequence[Outcome]) -> list[str]:
         f"({'a collapse' if accuracy < right / 2 else f'{100 * (accuracy - right):+.1f} points'})"
         for name, accuracy in found.items()
     ]
+
+
+def _sizes(recipe: Recipe, outcomes: Sequence[Outcome]) -> list[str]:
+    """Set accuracy and cost of input sizes side by side."""
+    if len(recipe.parts.get("sweep", {}).get("input_size", ())) < 2:
+        return []
+    said = []
+    for k, lines in _by_size(outcomes).items():
+        best = max(lines, key=lambda line: line.accuracy or 0.0)
+        all_of_them = ", ".join(f"{o.variant} {o.accuracy:.3f}{_took(o)}" for o in lines)
+        said.append(f"{k} per class: {all_of_them}; best at {best.variant}")
+    return said
+
+
+def _by_size(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+    found: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        if outcome.accuracy is not None:
+            found.setdefault(outcome.per_class, []).append(outcome)
+    return found
+
+
+def _took(outcome: Outcome) -> str:
+    seconds = outcome.extract_seconds
+    return "" if seconds is None else f" ({seconds:.3g} s to extract)"
+
+
+def _moves(recipe: Recipe, outcomes: Sequence[Outcome]) -> list[str]:
+    """Set heads that moved beside those that were fitted where they are tested."""
+    if recipe.data.moved_to is None:
+        return []
+    said = []
+    for k, lines in _by_size(outcomes).items():
+        accuracy = {tuple(line.variant.split(" to ")): line.accuracy or 0.0 for line in lines}
+        for (train, test), moved in accuracy.items():
+            own = accuracy.get((test, test))
+            if train != test and own is not None:
+                said.append(
+                    f"{k} per class: heads of {train} have {moved:.3f} on {test}, "
+                    f"{100 * (moved - own):+.1f} points from those of {test} itself ({own:.3f})"
+                )
+    return said
 
 
 def _against_reported(outcome: Outcome) -> list[str]:

@@ -91,7 +91,9 @@ class Options:
             part.pop("weights", None)
         if after in self.weights:
             part["weights"] = self.weights[after]
-            said.append(f"weights {self.weights[after]}")
+            # A file may hold the very weights of the recipe.
+            if self.weights[after].partition(":")[0] == "random":
+                said.append("random weights")
         return part
 
 

@@ -182,9 +182,15 @@ def _pairs(
     # The same classes as where the heads move.
     other = next(name for name in names if name != train)
     moved = cross_pairs(caches, train, other, choice)[0]
-    shared = ClassChoice(keep=tuple(moved[0].train.class_names), rename=choice.rename)
     pairs, _ = pair_caches([cache for cache in caches if cache.meta["data"] == train])
-    return [choose_classes(pair, shared) for pair in pairs]
+    return [choose_classes(pair, _shared(pair, moved[0], choice)) for pair in pairs]
+
+
+def _shared(pair: Pair, moved: Pair, choice: ClassChoice) -> ClassChoice:
+    """Choose the classes of a pair that moved, of which some may bear those names already."""
+    present = pair.train.class_names
+    rename = {old: new for old, new in choice.rename.items() if old in present}
+    return ClassChoice(keep=tuple(moved.train.class_names), rename=rename)
 
 
 def _with_file(recipe: Recipe, path: Path) -> Recipe:
