@@ -39,6 +39,7 @@ __all__ = ["command"]
 @list_option("--backbone", metavar="NAME=OTHER", help="Another backbone in place of a recipe's.")
 @list_option("--weights", metavar="NAME=FILE", help="Weights of a backbone: file, tag or random.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--precision", help="fp32, bf16, fp16 or auto.  [default: the recipe's]")
 @click.option("--workers", "-j", type=int, help="Decoding processes; 0 for none.")
 @cache_option
 @reports_option

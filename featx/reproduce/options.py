@@ -32,6 +32,8 @@ class Options:
         Of everything.
     workers : int, optional
         Processes that decode.
+    precision : str, optional
+        Of extraction and training, in place of a recipe's: ``fp32``, ``bf16``, ``fp16``, ``auto``.
     """
 
     scale: str = FULL
@@ -42,6 +44,7 @@ class Options:
     reports_dir: str = "reports"
     device: str = "auto"
     workers: int | None = None
+    precision: str | None = None
 
     def __post_init__(self) -> None:
         if self.scale not in SCALES:
@@ -50,7 +53,8 @@ class Options:
     @property
     def machine(self) -> dict[str, Any]:
         """What extraction and training take alike."""
-        return {"device": self.device, "workers": self.workers}
+        chosen = {"device": self.device, "workers": self.workers}
+        return chosen if self.precision is None else {**chosen, "precision": self.precision}
 
     def apply(self, recipe: Recipe) -> Recipe:
         """Give a recipe at the scale, with everything replaced that is to be.

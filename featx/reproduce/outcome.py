@@ -63,7 +63,8 @@ class Outcome:
     repeats, n_test : int
         Draws, and images that were scored.
     extract_seconds, fit_seconds : float, optional
-        Of one pass over all images, and of one fit or training.
+        Of one pass over all images (of a sweep: from its images per second), and of one fit or
+        training.
     n_layers, n_parameters, n_features : int, optional
         As in `Cost`.
     replaced : str
