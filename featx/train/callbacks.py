@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +111,7 @@ class Checkpoint(Callback):  # type: ignore[misc]
     """Writes everything about a training to one file after each epoch, and takes it up again.
 
     To be the last callback that changes anything. The file is replaced in one step, so that it
-    is whole whenever the process ends.
+    is whole whenever the process ends. It is written while the next epoch is computed.
 
     Parameters
     ----------
@@ -125,6 +128,8 @@ class Checkpoint(Callback):  # type: ignore[misc]
 
     def on_train_begin(self, net: Any, **_: Any) -> None:
         """Go on where the file ends."""
+        self.writer_ = ThreadPoolExecutor(1)
+        self.writing_: Future[None] | None = None
         if not self.path.exists():
             return
         try:
@@ -155,7 +160,7 @@ class Checkpoint(Callback):  # type: ignore[misc]
                 net.history.record(name, value)
 
     def on_epoch_end(self, net: Any, **_: Any) -> None:
-        """Write the file."""
+        """Begin to write the file, once the one before is written."""
         state = {
             "version": _VERSION,
             "key": self.key,
@@ -165,16 +170,41 @@ class Checkpoint(Callback):  # type: ignore[misc]
             "history": curves_of(net),
             **{name: callback.state() for name, callback in _stateful(net).items()},
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(f".{os.getpid()}.partial")
-        try:
-            with partial.open("wb") as stream:
-                torch.save(state, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.replace(self.path)
-        finally:
-            partial.unlink(missing_ok=True)
+        self.wait()
+        self.writing_ = self.writer_.submit(_write, _copied(state), self.path)
+
+    def on_train_end(self, net: Any, **_: Any) -> None:
+        """End the last writing."""
+        self.wait()
+        self.writer_.shutdown()
+
+    def wait(self) -> None:
+        """Wait until the file is written."""
+        if self.writing_ is not None:
+            self.writing_.result()
+            self.writing_ = None
+
+
+def _copied(value: Any) -> Any:
+    """Copy all tensors to host memory of their own, for training changes them."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _copied(one) for key, one in value.items()}
+    return [_copied(one) for one in value] if isinstance(value, list) else value
+
+
+def _write(state: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    number, name = tempfile.mkstemp(".partial", f".{path.name}.", path.parent)
+    try:
+        with os.fdopen(number, "wb") as stream:
+            torch.save(state, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 def _stateful(net: Any) -> dict[str, Any]:

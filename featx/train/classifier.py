@@ -201,9 +201,9 @@ class NetworkClassifier(NeuralNetClassifier):  # type: ignore[misc]
         if changes is not None:
             pixels = changes.move(pixels, self.generator_)
         mean, std = self._scale_
-        values = pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255).sub_(mean).div_(std)
-        if not self.channels_last:
-            values = values.contiguous()
+        order = torch.channels_last if self.channels_last else torch.contiguous_format
+        values = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=order)
+        values = values.div_(255).sub_(mean).div_(std)
         return values if changes is None else changes.warp(values, self.generator_)
 
     def infer(self, x: Tensor, **options: Any) -> Tensor:

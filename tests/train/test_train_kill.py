@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -69,17 +68,19 @@ def epochs_in(folder: Path) -> int:
     return 0
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_killed_trainings_end_as_uninterrupted_ones(tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run_train(plan(whole), SILENT, lambda line: None)
     last = 0
     for least in (2, 5):
         process = subprocess.Popen(command(broken), stdout=-3, stderr=subprocess.PIPE, text=True)
-        while process.poll() is None and epochs_in(broken / "checkpoints") < least:
-            time.sleep(0.03)
-        assert process.poll() is None, "it ended before it was killed"
-        os.kill(process.pid, signal.SIGKILL)
+        try:
+            while process.poll() is None and epochs_in(broken / "checkpoints") < least:
+                time.sleep(0.03)
+            assert process.poll() is None, "it ended before it was killed"
+        finally:
+            process.kill()
         _, told = process.communicate()
         assert (f"{last} epochs taken up" in told) == (last > 0)
         last = epochs_in(broken / "checkpoints")
@@ -140,6 +141,7 @@ def test_a_checkpoint_that_cannot_be_taken_up_is_told_and_not_used(
 
     def stop(self: Checkpoint, net: Any, **options: Any) -> None:
         original(self, net, **options)
+        self.wait()
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
