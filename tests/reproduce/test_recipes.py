@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from featx.backbones import list_layers
+from featx.backbones import list_layers, outline
+from featx.backbones.pools import pooled_shape
 from featx.errors import UsageError
 from featx.networks import count, get_network, get_top, is_network
-from featx.reproduce import Options, all_recipes, find_recipes, read_recipe
+from featx.reproduce import Options, Recipe, all_recipes, find_recipes, read_recipe
 from featx.reproduce.recipe import PRETRAINED
 
 OWN = """
@@ -95,6 +96,23 @@ def test_reported_feature_sizes_are_those_of_the_backbones(name: str) -> None:
     points, default = list_layers(plan.backbone[0], overrides=plan.overrides())
     shape = next(point.shape for point in points if point.name == default)
     assert math.prod(shape) == recipe.reported.features
+
+
+@pytest.mark.parametrize("recipe", all_recipes(), ids=lambda recipe: recipe.name)
+def test_feature_points_of_all_recipes_exist(recipe: Recipe) -> None:
+    for part, key in (("extract", "backbone"), ("train", "network")):
+        values = recipe.at_scale("small").parts.get(part, {})
+        names = values.get(key, ())
+        name = names[0] if isinstance(names, tuple) and names else names
+        if not name or name == PRETRAINED or is_network(name):
+            continue
+        size = values.get("input_size")
+        loaded = outline(name, {"input_size": size} if isinstance(size, int) else {})
+        taps = loaded.tap(loaded.preprocessing.crop_px)
+        layer = values.get("layer") or None
+        point = taps.find(layer[0] if isinstance(layer, tuple) else layer)
+        pooled_shape(point.shape, values.get("pool", "none"))
+        assert point.n_values > 0
 
 
 def test_keys_of_the_files_are_toml_that_others_can_read() -> None:
