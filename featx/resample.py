@@ -49,7 +49,11 @@ def _hamming(x: float) -> float:
         return 1.0
     if x >= 1:
         return 0.0
-    return math.sin(x * math.pi) / (x * math.pi) * (0.54 + 0.46 * math.cos(x * math.pi))
+    return math.sin(x * math.pi) / (x * math.pi) * (_A + _B * math.cos(x * math.pi))
+
+
+# Pillow writes these two in single precision.
+_A, _B = float(np.float32(0.54)), float(np.float32(0.46))
 
 
 def _lanczos(x: float) -> float:

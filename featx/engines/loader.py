@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -135,6 +137,15 @@ class _Batches(Dataset[PixelBatch]):
         return self._loading.load(batch)
 
 
+def _give_way(worker: int) -> None:
+    del worker
+    with suppress(OSError, AttributeError):  # not everywhere
+        os.nice(_NICENESS)
+
+
+_NICENESS = 5
+
+
 def iter_pixels(
     loading: Loading,
     batches: Sequence[int],
@@ -142,6 +153,7 @@ def iter_pixels(
     workers: int,
     n_ahead: int = 2,
     pin_memory: bool = False,
+    is_giving_way: bool = False,
 ) -> Iterator[PixelBatch]:
     """Decode and preprocess batches of consecutive images, in order.
 
@@ -159,6 +171,9 @@ def iter_pixels(
         Batches that a worker prepares ahead.
     pin_memory : bool, default=False
         Whether to copy into page-locked memory.
+    is_giving_way : bool, default=False
+        Whether the workers leave the cores to the network that computes beside them: of two
+        threads that share its work, the other one waits for the one that they displace.
 
     Yields
     ------
@@ -173,5 +188,6 @@ def iter_pixels(
         num_workers=workers,
         prefetch_factor=n_ahead if workers else None,
         pin_memory=pin_memory,
+        worker_init_fn=_give_way if is_giving_way else None,
     )
     yield from loader

@@ -93,7 +93,7 @@ class LocalEngine(Engine):
         return 1 if self.device.type == "cpu" else min(_MOST_WORKERS, n_cores())
 
     @property
-    def _n_rows(self) -> int:
+    def n_rows(self) -> int:
         """Images and padding in every forward pass."""
         if self.device.type != "cpu":
             return self.batch_size
@@ -116,7 +116,7 @@ class LocalEngine(Engine):
     def warm_up(self, group: BackboneGroup, dtype: str) -> None:
         """Make a network ready and run it on one batch, see `Engine.warm_up`."""
         side = group.preprocessing.crop_px
-        pixels = torch.zeros((self._n_rows, side, side, 3), dtype=torch.uint8)
+        pixels = torch.zeros((self.n_rows, side, side, 3), dtype=torch.uint8)
         self.open(group, dtype).start(pixels)()
 
     def describe(self) -> dict[str, str | int]:
@@ -161,7 +161,7 @@ class LocalEngine(Engine):
             self.device,
             self.precision,
             stored,
-            n_rows=self._n_rows,
+            n_rows=self.n_rows,
             tell=self.tell,
         )
         self._open["last"] = group, stored, runtime
@@ -199,14 +199,15 @@ class LocalEngine(Engine):
         """
         runtime = self.open(group, dtype)
         raw_size, resize = self._find_resize(group.preprocessing, source)
-        loading = Loading(source, group.preprocessing, self.batch_size, self._n_rows, raw_size)
-        n_bytes = self._n_rows * 3 * group.preprocessing.crop_px**2
+        loading = Loading(source, group.preprocessing, self.batch_size, self.n_rows, raw_size)
+        n_bytes = self.n_rows * 3 * group.preprocessing.crop_px**2
         pixels = iter_pixels(
             loading,
             batches,
             workers=self.n_workers,
             n_ahead=n_batches_ahead(n_bytes, self.n_workers, self.max_memory),
             pin_memory=self.device.type == "cuda",
+            is_giving_way=self.device.type == "cpu",
         )
         n_under_way = _UNDER_WAY.get(self.runtime, {}).get(self.device.type, 1)
         waiting: deque[Callable[[], tuple[FeatureBatch, ...]]] = deque()

@@ -84,6 +84,7 @@ def fill(
                     waiting.popleft().result()
             while waiting:
                 waiting.popleft().result()
+            times.finish()
         except BaseException:
             # Interrupted or failed: what was computed is kept for the next run.
             for writer in writers:

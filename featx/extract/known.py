@@ -66,6 +66,8 @@ def find_known(plan: Plan, reporter: Reporter) -> list[ExtractReport] | None:
                 files = _matching(candidates[name], source, reporter)
                 if len(files) != len(plan.layer or (None,)):
                     return None
+                order = {layer: i for i, layer in enumerate(plan.layer)}
+                files.sort(key=lambda cache: order.get(cache.meta["layer"], len(order)))
                 found += map(_report, files)
         return found
     finally:

@@ -100,6 +100,17 @@ class StageTimes:
             if self._n_images:
                 self._seconds["write"] += seconds
 
+    def finish(self) -> None:
+        """Say that the last batch is written."""
+        self._last = time.perf_counter()
+
+    @property
+    def images_per_second(self) -> float:
+        """Rate of everything together, behind the first batch; NaN until there are two."""
+        if self._first is None or not self._n_images:
+            return float("nan")
+        return self._n_images / (self._last - self._first)
+
     @property
     def start_seconds(self) -> float | None:
         """Time until the first batch was computed; None while there is none."""
@@ -130,8 +141,11 @@ class StageTimes:
         for s in stages:
             rates = f"{1000 * s.seconds / s.n_images:9.3f} {s.images_per_second:15,.1f}"
             lines.append(f"{s.name:8} {s.n_processes:9} {s.share:5.0%} {rates}")
-        rate = self._n_images / (self._last - (self._first or 0.0))
+        rate = self.images_per_second
         lines.append(f"together {rate:,.1f} images/s; first batch after {self.start_seconds:.1f} s")
-        slowest = max(stages, key=lambda stage: stage.share)
-        lines.append(f"the bottleneck: {_ADVICE[slowest.name]}")
+        lines.append(f"the bottleneck: {self.advice()}")
         return "\n".join(lines)
+
+    def advice(self) -> str:
+        """Name the busiest stage, and what would relieve it."""
+        return _ADVICE[max(self.stages(), key=lambda stage: stage.share).name]

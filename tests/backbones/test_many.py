@@ -147,3 +147,17 @@ def test_a_group_of_one_is_its_member():
         (features,) = group.features_many(images)
         assert torch.equal(features, backbone.features(images))
     assert list(group) == [backbone]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("stored", [None, torch.float16])
+def test_maps_with_their_channels_last_are_flattened_as_any_others(dtype, stored):
+    from featx.backbones.pools import flatten_features
+
+    maps = torch.randn((3, 40, 5, 7), generator=torch.Generator().manual_seed(0)).to(dtype)
+    turned = maps.contiguous(memory_format=torch.channels_last)
+    assert not turned.is_contiguous()
+    wanted = maps.flatten(1) if stored is None else maps.flatten(1).to(stored)
+    mine = flatten_features(turned, stored)
+    assert mine.is_contiguous()
+    assert torch.equal(mine, wanted)

@@ -39,6 +39,21 @@ class Runtime(ABC):
             May be called when other batches have been started.
         """
 
+    @abstractmethod
+    def bare(self, pixels: torch.Tensor) -> Callable[[], object]:
+        """Give the forward pass alone, over and over on one batch: the ceiling of all else.
+
+        Parameters
+        ----------
+        pixels : tensor of shape (n_rows, crop_px, crop_px, 3), dtype uint8
+            On the host.
+
+        Returns
+        -------
+        callable
+            Computes the batch, which is on the device already, and waits for it.
+        """
+
 
 class Whole(nn.Module):
     """Everything between pixels and features as one module, to be compiled or converted.

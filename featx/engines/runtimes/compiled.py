@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -92,7 +93,20 @@ class CompiledRuntime(Runtime):
 
     def start(self, pixels: torch.Tensor) -> Result:
         """Begin with a batch, see `Runtime.start`; the first one takes the compiler's time."""
-        there = self._copies.bring(pixels)
+        return self._copies.fetch(self._compute(self._copies.bring(pixels)))
+
+    def bare(self, pixels: torch.Tensor) -> Callable[[], object]:
+        """Give the program alone, see `Runtime.bare`."""
+        there = pixels.to(self._device)
+
+        def run() -> None:
+            self._compute(there)
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+
+        return run
+
+    def _compute(self, there: torch.Tensor) -> Sequence[torch.Tensor]:
         dtype = DTYPES.get(self._precision, torch.float32)
         with (
             torch.no_grad(),
@@ -102,7 +116,7 @@ class CompiledRuntime(Runtime):
             if self._device.type == "cuda":
                 torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             try:
-                features = self._program(there)
+                features: Sequence[torch.Tensor] = self._program(there)
             except torch._dynamo.exc.TorchDynamoException as error:
                 reason = str(error).strip().splitlines()[0]
                 raise BackboneError(
@@ -110,4 +124,4 @@ class CompiledRuntime(Runtime):
                 ) from error
             if self._device.type == "cuda":
                 features = [f.clone() for f in features]  # the graph writes into these again
-        return self._copies.fetch(features)
+        return features

@@ -95,6 +95,23 @@ class EagerRuntime(Runtime):
         ):
             return self._copies.fetch(self._forward(images))
 
+    def bare(self, pixels: torch.Tensor) -> Callable[[], object]:
+        """Give the network alone on normalised images, see `Runtime.bare`."""
+        images = self._group.preprocessing.normalise(pixels.to(self._device))
+        dtype = DTYPES.get(self._precision, torch.float32)
+
+        @torch.inference_mode()
+        def run() -> None:
+            with (
+                torch.autocast(self._device.type, dtype=dtype, enabled=dtype != torch.float32),
+                exact_numbers(),
+            ):
+                self._group.network(images)
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+
+        return run
+
     def _forward(self, images: torch.Tensor) -> Sequence[torch.Tensor]:
         """Run the network, on half as many images at once where the memory is too small."""
         while True:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -65,15 +66,13 @@ class OpenVinoRuntime(Runtime):
     ) -> None:
         if not has_openvino():
             raise MissingExtraError("openvino", "openvino", "--runtime openvino")
-        import openvino
-
         model = _converted(group, dtype, n_rows)
         settings = {
             "INFERENCE_PRECISION_HINT": HINTS[precision],
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": n_threads,
         }
-        self._model = openvino.Core().compile_model(model, "CPU", settings)
+        self._model = _core().compile_model(model, "CPU", settings)
         self._idle: list[Any] = []
         self._n_outputs = len(group)
 
@@ -93,6 +92,24 @@ class OpenVinoRuntime(Runtime):
 
         array_of = [array]
         return wait
+
+    def bare(self, pixels: torch.Tensor) -> Callable[[], object]:
+        """Give the converted network alone, see `Runtime.bare`."""
+        request, array = self._model.create_infer_request(), pixels.numpy()
+        return lambda: request.infer([array], share_inputs=True, share_outputs=True)
+
+
+@cache
+def _core() -> Any:
+    """Give the one core of this process.
+
+    Each sets a stack for signals of the main thread, and puts back the one before when it is
+    gone: of two, the first to go leaves the freed stack of the other, and the next signal
+    (a worker that ends) kills the process. Seen with OpenVINO 2026.4.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def _converted(group: BackboneGroup, dtype: torch.dtype, n_rows: int) -> Any:

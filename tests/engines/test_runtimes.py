@@ -1,0 +1,167 @@
+"""Every runtime is held to PyTorch as it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from featx.backbones import open_backbone, open_backbones
+from featx.backbones.base import BackboneGroup
+from featx.engines import LocalEngine, resolve_runtime
+from featx.engines.runtimes import openvino
+from featx.errors import BackboneError, MissingExtraError, UsageError
+from featx.sources import open_data
+
+CPU = torch.device("cpu")
+FAST = ["openvino", "compile"]
+
+
+@pytest.fixture(scope="module")
+def source(photographs, tmp_path_factory):
+    root = tmp_path_factory.mktemp("photos") / "photos"
+    for i, path in enumerate(photographs[:14]):
+        folder = root / ("first" if i % 2 else "second")
+        folder.mkdir(exist_ok=True, parents=True)
+        (folder / path.name).symlink_to(path)
+    return open_data(root)["all"]
+
+
+@pytest.fixture(scope="module")
+def squeezenet(squeezenet_file):
+    return open_backbone("squeezenet1_0", weights=str(squeezenet_file))
+
+
+def features(engine, backbone, source, batches=None, dtype="float32"):
+    n_batches = -(-len(source) // engine.batch_size)
+    wanted = range(n_batches) if batches is None else batches
+    parts = list(engine.run(backbone, source, wanted, dtype=dtype))
+    return np.concatenate([part.features for part in parts])
+
+
+@pytest.mark.parametrize("runtime", FAST)
+def test_float32_is_that_of_torch(squeezenet, source, runtime):
+    wanted = features(LocalEngine(CPU, "fp32", 8, 0), squeezenet, source)
+    mine = features(LocalEngine(CPU, "fp32", 8, 0, runtime=runtime), squeezenet, source)
+    assert mine.dtype == np.float32
+    assert mine.shape == wanted.shape == (14, 86528)
+    assert np.abs(mine - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("runtime", FAST)
+def test_bfloat16_is_as_near_to_float32_as_torchs(squeezenet, source, runtime):
+    exact = features(LocalEngine(CPU, "fp32", 8, 0), squeezenet, source)
+    by_torch = features(LocalEngine(CPU, "bf16", 8, 0), squeezenet, source)
+    mine = features(LocalEngine(CPU, "bf16", 8, 0, runtime=runtime), squeezenet, source)
+    error, allowed = (np.linalg.norm(f - exact, axis=1) for f in (mine, by_torch))
+    assert (error > 0).all()
+    assert (error <= 1.2 * allowed).all()
+
+
+def test_openvino_gives_any_batch_alone_bit_for_bit(squeezenet, source):
+    engine = LocalEngine(CPU, "fp32", 4, 0, runtime="openvino")
+    whole = features(engine, squeezenet, source)
+    assert np.array_equal(features(engine, squeezenet, source, [2]), whole[8:12])
+    again = features(LocalEngine(CPU, "fp32", 4, 2, runtime="openvino"), squeezenet, source)
+    assert np.array_equal(again, whole)
+
+
+def test_several_layers_pooled_and_a_transformer(source):
+    for name, layers, pool in (
+        ("resnet18", ("layer2", "layer4"), "avg"),
+        ("vit_b_32", (None,), "none"),
+        ("timm/efficientnet_lite0", (None,), "max"),
+    ):
+        options = {"weights": "random", "overrides": {"input_size": 64}}
+        group = open_backbones(name, layers=layers, pool=pool, **options)
+        both = []
+        for runtime in ("torch", "openvino"):
+            engine = LocalEngine(CPU, "fp32", 16, 0, runtime=runtime)
+            [parts] = engine.run_many(group, source, [0])
+            both.append([part.features for part in parts])
+        for wanted, mine in zip(*both, strict=True):
+            assert np.abs(mine - wanted).max() <= 2e-5 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("runtime", ["torch", *FAST])
+def test_what_float16_cannot_hold_is_infinite(squeezenet, source, runtime):
+    large = dataclasses.replace(squeezenet, network=Times(squeezenet.network, 1e6))
+    engine = LocalEngine(CPU, "fp32", 16, 0, runtime=runtime)
+    mine = features(engine, large, source, dtype="float16")
+    assert mine.dtype == np.float16
+    assert np.isinf(mine).any()
+    assert not np.isnan(mine).any()
+
+
+class Times(nn.Module):
+    def __init__(self, network, factor):
+        super().__init__()
+        self.network, self.factor = network, factor
+
+    def forward(self, images):
+        return self.network(images) * self.factor
+
+
+class Unconvertible(nn.Module):
+    def forward(self, images):
+        return torch.special.airy_ai(images.mean((2, 3)))
+
+
+@pytest.fixture
+def odd(squeezenet):
+    return dataclasses.replace(squeezenet, network=Unconvertible(), map_shape=(3,))
+
+
+def test_a_network_that_cannot_be_converted_says_what_to_do(odd, source):
+    with pytest.raises(BackboneError, match=r"cannot be converted to OpenVINO.*--runtime torch"):
+        features(LocalEngine(CPU, "fp32", 16, 0, runtime="openvino"), odd, source)
+
+
+def test_auto_takes_torch_for_a_network_that_cannot_be_converted(odd, tmp_path, monkeypatch):
+    from featx.extract import Plan, prepare
+    from featx.progress import Reporter
+
+    lines = []
+    reporter = Reporter()
+    monkeypatch.setattr(Reporter, "say", lambda self, text: lines.append(text))
+    job = prepare(Plan(backbone=(), data="digits", runtime="auto", per_class=2), reporter)
+    assert job.engine.runtime == "openvino"
+    assert "runtime openvino (OpenVINO is installed" in "\n".join(lines)
+    fitted = job.fitted_to(BackboneGroup.of(odd))
+    assert fitted.engine.runtime == "torch"
+    assert "cannot be converted" in lines[-1]
+
+
+def test_the_runtime_is_part_of_what_made_a_cache_unless_it_is_torch():
+    assert LocalEngine(CPU, "bf16").identity() == {"precision": "bf16"}
+    other = LocalEngine(CPU, "bf16", runtime="openvino")
+    assert other.identity() == {"precision": "bf16", "runtime": "openvino"}
+    assert other.describe()["runtime"] == "openvino"
+
+
+def test_runtimes_are_resolved_with_a_reason(monkeypatch):
+    assert resolve_runtime("torch", CPU, "fp32") == ("torch", "as asked")
+    assert resolve_runtime("auto", CPU, "fp32")[0] == "openvino"
+    with pytest.raises(UsageError, match="did you mean openvino"):
+        resolve_runtime("openvin", CPU, "fp32")
+    with pytest.raises(UsageError, match="fp32 or bf16, not in fp16"):
+        resolve_runtime("openvino", CPU, "fp16")
+    with pytest.raises(UsageError, match="not on cuda:0"):
+        resolve_runtime("openvino", torch.device("cuda", 0), "fp32")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(openvino, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"featx\[openvino\]"):
+        resolve_runtime("openvino", CPU, "fp32")
+    assert find("openvino") is not None
+    runtime, why = resolve_runtime("auto", CPU, "fp32", 100)
+    assert (runtime, "do not repay" in why) == ("torch", True)
+    assert resolve_runtime("auto", CPU, "fp32", 100_000)[0] == "compile"
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert resolve_runtime("auto", CPU, "fp32", 100_000)[0] == "torch"
+    with pytest.raises(UsageError, match=r"C\+\+ compiler"):
+        resolve_runtime("compile", CPU, "fp32")
