@@ -35,6 +35,7 @@ class _Plan:
     mean: tuple[float, float, float] | None
     std: tuple[float, float, float] | None
     precision: str
+    runtime: str
     store_dtype: str
     device: str
     batch_size: int | None
@@ -66,6 +67,9 @@ class _Plan:
 @click.option("--mean", type=float, nargs=3, help="RGB mean, overrides the weights'.")
 @click.option("--std", type=float, nargs=3, help="RGB deviation, overrides the weights'.")
 @click.option("--precision", default="fp32", show_default=True, help="fp32, bf16, fp16 or auto.")
+@click.option(
+    "--runtime", default="torch", show_default=True, help="torch, compile, openvino or auto."
+)
 @click.option(
     "--store-dtype",
     type=click.Choice(["float32", "float16"]),
@@ -125,9 +129,10 @@ def _verify_backbone(plan: _Plan, reporter: Reporter) -> int:
 
     plan, pictures = _pictures(plan)
     backbone, reference, engine = _open(plan, reporter)
+    how = f"{engine.device}, {engine.runtime}, {engine.precision}, {plan.store_dtype}"
     click.echo(
         f"{backbone.name}, weights {backbone.weights.label}, layer {backbone.layer}, pool "
-        f"{backbone.pool}: {engine.device}, {engine.precision}, {plan.store_dtype}, batches of "
+        f"{backbone.pool}: {how}, batches of "
         f"{engine.batch_size}\nreference: {reference.origin}; one image at a time, float32, cpu"
     )
     width = max(len(picture.name) for picture in pictures)
@@ -160,11 +165,12 @@ def _pictures(plan: _Plan) -> tuple[_Plan, Sequence[Picture]]:
 
 def _open(plan: _Plan, reporter: Reporter) -> tuple[Backbone, Reference, LocalEngine]:
     from featx.backbones import open_backbone
-    from featx.engines import LocalEngine, resolve_device, resolve_precision
+    from featx.engines import LocalEngine, resolve_device, resolve_precision, resolve_runtime
     from featx.reference import open_reference
 
     device = resolve_device(plan.device)
     precision, _ = resolve_precision(plan.precision, device)
+    runtime, _ = resolve_runtime(plan.runtime, device, precision)
     backbone = open_backbone(
         plan.backbone,
         weights=plan.weights,
@@ -174,7 +180,8 @@ def _open(plan: _Plan, reporter: Reporter) -> tuple[Backbone, Reference, LocalEn
         reporter=reporter,
     )
     reference = open_reference(backbone, weights=plan.weights, overrides=plan.overrides)
-    return backbone, reference, LocalEngine(device, precision, plan.batch_size, 0)
+    engine = LocalEngine(device, precision, plan.batch_size, 0, runtime=runtime)
+    return backbone, reference, engine
 
 
 def _row(agreement: Agreement, width: int) -> str:

@@ -6,7 +6,6 @@ from featx.engines.base import STAGES, Engine, FeatureBatch
 from featx.engines.local import LocalEngine
 from featx.engines.machine import (
     PRECISIONS,
-    available_bytes,
     n_cores,
     resolve_device,
     resolve_devices,
@@ -23,7 +22,6 @@ __all__ = [
     "FeatureBatch",
     "LocalEngine",
     "SeveralDevices",
-    "available_bytes",
     "n_cores",
     "open_engine",
     "resolve_device",

@@ -1,11 +1,9 @@
-"""What this machine has: devices, arithmetic, cores and memory."""
+"""What this machine has: devices, arithmetic and cores."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 
 import torch
 
@@ -13,7 +11,6 @@ from featx.errors import UsageError
 
 __all__ = [
     "PRECISIONS",
-    "available_bytes",
     "n_cores",
     "resolve_device",
     "resolve_devices",
@@ -26,32 +23,6 @@ PRECISIONS = ("fp32", "bf16", "fp16", "auto")
 def n_cores() -> int:
     """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def available_bytes() -> int:
-    """Memory that could be taken now without swapping, in bytes.
-
-    Returns
-    -------
-    int
-        The least of what the kernel and the control group of this process allow; 4 GiB where
-        neither can be asked.
-    """
-    found = [4 << 30]
-    with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        line = next(line for line in lines if line.startswith("MemAvailable:"))
-        found = [int(line.split()[1]) << 10]
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        ),
-    ):
-        with suppress(OSError, ValueError):
-            found.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
-    return max(0, min(found))
 
 
 def resolve_devices(names: Sequence[str]) -> tuple[torch.device, ...]:

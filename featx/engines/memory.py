@@ -8,8 +8,8 @@ import torch
 
 from featx.backbones.base import BackboneGroup
 from featx.backbones.module_taps import watch
-from featx.engines.machine import available_bytes
 from featx.engines.runtimes.base import DTYPES
+from featx.memory import available_bytes
 
 __all__ = ["images_that_fit", "n_batches_ahead"]
 

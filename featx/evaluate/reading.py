@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from featx.errors import ProtocolError
 from featx.heads.base import Rows, RowsView, check_finite, row_blocks
-from featx.heads.rowspace import available_bytes
+from featx.memory import available_bytes
 
 __all__ = ["hold_rows", "require_unseen"]
 

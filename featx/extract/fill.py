@@ -16,6 +16,7 @@ from featx.extract.times import StageTimes
 from featx.progress import Reporter
 from featx.sources import Source
 from featx.store import CacheWriter
+from featx.store.threads import give_way
 
 __all__ = ["fill"]
 
@@ -70,7 +71,7 @@ def fill(
     times = StageTimes(engine.n_workers)
     label = f"{source.name} {source.split}, {group[0].name}"
     with (
-        ThreadPoolExecutor(1, "featx-writer") as pool,
+        ThreadPoolExecutor(1, "featx-writer", give_way) as pool,
         reporter.bar(len(source), label, initial=n_done) as bar,
     ):
         try:

@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from featx.backbones import Backbone
-from featx.engines import LocalEngine, resolve_device, resolve_precision
+from featx.engines import LocalEngine, resolve_device, resolve_precision, resolve_runtime
 from featx.errors import ImageError, UsageError, WeightsError
 from featx.extractor.compute import Setup, UnreadableError
 from featx.extractor.images import as_source, check_images
@@ -62,6 +62,8 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         default. Where these are not known, give `mean`, `std` and `input_size`.
     precision : {"fp32", "bf16", "fp16", "auto"}, default="fp32"
         Arithmetic of the network.
+    runtime : {"torch", "compile", "openvino", "auto"}, default="torch"
+        What computes the network.
     device : str, default="auto"
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     batch_size : int, optional
@@ -89,6 +91,8 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         The feature point.
     input_size_ : int
         Side of the input in pixels.
+    runtime_ : str
+        ``torch``, ``compile`` or ``openvino``, also where ``auto`` was asked for.
     precision_ : str
         Arithmetic of the network, ``auto`` resolved.
     weights_sha256_ : str
@@ -124,6 +128,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         precision: str = "fp32",
+        runtime: str = "torch",
         device: str = "auto",
         batch_size: int | None = None,
         workers: int | None = 0,
@@ -142,6 +147,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.mean = mean
         self.std = std
         self.precision = precision
+        self.runtime = runtime
         self.device = device
         self.batch_size = batch_size
         self.workers = workers
@@ -175,12 +181,13 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self._check_choices()
         device = resolve_device(self.device)
         precision, _ = resolve_precision(self.precision, device)
-        self._engine(precision)
+        runtime, _ = resolve_runtime(self.runtime, device, precision)
+        self.precision_, self.runtime_ = precision, runtime
+        self._engine()
         backbone = self._open()
         self.n_features_out_ = backbone.n_features
         self.layer_ = backbone.layer
         self.input_size_ = backbone.input_size
-        self.precision_ = precision
         self.weights_sha256_ = backbone.weights.sha256
         self.identity_ = self._identity(backbone)
         return self
@@ -213,7 +220,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         backbone = self._open()
         self._check_same(backbone)
         reporter = Reporter() if self.verbose else SILENT
-        setup = Setup(backbone, self._engine(self.precision_), self.dtype, reporter)
+        setup = Setup(backbone, self._engine(), self.dtype, reporter)
         computer = setup if self.memory is None else RowMemory(Path(self.memory), setup)
         try:
             features, failed = computer.features(source, is_strict=self.on_error == "raise")
@@ -262,8 +269,14 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                     f"{name} {getattr(self, name)!r} is unknown: choose from {', '.join(allowed)}"
                 )
 
-    def _engine(self, precision: str) -> LocalEngine:
-        return LocalEngine(resolve_device(self.device), precision, self.batch_size, self.workers)
+    def _engine(self) -> LocalEngine:
+        return LocalEngine(
+            resolve_device(self.device),
+            self.precision_,
+            self.batch_size,
+            self.workers,
+            runtime=self.runtime_,
+        )
 
     def _open(self) -> Backbone:
         names = ("input_size", "crop_pct", "interpolation", "mean", "std")
@@ -280,7 +293,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return {
             "decoder": DECODER,
             **backbone.identity(),
-            "precision": self.precision_,
+            **self._engine().identity(),
             "dtype": self.dtype,
         }
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from featx.configurable import Configurable, parse, settings_of, words_of
 from featx.errors import UsageError, unknown_name
 from featx.heads import foreign
 from featx.heads.base import CvCurve, Fit, FitOptions, Head, LinearModel, Model
@@ -15,7 +16,6 @@ from featx.heads.lda import LDA
 from featx.heads.linear import LOGREG, RIDGE, SVM
 from featx.heads.mlp import MLP
 from featx.heads.rowspace import Pool, RowSpace
-from featx.heads.settings import Configurable, parse, settings_of, words_of
 from featx.heads.torch_mlp import MLP_TORCH
 from featx.plugins import is_plugin, offered
 

@@ -8,9 +8,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.configurable import Configurable
 from featx.heads.base import Fit, FitOptions, LinearModel
 from featx.heads.rowspace import RowSpace
-from featx.heads.settings import Configurable
 from featx.heads.training import check_options, codes_of
 
 __all__ = ["NCM", "NcmHead", "class_weights", "second_against_first"]

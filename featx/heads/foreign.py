@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import is_classifier
 
+from featx.configurable import Configurable
 from featx.errors import FeatxError, ProtocolError, UsageError
 from featx.heads.base import (
     SOFTMAX,
@@ -25,7 +26,6 @@ from featx.heads.base import (
 )
 from featx.heads.rowspace import RowSpace
 from featx.heads.scaling import UNSCALED, Array, Scaling
-from featx.heads.settings import Configurable
 from featx.heads.training import catch_warnings, check_options, codes_of, rows_in_memory
 from featx.plugins import import_named
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.configurable import Configurable, setting
 from featx.errors import ProtocolError
 from featx.heads.base import (
     Fit,
@@ -24,7 +25,6 @@ from featx.heads.rowspace import RowSpace, require_memory
 from featx.heads.scaling import UNSCALED, Array, Scaling
 from featx.heads.search import choose
 from featx.heads.select import fold_rows
-from featx.heads.settings import Configurable, setting
 from featx.heads.training import check_options, codes_of
 
 __all__ = ["KNN", "KnnHead", "KnnModel"]

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 
+from featx.configurable import Configurable, setting
 from featx.heads.base import SOFTMAX, Fit, FitOptions, LinearModel
 from featx.heads.centroid import class_weights, second_against_first
 from featx.heads.rowspace import RowSpace
 from featx.heads.scaling import Array
 from featx.heads.search import choose
 from featx.heads.select import fold_rows
-from featx.heads.settings import Configurable, setting
 from featx.heads.training import check_options, codes_of
 
 __all__ = ["LDA", "LdaHead"]

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from scipy.special import erf, expit
 from sklearn.neural_network import MLPClassifier
 
+from featx.configurable import Configurable, setting
 from featx.heads.base import SOFTMAX, Fit, FitOptions, Rows, labels_of, raw_product, softmax_of
 from featx.heads.rowspace import RowSpace
 from featx.heads.scaling import UNSCALED, Array, Scaling
-from featx.heads.settings import Configurable, setting
 from featx.heads.training import catch_warnings, check_options, codes_of
 
 __all__ = ["ACTIVATIONS", "MLP", "MlpHead", "MlpModel"]

@@ -8,11 +8,9 @@ rows themselves are smaller, and are used as they are.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +21,9 @@ from sklearn.preprocessing import StandardScaler
 from featx.errors import ProtocolError
 from featx.heads.device import CPU, gram_of
 from featx.heads.scaling import POWER, STANDARD, UNSCALED, Array, Scaling, check_scale
+from featx.memory import available_bytes
 
-__all__ = ["Pool", "RowSpace", "available_bytes", "require_memory"]
+__all__ = ["Pool", "RowSpace", "require_memory"]
 
 _BLOCK_BYTES = 128 << 20
 # Of the available memory, for a Gram matrix and what is made of it.
@@ -275,15 +274,6 @@ def require_memory(n_bytes: int, what: str) -> None:
             f"{what}: {n_bytes / 1e9:.1f} GB of memory needed, {available / 1e9:.1f} GB available; "
             "use fewer images per class, or features of a lower dimension (--pool avg)"
         )
-
-
-def available_bytes() -> int:
-    """Memory that can be allocated now."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if "MemAvailable" in line)
-    except (OSError, StopIteration, ValueError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _column_blocks(n_rows: int, n_features: int) -> Iterator[slice]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.configurable import Configurable, setting
 from featx.errors import ProtocolError, UsageError
 from featx.heads import torch_parts
 from featx.heads.base import SOFTMAX, Fit, FitOptions
@@ -17,7 +18,6 @@ from featx.heads.mlp import ACTIVATIONS, MlpModel
 from featx.heads.rowspace import RowSpace
 from featx.heads.scaling import Array
 from featx.heads.select import fold_rows
-from featx.heads.settings import Configurable, setting
 from featx.heads.training import check_options, codes_of, rows_in_memory
 
 __all__ = ["MLP_TORCH", "TorchMlpHead"]

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 
+from featx.configurable import parse
 from featx.errors import unknown_name
-from featx.heads.settings import parse
 from featx.networks.automatic import SEARCH_SPACE, AutoCnn, SearchCnn
 from featx.networks.finetuned import FineTuned
 from featx.networks.freezing import Count, FrozenCount, count, freeze

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from featx.heads.settings import setting
+from featx.configurable import setting
 from featx.networks.parts import batch_norm, conv, dense_stack, named, start_as_keras
 from featx.networks.spec import NetworkSpec
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from featx.heads.settings import setting
+from featx.configurable import setting
 from featx.networks.spec import NetworkSpec
 
 __all__ = ["SMALL", "SmallNetwork"]

@@ -11,8 +11,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from featx.configurable import Configurable, words_of
 from featx.errors import UsageError
-from featx.heads.settings import Configurable, words_of
 
 __all__ = ["NetworkSpec", "seeded", "text_of"]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from featx.configurable import Configurable, parse, setting
 from featx.errors import UsageError, unknown_name
-from featx.heads.settings import Configurable, parse, setting
 from featx.networks.spec import seeded, text_of
 
 __all__ = ["AveragePool", "Top", "available_tops", "get_top"]

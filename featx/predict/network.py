@@ -83,14 +83,16 @@ def open_network(
         If something else is not as it was.
     """
     from featx.backbones import open_backbone
-    from featx.engines import PRECISIONS, LocalEngine, resolve_device
+    from featx.engines import PRECISIONS, LocalEngine, resolve_device, resolve_runtime
 
     features = saved.meta["features"]
     name = _name(saved, backbone)
     preprocessing = _preprocessing(features)
     place = resolve_device(device)
     numbers = _choice(features, "precision", PRECISIONS), _choice(features, "store_dtype", _DTYPES)
-    engine = LocalEngine(place, numbers[0], batch_size, workers, reporter.warn)
+    asked = str(features.get("runtime", "torch"))
+    runtime, _ = resolve_runtime(asked, place, numbers[0])
+    engine = LocalEngine(place, numbers[0], batch_size, workers, reporter.warn, runtime)
     opened = open_backbone(
         name,
         weights=_weights(saved, weights),
@@ -169,7 +171,7 @@ def _check(saved: SavedModel, network: Network, weights: str | os.PathLike[str] 
     found = {
         "decoder": DECODER,
         **network.backbone.identity(),
-        "precision": network.engine.precision,
+        **network.engine.identity(),
         "store_dtype": network.dtype,
     }
     if found["weights_sha256"] != wanted.get("weights_sha256"):

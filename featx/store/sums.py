@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from featx.store.digest import BlockHasher
 from featx.store.journal import Range
+from featx.store.threads import give_way
 
 __all__ = ["Sums"]
 
@@ -25,8 +26,8 @@ class Sums:
 
     def __init__(self, hasher: BlockHasher) -> None:
         self._hasher = hasher
-        self._sha256 = [ThreadPoolExecutor(1, "featx-sha256") for _ in range(2)]
-        self._crc = ThreadPoolExecutor(1, "featx-crc")
+        self._sha256 = [ThreadPoolExecutor(1, "featx-sha256", give_way) for _ in range(2)]
+        self._crc = ThreadPoolExecutor(1, "featx-crc", give_way)
         self._jobs: list[Future[None]] = []
 
     def add(self, start: int, data: memoryview, item: Range) -> None:

@@ -28,6 +28,7 @@ from featx.store.rows import as_stored, check_rows
 from featx.store.spec import CacheSpec
 from featx.store.sums import Sums
 from featx.store.target import is_finished, is_intact
+from featx.store.threads import give_way
 
 __all__ = ["CacheWriter"]
 
@@ -65,7 +66,7 @@ class CacheWriter:
         block_rows = layout.default_block_rows(spec.row_bytes)
         self._hasher = BlockHasher(spec.n_rows, block_rows, spec.row_bytes)
         self._sums = Sums(self._hasher)
-        self._committer = ThreadPoolExecutor(1, "featx-commit")
+        self._committer = ThreadPoolExecutor(1, "featx-commit", give_way)
         self._committing: tuple[Future[None], list[Range]] | None = None
 
     @classmethod

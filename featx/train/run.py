@@ -16,7 +16,7 @@ from featx.backbones.trained import TrainedRecord, save_trained
 from featx.engines import resolve_device, resolve_precision
 from featx.evaluate import FitResult, ResultsFolder
 from featx.evaluate.draws import Subset
-from featx.heads.rowspace import available_bytes
+from featx.memory import available_bytes
 from featx.networks import count
 from featx.progress import SILENT, Reporter
 from featx.train.callbacks import Checkpoint, Progress, curves_of

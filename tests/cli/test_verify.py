@@ -46,7 +46,7 @@ def test_layer_pool_precision_and_stored_type(capsys):
     words = ["--layer", "features.3", "--pool", "avg", "--precision", "bf16", "-b", "3"]
     code, lines, _ = verify(capsys, *words, "--store-dtype", "float16")
     assert code == 0
-    assert "layer features.3, pool avg: cpu, bf16, float16, batches of 3" in lines[0]
+    assert "layer features.3, pool avg: cpu, torch, bf16, float16, batches of 3" in lines[0]
     assert "(at most 2.5e-01 for bf16, float16)" in lines[-1]
 
 

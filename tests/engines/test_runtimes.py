@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -69,6 +71,43 @@ def test_openvino_gives_any_batch_alone_bit_for_bit(squeezenet, source):
     assert np.array_equal(features(engine, squeezenet, source, [2]), whole[8:12])
     again = features(LocalEngine(CPU, "fp32", 4, 2, runtime="openvino"), squeezenet, source)
     assert np.array_equal(again, whole)
+
+
+def test_signals_arrive_when_networks_were_opened_and_closed(squeezenet, source):
+    """Two cores of OpenVINO, the first one gone, would leave a freed stack for signals."""
+    for _ in range(3):
+        features(LocalEngine(CPU, "fp32", 16, 0, runtime="openvino"), squeezenet, source)
+        features(LocalEngine(CPU, "fp32", 8, 2, runtime="openvino"), squeezenet, source)
+    subprocess.run([sys.executable, "-c", ""], check=True, timeout=60)
+
+
+def test_verify_and_the_transformer_and_saved_models_take_the_runtime(
+    squeezenet_file, photographs, tmp_path, monkeypatch, capsys
+):
+    from featx import FeatureExtractor
+    from featx.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    name = ["--backbone", "squeezenet1_0", "--weights", str(squeezenet_file), "--pool", "avg"]
+    fast = ["--runtime", "openvino"]
+    assert main(["verify", *name, *fast, "--photographs", str(photographs[0]), "-b", "8"]) == 0
+    assert "openvino, fp32" in capsys.readouterr().out
+    options = {"weights": str(squeezenet_file), "pool": "avg"}
+    paths = [str(path) for path in photographs[:5]]
+    by_torch = FeatureExtractor("squeezenet1_0", **options).fit_transform(paths)
+    extractor = FeatureExtractor("squeezenet1_0", runtime="openvino", **options).fit(paths)
+    mine = extractor.transform(paths)
+    assert extractor.identity_["runtime"] == "openvino"
+    assert np.abs(mine - by_torch).max() <= 1e-5 * np.abs(by_torch).max()
+    data = ["--data", "digits", "--per-class", "12", "--test-per-class", "3", "--input-size", "48"]
+    assert main(["extract", *name, *fast, *data, "--quiet"]) == 0
+    assert "-openvino.h5" in capsys.readouterr().out
+    fit = ["fit", "--clf", "ncm", "--per-class", "10", "--repeats", "1", "--save-models", "--quiet"]
+    assert main(fit) == 0
+    [model] = (tmp_path / "reports" / "models").glob("*.safetensors")
+    capsys.readouterr()
+    assert main(["predict", "--model", str(model), str(photographs[0]), "--quiet"]) == 0
+    assert photographs[0].name in capsys.readouterr().out
 
 
 def test_several_layers_pooled_and_a_transformer(source):

@@ -13,12 +13,12 @@ from featx.backbones import open_backbone, open_backbones
 from featx.engines import (
     LocalEngine,
     SeveralDevices,
-    available_bytes,
     open_engine,
     resolve_devices,
 )
 from featx.engines.memory import images_that_fit, n_batches_ahead
 from featx.errors import UsageError
+from featx.memory import available_bytes
 from featx.sources import open_data
 
 CPU = torch.device("cpu")

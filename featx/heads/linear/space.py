@@ -19,8 +19,9 @@ from scipy.sparse.linalg import eigsh
 from featx.heads.device import Matrix, matrix_on
 from featx.heads.linear.geometry import Geometry, GramGeometry, Leading, RowGeometry
 from featx.heads.linear.solver import Solution
-from featx.heads.rowspace import RowSpace, available_bytes
+from featx.heads.rowspace import RowSpace
 from featx.heads.scaling import Array
+from featx.memory import available_bytes
 
 __all__ = ["LinearSpace"]
 

@@ -1,7 +1,7 @@
-"""Settings of heads: declared beside their defaults, checked, and read from words ``key=value``.
+"""Settings declared beside their defaults, checked, and read from words ``key=value``.
 
-A head is a frozen dataclass; its settings are the fields made by `setting`. There is one way to
-change them, `Configurable.with_settings`, which `featx.heads.configure` and
+A head, or a network, is a frozen dataclass; its settings are the fields made by `setting`. There
+is one way to change them, `Configurable.with_settings`, which `featx.heads.configure` and
 `featx.heads.Classifier` call.
 """
 
@@ -17,7 +17,7 @@ from featx.errors import UsageError, unknown_name
 
 __all__ = ["Configurable", "setting", "settings_of", "words_of"]
 
-_RULE = "featx.heads.settings"
+_RULE = "featx.configurable"
 _KINDS = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
 
 
