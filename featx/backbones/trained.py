@@ -13,9 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from featx.networks import FineTuned, get_network, get_top
 from featx.networks.parts import named
 from featx.preprocess import Preprocessing
 from featx.progress import SILENT, Reporter
+from featx.replacing import replace_file
 from featx.weights import Weights, load_into, state_sha256, stored
 
 __all__ = [
@@ -198,28 +197,11 @@ def save_trained(path: Path, network: nn.Module, record: TrainedRecord) -> None:
     whole = {"format": _FORMAT, "version": VERSION, **record.as_json()}
     whole[_TENSORS] = state_sha256(state)
     whole[_DIGEST] = _digest(whole)
-    part = ""
+    metadata = {_KEY: json.dumps(whole, allow_nan=False)}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        number, part = tempfile.mkstemp(".part", f".{path.name}.", path.parent)
-        os.close(number)
-        save_file(state, part, {_KEY: json.dumps(whole, allow_nan=False)})
-        _settle(Path(part), path)
+        replace_file(path, lambda part: save_file(state, part, metadata))
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"the trained network {path} cannot be written: {error}") from error
-    finally:
-        with suppress(OSError):
-            Path(part or path / "none").unlink(missing_ok=True)
-
-
-def _settle(part: Path, path: Path) -> None:
-    """Make the bytes durable, then the name."""
-    mask = os.umask(0)
-    os.umask(mask)
-    part.chmod(0o666 & ~mask)
-    with part.open("rb+") as stream:
-        os.fsync(stream.fileno())
-    part.replace(path)
 
 
 def _digest(record: Mapping[str, Any]) -> str:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from featx.errors import FeatxError, ImageError
+from featx.errors import FeatxError, ImageError, ProtocolError
 from featx.evaluate.leaks import KINDS, SAME_GROUP, Conflict, Leak, Leaks
 from featx.evaluate.pairs import CacheLike
 from featx.progress import SILENT, Reporter
 from featx.sheet import contact_sheet, save_sheet
 from featx.sources import Source, open_data
 
-__all__ = ["conflict_line", "leak_lines", "leak_record", "save_leak_sheet", "summary"]
+__all__ = [
+    "conflict_line",
+    "guard",
+    "leak_lines",
+    "leak_record",
+    "leak_remark",
+    "save_leak_sheet",
+    "summary",
+]
 
 _SHOWN, _RECORDED, _DRAWN = 3, 50, 40
 
@@ -46,6 +56,71 @@ def summary(leaks: Leaks) -> str:
             f"({column}) of training images"
         )
     return " and ".join(parts)
+
+
+def leak_remark(leaks: Leaks, on_leak: str) -> list[str]:
+    """Say in the notes of a result what was found; nothing where nothing was.
+
+    Parameters
+    ----------
+    leaks : Leaks
+        What was found.
+    on_leak : {"warn", "drop", "raise"}
+        What was done about it.
+
+    Returns
+    -------
+    list of str
+        At most one.
+    """
+    found = summary(leaks)
+    return [f"{found} (left out of training)" if on_leak == "drop" else found] if found else []
+
+
+def guard(
+    leaks: Leaks,
+    on_leak: str,
+    drawable: NDArray[np.bool_],
+    tell: Callable[[list[str]], object],
+    reporter: Reporter,
+) -> NDArray[np.bool_]:
+    """Do about leaks what was asked for.
+
+    Parameters
+    ----------
+    leaks : Leaks
+        What was found.
+    on_leak : {"warn", "drop", "raise"}
+        Tell only; leave their training images out of every draw; stop.
+    drawable : ndarray of bool, shape (N,)
+        Training rows that may be drawn.
+    tell : callable
+        Is given notices that belong to the results too.
+    reporter : Reporter
+        Is told the pairs.
+
+    Returns
+    -------
+    ndarray of bool, shape (N,)
+        Rows that may be drawn now.
+
+    Raises
+    ------
+    ProtocolError
+        If there are leaks, and they are to be errors.
+    """
+    found, lines = summary(leaks), leak_lines(leaks)
+    if found and on_leak == "raise":
+        error = ProtocolError(f"{leaks.pair.name}: {found}")
+        error.add_note("\n  ".join(lines))
+        raise error
+    tell([found] * bool(found))
+    for line in lines:
+        reporter.warn(f"  {line}")
+    if not found or on_leak != "drop":
+        return drawable
+    tell([f"{len(leaks.train_rows):,} training images that leak are left out"])
+    return drawable & ~np.isin(np.arange(len(drawable)), leaks.train_rows)
 
 
 def leak_lines(leaks: Leaks) -> list[str]:

@@ -12,7 +12,7 @@ from featx.errors import ProtocolError
 from featx.evaluate.draws import Subset, draw_all
 from featx.evaluate.images import images_sha256
 from featx.evaluate.leak_memory import leaks_key, recall_leaks, record_leaks
-from featx.evaluate.leak_report import leak_lines, leak_record, summary
+from featx.evaluate.leak_report import guard, leak_record, leak_remark
 from featx.evaluate.leaks import Leaks, find_leaks
 from featx.evaluate.output import ResultsFolder
 from featx.evaluate.pairs import Pair
@@ -92,9 +92,7 @@ class Question:
         self.subsets, notices = draw_all(pair.train, drawable, settings)
         self._tell(notices)
         self.remarks = [*self._split_remarks(), *pair.notices]
-        if found := summary(self.leaks):
-            is_drop = settings.on_leak == "drop"
-            self.remarks.append(f"{found} (left out of training)" if is_drop else found)
+        self.remarks += leak_remark(self.leaks, settings.on_leak)
         self.truth = np.asarray(pair.test.y)[self.test_rows]
         self._test_images = images_sha256(pair.test, self.test_rows)
 
@@ -119,21 +117,9 @@ class Question:
 
     def _guarded(self, drawable: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Rows that may be drawn once the leaks are dealt with."""
-        settings, leaks = self.settings, self.leaks
-        if settings.near == NEAR_OFF:
+        if self.settings.near == NEAR_OFF:
             self._tell(["near twins are not looked for (--near off)"])
-        found, lines = summary(leaks), leak_lines(leaks)
-        if found and settings.on_leak == "raise":
-            error = ProtocolError(f"{self.pair.name}: {found}")
-            error.add_note("\n  ".join(lines))
-            raise error
-        self._tell([found] * bool(found))
-        for line in lines:
-            self.reporter.warn(f"  {line}")
-        if not found or settings.on_leak != "drop":
-            return drawable
-        self._tell([f"{len(leaks.train_rows):,} training images that leak are left out"])
-        return drawable & ~np.isin(np.arange(len(drawable)), leaks.train_rows)
+        return guard(self.leaks, self.settings.on_leak, drawable, self._tell, self.reporter)
 
     def fit_id(self, head: str, subset: Subset) -> str:
         """Name what is fitted, on what, and how: 16 hexadecimal digits.

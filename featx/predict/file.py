@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from featx.errors import ModelError
+from featx.replacing import replace_file
 
 __all__ = ["ENDING", "VERSION", "read_arrays", "read_record", "write_file"]
 
@@ -46,37 +44,11 @@ def write_file(path: Path, record: Mapping[str, Any], arrays: Mapping[str, NDArr
     whole: dict[str, Any] = {"format": _FORMAT, "version": VERSION, **record}
     whole[_TENSORS] = {name: _digest(array) for name, array in arrays.items()}
     whole[_DIGEST] = _digest_of_text(whole)
-    part = ""
+    metadata = {_KEY: json.dumps(whole, allow_nan=False)}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        number, part = tempfile.mkstemp(".part", f".{path.name}.", path.parent)
-        os.close(number)
-        save_file(dict(arrays), part, {_KEY: json.dumps(whole, allow_nan=False)})
-        _settle(Path(part), path)
+        replace_file(path, lambda part: save_file(dict(arrays), part, metadata))
     except (OSError, SafetensorError) as error:
         raise ModelError(f"the model {path} cannot be written: {error}") from error
-    finally:
-        with suppress(OSError):
-            Path(part or path / "none").unlink(missing_ok=True)
-
-
-def _settle(part: Path, path: Path) -> None:
-    """Make the bytes durable, then the name."""
-    mask = os.umask(0)
-    os.umask(mask)
-    part.chmod(0o666 & ~mask)
-    _sync(part, os.O_RDWR)
-    part.replace(path)
-    if os.name == "posix":
-        _sync(path.parent, os.O_RDONLY)
-
-
-def _sync(path: Path, flags: int) -> None:
-    number = os.open(path, flags)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def _digest_of_text(record: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from featx.errors import ProtocolError, UsageError
 from featx.evaluate import Leaks, Pair, Settings
 from featx.evaluate.draws import Subset, draw_all
 from featx.evaluate.images import images_sha256
-from featx.evaluate.leak_report import leak_lines, leak_record, summary
+from featx.evaluate.leak_report import guard, leak_record, leak_remark
 from featx.evaluate.leaks import Leak
 from featx.extract.settings import Sample, take_sample
 from featx.fingerprint import fingerprint
@@ -133,7 +133,8 @@ class TrainQuestion:
             raise ProtocolError(f"{self.pair.name}: no test image is labelled and usable")
         self._tell(self._unusable())
         self.leaks = _find_copies(self.pair, drawable, self.test_rows)
-        self.subsets, notices = draw_all(self.pair.train, self._guarded(drawable), self.settings)
+        drawable = guard(self.leaks, plan.on_leak, drawable, self._tell, self.reporter)
+        self.subsets, notices = draw_all(self.pair.train, drawable, self.settings)
         self._tell(notices)
         self.truth = np.asarray(self.pair.test.y)[self.test_rows]
         self.remarks = self._remarks()
@@ -164,29 +165,12 @@ class TrainQuestion:
             if n
         ]
 
-    def _guarded(self, drawable: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        found, lines = summary(self.leaks), leak_lines(self.leaks)
-        if found and self.plan.on_leak == "raise":
-            error = ProtocolError(f"{self.pair.name}: {found}")
-            error.add_note("\n  ".join(lines))
-            raise error
-        self._tell([found] * bool(found))
-        for line in lines:
-            self.reporter.warn(f"  {line}")
-        if not found or self.plan.on_leak != "drop":
-            return drawable
-        self._tell([f"{len(self.leaks.train_rows):,} training images that leak are left out"])
-        return drawable & ~np.isin(np.arange(len(drawable)), self.leaks.train_rows)
-
     def _remarks(self) -> list[str]:
-        remarks = []
+        held_out = []
         if self.pair.is_holdout:
             share, seed = self.plan.holdout, self.settings.holdout_seed
-            remarks.append(f"no test split: {share:.0%} of each class held out (seed {seed})")
-        if found := summary(self.leaks):
-            is_drop = self.plan.on_leak == "drop"
-            remarks.append(f"{found} (left out of training)" if is_drop else found)
-        return remarks
+            held_out = [f"no test split: {share:.0%} of each class held out (seed {seed})"]
+        return held_out + leak_remark(self.leaks, self.plan.on_leak)
 
     def _decode_the_rest(self) -> None:
         """Decode what is drawn and tested, of sources that can be read for sure."""

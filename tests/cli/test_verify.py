@@ -22,7 +22,9 @@ def verify(capsys, *words):
 def test_a_right_backbone_passes(capsys):
     code, lines, _ = verify(capsys)
     assert code == 0
-    assert "squeezenet1_1, weights random:0, layer features, pool none: cpu, torch, fp32" in lines[0]
+    assert (
+        "squeezenet1_1, weights random:0, layer features, pool none: cpu, torch, fp32" in lines[0]
+    )
     assert "torchvision's squeezenet1_1 and transform of IMAGENET1K_V1" in lines[1]
     assert lines[2].split() == ["image", "input", "largest", "relative", "cosine"]
     assert len(lines[3:-2]) == 7
