@@ -343,14 +343,16 @@ KILLED = """
 import os, signal, sys
 import numpy as np
 from pathlib import Path
+from featx import replacing
 from featx.predict import file
-real, left = getattr(file, sys.argv[1]), [int(sys.argv[2])]
+place = file if hasattr(file, sys.argv[1]) else replacing
+real, left = getattr(place, sys.argv[1]), [int(sys.argv[2])]
 def die(*words, **named):
     left[0] -= 1
     if left[0] == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*words, **named)
-setattr(file, sys.argv[1], die)
+setattr(place, sys.argv[1], die)
 file.write_file(Path(sys.argv[3]), {"a": 1}, {"x": np.arange(1000.0)})
 """
 
@@ -358,7 +360,7 @@ file.write_file(Path(sys.argv[3]), {"a": 1}, {"x": np.arange(1000.0)})
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 @pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize(
-    ("step", "n"), [("save_file", 1), ("_settle", 1), ("_sync", 1), ("_sync", 2)]
+    ("step", "n"), [("save_file", 1), ("replace_file", 1), ("_sync", 1), ("_sync", 2)]
 )
 def test_a_kill_leaves_no_half_file(step, n, old, tmp_path):
     target = tmp_path / "m.safetensors"
