@@ -150,10 +150,9 @@ class LocalEngine(Engine):
             If the network does not go with the runtime.
         """
         stored = getattr(torch, dtype)
-        if "last" in self._open:
-            was, of, runtime = self._open["last"]
-            if was is group and of == stored:
-                return runtime
+        last = self._open.get("last")
+        if last is not None and (last[0].members, last[1]) == (group.members, stored):
+            return last[2]
         self._open.clear()
         runtime = open_runtime(
             self.runtime,

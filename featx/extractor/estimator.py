@@ -18,7 +18,7 @@ from featx.errors import ImageError, UsageError, WeightsError
 from featx.extractor.compute import Setup, UnreadableError
 from featx.extractor.images import as_source, check_images
 from featx.extractor.memory import RowMemory
-from featx.extractor.opened import open_once
+from featx.extractor.opened import engine_once, open_once
 from featx.fingerprint import differences
 from featx.images import DECODER
 from featx.progress import SILENT, Reporter
@@ -270,13 +270,8 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 )
 
     def _engine(self) -> LocalEngine:
-        return LocalEngine(
-            resolve_device(self.device),
-            self.precision_,
-            self.batch_size,
-            self.workers,
-            runtime=self.runtime_,
-        )
+        device = resolve_device(self.device)
+        return engine_once(device, self.precision_, self.batch_size, self.workers, self.runtime_)
 
     def _open(self) -> Backbone:
         names = ("input_size", "crop_pct", "interpolation", "mean", "std")

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from featx.backbones import Backbone, open_backbone
+from featx.engines import LocalEngine
 from featx.errors import UsageError
 
-__all__ = ["open_once"]
+__all__ = ["engine_once", "open_once"]
 
 
 def open_once(
@@ -82,3 +83,21 @@ def _open_once(
     """Load it; the device is part of the key because an engine moves the network to it."""
     del device, stamp
     return open_backbone(name, weights=weights, layer=layer, pool=pool, overrides=dict(overrides))
+
+
+@lru_cache(maxsize=1)
+def engine_once(
+    device: torch.device, precision: str, batch_size: int | None, workers: int | None, runtime: str
+) -> LocalEngine:
+    """Make an engine, or take the last one: it keeps the last network ready to run.
+
+    Parameters
+    ----------
+    device, precision, batch_size, workers, runtime
+        As for `LocalEngine`.
+
+    Returns
+    -------
+    LocalEngine
+    """
+    return LocalEngine(device, precision, batch_size, workers, runtime=runtime)

@@ -204,3 +204,22 @@ def test_runtimes_are_resolved_with_a_reason(monkeypatch):
     assert resolve_runtime("auto", CPU, "fp32", 100_000)[0] == "torch"
     with pytest.raises(UsageError, match=r"C\+\+ compiler"):
         resolve_runtime("compile", CPU, "fp32")
+
+
+def test_a_transformer_makes_its_network_ready_once(monkeypatch):
+    from featx import FeatureExtractor
+    from featx.engines import local
+    from featx.extractor.opened import engine_once
+
+    engine_once.cache_clear()
+    opened, real = [], local.open_runtime
+    monkeypatch.setattr(local, "open_runtime", lambda *a, **k: opened.append(a) or real(*a, **k))
+    images = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), np.uint8)
+    options = {"weights": "random", "input_size": 48, "pool": "avg"}
+    extractor = FeatureExtractor("resnet18", **options).fit(images)
+    first = extractor.transform(images)
+    assert np.array_equal(extractor.transform(images), first)
+    assert np.array_equal(FeatureExtractor("resnet18", **options).fit_transform(images), first)
+    assert len(opened) == 1
+    FeatureExtractor("resnet18", runtime="openvino", **options).fit_transform(images)
+    assert len(opened) == 2

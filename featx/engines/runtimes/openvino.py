@@ -78,7 +78,10 @@ class OpenVinoRuntime(Runtime):
 
     def start(self, pixels: torch.Tensor) -> Result:
         """Begin with a batch, see `Runtime.start`."""
-        request = self._idle.pop() if self._idle else self._model.create_infer_request()
+        try:
+            request = self._idle.pop()
+        except IndexError:
+            request = self._model.create_infer_request()
         # Held until the result is fetched: the request reads these very bytes.
         array = pixels.numpy()
         request.start_async([array], share_inputs=True)
