@@ -18,7 +18,7 @@ Rows = list[Sequence[Any]]
 
 
 @click.command()
-@click.argument("what", metavar="backbones|layers|data|caches|heads|models")
+@click.argument("what", metavar="backbones|layers|data|caches|heads|networks|models")
 @click.argument("pattern", required=False)
 @click.option("--input-size", type=int, help="Side of the input for the shapes of layers.")
 @cache_option
@@ -44,6 +44,7 @@ def command(
         "data": _data,
         "caches": lambda: _caches(cache_dir),
         "heads": _heads,
+        "networks": _networks,
         "models": lambda: _models(reports_dir, reporter),
     }
     if what not in makers:
@@ -171,3 +172,14 @@ def _heads() -> tuple[Sequence[str], Rows]:
         words = "" if ":" in estimator else words_of(settings_of(get_head(name)))
         rows.append((name, estimator, words))
     return ("head", "estimator", "settings"), rows
+
+
+def _networks() -> tuple[Sequence[str], Rows]:
+    from featx.configurable import settings_of, words_of
+    from featx.networks import available_networks
+
+    rows: Rows = [
+        (name, spec.origin, words_of(settings_of(spec)))
+        for name, spec in available_networks().items()
+    ]
+    return ("network", "origin", "settings"), rows

@@ -98,6 +98,6 @@ def get_network(text: str) -> NetworkSpec:
     match = _WITH_SETTINGS.fullmatch(text)
     name = match["name"] if match else text
     if name not in _NETWORKS:
-        raise unknown_name("network", name, _NETWORKS)
+        raise unknown_name("network", name, _NETWORKS, see="featx list networks")
     spec = _NETWORKS[name]
     return spec.with_settings(**parse(spec, match["words"].split() if match else ()))

@@ -257,3 +257,13 @@ def test_wrong_sizes() -> None:
         get_network("cnn-veer").build(1, 32, seed=0)
     with pytest.raises(dataclasses.FrozenInstanceError):
         get_network("cnn-veer").dropout = 0.1
+
+
+def test_networks_are_listed_with_their_settings(capsys):
+    from featx.cli import main
+
+    assert main(["list", "networks", "hoogasian"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["network", "origin", "settings"]
+    assert [line.split()[0] for line in lines[1:]] == ["cnn-hoogasian-cifar", "cnn-hoogasian-stl"]
+    assert lines[1].endswith("dropout=0.5 bn_momentum=0.01")
