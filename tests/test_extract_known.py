@@ -130,3 +130,13 @@ def test_a_file_that_is_gone_is_not_known(plan):
     reports = run_plan(plan, SILENT, tell=str)
     reports[1].path.unlink()
     assert find_known(plan, SILENT) is None
+
+
+def test_what_a_killed_run_left_is_tidied_up(plan):
+    reports = run_plan(plan, SILENT, tell=str)
+    left = reports[0].path.with_name(f"{reports[0].path.name}.0-1.partial.journal")
+    left.write_bytes(b"")
+    assert find_known(plan, SILENT) is None
+    run_plan(plan, SILENT, tell=str)
+    assert not left.exists()
+    assert find_known(plan, SILENT) is not None

@@ -142,8 +142,19 @@ def _matching(caches: Iterable[Cache], source: Source, reporter: Reporter) -> li
         "class_names": list(source.class_names),
     }
     of_images = [cache for cache in of_split if cache.meta["identity"].get("source") == images]
+    if any(map(_has_leftovers, of_images)):
+        return []
     by_layer = {(cache.meta["layer"], cache.meta["pool"]): cache for cache in of_images}
     return list(by_layer.values()) if len(by_layer) == len(of_images) else []
+
+
+def _has_leftovers(cache: Cache) -> bool:
+    """Whether a run that was killed left something to be tidied up, which a writer does."""
+    start = f"{cache.path.name}."
+    return any(
+        entry.name.startswith(start) and ".partial" in entry.name
+        for entry in cache.path.parent.iterdir()
+    )
 
 
 def _report(cache: Cache) -> ExtractReport:
