@@ -80,7 +80,7 @@ def _watched(
             pairs.append((made[id(args[0])][1], name))
 
     kinds = (*_CONVOLUTIONS, *_BATCH_NORMS)
-    watched = [module for module in names if isinstance(module, kinds)]
+    watched = [m for m in names if isinstance(m, kinds) and _is_fixed(m)]
     handles = [module.register_forward_hook(watch) for module in watched]
     try:
         outputs = group.features_many(images)
@@ -88,6 +88,12 @@ def _watched(
         for handle in handles:
             handle.remove()
     return [pair for pair in pairs if all(runs[name] == 1 for name in pair)], outputs
+
+
+def _is_fixed(module: nn.Module) -> bool:
+    """Whether it does the same to every batch."""
+    has_statistics = getattr(module, "track_running_stats", True)
+    return has_statistics and not module.training
 
 
 def _fold(network: nn.Module, first: str, second: str) -> None:
