@@ -97,6 +97,8 @@ def test_ctrl_c_keeps_the_epochs_and_says_how_to_go_on(tmp_path: Path) -> None:
     words = [*command(tmp_path)]
     words[words.index("--epochs") + 1] = "500"
     words[words.index("--patience") + 1] = "0"
+    # A shell starts what runs in the background with Ctrl-C ignored, and that is inherited.
+    words = ["env", "--default-signal=INT", *words]
     process = subprocess.Popen(words, stdout=-3, stderr=subprocess.PIPE, text=True)
     while not epochs_in(tmp_path / "checkpoints"):
         assert process.poll() is None
