@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -92,6 +92,9 @@ class Resampler:
     along_rows: NDArray[np.float64] | None
     along_columns: NDArray[np.float64] | None
     is_height_first: bool = False
+    _on: dict[torch.device, tuple[torch.Tensor | None, torch.Tensor | None]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Resize.
@@ -106,12 +109,22 @@ class Resampler:
         tensor of shape (n, rows after, columns after, channels), dtype uint8
             On the same device.
         """
-        passes = [(self.along_rows, "ox,nyxc->nyoc"), (self.along_columns, "oy,nyxc->noxc")]
-        for weights, indices in reversed(passes) if self.is_height_first else passes:
-            if weights is not None:
-                table = torch.from_numpy(weights).to(pixels.device)
+        rows, columns = self._tables(pixels.device)
+        passes = [(rows, "ox,nyxc->nyoc"), (columns, "oy,nyxc->noxc")]
+        for table, indices in reversed(passes) if self.is_height_first else passes:
+            if table is not None:
                 pixels = _rounded(torch.einsum(indices, table, pixels.to(torch.float64)))
         return pixels
+
+    def _tables(self, device: torch.device) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Copy the tables to a device once, not with every batch."""
+        if device not in self._on:
+            rows, columns = (
+                None if weights is None else torch.from_numpy(weights).to(device)
+                for weights in (self.along_rows, self.along_columns)
+            )
+            self._on[device] = rows, columns
+        return self._on[device]
 
 
 @lru_cache(maxsize=64)

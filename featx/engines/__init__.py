@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from featx.engines.base import STAGES, Engine, FeatureBatch
+from featx.engines.base import Engine, FeatureBatch
 from featx.engines.local import LocalEngine
 from featx.engines.machine import (
     PRECISIONS,
@@ -17,7 +17,6 @@ from featx.engines.several import SeveralDevices, open_engine
 __all__ = [
     "PRECISIONS",
     "RUNTIMES",
-    "STAGES",
     "Engine",
     "FeatureBatch",
     "LocalEngine",

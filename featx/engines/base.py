@@ -11,11 +11,7 @@ import numpy as np
 from featx.backbones.base import Backbone, BackboneGroup
 from featx.sources import Source
 
-__all__ = ["STAGES", "Engine", "FeatureBatch"]
-
-STAGES = ("decode", "starve", "forward")
-"""Stages of a batch: decoded and preprocessed in one of the workers; the network waiting for
-pixels; the network computing."""
+__all__ = ["Engine", "FeatureBatch"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +27,7 @@ class FeatureBatch:
     failed : mapping of int to str
         Row number and reason of every image that could not be read.
     seconds : mapping of str to float
-        What it took, by stage, see `STAGES`; the stages overlap.
+        What it took: ``decode`` in one of the workers, ``forward`` in the network; they overlap.
     """
 
     start: int

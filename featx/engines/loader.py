@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from featx.errors import ImageError
 from featx.preprocess import Preprocessing
 from featx.sources import Source
+from featx.store.threads import give_way
 
 __all__ = ["Loading", "PixelBatch", "iter_pixels"]
 
@@ -139,11 +138,7 @@ class _Batches(Dataset[PixelBatch]):
 
 def _give_way(worker: int) -> None:
     del worker
-    with suppress(OSError, AttributeError):  # not everywhere
-        os.nice(_NICENESS)
-
-
-_NICENESS = 5
+    give_way()
 
 
 def iter_pixels(

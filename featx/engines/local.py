@@ -17,7 +17,7 @@ from featx.engines.base import Engine, FeatureBatch
 from featx.engines.loader import Loading, PixelBatch, iter_pixels
 from featx.engines.machine import n_cores
 from featx.engines.memory import images_that_fit, n_batches_ahead
-from featx.engines.runtimes import Result, Runtime, open_runtime
+from featx.engines.runtimes import Resize, Result, Runtime, open_runtime
 from featx.errors import ImageError, UsageError
 from featx.preprocess import Preprocessing
 from featx.sources import Source
@@ -30,8 +30,6 @@ _MOST_WORKERS = 16
 # Matrix products on a CPU take four rows at once and add up what is left over in another order
 # (measured with PyTorch 2.15 and its oneDNN and MKL, on 1, 2, 4 and 8 threads).
 _CPU_ROWS = 4
-# Batches that are under way on a device while the host deals with the one before.
-_UNDER_WAY = {"torch": {"cpu": 0, "cuda": 2}, "compile": {"cpu": 0, "cuda": 2}}
 
 
 @dataclass(frozen=True)
@@ -208,24 +206,19 @@ class LocalEngine(Engine):
             pin_memory=self.device.type == "cuda",
             is_giving_way=self.device.type == "cpu",
         )
-        n_under_way = _UNDER_WAY.get(self.runtime, {}).get(self.device.type, 1)
         waiting: deque[Callable[[], tuple[FeatureBatch, ...]]] = deque()
-        asked = time.perf_counter()
         for batch in pixels:
             came = time.perf_counter()
-            resized = resize(batch.pixels) if batch.is_raw else batch.pixels
-            started = partial(_finish, batch, runtime.start(resized))
-            spent = {"starve": came - asked, "forward": time.perf_counter() - came}
-            waiting.append(partial(started, spent))
-            if len(waiting) > n_under_way:
+            result = runtime.start(batch.pixels, resize if batch.is_raw else None)
+            waiting.append(partial(_finish, batch, result, time.perf_counter() - came))
+            if len(waiting) > runtime.n_under_way:
                 yield waiting.popleft()()
-            asked = time.perf_counter()
         while waiting:
             yield waiting.popleft()()
 
     def _find_resize(
         self, preprocessing: Preprocessing, source: Source
-    ) -> tuple[tuple[int, int] | None, Callable[[torch.Tensor], torch.Tensor]]:
+    ) -> tuple[tuple[int, int] | None, Resize | None]:
         """Look at the first image that can be read, to see whether the device can resize it."""
         wanted = self.resize_on_device
         if wanted is None:
@@ -236,30 +229,15 @@ class LocalEngine(Engine):
             except ImageError:
                 continue
             resize = preprocessing.find_resize(*size)
-            return (size, partial(_resized_on, self.device, resize)) if resize else (None, _same)
-        return None, _same
+            return (size, resize) if resize else (None, None)
+        return None, None
 
 
-def _same(pixels: torch.Tensor) -> torch.Tensor:
-    return pixels
-
-
-def _resized_on(
-    device: torch.device, resize: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tensor
-) -> torch.Tensor:
-    return resize(pixels.to(device, non_blocking=True))
-
-
-def _finish(
-    batch: PixelBatch, result: Result, seconds: dict[str, float]
-) -> tuple[FeatureBatch, ...]:
+def _finish(batch: PixelBatch, result: Result, start_seconds: float) -> tuple[FeatureBatch, ...]:
     """Wait for the features of a batch, without its padding."""
     asked = time.perf_counter()
     arrays = result()
-    spent = {
-        **seconds,
-        "decode": batch.seconds,
-        "forward": seconds["forward"] + time.perf_counter() - asked,
-    }
+    forward = start_seconds + time.perf_counter() - asked
+    spent = {"decode": batch.seconds, "forward": forward}
     rows: list[np.ndarray] = [array[: batch.n_images] for array in arrays]
     return tuple(FeatureBatch(batch.start, part, batch.failed, spent) for part in rows)

@@ -8,7 +8,7 @@ import torch
 
 from featx.backbones.base import BackboneGroup
 from featx.backbones.module_taps import watch
-from featx.engines.runtimes.base import DTYPES
+from featx.engines.runtimes.base import numbers
 from featx.memory import available_bytes
 
 __all__ = ["images_that_fit", "n_batches_ahead"]
@@ -97,13 +97,13 @@ def _peak_by_shapes(group: BackboneGroup) -> int:
 def _peak_on_gpu(group: BackboneGroup, device: torch.device, precision: str) -> tuple[int, int]:
     """Bytes that one more image takes, and those that are free."""
     group.network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    dtype, side = DTYPES.get(precision, torch.float32), group[0].input_size
+    side = group[0].input_size
     peaks = []
     for n in _TRIED:
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         pixels = torch.zeros((n, side, side, 3), dtype=torch.uint8, device=device)
-        with torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32):
+        with numbers(device, precision):
             group.features_many(group.preprocessing.normalise(pixels))
         peaks.append(torch.cuda.max_memory_allocated(device) - before)
     torch.cuda.empty_cache()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from featx.engines.runtimes.base import Result, Runtime
+from featx.engines.runtimes.base import Resize, Result, Runtime
 from featx.engines.runtimes.choice import RUNTIMES, open_runtime, resolve_runtime
 
-__all__ = ["RUNTIMES", "Result", "Runtime", "open_runtime", "resolve_runtime"]
+__all__ = ["RUNTIMES", "Resize", "Result", "Runtime", "open_runtime", "resolve_runtime"]

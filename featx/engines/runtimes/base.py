@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import nn
 
 from featx.backbones.base import BackboneGroup
 
-__all__ = ["DTYPES", "Result", "Runtime", "Whole"]
+__all__ = ["DTYPES", "Resize", "Result", "Runtime", "Whole", "numbers"]
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Types of the precisions that autocast serves; ``fp32`` needs none."""
@@ -21,17 +22,50 @@ Result: TypeAlias = Callable[[], list[np.ndarray]]
 """Waits for a batch; gives one array of shape (n_rows, n_features) a member of the group."""
 
 
+Resize: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+"""Enlarges uint8 images to (n_rows, crop_px, crop_px, 3), on the device where they are."""
+
+
+@contextmanager
+def numbers(device: torch.device, precision: str) -> Iterator[None]:
+    """Compute in a precision; float32 is float32 on a GPU too, by the fastest of its kernels.
+
+    Parameters
+    ----------
+    device : torch.device
+        Of the forward pass.
+    precision : str
+        ``fp32``, ``bf16`` or ``fp16``; the last two by autocast.
+    """
+    dtype = DTYPES.get(precision, torch.float32)
+    with (
+        torch.autocast(device.type, dtype=dtype, enabled=precision in DTYPES),
+        torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False),
+    ):
+        yield
+
+
 class Runtime(ABC):
-    """Computes the features of batches of one shape."""
+    """Computes the features of batches of one shape.
+
+    Attributes
+    ----------
+    n_under_way : int
+        Batches that may be started before the result of the first is waited for.
+    """
+
+    n_under_way: int = 0
 
     @abstractmethod
-    def start(self, pixels: torch.Tensor) -> Result:
+    def start(self, pixels: torch.Tensor, resize: Resize | None = None) -> Result:
         """Begin with a batch.
 
         Parameters
         ----------
         pixels : tensor of shape (n_rows, crop_px, crop_px, 3), dtype uint8
             On the host; every batch has the same number of rows.
+        resize : callable, optional
+            Makes that shape of images of another one, on the device.
 
         Returns
         -------

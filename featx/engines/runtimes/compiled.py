@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from featx.backbones.base import BackboneGroup
-from featx.engines.runtimes.base import DTYPES, Result, Runtime, Whole
-from featx.engines.runtimes.eager import exact_numbers
+from featx.engines.runtimes.base import Resize, Result, Runtime, Whole, numbers
 from featx.engines.runtimes.host import HostCopies
 from featx.errors import BackboneError, UsageError
 
@@ -83,6 +82,7 @@ class CompiledRuntime(Runtime):
         self._name = group[0].name
         self._device, self._precision = device, precision
         self._copies = HostCopies(device)
+        self.n_under_way = self._copies.n_under_way
         # On a GPU one graph of all kernels is launched at once.
         self._program = torch.compile(
             Whole(group, dtype),
@@ -91,9 +91,9 @@ class CompiledRuntime(Runtime):
             options={"freezing": True, "triton.cudagraphs": device.type == "cuda"},
         )
 
-    def start(self, pixels: torch.Tensor) -> Result:
+    def start(self, pixels: torch.Tensor, resize: Resize | None = None) -> Result:
         """Begin with a batch, see `Runtime.start`; the first one takes the compiler's time."""
-        return self._copies.fetch(self._compute(self._copies.bring(pixels)))
+        return self._copies.fetch(self._compute(self._copies.bring(pixels, resize)))
 
     def bare(self, pixels: torch.Tensor) -> Callable[[], object]:
         """Give the program alone, see `Runtime.bare`."""
@@ -107,12 +107,7 @@ class CompiledRuntime(Runtime):
         return run
 
     def _compute(self, there: torch.Tensor) -> Sequence[torch.Tensor]:
-        dtype = DTYPES.get(self._precision, torch.float32)
-        with (
-            torch.no_grad(),
-            torch.autocast(self._device.type, dtype=dtype, enabled=dtype != torch.float32),
-            exact_numbers(),
-        ):
+        with torch.no_grad(), numbers(self._device, self._precision):
             if self._device.type == "cuda":
                 torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             try:

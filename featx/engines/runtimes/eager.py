@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 
 from featx.backbones.base import BackboneGroup
-from featx.engines.runtimes.base import DTYPES, Result, Runtime
+from featx.engines.runtimes.base import DTYPES, Resize, Result, Runtime, numbers
 from featx.engines.runtimes.folding import fold_batch_norms, with_low_weights
 from featx.engines.runtimes.host import HostCopies
 from featx.errors import BackboneError
 
-__all__ = ["EagerRuntime", "exact_numbers", "prepared"]
+__all__ = ["EagerRuntime"]
 
 
-def prepared(group: BackboneGroup, device: torch.device, precision: str) -> BackboneGroup:
+def _prepared(group: BackboneGroup, device: torch.device, precision: str) -> BackboneGroup:
     """Move a network to a device, and make it cheaper to run there.
 
     Parameters
@@ -34,19 +33,12 @@ def prepared(group: BackboneGroup, device: torch.device, precision: str) -> Back
         In channels-last order.
     """
     group.network.to(device=device)
-    with exact_numbers():
+    with numbers(device, "fp32"):
         folded = fold_batch_norms(group)
     if precision in DTYPES:
         folded = with_low_weights(folded, DTYPES[precision])
     folded.network.to(memory_format=torch.channels_last)
     return folded
-
-
-@contextmanager
-def exact_numbers() -> Iterator[None]:
-    """Compute float32 in float32 on a GPU too, by the fastest of its kernels."""
-    with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
-        yield
 
 
 class EagerRuntime(Runtime):
@@ -78,34 +70,26 @@ class EagerRuntime(Runtime):
         n_rows: int,
         tell: Callable[[str], object],
     ) -> None:
-        self._group = prepared(group, device, precision)
+        self._group = _prepared(group, device, precision)
         self._device, self._precision, self._dtype = device, precision, dtype
         self._at_once, self._tell = n_rows, tell
         self._copies = HostCopies(device)
+        self.n_under_way = self._copies.n_under_way
 
     @torch.inference_mode()
-    def start(self, pixels: torch.Tensor) -> Result:
+    def start(self, pixels: torch.Tensor, resize: Resize | None = None) -> Result:
         """Begin with a batch, see `Runtime.start`; on a CPU it is computed at once."""
-        there = self._copies.bring(pixels)
-        images = self._group.preprocessing.normalise(there)
-        dtype = DTYPES.get(self._precision, torch.float32)
-        with (
-            torch.autocast(self._device.type, dtype=dtype, enabled=dtype != torch.float32),
-            exact_numbers(),
-        ):
+        images = self._group.preprocessing.normalise(self._copies.bring(pixels, resize))
+        with numbers(self._device, self._precision):
             return self._copies.fetch(self._forward(images))
 
     def bare(self, pixels: torch.Tensor) -> Callable[[], object]:
         """Give the network alone on normalised images, see `Runtime.bare`."""
         images = self._group.preprocessing.normalise(pixels.to(self._device))
-        dtype = DTYPES.get(self._precision, torch.float32)
 
         @torch.inference_mode()
         def run() -> None:
-            with (
-                torch.autocast(self._device.type, dtype=dtype, enabled=dtype != torch.float32),
-                exact_numbers(),
-            ):
+            with numbers(self._device, self._precision):
                 self._group.network(images)
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from featx.engines.runtimes.base import Result
+from featx.engines.runtimes.base import Resize, Result
 
 __all__ = ["HostCopies"]
+
+_UNDER_WAY = 2
 
 
 class HostCopies:
@@ -22,35 +24,43 @@ class HostCopies:
     ----------
     device : torch.device
         A CPU or a GPU.
+
+    Attributes
+    ----------
+    n_under_way : int
+        Batches that a device may be given before the result of the first is fetched.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self.n_under_way = _UNDER_WAY if device.type == "cuda" else 0
         if device.type == "cuda":
             self._inward = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             self._outward = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def bring(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Copy to the device.
+    def bring(self, pixels: torch.Tensor, resize: Resize | None = None) -> torch.Tensor:
+        """Copy to the device, and enlarge there.
 
         Parameters
         ----------
         pixels : tensor
             On the host, page-locked for a GPU.
+        resize : callable, optional
+            Enlarges them.
 
         Returns
         -------
         tensor
             On the device; the work that is queued next waits for it.
         """
-        if self._device.type != "cuda":
-            return pixels
-        with torch.cuda.stream(self._inward):
-            there = pixels.to(self._device, non_blocking=True)
-        working = torch.cuda.current_stream(self._device)
-        working.wait_stream(self._inward)
-        there.record_stream(working)
-        return there
+        there = pixels
+        if self._device.type == "cuda":
+            with torch.cuda.stream(self._inward):
+                there = pixels.to(self._device, non_blocking=True)
+            working = torch.cuda.current_stream(self._device)
+            working.wait_stream(self._inward)
+            there.record_stream(working)
+        return there if resize is None else resize(there)
 
     def fetch(self, features: Sequence[torch.Tensor]) -> Result:
         """Copy back.

@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from featx.backbones.base import BackboneGroup
-from featx.engines.runtimes.base import Result, Runtime, Whole
+from featx.engines.runtimes.base import Resize, Result, Runtime, Whole
 from featx.errors import BackboneError, MissingExtraError
 
 __all__ = ["HINTS", "OpenVinoRuntime", "has_openvino"]
@@ -55,6 +55,8 @@ class OpenVinoRuntime(Runtime):
         If the network cannot be converted.
     """
 
+    n_under_way = 1
+
     def __init__(
         self,
         group: BackboneGroup,
@@ -76,25 +78,23 @@ class OpenVinoRuntime(Runtime):
         self._idle: list[Any] = []
         self._n_outputs = len(group)
 
-    def start(self, pixels: torch.Tensor) -> Result:
+    def start(self, pixels: torch.Tensor, resize: Resize | None = None) -> Result:
         """Begin with a batch, see `Runtime.start`."""
         try:
             request = self._idle.pop()
         except IndexError:
             request = self._model.create_infer_request()
-        # Held until the result is fetched: the request reads these very bytes.
-        array = pixels.numpy()
+        array = (pixels if resize is None else resize(pixels)).numpy()
         request.start_async([array], share_inputs=True)
+        return partial(self._fetch, request, array)
 
-        def wait() -> list[np.ndarray]:
-            request.wait()
-            outputs = [np.array(request.get_output_tensor(i).data) for i in range(self._n_outputs)]
-            del array_of[:]
-            self._idle.append(request)
-            return outputs
-
-        array_of = [array]
-        return wait
+    def _fetch(self, request: Any, array: np.ndarray) -> list[np.ndarray]:
+        """Wait for a request; it reads the very bytes of `array`, which is held until then."""
+        del array
+        request.wait()
+        outputs = [np.array(request.get_output_tensor(i).data) for i in range(self._n_outputs)]
+        self._idle.append(request)
+        return outputs
 
     def bare(self, pixels: torch.Tensor) -> Callable[[], object]:
         """Give the converted network alone, see `Runtime.bare`."""
