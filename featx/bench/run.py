@@ -6,6 +6,7 @@ import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 
@@ -18,7 +19,9 @@ from featx.bench.ceilings import decode_rate, forward_rate, matmul_rate, write_r
 from featx.engines import LocalEngine
 from featx.errors import UsageError
 from featx.extract import Job, Plan, Settings, StageTimes, extract_many, prepare
+from featx.extract.plan import open_sources
 from featx.progress import SILENT, Reporter
+from featx.sources import Source
 
 __all__ = ["BenchRow", "bench"]
 
@@ -33,7 +36,7 @@ class BenchRow:
     ----------
     backbone, precision, runtime : str
         What ran.
-    input_px, batch_size, n_workers, n_features : int
+    input_px, batch_size : int
         How.
     forward : float
         Ceiling: images per second of the bare forward pass on one resident batch.
@@ -58,8 +61,6 @@ class BenchRow:
     runtime: str
     input_px: int
     batch_size: int
-    n_workers: int
-    n_features: int
     forward: float
     decode: float
     write: float
@@ -119,67 +120,74 @@ def bench(
     """
     with tempfile.TemporaryDirectory(dir=folder, prefix="featx-bench-") as scratch:
         disk = write_rate(Path(scratch))
-        for name, precision, runtime in itertools.product(plan.backbone, precisions, runtimes):
-            each = replace(plan, backbone=(name,), precision=precision, runtime=runtime)
-            job = prepare(each, reporter)
-            group = job.open(name)
-            job = job.fitted_to(group)
-            if not isinstance(job.engine, LocalEngine):
-                raise UsageError("featx bench measures one device: give one --device")
-            yield _measure(job, group, job.engine, disk, Path(scratch), seconds, rounds)
+        sources = cache(partial(open_sources, plan, reporter))
+        for name in plan.backbone:
+            group = None
+            for precision, runtime in itertools.product(precisions, runtimes):
+                each = replace(plan, backbone=(name,), precision=precision, runtime=runtime)
+                job = prepare(each, reporter, sources)
+                group = group or job.open(name)
+                fitted = job.fitted_to(group)
+                yield _Bench(fitted, group, Path(scratch), seconds, rounds).row(disk)
 
 
-def _measure(
-    job: Job,
-    group: BackboneGroup,
-    engine: LocalEngine,
-    disk: float,
-    scratch: Path,
-    seconds: float,
-    rounds: int,
-) -> BenchRow:
-    dtype, member = job.plan.store_dtype, group[0]
-    flops = _flops(group)
-    forward = forward_rate(engine, group, dtype, seconds / 2)
-    source = max(job.sources, key=len)
-    n_batches = int(forward() * seconds / engine.batch_size)
-    n_images = max(_LEAST_BATCHES, n_batches) * engine.batch_size
-    if len(source) < _LEAST_BATCHES * engine.batch_size:
-        raise UsageError(
-            f"{len(source)} images are too few to measure: give at least "
-            f"{_LEAST_BATCHES * engine.batch_size}"
+@dataclass(frozen=True)
+class _Bench:
+    """One measurement to be taken."""
+
+    job: Job
+    group: BackboneGroup
+    scratch: Path
+    seconds: float
+    rounds: int
+
+    @property
+    def engine(self) -> LocalEngine:
+        if not isinstance(self.job.engine, LocalEngine):
+            raise UsageError("featx bench measures one device: give one --device")
+        return self.job.engine
+
+    def row(self, disk: float) -> BenchRow:
+        """Measure; `disk` is in bytes per second."""
+        engine, group, member = self.engine, self.group, self.group[0]
+        dtype = self.job.plan.store_dtype
+        flops = _flops(group)
+        forward = forward_rate(engine, group, dtype, self.seconds / 2)
+        some = self._images(forward())
+        turns = [(forward(), self._extract(some)) for _ in range(self.rounds)]
+        return BenchRow(
+            backbone=member.name,
+            precision=engine.precision,
+            runtime=engine.runtime,
+            input_px=member.input_size,
+            batch_size=engine.batch_size,
+            forward=median(alone for alone, _ in turns),
+            decode=decode_rate(engine, group, some),
+            write=disk / (member.n_features * torch.finfo(getattr(torch, dtype)).bits / 8),
+            together=median(times.images_per_second for _, times in turns),
+            ratio=median(times.images_per_second / alone for alone, times in turns),
+            flops=flops,
+            peak=matmul_rate(engine.device, engine.precision, self.seconds / 5),
+            times=turns[-1][1],
         )
-    some = source.take(np.arange(min(n_images, len(source))))
-    settings = Settings(store_dtype=dtype)
-    alone: list[float] = []
-    together: list[float] = []
-    ratios: list[float] = []
-    times = StageTimes(0)
-    for i in range(rounds):
-        target = scratch / f"{i}.h5"
-        alone.append(forward())
-        [report] = extract_many(some, group, engine, [target], settings, reporter=SILENT)
+
+    def _images(self, rate: float) -> Source:
+        """Take as many images as the network computes in the time."""
+        source, size = max(self.job.sources, key=len), self.engine.batch_size
+        least = _LEAST_BATCHES * size
+        if len(source) < least:
+            raise UsageError(f"{len(source)} images are too few to measure: give at least {least}")
+        n_images = max(least, int(rate * self.seconds / size) * size)
+        return source.take(np.arange(min(n_images, len(source))))
+
+    def _extract(self, source: Source) -> StageTimes:
+        target = self.scratch / "bench.h5"
+        settings = Settings(store_dtype=self.job.plan.store_dtype)
+        [report] = extract_many(source, self.group, self.engine, [target], settings)
         target.unlink()
-        times = report.times or times
-        together.append(times.images_per_second)
-        ratios.append(together[-1] / alone[-1])
-    return BenchRow(
-        backbone=member.name,
-        precision=engine.precision,
-        runtime=engine.runtime,
-        input_px=member.input_size,
-        batch_size=engine.batch_size,
-        n_workers=engine.n_workers,
-        n_features=member.n_features,
-        forward=median(alone),
-        decode=decode_rate(engine, group, some),
-        write=disk / (member.n_features * torch.finfo(getattr(torch, dtype)).bits / 8),
-        together=median(together),
-        ratio=median(ratios),
-        flops=flops,
-        peak=matmul_rate(engine.device, engine.precision, seconds / 5),
-        times=times,
-    )
+        if report.times is None:
+            raise AssertionError("a new file has nothing to keep")
+        return report.times
 
 
 @torch.inference_mode()

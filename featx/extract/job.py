@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,11 +57,12 @@ def run_plan(
     """
     from featx.extract.known import find_known
 
-    if target is None and (known := find_known(plan, reporter)) is not None:
+    sources = cache(partial(open_sources, plan, reporter))
+    if target is None and (known := find_known(plan, reporter, sources)) is not None:
         for report in known:
             tell(str(report))
         return known
-    job = prepare(plan, reporter)
+    job = prepare(plan, reporter, sources)
     reports: list[ExtractReport] = []
     for name in plan.backbone:
         group = job.open(name)
@@ -75,7 +77,9 @@ def run_plan(
     return reports
 
 
-def prepare(plan: Plan, reporter: Reporter) -> Job:
+def prepare(
+    plan: Plan, reporter: Reporter, sources: Callable[[], list[Source]] | None = None
+) -> Job:
     """Check the names of a plan, and open its data and its device.
 
     Parameters
@@ -84,6 +88,8 @@ def prepare(plan: Plan, reporter: Reporter) -> Job:
         What to do.
     reporter : Reporter
         Shows what is done.
+    sources : callable, optional
+        Gives the splits of the plan; they are opened by default.
 
     Returns
     -------
@@ -101,8 +107,8 @@ def prepare(plan: Plan, reporter: Reporter) -> Job:
         check_backbone(name)
     devices = resolve_devices(plan.devices)
     precision, why = resolve_precision(plan.precision, devices[0])
-    sources = open_sources(plan, reporter)
-    n_images = sum(map(len, sources))
+    opened = open_sources(plan, reporter) if sources is None else sources()
+    n_images = sum(map(len, opened))
     runtime, because = resolve_runtime(plan.runtime, devices[0], precision, n_images)
     engine = open_engine(
         devices,
@@ -116,7 +122,7 @@ def prepare(plan: Plan, reporter: Reporter) -> Job:
     reporter.say(f"device {', '.join(map(str, devices))}, precision {precision} ({why})")
     if plan.runtime != "torch":
         reporter.say(f"runtime {runtime} ({because})")
-    return Job(plan, plan, plan.sample, sources, engine, reporter).asking(plan)
+    return Job(plan, plan, plan.sample, opened, engine, reporter).asking(plan)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from typing import Any
 from featx.errors import FeatxError
 from featx.extract.plan import Plan, open_sources
 from featx.extract.report import ExtractReport
+from featx.extract.settings import images_identity
 from featx.fingerprint import sha256_file
 from featx.plugins import is_plugin
 from featx.progress import Reporter
 from featx.sources import Source
 from featx.sources.remembered import Remembered, stamp_file
-from featx.store import Cache, find_caches
+from featx.store import Cache, find_caches, has_leftovers
 
 __all__ = ["find_known"]
 
@@ -30,7 +32,9 @@ _GROUP = "featx.backbones"
 _OPEN = "auto"
 
 
-def find_known(plan: Plan, reporter: Reporter) -> list[ExtractReport] | None:
+def find_known(
+    plan: Plan, reporter: Reporter, sources: Callable[[], Sequence[Source]] | None = None
+) -> list[ExtractReport] | None:
     """Find the files that answer a plan, if all of them are complete.
 
     Parameters
@@ -39,6 +43,8 @@ def find_known(plan: Plan, reporter: Reporter) -> list[ExtractReport] | None:
         What is asked.
     reporter : Reporter
         Shows how the images are hashed, where that takes long.
+    sources : callable, optional
+        Gives the splits of the plan; called only where files have been found that may answer.
 
     Returns
     -------
@@ -47,22 +53,22 @@ def find_known(plan: Plan, reporter: Reporter) -> list[ExtractReport] | None:
         told without loading the network.
     """
     folder = Path(plan.cache_dir)
+    sources = sources or partial(open_sources, plan, reporter)
     if not _is_closed(plan) or not folder.is_dir():
         return None
     caches = list(_open_all(folder))
     try:
-        made = [cache for cache in caches if _is_as_made(cache)]
         asked = {name: _plain(plan.request(name)) for name in plan.backbone}
         candidates = {
-            name: [cache for cache in made if _plain(cache.meta.get("request")) == request]
+            name: [c for c in caches if _plain(c.meta.get("request")) == request and _is_as_made(c)]
             for name, request in asked.items()
         }
         if not all(candidates.values()):
             return None
-        sources = open_sources(plan, reporter)
+        opened = sources()
         found: list[ExtractReport] = []
         for name in plan.backbone:
-            for source in sources:
+            for source in opened:
                 files = _matching(candidates[name], source, reporter)
                 if len(files) != len(plan.layer or (None,)):
                     return None
@@ -136,25 +142,12 @@ def _matching(caches: Iterable[Cache], source: Source, reporter: Reporter) -> li
     if not of_split:
         return []
     content = source.content_id(source.image_digests(reporter=reporter))
-    images = {
-        "content": content,
-        "n_images": len(source),
-        "class_names": list(source.class_names),
-    }
+    images = images_identity(source, content)
     of_images = [cache for cache in of_split if cache.meta["identity"].get("source") == images]
-    if any(map(_has_leftovers, of_images)):
-        return []
+    if any(has_leftovers(cache.path) for cache in of_images):
+        return []  # a writer tidies up
     by_layer = {(cache.meta["layer"], cache.meta["pool"]): cache for cache in of_images}
     return list(by_layer.values()) if len(by_layer) == len(of_images) else []
-
-
-def _has_leftovers(cache: Cache) -> bool:
-    """Whether a run that was killed left something to be tidied up, which a writer does."""
-    start = f"{cache.path.name}."
-    return any(
-        entry.name.startswith(start) and ".partial" in entry.name
-        for entry in cache.path.parent.iterdir()
-    )
 
 
 def _report(cache: Cache) -> ExtractReport:
@@ -165,7 +158,7 @@ def _report(cache: Cache) -> ExtractReport:
         n_features=n_features,
         dtype=str(cache.X.dtype),
         n_computed=0,
-        n_failed=int((cache.status[:] == 2).sum()),
+        n_failed=len(cache.errors),
         seconds=0.0,
         n_bytes=cache.path.stat().st_size,
     )

@@ -11,7 +11,7 @@ import numpy as np
 
 from featx.backbones import Backbone
 from featx.engines import Engine
-from featx.extract.settings import Settings
+from featx.extract.settings import Settings, images_identity
 from featx.images import DECODER
 from featx.sources import Source
 from featx.store import CacheSpec
@@ -70,11 +70,7 @@ def _identity(
     """Everything that changes the values of the features, and nothing else."""
     return {
         "schema": SCHEMA,
-        "source": {
-            "content": content,
-            "n_images": len(source),
-            "class_names": list(source.class_names),
-        },
+        "source": images_identity(source, content),
         "decoder": DECODER,
         **backbone.identity(),
         **engine.identity(),
@@ -84,10 +80,8 @@ def _identity(
 
 def _packages(backbone: Backbone, engine: Engine) -> list[str]:
     """Name the packages whose code has a part in the features."""
-    is_timm = type(backbone.network).__module__.startswith("timm.") or "timm" in (
-        backbone.preprocessing.origin
-    )
-    others = {"timm": is_timm, "openvino": engine.runtime == "openvino"}
+    kinds = {type(module).__module__.partition(".")[0] for module in backbone.network.modules()}
+    others = {"timm": "timm" in kinds, "openvino": engine.runtime == "openvino"}
     return [*_RECORDED_PACKAGES, *(name for name, is_used in others.items() if is_used)]
 
 

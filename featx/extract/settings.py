@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from featx.backbones import Backbone
     from featx.engines import Engine
 
-__all__ = ["Sample", "Settings", "cache_path", "take_sample"]
+__all__ = ["Sample", "Settings", "cache_path", "images_identity", "take_sample"]
 
 ON_ERROR = ("skip", "raise")
 
@@ -133,6 +133,28 @@ def take_sample(source: Source, sample: Sample) -> Source:
         source.labels, per_class, seed=sample.seed, class_names=list(source.class_names)
     )
     return source.take(rows)
+
+
+def images_identity(source: Source, content: str) -> dict[str, Any]:
+    """Everything about the images of a cache that is fingerprinted.
+
+    Parameters
+    ----------
+    source : Source
+        One split, restricted to the sample.
+    content : str
+        What `Source.content_id` gives.
+
+    Returns
+    -------
+    dict
+        Plain values.
+    """
+    return {
+        "content": content,
+        "n_images": len(source),
+        "class_names": list(source.class_names),
+    }
 
 
 def cache_path(

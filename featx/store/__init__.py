@@ -11,7 +11,7 @@ from featx.progress import SILENT, Reporter
 from featx.store.features import FeatureArray
 from featx.store.kinds import is_archive_file
 from featx.store.packed import verify_archive
-from featx.store.partial import find_partials
+from featx.store.partial import find_partials, has_leftovers
 from featx.store.reader import Cache
 from featx.store.spec import CacheSpec
 from featx.store.summary import find_caches, summarize_archive, summarize_partial
@@ -26,6 +26,7 @@ __all__ = [
     "FeatureArray",
     "find_caches",
     "find_partials",
+    "has_leftovers",
     "read_summary",
     "verify_file",
 ]

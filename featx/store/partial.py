@@ -85,11 +85,23 @@ def sweep(target: Path) -> None:
     No lock is needed: a partial file is there before its journal is, and a run
     needs no journal once its file has the target's name.
     """
+    for path in _orphans(target):
+        disk.unlink(path)
+
+
+def has_leftovers(target: Path) -> bool:
+    """Whether an unfinished, or a killed, run left anything beside a cache."""
+    return bool(find_partials(target) or _orphans(target))
+
+
+def _orphans(target: Path) -> list[Path]:
+    found = []
     for path in target.parent.iterdir():
-        partial, found, rest = path.name.rpartition(_SUFFIX + ".journal")
-        is_ours = path.name.startswith(target.name + ".") and found and rest in ("", ".new")
+        partial, is_journal, rest = path.name.rpartition(_SUFFIX + ".journal")
+        is_ours = path.name.startswith(target.name + ".") and is_journal and rest in ("", ".new")
         if is_ours and not path.with_name(partial + _SUFFIX).exists():
-            disk.unlink(path)
+            found.append(path)
+    return found
 
 
 def discard(path: Path) -> None:
