@@ -30,11 +30,13 @@ MISTAKES: dict[str, dict[str, Any]] = {
     "correct": {},
     "half-range": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
     "divide-only": {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)},
+    "divide-twice": {"mean": (0.0, 0.0, 0.0), "std": (255.0, 255.0, 255.0)},
     "bgr": {"channels": "bgr"},
     "raw": {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)},
 }
 """Overrides that feed a network as wrongly as people do: values in -1 to 1, values in 0 to 1,
-colours in the order of OpenCV and Caffe, values in 0 to 255; and none."""
+values in 0 to 1/255 (as weights see values in 0 to 1 that want 0 to 255), colours in the order of
+OpenCV and Caffe, values in 0 to 255; and none."""
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 

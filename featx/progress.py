@@ -76,17 +76,20 @@ class Bar:
     def _is_due(self) -> bool:
         return time.monotonic() - self._printed >= _SECONDS_BETWEEN_LINES
 
-    def _line(self) -> None:
+    def _line(self, *, is_last: bool = False) -> None:
         self._printed = time.monotonic()
         if self._stream is None:
             return
         elapsed = self._printed - self._started
         rate = (self.done - self._initial) / elapsed if elapsed > 0 else 0.0
         left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 else ""
-        left = left if self.done < self.total else f", {elapsed:.1f} s"
+        # Work may also end early, as a training does.
+        left = f", {elapsed:.1f} s" if is_last else left
         note = f" ({self._note})" if self._note else ""
+        # As tqdm has it, slow units are told by the time of one.
+        speed = f"{1 / rate:,.1f} s/{self.unit}" if 0 < rate < 1 else f"{rate:,.1f} {self.unit}/s"
         print(
-            f"{self.label}: {self.done:,}/{self.total:,}, {rate:,.1f} {self.unit}/s{left}{note}",
+            f"{self.label}: {self.done:,}/{self.total:,}, {speed}{left}{note}",
             file=self._stream,
             flush=True,
         )
@@ -100,7 +103,7 @@ class Bar:
         if self._tqdm is not None:
             self._tqdm.close()
         elif kind is None:
-            self._line()
+            self._line(is_last=True)
 
 
 @dataclass(frozen=True)

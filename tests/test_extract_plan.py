@@ -172,6 +172,7 @@ def test_mistakes_change_the_numbers_as_they_say(name):
         "correct": (values / 255 - mean) / std,
         "half-range": values / 127.5 - 1,
         "divide-only": values / 255,
+        "divide-twice": values / 255 / 255,
         "bgr": (values.flip(1) / 255 - mean) / std,
         "raw": values,
     }[name]
@@ -182,9 +183,13 @@ def test_mistakes_change_the_numbers_as_they_say(name):
 
 def test_mistakes_are_other_files_and_other_fingerprints(photos):
     caches = [run(preprocess=name, store_dtype="float32", input_size=48)[0][0] for name in MISTAKES]
-    assert len({cache.path for cache in caches}) == len({c.fingerprint for c in caches}) == 5
+    assert (
+        len({cache.path for cache in caches})
+        == len({c.fingerprint for c in caches})
+        == len(MISTAKES)
+    )
     with pytest.raises(UsageError, match="did you mean divide-only"):
-        run(preprocess="divide")
+        run(preprocess="divide-onl")
 
 
 def test_the_identity_of_what_is_right_has_not_changed():

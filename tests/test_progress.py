@@ -56,6 +56,15 @@ def test_what_was_done_before_does_not_count_in_the_rate(monkeypatch):
     assert stream.getvalue().startswith("x: 100/100, 5.0 image/s")
 
 
+def test_slow_units_are_told_by_the_time_of_one_and_an_early_end_has_nothing_left(monkeypatch):
+    now = iter([0.0, 20.0, 20.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    stream = io.StringIO()
+    with Reporter(stream=stream).bar(10, "training", "epoch") as bar:
+        bar.done = 4
+    assert stream.getvalue() == "training: 4/10, 5.0 s/epoch, 20.0 s\n"
+
+
 def test_quiet_prints_warnings_only():
     stream = io.StringIO()
     reporter = Reporter(quiet=True, stream=stream)

@@ -42,7 +42,7 @@ __all__ = ["command"]
     "--preprocess",
     default="correct",
     show_default=True,
-    help="A mistake to make on purpose: half-range, divide-only, bgr or raw.",
+    help="A mistake to make on purpose: half-range, divide-only, divide-twice, bgr or raw.",
 )
 @engine_options
 @click.option("--per-class", type=click.IntRange(1), help="Cache only N training images a class.")

@@ -90,7 +90,7 @@ def _listed(recipes: Sequence[Recipe]) -> str:
 
 
 def _run(recipes: Sequence[Recipe], options: Options, reporter: Reporter) -> int:
-    from featx.reproduce import Needs, Outcome
+    from featx.reproduce import Needs, Outcome, save_recipe, save_source
 
     needs = Needs(reporter)
     missing = {recipe.name: needs.missing(recipe) for recipe in recipes}
@@ -98,7 +98,8 @@ def _run(recipes: Sequence[Recipe], options: Options, reporter: Reporter) -> int
     if all(missing.values()):
         return 1
     n_failed = sum(bool(lines) for lines in missing.values())
-    by_source: dict[str, list[tuple[Recipe, list[Outcome]]]] = {}
+    folder = Path(options.reports_dir)
+    tables = {}
     for i, recipe in enumerate(recipes, 1):
         reporter.say(f"recipe {i} of {len(recipes)}: {recipe.name}, scale {recipe.scale}")
         if missing[recipe.name]:
@@ -106,11 +107,12 @@ def _run(recipes: Sequence[Recipe], options: Options, reporter: Reporter) -> int
         else:
             outcomes = _outcomes(recipe, options, reporter)
             n_failed += any(outcome.problem for outcome in outcomes)
-        by_source.setdefault(recipe.system.source, []).append((recipe, outcomes))
         # After each recipe, so that an interrupted run keeps what is done.
-        _save(by_source[recipe.system.source], options, is_last=False)
-    for ran in by_source.values():
-        _save(ran, options, is_last=True)
+        save_recipe(folder, recipe, outcomes)
+        source = recipe.system.source
+        tables[source] = save_source(folder, source, reporter)
+    for table in tables.values():
+        click.echo(f"\n{table.text}\ntable: {table.csv}, {table.txt}")
     return int(n_failed > 0)
 
 
@@ -131,13 +133,3 @@ def _outcomes(recipe: Recipe, options: Options, reporter: Reporter) -> list[Outc
     except FeatxError as error:
         reporter.warn(f"{recipe.name}: {error}")
         return [Outcome.not_run(recipe, str(error))]
-
-
-def _save(ran: list[tuple[Recipe, list[Outcome]]], options: Options, *, is_last: bool) -> None:
-    from featx.reproduce import format_outcomes, save_source
-
-    table, text, said = save_source(Path(options.reports_dir), ran)
-    if is_last:
-        lines = [outcome for _, outcomes in ran for outcome in outcomes]
-        click.echo(f"\n{ran[0][0].system.source}\n\n{format_outcomes(lines)}\n\n{said}\n")
-        click.echo(f"table: {table}, {text}")

@@ -33,7 +33,9 @@ _AXES = ("input_size", "layer", "pool", "preprocess")
 @list_option("--input-size", type=INPUT_SIZE, help="Sizes to compare.")
 @list_option("--layer", help="Layers to compare, in one pass.")
 @list_option("--pool", help="Ways of pooling to compare.")
-@list_option("--preprocess", help="Mistakes to compare: correct half-range divide-only bgr raw.")
+@list_option(
+    "--preprocess", help="Mistakes to compare: correct half-range divide-only divide-twice bgr raw."
+)
 @click.option("--data", default="cifar10", show_default=True, help=DATA_HELP)
 @class_options
 @engine_options

@@ -14,9 +14,10 @@ from featx.evaluate.settings import NEAR_OFF, Settings
 from featx.evaluate.sketch import Sketch, sketch_rows
 from featx.heads.base import Rows, RowsView
 
-__all__ = ["KINDS", "SAME_GROUP", "Conflict", "Leak", "Leaks", "find_leaks"]
+__all__ = ["KINDS", "SAME_GROUP", "Conflict", "Leak", "Leaks", "find_copies", "find_leaks"]
 
-KINDS = ("same file", "equal features", "near")
+SAME_FILE = "same file"
+KINDS = (SAME_FILE, "equal features", "near")
 """How a test image can have a twin, the surest first."""
 
 SAME_GROUP = "same group"
@@ -145,7 +146,7 @@ def find_leaks(
     parts = _Parts(pair, np.flatnonzero(drawable).astype(np.int64), test_rows)
     sketches = _sketch_both(parts, with_sketch=settings.near != NEAR_OFF)
     keys: dict[str, tuple[Sequence[Hashable], Sequence[Hashable]]] = {
-        "same file": (_files(pair.train, parts.train), _files(pair.test, test_rows)),
+        SAME_FILE: (_files(pair.train, parts.train), _files(pair.test, test_rows)),
         "equal features": (sketches[0][1].digests, sketches[1][1].digests),
     }
     found = [leak for kind, both in keys.items() for leak in parts.equal(kind, *both)]
@@ -160,6 +161,26 @@ def find_leaks(
         found += parts.equal(SAME_GROUP, *pair.groups.of(parts.train, test_rows))
     sure_first = tuple(conflicts.values())[::-1]
     return Leaks(pair, len(parts.train), len(test_rows), tuple(found), sure_first, near)
+
+
+def find_copies(pair: Pair, drawable: NDArray[np.bool_], test_rows: NDArray[np.int64]) -> Leaks:
+    """Compare the files of images alone; features are not read.
+
+    Parameters
+    ----------
+    pair, drawable, test_rows
+        As `find_leaks` takes them.
+
+    Returns
+    -------
+    Leaks
+        Same files, by the SHA-256 of their bytes.
+    """
+    parts = _Parts(pair, np.flatnonzero(drawable).astype(np.int64), test_rows)
+    files = _files(pair.train, parts.train), _files(pair.test, test_rows)
+    found = parts.equal(SAME_FILE, *files)
+    conflicts = [*parts.conflicts_across(found), *parts.conflicts_inside(SAME_FILE, files[0])]
+    return Leaks(pair, len(parts.train), len(test_rows), tuple(found), tuple(conflicts))
 
 
 def _sketch_both(

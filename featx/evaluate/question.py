@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.errors import ProtocolError
-from featx.evaluate.draws import Subset, draw_all
-from featx.evaluate.images import images_sha256
+from featx.evaluate.base import BaseQuestion
+from featx.evaluate.draws import Subset
 from featx.evaluate.leak_memory import leaks_key, recall_leaks, record_leaks
-from featx.evaluate.leak_report import guard, leak_record, leak_remark
 from featx.evaluate.leaks import Leaks, find_leaks
 from featx.evaluate.output import ResultsFolder
 from featx.evaluate.pairs import Pair
 from featx.evaluate.result import FitResult
 from featx.evaluate.settings import NEAR_OFF, Settings
-from featx.evaluate.views import ClassView, count_unusable
+from featx.evaluate.views import ClassView
 from featx.fingerprint import fingerprint
 from featx.progress import Reporter
 
@@ -28,40 +26,17 @@ _VERSION = 2
 """Part of every fit's name; to be raised when the same question gets another answer."""
 
 
-class Question:
-    """One pair, its subsets and its test rows.
+class Question(BaseQuestion):
+    """One pair of caches, its subsets and its test rows.
 
     Parameters
     ----------
-    pair : Pair
-        What to fit on and what to test on.
-    settings : Settings
-        Heads, subsets and repeats.
-    reporter : Reporter
-        Is told what a person must know.
+    pair, settings, reporter
+        As `BaseQuestion` takes them.
     on_leaks : callable, optional
         Called with the leaks before anything is done about them.
     known : ResultsFolder, optional
         Keeps what the search for leaks found, and knows it the next time.
-
-    Attributes
-    ----------
-    subsets : list of Subset
-        By draw, then by size.
-    test_rows : ndarray of int64
-        Rows of the test cache.
-    truth : ndarray of int64
-        Their labels.
-    leaks : Leaks
-        What the search found.
-    notices, remarks : list of str
-        Told already; part of every fit's notes.
-
-    Raises
-    ------
-    ProtocolError
-        If a class has too few rows, nothing can be tested, or there are leaks and they are to
-        be errors.
     """
 
     def __init__(
@@ -72,54 +47,28 @@ class Question:
         on_leaks: Callable[[Leaks], object] | None = None,
         known: ResultsFolder | None = None,
     ) -> None:
-        self.pair, self.settings, self.reporter = pair, settings, reporter
-        self.notices: list[str] = []
-        drawable, self.test_rows = pair.split(settings.holdout, settings.holdout_seed)
-        if not self.test_rows.size:
-            raise ProtocolError(f"{pair.name}: no test image is labelled and usable")
-        self._tell([*pair.notices, *self._unusable()])
-        key = leaks_key(pair, drawable, self.test_rows, settings)
-        stored = None if known is None else known.find_leaks(key)
-        if stored is not None:
-            self.leaks = recall_leaks(stored, pair)
-        else:
-            self.leaks = find_leaks(pair, drawable, self.test_rows, settings)
-        if on_leaks is not None:
-            on_leaks(self.leaks)
-        drawable = self._guarded(drawable)
-        if known is not None and stored is None:
-            known.add_leaks(key, record_leaks(self.leaks))
-        self.subsets, notices = draw_all(pair.train, drawable, settings)
-        self._tell(notices)
-        self.remarks = [*self._split_remarks(), *pair.notices]
-        self.remarks += leak_remark(self.leaks, settings.on_leak)
-        self.truth = np.asarray(pair.test.y)[self.test_rows]
-        self._test_images = images_sha256(pair.test, self.test_rows)
+        self._on_leaks, self._known = on_leaks, known
+        super().__init__(pair, settings, reporter)
 
-    def _tell(self, notices: Iterable[str]) -> None:
-        for notice in notices:
-            self.notices.append(notice)
-            self.reporter.warn(f"{self.pair.name}: {notice}")
-
-    def _unusable(self) -> Iterator[str]:
-        caches = [self.pair.train] if self.pair.is_holdout else [self.pair.train, self.pair.test]
-        for cache in caches:
-            if left_out := count_unusable(cache):
-                yield f"{left_out} rows of {cache.path} are unusable or unlabelled and left out"
-
-    def _split_remarks(self) -> Iterator[str]:
-        if self.pair.is_holdout:
-            what = (
-                "of each class" if self.pair.groups is None else "of each class, in whole groups,"
-            )
-            share = f"{self.settings.holdout:.0%} {what} held out"
-            yield f"no test split: {share} (seed {self.settings.holdout_seed})"
-
-    def _guarded(self, drawable: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Rows that may be drawn once the leaks are dealt with."""
+    def _find_leaks(self, drawable: NDArray[np.bool_]) -> Leaks:
+        """Search, unless an earlier run did."""
+        leaks = self._searched(drawable)
+        if self._on_leaks is not None:
+            self._on_leaks(leaks)
         if self.settings.near == NEAR_OFF:
             self._tell(["near twins are not looked for (--near off)"])
-        return guard(self.leaks, self.settings.on_leak, drawable, self._tell, self.reporter)
+        return leaks
+
+    def _searched(self, drawable: NDArray[np.bool_]) -> Leaks:
+        pair, known = self.pair, self._known
+        key = leaks_key(pair, drawable, self.test_rows, self.settings)
+        stored = None if known is None else known.find_leaks(key)
+        if stored is not None:
+            return recall_leaks(stored, pair)
+        leaks = find_leaks(pair, drawable, self.test_rows, self.settings)
+        if known is not None:
+            known.add_leaks(key, record_leaks(leaks))
+        return leaks
 
     def fit_id(self, head: str, subset: Subset) -> str:
         """Name what is fitted, on what, and how: 16 hexadecimal digits.
@@ -173,11 +122,6 @@ class Question:
         found = known.find(self.fit_id(head, subset))
         return next((r for r in found if _told(r.detail.get("leaks", {})) == told), None)
 
-    def _leaks(self, subset: Subset) -> dict[str, Any]:
-        n_drawn = int(np.isin(subset.rows, self.leaks.train_rows).sum())
-        told = {"on_leak": self.settings.on_leak, "n_drawn": n_drawn}
-        return leak_record(self.leaks) | told
-
     def _choices(self) -> dict[str, Any]:
         """Classes and groups, where any were chosen."""
         parts = {"train": self.pair.train, "test": self.pair.test}
@@ -186,33 +130,9 @@ class Question:
         return ({"classes": views} if views else {}) | groups
 
     def record(self, subset: Subset) -> dict[str, Any]:
-        """Give what a fit's JSON keeps of the question.
-
-        Parameters
-        ----------
-        subset : Subset
-            One of `subsets`.
-
-        Returns
-        -------
-        dict
-            Plain values.
-        """
-        is_choice = len(self.test_rows) < len(self.pair.test.y)
-        return {
-            "train_rows": subset.rows.tolist(),
-            "test_rows": self.test_rows.tolist() if is_choice else "all",
-            "train_images_sha256": images_sha256(self.pair.train, subset.rows),
-            "test_images_sha256": self._test_images,
-            "test_labels": self.truth.tolist(),
-            "is_holdout": self.pair.is_holdout,
-            "notices": list(self.notices),
-            "leaks": self._leaks(subset),
-            **self._choices(),
-            "settings": self.settings.record(),
-            "train_cache": str(self.pair.train.path),
-            "test_cache": str(self.pair.test.path),
-        }
+        """Give what a fit's JSON keeps of the question; see `BaseQuestion.record`."""
+        caches = {"train_cache": str(self.pair.train.path), "test_cache": str(self.pair.test.path)}
+        return super().record(subset) | self._choices() | caches
 
 
 def _told(leaks: dict[str, Any]) -> dict[str, Any]:

@@ -95,14 +95,20 @@ class LinearTop(Top):
         As in `Top`.
     dropout : float
         Before the dense layer.
+    batch_norm : {"none", "input"}
+        Of the averaged features: for networks whose last map is not normalised and may be large
+        (VGG, SqueezeNet), on which the first steps of a dense layer are too long.
     """
 
     name: str = "linear"
     dropout: float = setting(0.0, within="[0, 1)")
+    batch_norm: str = setting("none", choices=("none", "input"))
 
     def _build(self, map_shape: Shape, n_classes: int) -> nn.Module:
+        width = _n_averaged(map_shape)
+        norm = [nn.BatchNorm1d(width)] if self.batch_norm == "input" else []
         drop = [nn.Dropout(self.dropout)] if self.dropout else []
-        return nn.Sequential(AveragePool(), *drop, nn.Linear(_n_averaged(map_shape), n_classes))
+        return nn.Sequential(AveragePool(), *norm, *drop, nn.Linear(width, n_classes))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from featx.reproduce.options import Options, read_pairs
 from featx.reproduce.outcome import Outcome
 from featx.reproduce.recipe import SCALES, Recipe, read_recipe
 from featx.reproduce.run import run_recipe
-from featx.reproduce.table import format_outcomes, save_source
+from featx.reproduce.table import SourceTable, format_outcomes, save_recipe, save_source
 
 __all__ = [
     "SCALES",
@@ -16,11 +16,13 @@ __all__ = [
     "Options",
     "Outcome",
     "Recipe",
+    "SourceTable",
     "all_recipes",
     "find_recipes",
     "format_outcomes",
     "read_pairs",
     "read_recipe",
     "run_recipe",
+    "save_recipe",
     "save_source",
 ]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-from featx.reproduce.outcome import Outcome
+from featx.reproduce.outcome import FINE_TUNED, FROZEN, SCRATCH, Outcome
 from featx.reproduce.recipe import SMALL, Recipe
 
-__all__ = ["lessons"]
+__all__ = ["lessons", "order"]
 
 
 def lessons(recipe: Recipe, outcomes: Sequence[Outcome]) -> list[str]:
@@ -40,6 +39,62 @@ def lessons(recipe: Recipe, outcomes: Sequence[Outcome]) -> list[str]:
         return []
     where = f" ({recipe.reported.where})" if recipe.reported.accuracy is not None else ""
     return [f"{recipe.name}{where}:", *(f"  {line}" for line in said)]
+
+
+def order(outcomes: Sequence[Outcome]) -> list[str]:
+    """Say in which order the systems of a source come, and how far kinds of them are apart.
+
+    Parameters
+    ----------
+    outcomes : sequence of Outcome
+        Of one source, any scale and number of images.
+
+    Returns
+    -------
+    list of str
+        Of each scale and number of images per class that several systems were measured at.
+    """
+    groups: dict[tuple[str, str], list[Outcome]] = {}
+    for outcome in outcomes:
+        if outcome.kind and outcome.scored == "test" and outcome.accuracy is not None:
+            groups.setdefault((outcome.scale, outcome.per_class), []).append(outcome)
+    said = []
+    for (scale, k), lines in groups.items():
+        if len({line.recipe for line in lines}) < 2:
+            continue
+        lines.sort(key=lambda line: -(line.accuracy or 0.0))
+        ranks = ", ".join(f"{line.name} {line.accuracy:.3f}" for line in lines)
+        said += [f"{k} per class, {scale} scale, best first: {ranks}", *_as_reported(lines)]
+        best = {line.kind: line for line in lines[::-1]}
+        said += [_apart(best[FROZEN], best[kind]) for kind in _OTHERS if {FROZEN, kind} <= {*best}]
+    return said
+
+
+_OTHERS = (FINE_TUNED, SCRATCH)
+
+
+def _as_reported(lines: Sequence[Outcome]) -> list[str]:
+    """Say whether systems come in the order of what was reported of them."""
+    known = [line for line in lines if line.reported_accuracy is not None]
+    reported = sorted(known, key=lambda line: -(line.reported_accuracy or 0.0))
+    if len(known) < 2:
+        return []
+    if known == reported:
+        return ["  the order that was reported"]
+    names = ", ".join(f"{line.name} {line.reported_accuracy:.4g}" for line in reported)
+    return [f"  the order that was reported is another one: {names}"]
+
+
+def _apart(frozen: Outcome, other: Outcome) -> str:
+    """Compare the best of two kinds; the intervals are taken as independent, which is careful."""
+    points = 100 * ((frozen.accuracy or 0.0) - (other.accuracy or 0.0))
+    margin = 100 * (frozen.margin**2 + other.margin**2) ** 0.5
+    side = "above" if points > 0 else "below"
+    sure = "" if abs(points) > margin else ", within their intervals"
+    return (
+        f"  {FROZEN} ({frozen.name}) are {abs(points):.1f} ± {margin:.1f} points {side} the best "
+        f"of the {other.kind} ({other.name}){sure}"
+    )
 
 
 def _problems(outcomes: Sequence[Outcome]) -> list[str]:
@@ -131,7 +186,7 @@ def _against_reported(outcome: Outcome) -> list[str]:
     if outcome.accuracy is None or outcome.reported_accuracy is None:
         return []
     difference = outcome.accuracy - outcome.reported_accuracy
-    margin = math.hypot(outcome.half_draws or 0.0, outcome.half_test or 0.0)
+    margin = outcome.margin
     at = outcome.per_class
     at += f" per class, reported at {outcome.reported_per_class}" if _is_other(outcome) else ""
     measured = f"{outcome.accuracy:.3f} ± {margin:.3f} measured"

@@ -12,7 +12,9 @@ from typing import Any
 from featx.evaluate import FitResult, summarise
 from featx.reproduce.recipe import Recipe
 
-__all__ = ["OUTCOME_COLUMNS", "Cost", "Outcome", "outcomes_of"]
+__all__ = ["FINE_TUNED", "FROZEN", "OUTCOME_COLUMNS", "SCRATCH", "Cost", "Outcome", "outcomes_of"]
+
+FROZEN, FINE_TUNED, SCRATCH = "frozen features", "fine-tuned networks", "networks from scratch"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,9 @@ class Outcome:
         What tells it from other lines of its recipe: head, preprocessing, size, data sets.
     scale : str
         ``full`` or ``small``.
+    kind : str
+        `FROZEN`, `FINE_TUNED` or `SCRATCH`; empty where it is set beside variants of itself
+        (sizes, mistakes, data sets).
     scored : {"test", "train"}
         Which images `accuracy` is of.
     per_class, reported_per_class : str
@@ -80,6 +85,7 @@ class Outcome:
     system: str
     variant: str
     scale: str
+    kind: str = ""
     scored: str = "test"
     per_class: str = ""
     reported_per_class: str = ""
@@ -102,9 +108,15 @@ class Outcome:
     created: str = ""
     featx_version: str = ""
 
-    def row(self) -> dict[str, Any]:
-        """Give it as a row of the CSV file."""
-        return asdict(self)
+    @property
+    def name(self) -> str:
+        """System and variant."""
+        return f"{self.system}: {self.variant}" if self.variant else self.system
+
+    @property
+    def margin(self) -> float:
+        """Half-width of the 95 % interval of draws and test images together."""
+        return math.hypot(self.half_draws or 0.0, self.half_test or 0.0)
 
     @classmethod
     def not_run(cls, recipe: Recipe, problem: str) -> Outcome:
@@ -116,7 +128,13 @@ OUTCOME_COLUMNS = tuple(f.name for f in fields(Outcome))
 
 
 def outcomes_of(
-    recipe: Recipe, variant: str, fits: Sequence[FitResult], cost: Cost, *, is_first: bool = True
+    recipe: Recipe,
+    variant: str,
+    fits: Sequence[FitResult],
+    cost: Cost,
+    *,
+    kind: str = "",
+    is_first: bool = True,
 ) -> list[Outcome]:
     """Make the lines of some fits that differ in head, size of subset and draw only.
 
@@ -133,6 +151,8 @@ def outcomes_of(
         Of one backbone, or of one training.
     cost : Cost
         Of all of them.
+    kind : str, default=""
+        As `Outcome` has it.
     is_first : bool, default=True
         Whether they are what the source reported on; others have nothing reported.
 
@@ -141,17 +161,29 @@ def outcomes_of(
     list of Outcome
     """
     lines = []
-    several = len({fit.clf for fit in fits}) > 1
+    heads = _short([fit.clf for fit in fits])
     for (head, k), group in _grouped(fits).items():
-        name = ", ".join(word for word in (variant, head if several else "") if word)
+        name = ", ".join(word for word in (variant, heads[head]) if word)
         shared = {**_of_recipe(recipe, is_first), **asdict(cost), **_measured(group)}
-        shared |= {"variant": name, "per_class": k}
+        shared |= {"variant": name, "per_class": k, "kind": kind}
         if recipe.reported.split == "train" and is_first:
             test = shared | {"reported_accuracy": None, "reported_seconds": None}
             lines += [Outcome(**shared | _on_training(group)), Outcome(**test)]
         else:
             lines.append(Outcome(**shared))
     return lines
+
+
+def _short(heads: Sequence[str]) -> dict[str, str]:
+    """Name heads as briefly as tells them apart: not at all, without settings, or whole."""
+    whole = dict.fromkeys(heads)
+    if len(whole) < 2:
+        return dict.fromkeys(whole, "")
+    names = [head.partition("(")[0] for head in whole]
+    return {
+        head: name if names.count(name) == 1 else head
+        for head, name in zip(whole, names, strict=True)
+    }
 
 
 def _grouped(fits: Sequence[FitResult]) -> dict[tuple[str, str], list[FitResult]]:

@@ -19,10 +19,10 @@ from featx.evaluate import (
 )
 from featx.extract import Plan, run_plan
 from featx.heads import Fit
-from featx.networks import count
+from featx.networks import count, is_network
 from featx.progress import Reporter
 from featx.reproduce.options import Options
-from featx.reproduce.outcome import Cost, Outcome, outcomes_of
+from featx.reproduce.outcome import FINE_TUNED, FROZEN, SCRATCH, Cost, Outcome, outcomes_of
 from featx.reproduce.recipe import PRETRAINED, Recipe
 from featx.reproduce.times import Times
 from featx.sources import ClassChoice
@@ -119,7 +119,7 @@ class _Run:
         for pair in pairs:
             cost = _cost(plan, pair, seconds)
             fits = self._fit(pair)
-            found += outcomes_of(self.recipe, "", fits, cost, is_first=is_first)
+            found += outcomes_of(self.recipe, "", fits, cost, kind=FROZEN, is_first=is_first)
         _close(caches)
         return found
 
@@ -204,9 +204,11 @@ def _with_file(recipe: Recipe, path: Path) -> Recipe:
 
 
 def _of_training(recipe: Recipe, results: Sequence[TrainResult]) -> list[Outcome]:
-    first = results[0]
+    first, plan = results[0], recipe.train_plan()
     cost = Cost(n_layers=first.n_layers, n_parameters=first.n_parameters)
-    return outcomes_of(recipe, "", [result.fit for result in results], cost)
+    tuned = FROZEN if plan.freeze == "all" and plan.unfreeze_after is None else FINE_TUNED
+    kind = SCRATCH if is_network(plan.network) else tuned
+    return outcomes_of(recipe, "", [result.fit for result in results], cost, kind=kind)
 
 
 def _variant(recipe: Recipe, row: SweepRow) -> str:

@@ -2,70 +2,124 @@
 
 from __future__ import annotations
 
-import os
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from featx.reproduce.lessons import lessons
+from featx.progress import Reporter
+from featx.replacing import replace_file
+from featx.reproduce.lessons import lessons, order
 from featx.reproduce.outcome import OUTCOME_COLUMNS, Outcome
 from featx.reproduce.recipe import SMALL, Recipe
 
-__all__ = ["format_outcomes", "save_source"]
+__all__ = ["SourceTable", "format_outcomes", "save_recipe", "save_source"]
 
+_FOLDER = "reproductions"
 _TEXT = ("system", "scale", "scored on")
 
 
-def save_source(
-    folder: Path, ran: Sequence[tuple[Recipe, Sequence[Outcome]]]
-) -> tuple[Path, Path, str]:
-    """Add outcomes to the table of their source, and write it as CSV and as text.
+@dataclass(frozen=True)
+class SourceTable:
+    """Everything that was run of one source, by this command and earlier ones.
+
+    Parameters
+    ----------
+    csv, txt : Path
+        The files that it was written to.
+    text : str
+        What the latter says.
+    """
+
+    csv: Path
+    txt: Path
+    text: str
+
+
+def save_recipe(folder: Path, recipe: Recipe, outcomes: Sequence[Outcome]) -> Path:
+    """Keep what a recipe gave, and what that shows in words.
 
     Parameters
     ----------
     folder : Path
         Of the reports.
-    ran : sequence of (Recipe, sequence of Outcome)
-        Recipes of one source, with what they gave. Lines of the same recipe at the same scale,
-        from earlier runs, are replaced; other lines of the source stay.
+    recipe : Recipe
+        At the scale that it was run at. What it gave before at that scale is replaced, unless it
+        could not be run now.
+    outcomes : sequence of Outcome
+        All of them.
 
     Returns
     -------
-    csv, txt : Path
-        The files.
-    text : str
-        What the latter says of these recipes.
+    Path
+        The file, JSON.
     """
-    stem = "reproduce-" + re.sub(r"[^a-z0-9]+", "-", ran[0][0].system.source.lower()).strip("-")
-    table, text = folder / f"{stem}.csv", folder / f"{stem}.txt"
-    new = [outcome for _, outcomes in ran for outcome in outcomes]
-    said = describe(ran)
-    folder.mkdir(parents=True, exist_ok=True)
-    kept = _kept(table, new)
-    frame = pd.DataFrame([*kept, *(outcome.row() for outcome in new)], columns=OUTCOME_COLUMNS)
-    frame = frame.sort_values(["recipe", "scale"], kind="stable")
-    _replace(table, frame.to_csv(index=False))
-    whole = [Outcome(**_cells(row)) for row in frame.to_dict("records")]
-    # Words of earlier runs are not kept: the lines that they were about are.
-    _replace(text, f"{ran[0][0].system.source}\n\n{format_outcomes(whole)}\n\n{said}\n")
-    return table, text, said
+    values = {
+        "source": recipe.system.source,
+        "recipe": recipe.name,
+        "scale": recipe.scale,
+        "outcomes": [asdict(outcome) for outcome in outcomes],
+        "words": lessons(recipe, outcomes),
+    }
+    stem = "-".join((_slug(recipe.system.source), _slug(recipe.name), recipe.scale))
+    path = folder / _FOLDER / f"{stem}.json"
+    if path.exists() and all(outcome.problem for outcome in outcomes):
+        return path
+    _write(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+    return path
 
 
-def describe(ran: Sequence[tuple[Recipe, Sequence[Outcome]]]) -> str:
-    """Say what the recipes of one source show, in words.
+def save_source(folder: Path, source: str, reporter: Reporter) -> SourceTable:
+    """Set the recipes of a source that were run side by side, as CSV and as text.
 
     Parameters
     ----------
-    ran : sequence of (Recipe, sequence of Outcome)
-        As for `save_source`.
+    folder : Path
+        Of the reports.
+    source : str
+        As its recipes name it.
+    reporter : Reporter
+        Is told which file of an earlier run cannot be read; it is left out, and stays.
+
+    Returns
+    -------
+    SourceTable
     """
-    lines = [line for recipe, outcomes in ran for line in lessons(recipe, outcomes)]
-    if any(recipe.scale == SMALL for recipe, _ in ran):
-        lines.insert(0, "SMALL SCALE: fewer images and epochs than the source's; see each system.")
-    return "\n".join(lines)
+    outcomes: list[Outcome] = []
+    words: list[str] = []
+    for path in sorted((folder / _FOLDER).glob(f"{_slug(source)}-*.json")):
+        for kept in _kept(path, source, reporter):
+            outcomes += kept.outcomes
+            words += kept.words
+    if any(outcome.scale == SMALL for outcome in outcomes):
+        words.insert(0, "SMALL SCALE: fewer images and epochs than the source's; see each system.")
+    stem = f"reproduce-{_slug(source)}"
+    csv, txt = folder / f"{stem}.csv", folder / f"{stem}.txt"
+    frame = pd.DataFrame([asdict(outcome) for outcome in outcomes], columns=OUTCOME_COLUMNS)
+    _write(csv, frame.to_csv(index=False))
+    parts = (source, format_outcomes(outcomes), "\n".join([*order(outcomes), *words]))
+    text = "\n\n".join(part for part in parts if part) + "\n"
+    _write(txt, text)
+    return SourceTable(csv, txt, text)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    outcomes: list[Outcome]
+    words: list[str]
+
+
+def _kept(path: Path, source: str, reporter: Reporter) -> Iterator[_Kept]:
+    """Read what a recipe gave, if it is of the source."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["source"] == source:
+            yield _Kept([Outcome(**one) for one in values["outcomes"]], list(values["words"]))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reporter.warn(f"{path} is not read ({error}): run its recipe again to replace it")
 
 
 def format_outcomes(outcomes: Sequence[Outcome]) -> str:
@@ -97,10 +151,9 @@ def format_outcomes(outcomes: Sequence[Outcome]) -> str:
 
 
 def _line(outcome: Outcome) -> dict[str, str]:
-    name = f"{outcome.system}: {outcome.variant}" if outcome.variant else outcome.system
     accuracy = "not run" if outcome.problem else _number(outcome.accuracy, ".3f")
     return {
-        "system": name + (" (replaced)" if outcome.replaced else ""),
+        "system": outcome.name + (" (replaced)" if outcome.replaced else ""),
         "scale": outcome.scale,
         "per class": outcome.per_class,
         "reported": _number(outcome.reported_accuracy, ".4g"),
@@ -120,41 +173,9 @@ def _number(value: float | int | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _kept(path: Path, new: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """Read the lines that the new ones do not replace."""
-    if not path.is_file():
-        return []
-    frame = pd.read_csv(path, dtype={"per_class": str, "reported_per_class": str})
-    if tuple(frame.columns) != OUTCOME_COLUMNS:  # of another version of featx
-        path.rename(path.with_suffix(".old.csv"))
-        return []
-    replaced = {(outcome.recipe, outcome.scale) for outcome in new}
-    rows = [_cells(row) for row in frame.to_dict("records")]
-    return [row for row in rows if (row["recipe"], row["scale"]) not in replaced]
+def _slug(words: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
 
-_COUNTS = (
-    *("reported_layers", "reported_features", "repeats", "n_test"),
-    *("n_layers", "n_parameters", "n_features"),
-)
-_WORDS = ("variant", "per_class", "reported_per_class", "replaced", "problem")
-
-
-def _cells(row: Mapping[Any, Any]) -> dict[str, Any]:
-    """Give cells their types back: a column with gaps comes as numbers with fractions."""
-    cells: dict[str, Any] = {}
-    for key, value in row.items():
-        is_gap = bool(pd.isna(value))
-        if key in _WORDS:
-            cells[key] = "" if is_gap else str(value)
-        elif is_gap:
-            cells[key] = None
-        else:
-            cells[key] = int(float(str(value))) if key in _COUNTS else value
-    return cells
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+def _write(path: Path, text: str) -> None:
+    replace_file(path, lambda part: Path(part).write_text(text, encoding="utf-8"))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from featx.extract import ExtractReport
+from featx.replacing import replace_file
 from featx.store import Cache
 
 __all__ = ["Times"]
@@ -57,7 +57,5 @@ class Times:
         return {str(k): float(v) for k, v in values.items()} if isinstance(values, dict) else {}
 
     def _write(self, known: dict[str, float]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
-        part.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        part.replace(self.path)
+        text = json.dumps(known, indent=1, sort_keys=True) + "\n"
+        replace_file(self.path, lambda part: Path(part).write_text(text, encoding="utf-8"))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from skorch.callbacks import Callback
 
 from featx.progress import Bar, Reporter
+from featx.replacing import replace_file
 from featx.train.optimisation import make_scheduler
 
 __all__ = ["BestWeights", "Checkpoint", "Progress", "Schedule"]
@@ -171,7 +171,9 @@ class Checkpoint(Callback):  # type: ignore[misc]
             **{name: callback.state() for name, callback in _stateful(net).items()},
         }
         self.wait()
-        self.writing_ = self.writer_.submit(_write, _copied(state), self.path)
+        self.writing_ = self.writer_.submit(
+            replace_file, self.path, partial(torch.save, _copied(state))
+        )
 
     def on_train_end(self, net: Any, **_: Any) -> None:
         """End the last writing."""
@@ -192,19 +194,6 @@ def _copied(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _copied(one) for key, one in value.items()}
     return [_copied(one) for one in value] if isinstance(value, list) else value
-
-
-def _write(state: dict[str, Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    number, name = tempfile.mkstemp(".partial", f".{path.name}.", path.parent)
-    try:
-        with os.fdopen(number, "wb") as stream:
-            torch.save(state, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def _stateful(net: Any) -> dict[str, Any]:

@@ -24,6 +24,7 @@ NORMALISATIONS: dict[str, tuple[Triple, Triple]] = {
     "cifar": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "divide-only": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "divide-twice": ((0.0, 0.0, 0.0), (255.0, 255.0, 255.0)),
 }
 """Mean and deviation of RGB values between 0 and 1, by name."""
 

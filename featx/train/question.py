@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import cached_property
 from typing import Any
@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from featx.errors import ProtocolError, UsageError
 from featx.evaluate import Leaks, Pair, Settings
-from featx.evaluate.draws import Subset, draw_all
+from featx.evaluate.base import BaseQuestion
+from featx.evaluate.draws import Subset
 from featx.evaluate.images import images_sha256
-from featx.evaluate.leak_report import guard, leak_record, leak_remark
-from featx.evaluate.leaks import Leak
+from featx.evaluate.leaks import find_copies
+from featx.evaluate.settings import NEAR_OFF
 from featx.extract.settings import Sample, take_sample
 from featx.fingerprint import fingerprint
 from featx.progress import Reporter
@@ -69,8 +70,8 @@ def open_sources(plan: TrainPlan, reporter: Reporter) -> dict[str, Source]:
     return {name: take_sample(splits[name], sample) for name in names}
 
 
-class TrainQuestion:
-    """The images of a training: subsets to train on, and test images.
+class TrainQuestion(BaseQuestion):
+    """The images of a training: the subsets that heads draw, and test images.
 
     Parameters
     ----------
@@ -84,25 +85,6 @@ class TrainQuestion:
         Decodes.
     precision : str
         Arithmetic, resolved.
-
-    Attributes
-    ----------
-    pair : Pair
-        The splits as evaluation sees them.
-    subsets : list of Subset
-        By draw, then by size: the rows that heads draw.
-    test_rows : ndarray of int64
-        Rows of the test split.
-    truth : ndarray of int64
-        Their labels.
-    remarks : list of str
-        Part of every result's notes.
-
-    Raises
-    ------
-    ProtocolError
-        If a class has too few images, nothing can be tested, or there are leaks and they are
-        to be errors.
     """
 
     def __init__(
@@ -114,7 +96,6 @@ class TrainQuestion:
         precision: str,
     ) -> None:
         self.plan, self.recipe, self.decoder, self.precision = plan, recipe, decoder, precision
-        self.reporter = decoder.reporter
         self._sources = list(sources.values())
         # A draw depends on which images can be read: that is known of some sources only.
         self._decoded: dict[int, Decoded] = {
@@ -123,25 +104,23 @@ class TrainQuestion:
             if not is_readable(source)
         }
         rows = [self._rows(source) for source in self._sources]
-        self.pair = Pair(rows[0], rows[-1])
-        self.settings = Settings(
-            heads=(), per_class=plan.per_class, repeats=plan.repeats, seed=plan.seed
+        settings = Settings(
+            heads=(),
+            per_class=plan.per_class,
+            repeats=plan.repeats,
+            seed=plan.seed,
+            holdout=plan.holdout,
+            on_leak=plan.on_leak,
+            near=NEAR_OFF,
         )
-        self.notices: list[str] = []
-        drawable, self.test_rows = self.pair.split(plan.holdout, self.settings.holdout_seed)
-        if not self.test_rows.size:
-            raise ProtocolError(f"{self.pair.name}: no test image is labelled and usable")
-        self._tell(self._unusable())
-        self.leaks = _find_copies(self.pair, drawable, self.test_rows)
-        drawable = guard(self.leaks, plan.on_leak, drawable, self._tell, self.reporter)
-        self.subsets, notices = draw_all(self.pair.train, drawable, self.settings)
-        self._tell(notices)
-        self.truth = np.asarray(self.pair.test.y)[self.test_rows]
-        self.remarks = self._remarks()
+        super().__init__(Pair(rows[0], rows[-1]), settings, decoder.reporter)
         self._decode_the_rest()
 
+    def _find_leaks(self, drawable: NDArray[np.bool_]) -> Leaks:
+        return find_copies(self.pair, drawable, self.test_rows)
+
     def _rows(self, source: Source) -> SourceRows:
-        digests = source.image_digests(reporter=self.reporter)
+        digests = source.image_digests(reporter=self.decoder.reporter)
         identity = {
             "content": source.content_id(digests),
             "split": source.split,
@@ -150,27 +129,6 @@ class TrainQuestion:
         decoded = self._decoded.get(id(source))
         failed = sorted(decoded.failed) if decoded else []
         return SourceRows(source, digests, failed, fingerprint(identity), self.recipe.text)
-
-    def _tell(self, notices: Iterable[str]) -> None:
-        for notice in notices:
-            self.notices.append(notice)
-            self.reporter.warn(f"{self.pair.name}: {notice}")
-
-    def _unusable(self) -> list[str]:
-        splits = [self.pair.train] if self.pair.is_holdout else [self.pair.train, self.pair.test]
-        lost = [(split, int((~self.pair.usable(split)).sum())) for split in splits]
-        return [
-            f"{n} images of {split.path} cannot be read or have no label, and are left out"
-            for split, n in lost
-            if n
-        ]
-
-    def _remarks(self) -> list[str]:
-        held_out = []
-        if self.pair.is_holdout:
-            share, seed = self.plan.holdout, self.settings.holdout_seed
-            held_out = [f"no test split: {share:.0%} of each class held out (seed {seed})"]
-        return held_out + leak_remark(self.leaks, self.plan.on_leak)
 
     def _decode_the_rest(self) -> None:
         """Decode what is drawn and tested, of sources that can be read for sure."""
@@ -201,10 +159,6 @@ class TrainQuestion:
         """Images that are tested."""
         source = self._sources[-1]
         return self._decoded[id(source)].take(source.labels, self.test_rows)
-
-    @cached_property
-    def _test_sha256(self) -> str:
-        return images_sha256(self.pair.test, self.test_rows)
 
     @property
     def head(self) -> str:
@@ -240,43 +194,19 @@ class TrainQuestion:
                 "recipe": self.recipe.identity(),
                 "class_names": self.class_names,
                 "train_images": images_sha256(self.pair.train, subset.rows),
-                "test_images": self._test_sha256,
+                "test_images": self._test_images,
                 "per_class": str(subset.per_class),
                 "repeat": subset.repeat,
                 "seed": subset.seed,
-                "n_drawn_leaks": self._n_drawn(subset),
+                "n_drawn_leaks": self._n_drawn_leaks(subset),
             }
         )[:16]
 
-    def _n_drawn(self, subset: Subset) -> int:
-        return int(np.isin(subset.rows, self.leaks.train_rows).sum())
-
     def record(self, subset: Subset) -> dict[str, Any]:
-        """Give what a training's JSON keeps of the question, as fits of heads do.
-
-        Parameters
-        ----------
-        subset : Subset
-            One of `subsets`.
-
-        Returns
-        -------
-        dict
-            Plain values.
-        """
-        is_choice = len(self.test_rows) < len(self.pair.test.y)
-        leaks = {"on_leak": self.plan.on_leak, "n_drawn": self._n_drawn(subset)}
-        return {
-            "train_rows": subset.rows.tolist(),
-            "test_rows": self.test_rows.tolist() if is_choice else "all",
-            "train_images_sha256": images_sha256(self.pair.train, subset.rows),
-            "test_images_sha256": self._test_sha256,
-            "test_labels": self.truth.tolist(),
-            "is_holdout": self.pair.is_holdout,
-            "notices": list(self.notices),
-            "leaks": leak_record(self.leaks) | leaks,
-            "settings": {**self.settings.record(), **self.plan.asked(), "heads": [self.head]},
-        }
+        """Give what a training's JSON keeps of the question; see `BaseQuestion.record`."""
+        known = super().record(subset)
+        settings = {**known["settings"], **self.plan.asked(), "heads": [self.head]}
+        return known | {"settings": settings}
 
     def with_plan(self, plan: TrainPlan) -> TrainQuestion:
         """Ask the same of the same images with other settings of the training.
@@ -297,29 +227,6 @@ class TrainQuestion:
         if plan.network != self.plan.network:
             other.recipe = replace(self.recipe, text=plan.network)
         return other
-
-
-def _find_copies(pair: Pair, drawable: NDArray[np.bool_], test_rows: NDArray[np.int64]) -> Leaks:
-    """Find training images whose bytes are those of a test image."""
-    rows = np.flatnonzero(drawable)
-    in_test: dict[bytes, int] = {}
-    for row in test_rows.tolist():
-        in_test.setdefault(pair.test.image_digests[row].tobytes(), row)
-    digests = [pair.train.image_digests[row].tobytes() for row in rows]
-    twins = [
-        Leak("same file", int(row), in_test[digest])
-        for row, digest in zip(rows, digests, strict=True)
-        if digest in in_test
-    ]
-    # Several test images may be one file: each is told.
-    in_train = {pair.train.image_digests[leak.train].tobytes(): leak.train for leak in twins[::-1]}
-    known = {leak.test for leak in twins}
-    twins += [
-        Leak("same file", in_train[digest], row)
-        for row in test_rows.tolist()
-        if row not in known and (digest := pair.test.image_digests[row].tobytes()) in in_train
-    ]
-    return Leaks(pair, len(rows), len(test_rows), tuple(twins))
 
 
 def _plain(value: Any) -> Any:

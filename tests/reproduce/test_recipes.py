@@ -144,7 +144,7 @@ def test_names_beginnings_and_paths(tmp_path: Path) -> None:
         (('title = "a network"\n', ""), "title"),
         (('[fit]\nheads = "ncm"\nper_class = [5]\n', ""), "go together"),
         (("[extract]", "[extract]\nper_class = 5"), "unknown key in \\[extract\\]"),
-        (("[extract]", '[extract]\npreprocess = "divide"'), "did you mean divide-only"),
+        (("[extract]", '[extract]\npreprocess = "divide-onl"'), "did you mean divide-only"),
         (("[fit]", "[small.fit]\nper_clas = 3\n[fit]"), "did you mean per_class"),
         (("[fit]", "[train]\nnetwork = '@pretrain'\n[fit]"), "go together"),
         (("[fit]", "[fit"), "is no TOML"),

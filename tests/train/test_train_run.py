@@ -210,7 +210,7 @@ def test_images_that_cannot_be_read_are_told_and_left_out(tmp_path: Path) -> Non
     heard = Heard()
     (result,) = run(replace(asked, input_size=16), heard)
     assert result.fit.n_train == 15
-    assert any("1 images of" in text for text in heard.warnings)
+    assert any("1 rows of" in text and "left out" in text for text in heard.warnings)
 
 
 def test_data_without_a_test_split_hold_some_out(tmp_path: Path) -> None:
