@@ -10,7 +10,8 @@ from featx.backbones import embedded, factories, timm_models, torchvision_models
 from featx.backbones.base import OUTLINE, Backbone, BackboneGroup, LoadedNetwork
 from featx.backbones.pools import POOLS, pooled_shape
 from featx.backbones.taps import TapPoint, Taps
-from featx.backbones.trained import TrainedNetwork, TrainedRecord, open_trained, save_trained
+from featx.backbones.trained import TrainedNetwork, open_trained
+from featx.backbones.trained_file import TrainedRecord, is_trained, read_trained, save_trained
 from featx.errors import FeatxError, UsageError, WeightsError, unknown_name
 from featx.progress import SILENT, Reporter
 from featx.weights import program_error
@@ -60,7 +61,7 @@ def default_weights(name: str) -> str:
     """
     if name == embedded.NAME:
         return embedded.TAG
-    if trained.is_trained(name):
+    if is_trained(name):
         return "own"
     if name.startswith(timm_models.PREFIX):
         return timm_models.resolve(name)[1]
@@ -242,8 +243,8 @@ def check_backbone(name: str) -> None:
         With the nearest names.
     """
     _loader(name)
-    if trained.is_trained(name):
-        trained.read_trained(Path(name))
+    if is_trained(name):
+        read_trained(Path(name))
     if name.startswith(timm_models.PREFIX):
         timm_models.resolve(name)
 
@@ -255,7 +256,7 @@ def _loader(name: str) -> _Loader:
         return torchvision_models.load
     if name == embedded.NAME:
         return embedded.load
-    if trained.is_trained(name):
+    if is_trained(name):
         return trained.load
     if Path(name).suffix in _PROGRAMS:
         raise program_error(Path(name), "a program in a file")

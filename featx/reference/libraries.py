@@ -16,6 +16,7 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 
 from featx.backbones import Backbone, default_weights, factories, trained
 from featx.backbones.timm_models import PREFIX, resolve
+from featx.backbones.trained_file import is_trained
 from featx.errors import BackboneError
 from featx.progress import SILENT
 from featx.reference.transforms import Transform, plain_transform
@@ -72,8 +73,8 @@ def build(backbone: Backbone, weights: str | None, overrides: Mapping[str, Any])
         return _lite0(backbone, weights)
     if backbone.name.startswith(PREFIX):
         return _timm(backbone, weights)
-    if factories.is_factory(backbone.name) or trained.is_trained(backbone.name):
-        by = trained if trained.is_trained(backbone.name) else factories
+    if factories.is_factory(backbone.name) or is_trained(backbone.name):
+        by = trained if is_trained(backbone.name) else factories
         loaded = by.load(backbone.name, weights, overrides, SILENT)
         transform = plain_transform(backbone.preprocessing)
         origin = f"{backbone.name} and torchvision's standard transform with its values"

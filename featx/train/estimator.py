@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 
@@ -14,13 +15,16 @@ from featx.train.question import TrainQuestion
 
 __all__ = ["make_classifier"]
 
+Classifier = TypeVar("Classifier", bound=NetworkClassifier)
+
 
 def make_classifier(
     question: TrainQuestion,
     seed: int,
     device: torch.device,
-    callbacks: list[tuple[str, Any]] | None = None,
-) -> NetworkClassifier:
+    kind: Callable[..., Classifier],
+    **options: Any,
+) -> Classifier:
     """Make the classifier of a training, not yet fitted.
 
     Parameters
@@ -31,16 +35,19 @@ def make_classifier(
         Of everything random.
     device : torch.device
         Where it runs.
-    callbacks : list of tuple of str and skorch.callbacks.Callback, optional
-        What watches it.
+    kind : type
+        `NetworkClassifier`, or one that is derived from it.
+    **options : object
+        What else it takes.
 
     Returns
     -------
     NetworkClassifier
+        Of that kind.
     """
     plan, recipe = question.plan, question.recipe
     is_gpu = device.type == "cuda"
-    return NetworkClassifier(
+    return kind(
         build,
         module__recipe=recipe,
         module__n_classes=len(question.class_names),
@@ -66,5 +73,5 @@ def make_classifier(
         device=str(device),
         seed=seed,
         classes=list(range(len(question.class_names))),
-        callbacks=callbacks or [],
+        **options,
     )

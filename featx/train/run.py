@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from featx.backbones.trained import TrainedRecord, save_trained
+from featx.backbones import TrainedRecord, save_trained
 from featx.engines import resolve_device, resolve_precision
 from featx.evaluate import FitResult, ResultsFolder
 from featx.evaluate.draws import Subset
@@ -131,8 +132,9 @@ class _Job:
     def _trained(self, subset: Subset) -> TrainResult:
         question = self.question
         extra: dict[str, Any] = {}
+        memory = self._file("searches", subset, ".unfinished")
         if self.plan.search:
-            found = search_settings(question, subset, self.device, self.reporter)
+            found = search_settings(question, subset, self.device, memory, self.reporter)
             self._tell_search(found, subset)
             question, extra = question.with_plan(found.best), {"search": found.record()}
         checkpoint = self._file("checkpoints", subset, ".pt")
@@ -141,7 +143,9 @@ class _Job:
             ("checkpoint", Checkpoint(checkpoint, question.fit_id(subset), self.reporter)),
             ("progress", Progress(self.reporter, label)),
         ]
-        net = make_classifier(question, subset.seed, self.device, callbacks)
+        net = make_classifier(
+            question, subset.seed, self.device, NetworkClassifier, callbacks=callbacks
+        )
         net.fit(question.training_images(subset))
         trained = _outcome(net, question, subset)
         fit = to_fit(self.question, subset, trained, self._scored(net, question, subset), extra)
@@ -149,6 +153,7 @@ class _Job:
         self._save_curves(trained, subset)
         self.results.add(fit)
         checkpoint.unlink(missing_ok=True)
+        shutil.rmtree(memory, ignore_errors=True)
         return TrainResult(fit, trained, path)
 
     def _tell_search(self, found: Found, subset: Subset) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from featx.fewshot import split_holdout
 from featx.networks import SEARCH_SPACE, get_network
 from featx.progress import Reporter
 from featx.train.batches import PixelSet
-from featx.train.classifier import NetworkClassifier
+from featx.train.candidate import Candidate, read_outcomes
 from featx.train.estimator import make_classifier
 from featx.train.optimisation import get_optimizer
 from featx.train.plan import TrainPlan
@@ -101,7 +102,11 @@ def space_of(plan: TrainPlan) -> dict[str, Any]:
 
 
 def search_settings(
-    question: TrainQuestion, subset: Subset, device: torch.device, reporter: Reporter
+    question: TrainQuestion,
+    subset: Subset,
+    device: torch.device,
+    memory: Path,
+    reporter: Reporter,
 ) -> Found:
     """Train with settings drawn at random, and find those that are best on a part left out.
 
@@ -117,6 +122,9 @@ def search_settings(
         The images.
     device : torch.device
         Where to train.
+    memory : Path
+        Folder in which the search keeps what it has done, and goes on where it was interrupted;
+        of this question and subset.
     reporter : Reporter
         Shows progress.
 
@@ -135,13 +143,13 @@ def search_settings(
     label = f"search for {plan.network}, {subset.per_class} per class"
     with reporter.bar(plan.search, label, "setting") as bar:
 
-        def accuracy(net: NetworkClassifier, X: Any, y: NDArray[np.int64]) -> float:
-            right = float((net.predict(X) == y).mean())
+        def accuracy(net: Candidate, X: NDArray[np.uint8], y: NDArray[np.int64]) -> float:
+            right = net.judge(X, y)
             bar.update(1, f"{right:.1%}")
             return right
 
         search = RandomizedSearchCV(
-            make_classifier(question, subset.seed, device),
+            make_classifier(question, subset.seed, device, Candidate, memory=memory),
             space_of(plan),
             n_iter=plan.search,
             scoring=accuracy,
@@ -154,15 +162,15 @@ def search_settings(
             # A training that diverges is a bad candidate; all of them are an error, below.
             warnings.simplefilter("ignore", FitFailedWarning)
             warnings.filterwarnings("ignore", "One or more of the test scores", UserWarning)
-            tried = _tried(search.fit, images)
+            _run(search, images)
         bar.update(plan.search - bar.done)
-    return Found(_best(plan, tried), tuple(map(_plain, tried)), len(parts[0]), len(parts[1]))
+    tried = sorted(read_outcomes(memory), key=lambda line: -(line["accuracy"] or 0.0))
+    return Found(_best(plan, tried[0]), tuple(tried), len(parts[0]), len(parts[1]))
 
 
-def _tried(fit: Callable[..., Any], images: PixelSet) -> list[dict[str, Any]]:
-    """Candidates, the best first."""
+def _run(search: RandomizedSearchCV, images: PixelSet) -> None:
     try:
-        results = fit(images.pixels[images.rows], images.labels).cv_results_
+        search.fit(images.pixels[images.rows], images.labels)
     except ValueError as error:
         if not isinstance(error.__cause__, ProtocolError) and "fits failed" not in str(error):
             raise
@@ -170,27 +178,8 @@ def _tried(fit: Callable[..., Any], images: PixelSet) -> list[dict[str, Any]]:
             "every training of the search diverged: search for more settings, or give a larger "
             "--batch-size"
         ) from error
-    columns = (results[name] for name in ("params", "mean_test_score", "mean_fit_time"))
-    lines = [
-        {**params, "accuracy": float(accuracy), "seconds": float(seconds)}
-        for params, accuracy, seconds in zip(*columns, strict=True)
-    ]
-    return sorted(lines, key=lambda line: -np.nan_to_num(line["accuracy"], nan=-1.0))
 
 
-def _best(plan: TrainPlan, tried: list[dict[str, Any]]) -> TrainPlan:
-    best = tried[0]
-    network = best.get("module__text", plan.network)
-    return replace(plan, search=0, lr=best["lr"], optimizer=best["optimizer"].name, network=network)
-
-
-def _plain(line: dict[str, Any]) -> dict[str, Any]:
-    """Give a candidate as plain values, by the names of the options."""
-    accuracy = line["accuracy"]
-    return {
-        **({"network": line["module__text"]} if "module__text" in line else {}),
-        "optimizer": line["optimizer"].name,
-        "lr": line["lr"],
-        "accuracy": None if np.isnan(accuracy) else accuracy,
-        "seconds": line["seconds"],
-    }
+def _best(plan: TrainPlan, line: Mapping[str, Any]) -> TrainPlan:
+    network = line.get("network", plan.network)
+    return replace(plan, search=0, lr=line["lr"], optimizer=line["optimizer"], network=network)

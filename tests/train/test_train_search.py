@@ -1,17 +1,25 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from featx.errors import ProtocolError
 from featx.fewshot import split_holdout
 from featx.networks import SEARCH_SPACE, get_network
 from featx.progress import SILENT
-from featx.train import TrainPlan, run_train
+from featx.train import TrainPlan, TrainResult, run_train
+from featx.train.batches import PixelSet
+from featx.train.candidate import Candidate, read_outcomes
+from featx.train.classifier import NetworkClassifier
+from featx.train.optimisation import get_optimizer
 from featx.train.search import space_of
 
 
@@ -98,6 +106,74 @@ def test_a_search_whose_trainings_all_diverge_is_told(
     monkeypatch.setattr("featx.train.search._OPTIMIZERS", ("Nesterov",))
     with pytest.raises(ProtocolError, match="diverged"):
         run_train(plan(tmp_path, search=2), SILENT, lambda line: None)
+
+
+SEARCHED: dict[str, Any] = {"per_class": (40,), "epochs": 4, "search": 5}
+
+
+def told(result: TrainResult) -> tuple[Any, ...]:
+    tried = [{**line, "seconds": 0.0} for line in result.fit.detail["search"]["tried"]]
+    return tried, [line["train_loss"] for line in result.curves], result.fit.acc1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+@pytest.mark.timeout(300)
+def test_a_killed_search_goes_on_and_finds_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (wanted,) = run_train(plan(tmp_path / "whole", **SEARCHED), SILENT, lambda line: None)
+    words = [sys.executable, "-m", "featx", "train", "--reports", str(tmp_path / "broken/reports")]
+    words += ["--network", "auto-cnn(filters=4 blocks=2)", "--data", "digits", "--per-class", "40"]
+    words += ["--test-per-class", "4", "--epochs", "4", "--patience", "0", "--validation", "0"]
+    words += ["--search", "5", "-j", "0", "--device", "cpu", "--quiet"]
+    process = subprocess.Popen(words, stdout=-3)
+
+    def done() -> int:
+        found = (tmp_path / "broken/reports/searches").glob("*.unfinished")
+        return sum(len(read_outcomes(folder)) for folder in found)
+
+    try:
+        while process.poll() is None and done() < 2:
+            time.sleep(0.01)
+        assert process.poll() is None, "it ended before it was killed"
+    finally:
+        process.kill()
+        process.wait()
+    n_done, trained = done(), []
+    fit_loop = NetworkClassifier.fit_loop
+
+    def counted(net: NetworkClassifier, *args: Any, **options: Any) -> Any:
+        trained.append(net)
+        return fit_loop(net, *args, **options)
+
+    monkeypatch.setattr(NetworkClassifier, "fit_loop", counted)
+    (found,) = run_train(plan(tmp_path / "broken", **SEARCHED), SILENT, lambda line: None)
+    assert 2 <= n_done <= 5
+    # Those that were not done, and the best one on all images.
+    assert len(trained) == 5 - n_done + 1
+    assert told(found) == told(wanted)
+    assert not list((tmp_path / "broken/reports/searches").glob("*.unfinished"))
+
+
+def test_a_candidate_that_diverged_is_not_tried_again(tmp_path: Path) -> None:
+    images = PixelSet.of(np.zeros((8, 8, 8, 3), np.uint8), np.arange(8) % 2)
+    options: dict[str, Any] = {"memory": tmp_path, "validation": 0.0, "max_epochs": 1}
+    options |= {"optimizer": get_optimizer("Nesterov", None, 0.0), "classes": [0, 1], "lr": 1e30}
+
+    def network() -> torch.nn.Module:
+        return get_network("auto-cnn(filters=4 blocks=1)").build(2, 8, 0)
+
+    for words in ("diverged: the", "diverged, when it was tried before"):
+        with pytest.raises(ProtocolError, match=words):
+            Candidate(network, **{**options, "max_epochs": 20}).fit(images)
+    (line,) = read_outcomes(tmp_path)
+    assert (line["optimizer"], line["lr"], line["accuracy"]) == ("Nesterov", 1e30, None)
+    # Others are.
+    net = Candidate(network, **{**options, "lr": 0.001}).fit(images)
+    assert net.outcome_ is None
+    accuracy = net.judge(images.pixels, images.labels)
+    assert [line["accuracy"] for line in read_outcomes(tmp_path)] == [None, accuracy]
+    assert [path.name for path in tmp_path.iterdir()] == ["outcomes.json"]
 
 
 def test_the_part_that_judges_is_a_fifth_of_each_class() -> None:

@@ -1,0 +1,293 @@
+"""The file of a network that featx trained: tensors, and a record of what rebuilds it.
+
+A ``.safetensors`` file holds the tensors of the network, and in its metadata, as JSON, what
+rebuilds it: a network of `featx.networks`, or a backbone with its layer and custom top; classes,
+preprocessing, and how it was trained. Both have digests. Nothing in it can run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from featx.errors import UsageError, WeightsError
+from featx.preprocess import Preprocessing
+from featx.replacing import replace_file
+from featx.weights import state_sha256
+
+__all__ = [
+    "ENDING",
+    "Contents",
+    "TrainedRecord",
+    "is_trained",
+    "read_contents",
+    "read_trained",
+    "save_trained",
+]
+
+ENDING = ".safetensors"
+VERSION = 1
+_KEY, _FORMAT = "featx", "featx trained network"
+_DIGEST, _TENSORS = "sha256", "tensors_sha256"
+_MOST_PX = 1 << 14
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedRecord:
+    """What is known of a trained network, beside its tensors.
+
+    Parameters
+    ----------
+    class_names : tuple of str
+        One a logit.
+    preprocessing : Preprocessing
+        How its images were prepared; ``crop_px`` is the size that it was trained at.
+    network : str, optional
+        As `featx.networks.get_network` reads it; None for a fine-tuned backbone.
+    backbone : str, optional
+        Name of the backbone that was fine-tuned, or the path of a trained network.
+    layer : str, optional
+        Where it was cut off.
+    top : str, optional
+        What was put there, as `featx.networks.get_top` reads it.
+    base : mapping, optional
+        Where `backbone` is a trained network, what its own file says: the new file needs the old
+        one no longer. `save_trained` fills it in.
+    training : mapping, optional
+        How it was trained, for people: plain values.
+
+    Raises
+    ------
+    UsageError
+        If it says neither or both of network and backbone, or a part is missing.
+    """
+
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    network: str | None = None
+    backbone: str | None = None
+    layer: str | None = None
+    top: str | None = None
+    base: Mapping[str, Any] | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.network is None) == (self.backbone is None):
+            raise UsageError("a trained network is one of featx.networks, or a backbone with a top")
+        if self.backbone is not None and (self.layer is None or self.top is None):
+            raise UsageError("a fine-tuned backbone needs the layer where it was cut, and its top")
+
+    @property
+    def input_px(self) -> int:
+        """Side of the images that it was trained with."""
+        return self.preprocessing.crop_px
+
+    def as_json(self) -> dict[str, Any]:
+        """Give plain values."""
+        values = {k: v for k, v in vars(self).items() if v is not None}
+        values["class_names"] = list(self.class_names)
+        values["preprocessing"] = self.preprocessing.identity()
+        return values
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> TrainedRecord:
+        """Read what `as_json` gave.
+
+        Parameters
+        ----------
+        values : mapping
+            Plain values; unknown ones are an error.
+
+        Returns
+        -------
+        TrainedRecord
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError, UsageError
+            If it is something else.
+        """
+        image = dict(values["preprocessing"])
+        image |= {name: tuple(map(float, image[name])) for name in ("mean", "std")}
+        preprocessing = Preprocessing(**image, origin="as it was trained")
+        if max(preprocessing.crop_px, preprocessing.resize_px) > _MOST_PX:
+            raise ValueError(f"images of {preprocessing.crop_px:,} pixels")
+        names = tuple(str(name) for name in values["class_names"])
+        return cls(**{**values, "preprocessing": preprocessing, "class_names": names})
+
+
+def is_trained(name: str) -> bool:
+    """Whether what was typed as a backbone is the file of a trained network.
+
+    Parameters
+    ----------
+    name : str
+        As typed after ``--backbone``.
+    """
+    return name.endswith(ENDING)
+
+
+def save_trained(path: Path, network: nn.Module, record: TrainedRecord) -> None:
+    """Write a trained network: whole, or not at all.
+
+    Parameters
+    ----------
+    path : Path
+        Ends in `ENDING`; its folder is made. A file that is there is replaced.
+    network : torch.nn.Module
+        What ``record.network`` builds, or a `FineTuned` of ``record.backbone`` and its top; on
+        any device.
+    record : TrainedRecord
+        What is known of it.
+
+    Raises
+    ------
+    UsageError
+        If the path has another ending.
+    WeightsError
+        If it cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    if path.suffix != ENDING:
+        raise UsageError(f"{path}: the file of a trained network must end in {ENDING}")
+    if record.backbone is not None and is_trained(record.backbone) and record.base is None:
+        record = replace(record, base=read_trained(Path(record.backbone)).as_json())
+    # Copies, for tensors may share memory, or lie in channels-last order.
+    state = {
+        key: value.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+        for key, value in network.state_dict().items()
+    }
+    whole = {"format": _FORMAT, "version": VERSION, **record.as_json()}
+    whole[_TENSORS] = state_sha256(state)
+    whole[_DIGEST] = _digest(whole)
+    metadata = {_KEY: json.dumps(whole, allow_nan=False)}
+    try:
+        replace_file(path, lambda part: save_file(state, part, metadata))
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"the trained network {path} cannot be written: {error}") from error
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    # ASCII: names of classes and files may be no text, and still have a digest.
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode("ascii")).hexdigest()
+
+
+def read_trained(path: Path) -> TrainedRecord:
+    """Read what is known about a trained network, and none of its tensors.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Returns
+    -------
+    TrainedRecord
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing, damaged, or no trained network of this version of featx.
+    """
+    return TrainedRecord.from_json(_read(path)[0])
+
+
+def _read(path: Path) -> tuple[dict[str, Any], str]:
+    """Read the record, checked, and the digest that the tensors must have."""
+    if not path.is_file():
+        raise WeightsError(
+            f"there is no trained network {path}: make one with  featx train --save, or name a "
+            "backbone (all of them: featx list backbones)"
+        )
+    try:
+        with safe_open(path, framework="pt") as stream:
+            text = (stream.metadata() or {}).get(_KEY)
+        if text is None:
+            raise WeightsError(
+                f"{path} holds weights and does not say of which network: give "
+                f"--backbone NAME --weights {path}"
+            )
+        values = _parsed(path, text)
+        digest = str(values.pop(_TENSORS))
+        TrainedRecord.from_json(values)
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError, UsageError) as error:
+        raise WeightsError(
+            f"{path} is no trained network of featx, or is damaged: {error}"
+        ) from error
+    return values, digest
+
+
+def _parsed(path: Path, text: str) -> dict[str, Any]:
+    values = json.loads(text)
+    kind = values.pop("format", None)
+    version = values.pop("version", None)
+    if kind != _FORMAT:
+        raise WeightsError(
+            f"{path} is not a trained network but a {kind}: a saved head of  featx fit  is for  "
+            "featx predict --model"
+        )
+    if version != VERSION:
+        raise WeightsError(
+            f"{path} is a trained network in version {version} of the format, and this featx "
+            f"reads version {VERSION}: update featx"
+        )
+    if values.pop(_DIGEST, "") != _digest({"format": kind, "version": version, **values}):
+        raise WeightsError(f"{path} is damaged: what it says about itself does not fit its digest")
+    return dict(values)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything in the file of a trained network.
+
+    Parameters
+    ----------
+    record : TrainedRecord
+        What is known of it.
+    state : dict of str to tensor
+        Its tensors, on the CPU.
+    sha256 : str
+        Digest of the tensors.
+    """
+
+    record: TrainedRecord
+    state: dict[str, Tensor]
+    sha256: str
+
+
+def read_contents(path: Path) -> Contents:
+    """Read a trained network, and check it.
+
+    Parameters
+    ----------
+    path : Path
+        What `save_trained` wrote.
+
+    Returns
+    -------
+    Contents
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing or damaged.
+    """
+    from safetensors.torch import load_file
+
+    values, digest = _read(path)
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path} is damaged: its tensors cannot be read ({error})") from error
+    if state_sha256(state) != digest:
+        raise WeightsError(f"{path} is damaged: its tensors do not fit their digest")
+    return Contents(TrainedRecord.from_json(values), state, digest)
