@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from featx.cli import main
 from featx.progress import SILENT
 from featx.reproduce import Options, Outcome, find_recipes, format_outcomes
-from featx.reproduce.lessons import lessons
+from featx.reproduce.lessons import lessons, order
 from featx.reproduce.needs import Needs
 
 FEATURES = """
@@ -282,6 +282,45 @@ def test_what_can_be_run_is_run_beside_what_cannot(
     assert [bool(problem) for problem in frame["problem"]] == [True, False, False]
 
 
+def test_what_was_measured_and_said_before_stays_in_the_table(
+    digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = FEATURES.format(split="test")
+    assert run(text, digits, *RANDOM) == 0
+    other = text.replace("squeezenet and ncm", "another").replace("photographs", "flowers")
+    Path("other.toml").write_text(other)
+    assert reproduce("other.toml", "--data", f"cifar10={digits}", *RANDOM) == 0
+    said = Path("reports/reproduce-me-myself.txt").read_text()
+    assert "digits in place of photographs" in said
+    assert "digits in place of flowers" in said
+    assert said in capsys.readouterr().out
+    frame = pd.read_csv("reports/reproduce-me-myself.csv")
+    assert list(frame["recipe"]) == ["other"] * 2 + ["own"] * 2
+    # A recipe that cannot be run today loses nothing that it gave.
+    Path("other.toml").write_text(other.replace('"cifar10"', '"lost/"'))
+    words = ["other.toml", "own.toml", "--data", f"cifar10={digits}", *RANDOM]
+    assert reproduce(*words) == 1
+    again = pd.read_csv("reports/reproduce-me-myself.csv")
+    pd.testing.assert_frame_equal(frame.drop(columns="created"), again.drop(columns="created"))
+
+
+def test_a_damaged_file_of_an_earlier_run_is_told_and_stays(
+    digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path("reports/reproductions")
+    folder.mkdir(parents=True)
+    (folder / "me-myself-torn-full.json").write_text('{"source": "Me, Mys')
+    (folder / "me-myself-old-full.json").write_text(
+        json.dumps({"source": "Me, Myself", "outcomes": [{"colour": "red"}], "words": []})
+    )
+    (folder / "me-myself-and-i-own-full.json").write_text(json.dumps({"source": "others"}))
+    assert run(FEATURES.format(split="test"), digits, *RANDOM) == 0
+    told = capsys.readouterr().err
+    assert [name in told for name in ("torn", "old", "and-i")] == [True, True, False]
+    assert len(list(folder.iterdir())) == 4
+    assert len(pd.read_csv("reports/reproduce-me-myself.csv")) == 2
+
+
 def test_every_need_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
@@ -371,6 +410,63 @@ def test_words_about_sizes_and_moves() -> None:
     ]
     said = "\n".join(lessons(moves, lines))
     assert "heads of a have 0.600 on b, -10.0 points from those of b itself (0.700)" in said
+
+
+def systems(*accuracies: float, **values: Any) -> list[Outcome]:
+    kinds = ("frozen features", "fine-tuned networks", "networks from scratch")
+    return [
+        outcome(recipe=kind, system=kind[:6], kind=kind, accuracy=accuracy, **values)
+        for kind, accuracy in zip(kinds, accuracies, strict=True)
+    ]
+
+
+def test_words_about_the_order_of_systems() -> None:
+    lines = systems(0.7, 0.73, 0.4, reported_accuracy=None)
+    said = order([*lines, *systems(0.3, 0.9, 0.5, reported_accuracy=None, per_class="500")])
+    assert said == [
+        "100 per class, full scale, best first: fine-t 0.730, frozen 0.700, networ 0.400",
+        "  frozen features (frozen) are 3.0 ± 7.1 points below the best of the fine-tuned networks "
+        "(fine-t), within their intervals",
+        "  frozen features (frozen) are 30.0 ± 7.1 points above the best of the networks from "
+        "scratch (networ)",
+        "500 per class, full scale, best first: fine-t 0.900, networ 0.500, frozen 0.300",
+        "  frozen features (frozen) are 60.0 ± 7.1 points below the best of the fine-tuned "
+        "networks (fine-t)",
+        "  frozen features (frozen) are 20.0 ± 7.1 points below the best of the networks from "
+        "scratch (networ)",
+    ]
+
+
+def test_the_best_of_several_frozen_heads_is_compared() -> None:
+    lines = systems(0.7, 0.6, 0.5)
+    worse = outcome(recipe="frozen features", kind="frozen features", accuracy=0.2, system="bad")
+    assert any("(frozen) are 10.0" in line for line in order([worse, *lines]))
+
+
+@pytest.mark.parametrize(
+    ("reported", "words"),
+    [
+        ((0.9, 0.8, 0.7), "the order that was reported"),
+        ((0.9, 0.95, 0.7), "another one: fine-t 0.95, frozen 0.9, networ 0.7"),
+    ],
+)
+def test_words_about_the_order_that_was_reported(
+    reported: tuple[float, float, float], words: str
+) -> None:
+    from dataclasses import replace
+
+    lines = [
+        replace(line, reported_accuracy=value)
+        for line, value in zip(systems(0.6, 0.5, 0.4), reported, strict=True)
+    ]
+    assert words in order(lines)[1]
+
+
+def test_variants_training_scores_and_single_systems_have_no_order() -> None:
+    lines = systems(0.7, 0.6, 0.5)
+    assert order(lines[:1]) == []
+    assert order([outcome(recipe=str(i)) for i in range(3)]) == []
+    assert order(systems(0.7, 0.6, 0.5, scored="train")) == []
 
 
 def test_lines_of_a_table_are_aligned() -> None:
