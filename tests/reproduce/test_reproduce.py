@@ -206,6 +206,13 @@ def test_pretrained_network_is_trained_again_and_extracted(digits: Path) -> None
     assert str(network) in set(fits["backbone"])
 
 
+def test_another_arithmetic_for_extraction_and_training(digits: Path) -> None:
+    assert run(TRAINED, digits, "--precision", "bf16") == 0
+    fits = pd.read_csv("reports/results.csv")
+    assert len(fits) == 3  # pretrained, trained on it, and a head on its features
+    assert set(fits["precision"]) == {"bf16"}
+
+
 def test_sweep_of_a_mistake(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = FEATURES.format(split="test").replace(
         "[fit]\n", '[sweep]\npreprocess = ["correct", "divide-only"]\n\n[fit]\n'
