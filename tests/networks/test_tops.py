@@ -55,6 +55,18 @@ def test_linear_top_is_the_end_of_resnet18() -> None:
     torch.testing.assert_close(top(maps(image)), whole(image))
 
 
+def test_linear_top_normalises_features_that_are_not() -> None:
+    top = get_top("linear(batch_norm=input dropout=0.2)").build((512, 3, 3), 10, seed=0)
+    assert kinds(top) == ["AveragePool", "BatchNorm1d", "Dropout", "Linear"]
+    assert count(top).n_parameters == 2 * 512 + 512 * 10 + 10
+    assert count(top).n_statistics == 2 * 512
+    maps = 45 * torch.randn(64, 512, 3, 3) + 13
+    assert top[1](top[0](maps)).std() == pytest.approx(1, abs=0.01)
+    assert get_top("linear(batch_norm=none)").text == "linear"
+    with pytest.raises(UsageError, match="batch_norm"):
+        get_top("linear(batch_norm=after)")
+
+
 def test_tops_take_vectors_and_tokens() -> None:
     assert get_top("linear").build((384,), 3, 0)(torch.randn(2, 384)).shape == (2, 3)
     assert get_top("gap").build((5, 384), 3, 0)(torch.randn(2, 5, 384)).shape == (2, 3)
