@@ -61,7 +61,7 @@ def test_linear_top_normalises_features_that_are_not() -> None:
     assert count(top).n_parameters == 2 * 512 + 512 * 10 + 10
     assert count(top).n_statistics == 2 * 512
     maps = 45 * torch.randn(64, 512, 3, 3) + 13
-    assert top[1](top[0](maps)).std() == pytest.approx(1, abs=0.01)
+    assert top[1](top[0](maps)).std().item() == pytest.approx(1, abs=0.01)
     assert get_top("linear(batch_norm=none)").text == "linear"
     with pytest.raises(UsageError, match="batch_norm"):
         get_top("linear(batch_norm=after)")
