@@ -76,6 +76,8 @@ _OTHERS = (FINE_TUNED, SCRATCH)
 def _as_reported(lines: Sequence[Outcome]) -> list[str]:
     """Say whether systems come in the order of what was reported of them."""
     known = [line for line in lines if line.reported_accuracy is not None]
+    if len({line.reported_per_class for line in known}) > 1:
+        return []  # of a small scale, which has no order of its own
     reported = sorted(known, key=lambda line: -(line.reported_accuracy or 0.0))
     if len(known) < 2:
         return []

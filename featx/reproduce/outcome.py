@@ -110,8 +110,9 @@ class Outcome:
 
     @property
     def name(self) -> str:
-        """System and variant."""
-        return f"{self.system}: {self.variant}" if self.variant else self.system
+        """System and variant, and whether the user replaced something of it."""
+        name = f"{self.system}: {self.variant}" if self.variant else self.system
+        return f"{name} (replaced)" if self.replaced else name
 
     @property
     def margin(self) -> float:

@@ -153,10 +153,11 @@ def format_outcomes(outcomes: Sequence[Outcome]) -> str:
 def _line(outcome: Outcome) -> dict[str, str]:
     accuracy = "not run" if outcome.problem else _number(outcome.accuracy, ".3f")
     return {
-        "system": outcome.name + (" (replaced)" if outcome.replaced else ""),
+        "system": outcome.name,
         "scale": outcome.scale,
         "per class": outcome.per_class,
         "reported": _number(outcome.reported_accuracy, ".4g"),
+        "at": outcome.reported_per_class or "-",
         "its time": _number(outcome.reported_seconds, ",.0f"),
         "measured": accuracy,
         "scored on": outcome.scored.upper() if outcome.scored == "train" else outcome.scored,

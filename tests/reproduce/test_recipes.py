@@ -57,6 +57,12 @@ def test_every_published_accuracy_has_a_recipe() -> None:
     }
 
 
+def test_the_documents_list_every_recipe_as_it_is() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "reproductions.md").read_text(encoding="utf-8")
+    for recipe in all_recipes():
+        assert f"| `{recipe.name}` | {recipe.system.title} |" in text, recipe.name
+
+
 def test_recipes_say_how_they_differ_and_have_a_small_scale() -> None:
     for recipe in all_recipes():
         assert recipe.differs, recipe.name
