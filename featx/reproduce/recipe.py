@@ -200,8 +200,9 @@ class Recipe:
     def described_scale(self) -> str:
         """Say in words what the small scale changes."""
         changes = [
-            f"{key}={'/'.join(map(str, value)) if isinstance(value, tuple) else value}"
-            for section in self.small.values()
+            f"{'pretrain.' * (name == 'pretrain')}{key}="
+            f"{'/'.join(map(str, value)) if isinstance(value, tuple) else value}"
+            for name, section in self.small.items()
             for key, value in section.items()
         ]
         return ", ".join(changes) or "nothing"
