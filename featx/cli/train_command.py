@@ -103,8 +103,9 @@ __all__ = ["command"]
 @click.option("--precision", default="fp32", show_default=True, help="fp32, bf16, fp16 or auto.")
 @click.option(
     "--channels-last/--no-channels-last",
-    default=None,
-    help="Memory order of images.  [default: on a GPU]",
+    default=True,
+    show_default=True,
+    help="Memory order of images.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--workers", "-j", type=int, help="Decoding processes; 0 for none.")

@@ -46,7 +46,6 @@ def make_classifier(
         Of that kind.
     """
     plan, recipe = question.plan, question.recipe
-    is_gpu = device.type == "cuda"
     return kind(
         build,
         module__recipe=recipe,
@@ -69,7 +68,7 @@ def make_classifier(
         freeze=plan.freeze,
         unfreeze_after=plan.unfreeze_after,
         precision=question.precision,
-        channels_last=is_gpu if plan.channels_last is None else plan.channels_last,
+        channels_last=plan.channels_last,
         device=str(device),
         seed=seed,
         classes=list(range(len(question.class_names))),

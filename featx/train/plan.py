@@ -120,8 +120,9 @@ class TrainPlan:
         Images in a step.
     precision : {"fp32", "bf16", "fp16", "auto"}, default="fp32"
         Arithmetic of the forward pass (autocast); weights stay float32.
-    channels_last : bool, optional
-        Memory order of images and weights; on a GPU only by default.
+    channels_last : bool, default=True
+        Whether the channels of a pixel lie side by side in memory, in images and weights: on GPUs
+        with tensor cores and on the CPU the faster order (benchmarks/RESULTS.md).
     device : str, default="auto"
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     workers : int, optional
@@ -181,7 +182,7 @@ class TrainPlan:
     validation: float = 0.1
     batch_size: int = 64
     precision: str = "fp32"
-    channels_last: bool | None = None
+    channels_last: bool = True
     device: str = "auto"
     workers: int | None = None
     image_memory_gb: float | None = None
