@@ -48,26 +48,25 @@ class Question(BaseQuestion):
         known: ResultsFolder | None = None,
     ) -> None:
         self._on_leaks, self._known = on_leaks, known
+        self._new_leaks: str | None = None
         super().__init__(pair, settings, reporter)
+        # Not before: what is refused because of leaks leaves nothing behind.
+        if known is not None and self._new_leaks is not None:
+            known.add_leaks(self._new_leaks, record_leaks(self.leaks))
 
     def _find_leaks(self, drawable: NDArray[np.bool_]) -> Leaks:
         """Search, unless an earlier run did."""
-        leaks = self._searched(drawable)
-        if self._on_leaks is not None:
-            self._on_leaks(leaks)
-        if self.settings.near == NEAR_OFF:
-            self._tell(["near twins are not looked for (--near off)"])
-        return leaks
-
-    def _searched(self, drawable: NDArray[np.bool_]) -> Leaks:
         pair, known = self.pair, self._known
         key = leaks_key(pair, drawable, self.test_rows, self.settings)
         stored = None if known is None else known.find_leaks(key)
         if stored is not None:
-            return recall_leaks(stored, pair)
-        leaks = find_leaks(pair, drawable, self.test_rows, self.settings)
-        if known is not None:
-            known.add_leaks(key, record_leaks(leaks))
+            leaks = recall_leaks(stored, pair)
+        else:
+            leaks, self._new_leaks = find_leaks(pair, drawable, self.test_rows, self.settings), key
+        if self._on_leaks is not None:
+            self._on_leaks(leaks)
+        if self.settings.near == NEAR_OFF:
+            self._tell(["near twins are not looked for (--near off)"])
         return leaks
 
     def fit_id(self, head: str, subset: Subset) -> str:
