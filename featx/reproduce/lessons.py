@@ -191,7 +191,8 @@ def _against_reported(outcome: Outcome) -> list[str]:
     margin = outcome.margin
     at = outcome.per_class
     at += f" per class, reported at {outcome.reported_per_class}" if _is_other(outcome) else ""
-    measured = f"{outcome.accuracy:.3f} ± {margin:.3f} measured"
+    chance = f" (no better than chance, 1 of {outcome.n_classes})" if outcome.is_chance else ""
+    measured = f"{outcome.accuracy:.3f} ± {margin:.3f} measured{chance}"
     if abs(difference) <= margin:
         words = f"{measured}, {outcome.reported_accuracy:.3f} reported: within the interval"
     else:

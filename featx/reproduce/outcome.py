@@ -65,8 +65,8 @@ class Outcome:
         Mean over draws; None where it was not run.
     half_draws, half_test : float, optional
         Half-widths of its 95 % intervals over draws and over test images.
-    repeats, n_test : int
-        Draws, and images that were scored.
+    repeats, n_test, n_classes : int
+        Draws, and images that were scored, of how many classes.
     extract_seconds, fit_seconds : float, optional
         Of one pass over all images (of a sweep: from its images per second), and of one fit or
         training.
@@ -98,6 +98,7 @@ class Outcome:
     half_test: float | None = None
     repeats: int = 0
     n_test: int = 0
+    n_classes: int = 0
     extract_seconds: float | None = None
     fit_seconds: float | None = None
     n_layers: int | None = None
@@ -113,6 +114,12 @@ class Outcome:
         """System and variant, and whether the user replaced something of it."""
         name = f"{self.system}: {self.variant}" if self.variant else self.system
         return f"{name} (replaced)" if self.replaced else name
+
+    @property
+    def is_chance(self) -> bool:
+        """Whether it is not clearly better than guessing, for classes of one size."""
+        known = self.accuracy is not None and self.n_classes > 0
+        return known and (self.accuracy or 0.0) - self.margin <= 1 / self.n_classes
 
     @property
     def margin(self) -> float:
@@ -204,6 +211,7 @@ def _measured(fits: Sequence[FitResult]) -> dict[str, Any]:
         "fit_seconds": float(line["seconds"]),
         "repeats": len(fits),
         "n_test": fits[0].n_test,
+        "n_classes": len(set(fits[0].detail["test_labels"])),
     }
 
 

@@ -141,7 +141,7 @@ def test_table_has_reported_beside_measured(
         of_size = fits[fits["per_class"] == line["per_class"]]
         assert line["accuracy"] == pytest.approx(of_size["acc1"].mean())
         assert line["repeats"] == len(of_size) == 2
-        assert line["n_test"] == 24
+        assert (line["n_test"], line["n_classes"]) == (24, 4)
     assert Path("reports/reproduce-me-myself.txt").read_text() in out.partition("\ntable:")[0][1:]
 
 
@@ -383,6 +383,8 @@ def outcome(**values: Any) -> Outcome:
         ({"accuracy": 0.995, "half_draws": None, "half_test": 0.01}, "4.5 points above"),
         ({"reported_per_class": "500"}, "(100 per class, reported at 500)"),
         ({"problem": "no weights", "accuracy": None}, "not run: no weights"),
+        ({"accuracy": 0.14, "n_classes": 10}, "measured (no better than chance, 1 of 10), 81.0"),
+        ({"accuracy": 0.16, "n_classes": 10}, "measured, 79.0 points below"),
     ],
 )
 def test_words_about_one_line(values: dict[str, Any], words: str) -> None:
