@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["replace_file"]
+__all__ = ["replace_file", "replace_text"]
 
 
 def replace_file(path: Path, write: Callable[[str], object]) -> None:
@@ -41,6 +41,19 @@ def replace_file(path: Path, write: Callable[[str], object]) -> None:
     finally:
         with suppress(OSError):
             Path(part).unlink(missing_ok=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file of UTF-8 text as `replace_file` does.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    text : str
+        All of it.
+    """
+    replace_file(path, lambda part: Path(part).write_text(text, encoding="utf-8"))
 
 
 def _sync(path: str | Path, flags: int) -> None:

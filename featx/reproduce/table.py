@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from featx.progress import Reporter
-from featx.replacing import replace_file
+from featx.replacing import replace_text
 from featx.reproduce.lessons import lessons, order
 from featx.reproduce.outcome import OUTCOME_COLUMNS, Outcome
 from featx.reproduce.recipe import SMALL, Recipe
@@ -68,7 +68,7 @@ def save_recipe(folder: Path, recipe: Recipe, outcomes: Sequence[Outcome]) -> Pa
     path = folder / _FOLDER / f"{stem}.json"
     if path.exists() and all(outcome.problem for outcome in outcomes):
         return path
-    _write(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+    replace_text(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
     return path
 
 
@@ -90,36 +90,32 @@ def save_source(folder: Path, source: str, reporter: Reporter) -> SourceTable:
     """
     outcomes: list[Outcome] = []
     words: list[str] = []
-    for path in sorted((folder / _FOLDER).glob(f"{_slug(source)}-*.json")):
-        for kept in _kept(path, source, reporter):
-            outcomes += kept.outcomes
-            words += kept.words
+    for of_recipe, said in _kept(folder, source, reporter):
+        outcomes += of_recipe
+        words += said
     if any(outcome.scale == SMALL for outcome in outcomes):
         words.insert(0, "SMALL SCALE: fewer images and epochs than the source's; see each system.")
     stem = f"reproduce-{_slug(source)}"
     csv, txt = folder / f"{stem}.csv", folder / f"{stem}.txt"
     frame = pd.DataFrame([asdict(outcome) for outcome in outcomes], columns=OUTCOME_COLUMNS)
-    _write(csv, frame.to_csv(index=False))
+    replace_text(csv, frame.to_csv(index=False))
     parts = (source, format_outcomes(outcomes), "\n".join([*order(outcomes), *words]))
     text = "\n\n".join(part for part in parts if part) + "\n"
-    _write(txt, text)
+    replace_text(txt, text)
     return SourceTable(csv, txt, text)
 
 
-@dataclass(frozen=True)
-class _Kept:
-    outcomes: list[Outcome]
-    words: list[str]
-
-
-def _kept(path: Path, source: str, reporter: Reporter) -> Iterator[_Kept]:
-    """Read what a recipe gave, if it is of the source."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values["source"] == source:
-            yield _Kept([Outcome(**one) for one in values["outcomes"]], list(values["words"]))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        reporter.warn(f"{path} is not read ({error}): run its recipe again to replace it")
+def _kept(
+    folder: Path, source: str, reporter: Reporter
+) -> Iterator[tuple[list[Outcome], list[str]]]:
+    """Read what each recipe of a source gave, and the words about it."""
+    for path in sorted((folder / _FOLDER).glob(f"{_slug(source)}-*.json")):
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if values["source"] == source:
+                yield [Outcome(**one) for one in values["outcomes"]], list(values["words"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            reporter.warn(f"{path} is not read ({error}): run its recipe again to replace it")
 
 
 def format_outcomes(outcomes: Sequence[Outcome]) -> str:
@@ -176,7 +172,3 @@ def _number(value: float | int | None, form: str) -> str:
 
 def _slug(words: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
-
-
-def _write(path: Path, text: str) -> None:
-    replace_file(path, lambda part: Path(part).write_text(text, encoding="utf-8"))

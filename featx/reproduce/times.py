@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from featx.extract import ExtractReport
-from featx.replacing import replace_file
+from featx.replacing import replace_text
 from featx.store import Cache
 
 __all__ = ["Times"]
@@ -57,5 +57,4 @@ class Times:
         return {str(k): float(v) for k, v in values.items()} if isinstance(values, dict) else {}
 
     def _write(self, known: dict[str, float]) -> None:
-        text = json.dumps(known, indent=1, sort_keys=True) + "\n"
-        replace_file(self.path, lambda part: Path(part).write_text(text, encoding="utf-8"))
+        replace_text(self.path, json.dumps(known, indent=1, sort_keys=True) + "\n")

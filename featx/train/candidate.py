@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from featx.errors import ProtocolError
 from featx.fingerprint import fingerprint
 from featx.progress import SILENT
-from featx.replacing import replace_file
+from featx.replacing import replace_text
 from featx.train.callbacks import Checkpoint
 from featx.train.classifier import NetworkClassifier, Pixels
 
@@ -90,10 +90,7 @@ class Candidate(NetworkClassifier):
         seconds = sum(line.get("dur", 0.0) for line in self.history)
         self.outcome_ = {**self.settings, "accuracy": accuracy, "seconds": seconds}
         known = _read(self.memory) | {fingerprint(self.settings): self.outcome_}
-        text = json.dumps(known, indent=1) + "\n"
-        replace_file(
-            self.memory / _OUTCOMES, lambda part: Path(part).write_text(text, encoding="utf-8")
-        )
+        replace_text(self.memory / _OUTCOMES, json.dumps(known, indent=1) + "\n")
         self._unfinished.unlink(missing_ok=True)
         return self.outcome_
 
