@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from featx.errors import CacheBusyError, CacheError, UsageError, nearest
+from featx.flock import is_flocked
 from featx.store import disk, read_summary
 from featx.store.beside import PROJECTOR_FILES, TEMPORARY
 from featx.store.kinds import (
@@ -24,7 +25,6 @@ from featx.store.kinds import (
     age_of,
     files_below,
     first_bytes,
-    is_flocked,
     is_journal,
     is_lock,
     is_partial,

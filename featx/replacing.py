@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["replace_file", "replace_text"]
+from featx.flock import is_open_as, try_flock, unlock
+
+__all__ = ["part_of", "replace_file", "replace_text"]
 
 
-def replace_file(path: Path, write: Callable[[str], object]) -> None:
+@contextmanager
+def part_of(path: Path) -> Iterator[Path]:
     """Write a file beside its place, make it durable, then give it its name.
+
+    What processes that were killed left of the same file goes first; what others write stays.
 
     Parameters
     ----------
     path : Path
         The file; its folder is made. A file that is there is replaced.
-    write : callable
-        Is given the name of an empty file to fill.
+
+    Yields
+    ------
+    Path
+        An empty file to fill.
 
     Raises
     ------
@@ -27,20 +36,36 @@ def replace_file(path: Path, write: Callable[[str], object]) -> None:
         If that cannot be done; what was there is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    number, part = tempfile.mkstemp(".part", f".{path.name}.", path.parent)
-    os.close(number)
+    _sweep(path)
+    number, part = _make(path)
     try:
-        write(part)
+        yield part
         mask = os.umask(0)
         os.umask(mask)
-        Path(part).chmod(0o666 & ~mask)
+        part.chmod(0o666 & ~mask)
         _sync(part, os.O_RDWR)
-        Path(part).replace(path)
+        part.replace(path)
         if os.name == "posix":
             _sync(path.parent, os.O_RDONLY)
     finally:
         with suppress(OSError):
-            Path(part).unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
+        unlock(number)
+        os.close(number)
+
+
+def replace_file(path: Path, write: Callable[[str], object]) -> None:
+    """Write a file as `part_of` does.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    write : callable
+        Is given the name of an empty file to fill.
+    """
+    with part_of(path) as part:
+        write(str(part))
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -62,3 +87,27 @@ def _sync(path: str | Path, flags: int) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def _make(path: Path) -> tuple[int, Path]:
+    """Make a part that is locked as long as its descriptor is open."""
+    while True:
+        number, name = tempfile.mkstemp(".part", f".{path.name}.", path.parent)
+        part = Path(name)
+        if try_flock(number) is not False and is_open_as(number, part):
+            return number, part
+        os.close(number)  # another process took it for one that was left
+
+
+def _sweep(path: Path) -> None:
+    """Remove the parts that nobody writes any more; none where there are no locks."""
+    is_part = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.part").fullmatch
+    for part in filter(lambda entry: is_part(entry.name), list(path.parent.iterdir())):
+        with suppress(OSError):
+            number = os.open(part, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                if try_flock(number):
+                    part.unlink()
+            finally:
+                unlock(number)
+                os.close(number)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from featx.errors import UsageError
+from featx.replacing import replace_file
 
 __all__ = ["contact_sheet", "save_sheet"]
 
@@ -106,12 +108,11 @@ def save_sheet(sheet: Image.Image, path: Path) -> None:
         raise UsageError(f"{path}: the picture's name must end in .png, .jpg or .webp")
     if path.exists() and not _is_picture(path):
         raise UsageError(f"{path} is there and is no picture: it is not overwritten")
-    draft = path.with_name(f".{path.name}.new{ending}")
+    if not path.parent.is_dir():
+        raise UsageError(f"cannot write {path}: there is no folder {path.parent}")
     try:
-        sheet.save(draft)
-        draft.replace(path)
+        replace_file(path, partial(sheet.save, format=Image.registered_extensions().get(ending)))
     except (OSError, ValueError) as error:  # ValueError: too many pixels for the format
-        draft.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"cannot write {path}: {reason}") from error
 

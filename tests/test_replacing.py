@@ -1,11 +1,31 @@
 from __future__ import annotations
 
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from featx.replacing import part_of, replace_file
+
+HALF = """
+import sys, time
+from pathlib import Path
+from featx.replacing import part_of
+with part_of(Path(sys.argv[1])) as part:
+    part.write_bytes(b"half")
+    print(part, flush=True)
+    time.sleep(600)
+"""
+MANY = """
+import sys
+from pathlib import Path
 from featx.replacing import replace_file
+mine = sys.argv[2].encode() * 5000
+for n in range(200):
+    replace_file(Path(sys.argv[1]), lambda part: Path(part).write_bytes(mine))
+"""
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -31,3 +51,37 @@ def test_what_was_there_stays_where_writing_fails(tmp_path):
         replace_file(path, fails)
     assert path.read_bytes() == b"before"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_what_a_killed_process_left_goes_and_what_another_writes_stays(tmp_path):
+    path = tmp_path / "a[1].bin"
+    strangers = [tmp_path / ".a[1].bin.x.part", tmp_path / ".a1.bin.abcdefgh.part"]
+    for stranger in strangers:
+        stranger.touch()
+    process = subprocess.Popen(
+        [sys.executable, "-c", HALF, str(path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        left = Path(process.stdout.readline().strip())
+        replace_file(path, lambda part: Path(part).write_bytes(b"mine"))
+        assert left.read_bytes() == b"half"  # it is being written
+    finally:
+        process.kill()
+        process.communicate()
+    assert left.exists()
+    with part_of(path) as part:
+        assert not left.exists()
+        with part_of(path) as second:  # another thread's
+            second.write_bytes(b"second")
+        part.write_bytes(b"first")
+    assert path.read_bytes() == b"first"
+    assert sorted(tmp_path.iterdir()) == sorted([path, *strangers])
+
+
+def test_processes_that_write_the_same_file_do_not_take_each_others(tmp_path):
+    path = tmp_path / "a.bin"
+    command = [sys.executable, "-c", MANY, str(path)]
+    processes = [subprocess.Popen([*command, letter]) for letter in "abc"]
+    assert [process.wait(120) for process in processes] == [0, 0, 0]
+    assert path.read_bytes() in [letter * 5000 for letter in (b"a", b"b", b"c")]
+    assert list(tmp_path.iterdir()) == [path]

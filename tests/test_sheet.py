@@ -112,7 +112,7 @@ def test_other_endings_are_refused(tmp_path, name):
 
 
 def test_a_missing_folder_is_told(tmp_path):
-    with pytest.raises(UsageError, match="cannot write .*No such file"):
+    with pytest.raises(UsageError, match="cannot write .*there is no folder"):
         save_sheet(contact_sheet([]), tmp_path / "no" / "a.png")
 
 

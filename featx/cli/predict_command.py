@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import os
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
@@ -17,6 +16,7 @@ import click
 from featx.cli.options import common_options
 from featx.errors import SourceError, UsageError
 from featx.progress import Reporter
+from featx.replacing import part_of
 
 if TYPE_CHECKING:
     from featx.predict import Prediction, SavedModel
@@ -115,10 +115,10 @@ def _stream(output: str | None) -> Iterator[TextIO]:
     path = Path(output)
     if not path.parent.is_dir():
         raise UsageError(f"--output {output}: there is no folder {path.parent}")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8", errors=_ODD_NAMES, newline="") as stream:
-            yield stream
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    if path.exists() and not path.is_file():
+        raise UsageError(f"--output {output}: it is not a file; choose another name")
+    with (
+        part_of(path) as part,
+        part.open("w", encoding="utf-8", errors=_ODD_NAMES, newline="") as stream,
+    ):
+        yield stream

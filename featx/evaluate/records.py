@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from featx.errors import FeatxError
+from featx.replacing import replace_text
 
 __all__ = ["RecordError", "read_record", "record_text", "write_record"]
 
@@ -101,13 +101,7 @@ def write_record(stem: Path, kind: str, record: Mapping[str, Any]) -> Path:
     Path
         The file: ``STEM.json``, ``STEM-2.json``, ...
     """
-    stem.parent.mkdir(parents=True, exist_ok=True)
     names = (stem.name + (".json" if n == 1 else f"-{n}.json") for n in itertools.count(1))
     path = next(path for name in names if not (path := stem.with_name(name)).exists())
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("w", encoding="utf-8") as stream:
-        stream.write(record_text(kind, record))
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(path)
+    replace_text(path, record_text(kind, record))
     return path

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from featx.errors import CacheError
+from featx.flock import try_flock, unlock
 from featx.store import disk
-from featx.store.lock import try_flock, unlock
 from featx.store.seal import is_featx, read_block
 
 __all__ = ["PROJECTOR_FILES", "TEMPORARY", "file_beside", "folder_beside"]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Final
 
 from featx.store.layout import USERBLOCK_BYTES
-from featx.store.lock import try_flock
 from featx.store.seal import is_archive, is_featx
 
 __all__ = [
@@ -22,7 +21,6 @@ __all__ = [
     "files_below",
     "first_bytes",
     "is_archive_file",
-    "is_flocked",
     "is_journal",
     "is_lock",
     "is_partial",
@@ -121,15 +119,3 @@ def is_lock(path: Path) -> bool:
         return not text or {"pid", "host", "since"} <= set(json.loads(text))
     except (ValueError, TypeError):
         return False
-
-
-def is_flocked(path: Path) -> bool:
-    """Whether a process holds the lock (flock) of a file or folder."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return False
-    try:
-        return try_flock(fd) is False
-    finally:
-        os.close(fd)

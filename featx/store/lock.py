@@ -3,74 +3,16 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import socket
 import time
-from contextlib import suppress
 from pathlib import Path
-from typing import Final
 
 from featx.errors import CacheBusyError
+from featx.flock import is_open_as, try_flock, unlock
 
-__all__ = ["Lock", "try_flock", "unlock"]
-
-_NOT_SUPPORTED: Final = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
-_BUSY: Final = (errno.EAGAIN, errno.EACCES)
-
-
-# Descriptors that were locked, with what they led to: numbers of closed ones may be reused.
-_held: dict[int, os.stat_result] = {}
-
-
-def _let_go_in_child() -> None:
-    """Take the locks from a forked child, such as a worker that decodes images.
-
-    A lock belongs to the open file, which parent and child share: a worker that
-    outlives a killed writer would hold the lock on. The descriptors lead to the
-    null device from now on, so that closing them hits nothing else.
-    """
-    if not _held:
-        return
-    null = os.open(os.devnull, os.O_RDWR)
-    for fd, locked in _held.items():
-        with suppress(OSError):
-            if os.path.samestat(os.fstat(fd), locked):
-                os.dup2(null, fd, inheritable=False)
-    os.close(null)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_let_go_in_child)
-
-
-def try_flock(fd: int) -> bool | None:
-    """Lock an open file without waiting.
-
-    Returns
-    -------
-    bool or None
-        True: locked. False: another process holds it. None: this file system
-        has no locks.
-    """
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in _BUSY:
-            return False
-        if error.errno in _NOT_SUPPORTED:
-            return None
-        raise
-    _held[fd] = os.fstat(fd)
-    return True
-
-
-def unlock(fd: int) -> None:
-    """Give up the lock of an open file, also for other processes that share it."""
-    _held.pop(fd, None)
-    with suppress(OSError):
-        fcntl.flock(fd, fcntl.LOCK_UN)
+__all__ = ["Lock"]
 
 
 class Lock:
@@ -108,7 +50,7 @@ class Lock:
                 is_locked = try_flock(fd)
                 if is_locked is False:
                     raise CacheBusyError(self._busy(fd))
-                if self._is_current(fd):
+                if is_open_as(fd, self.path):
                     self._sign(fd)
                     self.is_supported = is_locked is True
                     self._fd, fd = fd, -1
@@ -116,12 +58,6 @@ class Lock:
             finally:
                 if fd >= 0:
                     os.close(fd)
-
-    def _is_current(self, fd: int) -> bool:
-        try:
-            return os.path.samestat(os.fstat(fd), self.path.stat())
-        except FileNotFoundError:
-            return False
 
     def _sign(self, fd: int) -> None:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -147,7 +83,7 @@ class Lock:
             return
         fd, self._fd = self._fd, -1
         try:
-            if self._is_current(fd):
+            if is_open_as(fd, self.path):
                 self.path.unlink(missing_ok=True)
         except OSError:  # a stale lock file stops nobody
             pass

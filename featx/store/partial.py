@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Final
 
 from featx.errors import CacheError
+from featx.flock import is_open_as, try_flock, unlock
 from featx.progress import Reporter
 from featx.store import disk
 from featx.store.image import Image
 from featx.store.journal import Journal, JournalHeader, Range, read_journal
 from featx.store.layout import journal_path
-from featx.store.lock import try_flock, unlock
 from featx.store.spec import CacheSpec
 from featx.store.threads import in_threads
 
@@ -257,7 +257,7 @@ def _take(
     except OSError as error:
         return None, [f"left alone: {path}: {error.strerror}"]
     try:
-        if try_flock(fd) is not True or not _is_same_file(path, fd):
+        if try_flock(fd) is not True or not is_open_as(fd, path):
             os.close(fd)
             return None, [f"left alone: {path}: another process is writing it, or it has no lock"]
         _, ranges, n_dropped = read_journal(journal_path(path))
@@ -274,13 +274,6 @@ def _take(
             f"{len(ranges) - len(good)} ranges of rows that changed since they were written"
         )
     return Partial(path, fd, journal, good), notices
-
-
-def _is_same_file(path: Path, fd: int) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _verified(

@@ -14,6 +14,7 @@ from typing import Self
 import numpy as np
 
 from featx.errors import CacheError
+from featx.flock import unlock
 from featx.progress import SILENT, Reporter
 from featx.store import disk, layout
 from featx.store import partial as partials
@@ -21,7 +22,7 @@ from featx.store.digest import BlockHasher
 from featx.store.image import Image, build_image
 from featx.store.journal import Range
 from featx.store.ledger import Ledger
-from featx.store.lock import Lock, unlock
+from featx.store.lock import Lock
 from featx.store.partial import Partial
 from featx.store.reuse import Donor, copy_rows, is_same_file, open_donor
 from featx.store.rows import as_stored, check_rows

@@ -225,6 +225,7 @@ def test_names_that_are_not_utf8_stay_as_they_are(predict, pictures, tmp_path):
         (["torn.png"], 1, "none of the 1 images could be read"),
         (["torn.png", "--output", "x.xls"], 2, "end it in .csv or .json"),
         (["torn.png", "--output", "none/x.csv"], 2, "there is no folder none"),
+        (["torn.png", "--output", "/dev/null", "--format", "csv"], 2, "it is not a file"),
         (["torn.png", "--top", "0"], 2, "--top"),
         (["torn.png", "--model", "empty"], 1, "there is no model empty"),
         (["torn.png", "--model", "torn.png"], 1, "torn.png is no model"),

@@ -14,8 +14,9 @@ import pytest
 from store_helpers import make_rows, make_spec, write_missing
 
 from featx.errors import CacheBusyError
+from featx.flock import try_flock
 from featx.store import CacheWriter
-from featx.store.lock import Lock, try_flock
+from featx.store.lock import Lock
 
 
 def test_one_holder(tmp_path: Path) -> None:
@@ -54,7 +55,8 @@ def test_a_child_that_outlives_a_killed_writer_does_not_keep_it(tmp_path: Path) 
         """
         import os, signal, sys, time
         from pathlib import Path
-        from featx.store.lock import Lock, try_flock
+        from featx.flock import try_flock
+        from featx.store.lock import Lock
         lock = Lock(Path(sys.argv[1]))
         lock.acquire()
         partial = os.open(sys.argv[1] + ".partial", os.O_RDWR | os.O_CREAT)
@@ -131,7 +133,8 @@ RACE = """
     import sys
     from pathlib import Path
     from featx.errors import CacheBusyError
-    from featx.store.lock import Lock, try_flock
+    from featx.flock import try_flock
+    from featx.store.lock import Lock
     folder = Path(sys.argv[1])
     taken = 0
     while taken < 150:

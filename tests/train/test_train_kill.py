@@ -84,6 +84,9 @@ def test_killed_trainings_end_as_uninterrupted_ones(tmp_path: Path) -> None:
         _, told = process.communicate()
         assert (f"{last} epochs taken up" in told) == (last > 0)
         last = epochs_in(broken / "checkpoints")
+        (checkpoint,) = (broken / "checkpoints").glob("*.pt")
+        # As if it had been killed while it wrote one.
+        checkpoint.with_name(f".{checkpoint.name}.abcdefgh.part").write_bytes(b"half")
     assert 5 <= last < 14
     run_train(plan(broken), SILENT, lambda line: None)
     (told, tensors), (wanted, expected) = outcome(broken), outcome(whole)

@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from featx.errors import SourceError
 from featx.progress import SILENT, Reporter
+from featx.replacing import replace_text
 from featx.sources.archives.members import ArchiveFile, archive_stem
 from featx.sources.archives.tar import is_header
 from featx.sources.places import default_data_dir
@@ -179,9 +180,7 @@ def _sha256(data: bytes) -> str:
 def _write_record(record_file: Path, archive: ArchiveFile, target: Path) -> None:
     """Note what was unpacked to what; so the archive is not hashed again each time."""
     record = _record(archive) | {"target": target.name, "target_bytes": target.stat().st_size}
-    part = record_file.with_suffix(".part")
-    part.write_text(json.dumps(record), encoding="utf-8")
-    part.replace(record_file)
+    replace_text(record_file, json.dumps(record))
 
 
 def _record(archive: ArchiveFile) -> dict[str, Any]:
