@@ -303,6 +303,13 @@ def test_a_kind_of_a_newer_featx_names_that_version(file):
         load_model(file)
 
 
+def test_a_trained_network_is_no_model(tmp_path):
+    file = tmp_path / "net.safetensors"
+    save_file({"a": np.zeros(3)}, file, {"featx": '{"format": "featx trained network"}'})
+    with pytest.raises(ModelError, match="not a model but a featx trained network.*--backbone"):
+        load_model(file)
+
+
 def test_a_newer_format_names_that_version(file):
     text = json.dumps({"format": "featx model", "version": 2, "featx_version": "9.1"})
     save_file({"a": np.zeros(3)}, file, {"featx": text})
@@ -343,9 +350,9 @@ KILLED = """
 import os, signal, sys
 import numpy as np
 from pathlib import Path
-from featx import replacing
+from featx import replacing, sealed
 from featx.predict import file
-place = file if hasattr(file, sys.argv[1]) else replacing
+place = next(p for p in (file, sealed, replacing) if hasattr(p, sys.argv[1]))
 real, left = getattr(place, sys.argv[1]), [int(sys.argv[2])]
 def die(*words, **named):
     left[0] -= 1

@@ -7,24 +7,21 @@ preprocessing, and how it was trained. Both have digests. Nothing in it can run 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from featx.errors import UsageError, WeightsError
 from featx.preprocess import Preprocessing
-from featx.replacing import replace_file
+from featx.sealed import ENDING, SealedFiles
 from featx.weights import state_sha256
 
 __all__ = [
-    "ENDING",
     "Contents",
     "TrainedRecord",
     "is_trained",
@@ -33,10 +30,17 @@ __all__ = [
     "save_trained",
 ]
 
-ENDING = ".safetensors"
-VERSION = 1
-_KEY, _FORMAT = "featx", "featx trained network"
-_DIGEST, _TENSORS = "sha256", "tensors_sha256"
+_FILES = SealedFiles(
+    format="featx trained network",
+    version=1,
+    noun="trained network",
+    error=WeightsError,
+    missing="make one with  featx train --save, or name a backbone (all of them: "
+    "featx list backbones)",
+    unknown="holds weights and does not say of which network: give  --backbone NAME --weights FILE",
+    damaged="train it again with  featx train --save",
+)
+_TENSORS = "tensors_sha256"
 _MOST_PX = 1 << 14
 
 
@@ -166,19 +170,11 @@ def save_trained(path: Path, network: nn.Module, record: TrainedRecord) -> None:
         key: value.detach().to("cpu").clone(memory_format=torch.contiguous_format)
         for key, value in network.state_dict().items()
     }
-    whole = {"format": _FORMAT, "version": VERSION, **record.as_json()}
-    whole[_TENSORS] = state_sha256(state)
-    whole[_DIGEST] = _digest(whole)
-    metadata = {_KEY: json.dumps(whole, allow_nan=False)}
-    try:
-        replace_file(path, lambda part: save_file(state, part, metadata))
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"the trained network {path} cannot be written: {error}") from error
-
-
-def _digest(record: Mapping[str, Any]) -> str:
-    # ASCII: names of classes and files may be no text, and still have a digest.
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode("ascii")).hexdigest()
+    _FILES.write(
+        path,
+        {**record.as_json(), _TENSORS: state_sha256(state)},
+        lambda part, metadata: save_file(state, part, metadata),
+    )
 
 
 def read_trained(path: Path) -> TrainedRecord:
@@ -198,51 +194,18 @@ def read_trained(path: Path) -> TrainedRecord:
     WeightsError
         If the file is missing, damaged, or no trained network of this version of featx.
     """
-    return TrainedRecord.from_json(_read(path)[0])
+    return _read(path)[0]
 
 
-def _read(path: Path) -> tuple[dict[str, Any], str]:
+def _read(path: Path) -> tuple[TrainedRecord, str]:
     """Read the record, checked, and the digest that the tensors must have."""
-    if not path.is_file():
-        raise WeightsError(
-            f"there is no trained network {path}: make one with  featx train --save, or name a "
-            "backbone (all of them: featx list backbones)"
-        )
+    values, _ = _FILES.read(path)
     try:
-        with safe_open(path, framework="pt") as stream:
-            text = (stream.metadata() or {}).get(_KEY)
-        if text is None:
-            raise WeightsError(
-                f"{path} holds weights and does not say of which network: give "
-                f"--backbone NAME --weights {path}"
-            )
-        values = _parsed(path, text)
         digest = str(values.pop(_TENSORS))
-        TrainedRecord.from_json(values)
-    except (OSError, SafetensorError, ValueError, TypeError, KeyError, UsageError) as error:
-        raise WeightsError(
-            f"{path} is no trained network of featx, or is damaged: {error}"
-        ) from error
-    return values, digest
-
-
-def _parsed(path: Path, text: str) -> dict[str, Any]:
-    values = json.loads(text)
-    kind = values.pop("format", None)
-    version = values.pop("version", None)
-    if kind != _FORMAT:
-        raise WeightsError(
-            f"{path} is not a trained network but a {kind}: a saved head of  featx fit  is for  "
-            "featx predict --model"
-        )
-    if version != VERSION:
-        raise WeightsError(
-            f"{path} is a trained network in version {version} of the format, and this featx "
-            f"reads version {VERSION}: update featx"
-        )
-    if values.pop(_DIGEST, "") != _digest({"format": kind, "version": version, **values}):
-        raise WeightsError(f"{path} is damaged: what it says about itself does not fit its digest")
-    return dict(values)
+        del values["format"], values["version"]
+        return TrainedRecord.from_json(values), digest
+    except (ValueError, TypeError, KeyError, UsageError) as error:
+        raise _FILES.damage(path, f"it does not say what rebuilds it ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -283,11 +246,11 @@ def read_contents(path: Path) -> Contents:
     """
     from safetensors.torch import load_file
 
-    values, digest = _read(path)
+    record, digest = _read(path)
     try:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path} is damaged: its tensors cannot be read ({error})") from error
+        raise _FILES.damage(path, f"its tensors cannot be read ({error})") from error
     if state_sha256(state) != digest:
-        raise WeightsError(f"{path} is damaged: its tensors do not fit their digest")
-    return Contents(TrainedRecord.from_json(values), state, digest)
+        raise _FILES.damage(path, "its tensors do not fit their digest")
+    return Contents(record, state, digest)
