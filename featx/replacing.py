@@ -96,6 +96,7 @@ def _make(path: Path) -> tuple[int, Path]:
         part = Path(name)
         if try_flock(number) is not False and is_open_as(number, part):
             return number, part
+        unlock(number)
         os.close(number)  # another process took it for one that was left
 
 
