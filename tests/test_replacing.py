@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import stat
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from featx import flock
 from featx.replacing import part_of, replace_file
 
 HALF = """
@@ -85,3 +87,14 @@ def test_processes_that_write_the_same_file_do_not_take_each_others(tmp_path):
     assert [process.wait(120) for process in processes] == [0, 0, 0]
     assert path.read_bytes() in [letter * 5000 for letter in (b"a", b"b", b"c")]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_without_locks_nothing_of_others_is_removed(tmp_path, monkeypatch):
+    def no_locks(fd, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(flock.fcntl, "flock", no_locks)
+    path, part = tmp_path / "a.bin", tmp_path / ".a.bin.abcdefgh.part"
+    part.write_bytes(b"half")
+    replace_file(path, lambda name: Path(name).write_bytes(b"mine"))
+    assert (path.read_bytes(), part.read_bytes()) == (b"mine", b"half")
