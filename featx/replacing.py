@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import glob
 import os
-import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -69,7 +69,7 @@ def replace_file(path: Path, write: Callable[[str], object]) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file of UTF-8 text as `replace_file` does.
+    """Write a file of UTF-8 text as `part_of` does.
 
     Parameters
     ----------
@@ -78,7 +78,8 @@ def replace_text(path: Path, text: str) -> None:
     text : str
         All of it.
     """
-    replace_file(path, lambda part: Path(part).write_text(text, encoding="utf-8"))
+    with part_of(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def _sync(path: str | Path, flags: int) -> None:
@@ -102,8 +103,7 @@ def _make(path: Path) -> tuple[int, Path]:
 
 def _sweep(path: Path) -> None:
     """Remove the parts that nobody writes any more; none where there are no locks."""
-    is_part = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.part").fullmatch
-    for part in filter(lambda entry: is_part(entry.name), list(path.parent.iterdir())):
+    for part in path.parent.glob(f".{glob.escape(path.name)}.{'[a-z0-9_]' * 8}.part"):
         with suppress(OSError):
             number = os.open(part, os.O_RDWR | os.O_NOFOLLOW)
             try:

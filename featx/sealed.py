@@ -123,7 +123,7 @@ class SealedFiles:
 
     def _parsed(self, path: Path, text: str) -> dict[str, Any]:
         try:
-            record = json.loads(text)
+            record: dict[str, Any] = json.loads(text)
             kind, version = record.get(_FORMAT), record.get(_VERSION)
             is_whole = record.pop(_DIGEST, None) == _digest(record)
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -141,7 +141,7 @@ class SealedFiles:
             )
         if not is_whole:
             raise self.damage(path, "what it says about itself does not fit its digest")
-        return dict(record)
+        return record
 
     def damage(self, path: Path, why: str) -> FeatxError:
         """Say what is wrong with a file, and what to do.

@@ -21,6 +21,7 @@ from featx.cli.options import (
 )
 from featx.errors import UsageError
 from featx.progress import Reporter
+from featx.replacing import replace_text
 
 __all__ = ["command"]
 
@@ -82,8 +83,7 @@ def command(reporter: Reporter, plot: Path | None, reports_dir: str, **options: 
     table = to_table(rows, varied)
     click.echo(format_table(table))
     path = _csv_path(Path(reports_dir), plan, varied)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    to_frame(rows).to_csv(path, index=False)
+    replace_text(path, to_frame(rows).to_csv(index=False))
     click.echo(f"one row a fit: {path}")
     if plot is not None:
         from featx.sweep.plot import save_plot

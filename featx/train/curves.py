@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from featx.errors import FeatxError
+from featx.replacing import replace_text
 
 __all__ = ["save_curves", "save_curves_plot"]
 
@@ -27,8 +28,8 @@ def save_curves(curves: Sequence[Mapping[str, Any]], path: Path) -> None:
     path : Path
         A CSV file; replaced if it is there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(list(curves)).rename(columns={"dur": "seconds"}).to_csv(path, index=False)
+    frame = pd.DataFrame(list(curves)).rename(columns={"dur": "seconds"})
+    replace_text(path, frame.to_csv(index=False))
 
 
 def save_curves_plot(curves: Sequence[Mapping[str, Any]], best_epoch: int, path: Path) -> None:

@@ -20,6 +20,7 @@ from featx.evaluate.draws import Subset
 from featx.memory import available_bytes
 from featx.networks import count
 from featx.progress import SILENT, Reporter
+from featx.replacing import replace_text
 from featx.train.callbacks import Checkpoint, Progress, curves_of
 from featx.train.classifier import NetworkClassifier
 from featx.train.curves import save_curves, save_curves_plot
@@ -158,8 +159,7 @@ class _Job:
 
     def _tell_search(self, found: Found, subset: Subset) -> None:
         path = self._file("searches", subset, ".csv")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame(found.tried).to_csv(path, index=False)
+        replace_text(path, pd.DataFrame(found.tried).to_csv(index=False))
         self.tell(found.table())
         self.tell(f"judged on {found.n_watching:,} training images left out; {path}")
 

@@ -75,7 +75,7 @@ def refused(path: Path, reason: str) -> None:
     began = time.monotonic()
     with pytest.raises(CacheError, match=reason):
         Cache.open(path)
-    assert time.monotonic() - began < 60  # and not for ever
+    assert time.monotonic() - began < 2
 
 
 def test_the_builder_makes_a_cache_that_is_accepted(tmp_path: Path, builder: Builder) -> None:
