@@ -8,7 +8,14 @@ from typing import Any
 
 import click
 
-from featx.cli.options import DATA_HELP, INPUT_SIZE, ListCommand, common_options, list_option
+from featx.cli.options import (
+    DATA_HELP,
+    INPUT_SIZE,
+    ListCommand,
+    common_options,
+    layout_options,
+    list_option,
+)
 from featx.progress import Reporter
 
 __all__ = ["command"]
@@ -60,6 +67,7 @@ _SIZE = (500, 375)
     type=click.Path(path_type=Path),
     help="Folder on the disk to measure.  [default: the temporary one]",
 )
+@layout_options
 @common_options
 def command(reporter: Reporter, folder: Path | None, **options: Any) -> None:
     """Measure extractions against the ceilings of this machine.

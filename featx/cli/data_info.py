@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from featx.progress import Reporter
-from featx.sources import Source, open_data
+from featx.sources import LayoutChoice, Source, open_data
 from featx.sources.look import SourceSummary, preview, summarise
 
 __all__ = ["show_data"]
@@ -16,13 +16,15 @@ __all__ = ["show_data"]
 _MOST_CLASSES = 100
 
 
-def show_data(spec: str, picture: Path | None, reporter: Reporter) -> None:
+def show_data(spec: str, layout: LayoutChoice, picture: Path | None, reporter: Reporter) -> None:
     """Print classes, counts, sizes and splits of a data set; draw some of its images.
 
     Parameters
     ----------
     spec : str
         What ``--data`` takes.
+    layout : LayoutChoice
+        Which folders are splits and classes.
     picture : Path, optional
         Where to write a contact sheet.
     reporter : Reporter
@@ -30,7 +32,7 @@ def show_data(spec: str, picture: Path | None, reporter: Reporter) -> None:
     """
     from featx.sheet import save_sheet
 
-    splits = open_data(spec, reporter=reporter)
+    splits = open_data(spec, layout=layout, reporter=reporter)
     summaries = [summarise(source) for source in splits.values()]
     click.echo("\n".join(_lines(next(iter(splits.values())), summaries)))
     if picture is not None:

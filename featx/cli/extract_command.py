@@ -14,6 +14,7 @@ from featx.cli.options import (
     class_options,
     common_options,
     engine_options,
+    layout_options,
     list_option,
 )
 from featx.progress import Reporter
@@ -25,6 +26,7 @@ __all__ = ["command"]
 @list_option("--backbone", required=True, help="Names, timm/NAME, or module:function.")
 @click.option("--data", default="cifar10", show_default=True, help=DATA_HELP)
 @list_option("--split", help="Splits to extract.  [default: all that the data have]")
+@layout_options
 @class_options
 @list_option("--layer", help="Tap points, in one pass.  [default: the last feature map]")
 @click.option(

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from featx.cli.options import common_options
+from featx.cli.options import common_options, layout_options
 from featx.errors import UsageError
 from featx.progress import Reporter
 
@@ -22,15 +22,21 @@ __all__ = ["command"]
 @click.option(
     "--preview", type=click.Path(path_type=Path), help="With --data: draw some images (.png)."
 )
+@layout_options
 @common_options
-def command(file: Path | None, data: str | None, preview: Path | None, reporter: Reporter) -> None:
+def command(
+    file: Path | None, data: str | None, preview: Path | None, reporter: Reporter, **layout: Any
+) -> None:
     """Show what is in a cache FILE, a partial or a packed one, and how it was made."""
     if (file is None) == (data is None):
         raise UsageError("name a cache file, or a data set with --data (one of the two)")
     if data is not None:
         from featx.cli.data_info import show_data
+        from featx.sources import LayoutChoice
 
-        show_data(data, preview, reporter)
+        show_data(data, LayoutChoice(**layout), preview, reporter)
+    elif any(layout.values()):
+        raise UsageError("the folders of splits and classes are those of a data set: give --data")
     elif preview is not None:
         raise UsageError("--preview draws the images of a data set: name it with --data")
     elif file is not None:

@@ -22,6 +22,7 @@ __all__ = [
     "common_options",
     "engine_options",
     "fit_options",
+    "layout_options",
     "list_option",
     "reports_option",
 ]
@@ -219,6 +220,17 @@ _CLASS_OPTIONS = (
     list_option("--drop", help="Classes to leave out."),
     list_option("--map", metavar="OLD=NEW", help="New names; equal ones become one class."),
 )
+_LAYOUT_OPTIONS = (
+    click.option("--train-folder", metavar="FOLDER", help="Training images, below --data."),
+    click.option("--val-folder", metavar="FOLDER", help="Validation images, below --data."),
+    click.option("--test-folder", metavar="FOLDER", help="Test images, below --data."),
+    click.option(
+        "--classes-at",
+        type=click.IntRange(1),
+        metavar="DEPTH",
+        help="The classes are the folders DEPTH levels below --data, or below those folders.",
+    ),
+)
 _FIT_OPTIONS = (
     list_option(
         "--clf",
@@ -244,6 +256,11 @@ _FIT_OPTIONS = (
         "--n-jobs", type=int, default=1, show_default=True, help="Fits side by side; -1: all cores."
     ),
 )
+
+
+def layout_options(function: F) -> F:
+    """Add which folders of ``--data`` are splits and classes: the fields of `LayoutChoice`."""
+    return _with(_LAYOUT_OPTIONS, function)
 
 
 def engine_options(function: F) -> F:

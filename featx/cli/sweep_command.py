@@ -17,6 +17,7 @@ from featx.cli.options import (
     common_options,
     engine_options,
     fit_options,
+    layout_options,
     list_option,
 )
 from featx.errors import UsageError
@@ -38,6 +39,7 @@ _AXES = ("input_size", "layer", "pool", "preprocess")
     "--preprocess", help="Mistakes to compare: correct half-range divide-only divide-twice bgr raw."
 )
 @click.option("--data", default="cifar10", show_default=True, help=DATA_HELP)
+@layout_options
 @class_options
 @engine_options
 @fit_options

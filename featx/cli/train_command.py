@@ -14,6 +14,7 @@ from featx.cli.options import (
     ListCommand,
     class_options,
     common_options,
+    layout_options,
     list_option,
     reports_option,
 )
@@ -29,6 +30,7 @@ __all__ = ["command"]
     help="From scratch (featx.networks, with settings 'auto-cnn(blocks=3)'), or backbones.",
 )
 @click.option("--data", default="cifar10", show_default=True, help=DATA_HELP)
+@layout_options
 @class_options
 @list_option(
     "--per-class", type=PER_CLASS, default=("all",), show_default=True, help="Images a class."

@@ -15,7 +15,7 @@ from featx.evaluate.leaks import KINDS, SAME_GROUP, Conflict, Leak, Leaks
 from featx.evaluate.pairs import CacheLike
 from featx.progress import SILENT, Reporter
 from featx.sheet import contact_sheet, save_sheet
-from featx.sources import Source, open_data
+from featx.sources import LAYOUT_FIELDS, LayoutChoice, Source, open_data
 
 __all__ = [
     "conflict_line",
@@ -261,9 +261,10 @@ def save_leak_sheet(many: Iterable[Leaks], path: Path, reporter: Reporter = SILE
 
 
 def _album(albums: dict[str, _Album], cache: CacheLike, reporter: Reporter) -> _Album:
-    data = str(cache.meta.get("request", {}).get("data", ""))
+    request = cache.meta.get("request", {})
+    data = str({name: request.get(name) for name in ("data", *LAYOUT_FIELDS)})
     if data not in albums:
-        albums[data] = _Album.open(data, cache, reporter)
+        albums[data] = _Album.open(request, cache, reporter)
     return albums[data]
 
 
@@ -274,11 +275,12 @@ class _Album:
         self.rows = rows
 
     @classmethod
-    def open(cls, data: str, cache: CacheLike, reporter: Reporter) -> _Album:
+    def open(cls, request: Mapping[str, Any], cache: CacheLike, reporter: Reporter) -> _Album:
         try:
-            if not data:
+            if not request.get("data"):
                 raise ImageError("the cache does not say where its images are")
-            splits = open_data(data, download=False)
+            layout = LayoutChoice.of(request)
+            splits = open_data(str(request["data"]), layout=layout, download=False)
         except FeatxError as error:
             reporter.warn(f"images of {Path(cache.path).name} cannot be drawn: {error}")
             return cls({})

@@ -40,6 +40,10 @@ class Plan:
     backbone: tuple[str, ...]
     data: str = "cifar10"
     split: tuple[str, ...] = ()
+    train_folder: str | None = None
+    val_folder: str | None = None
+    test_folder: str | None = None
+    classes_at: int | None = None
     classes: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
     map: tuple[str, ...] = ()
@@ -182,9 +186,10 @@ def open_sources(plan: Plan, reporter: Reporter) -> list[Source]:
         If the data cannot be had, or lack a split or images.
     """
     from featx.extract.settings import take_sample
-    from featx.sources import open_data
+    from featx.sources import LayoutChoice, open_data
 
-    splits = _chosen(open_data(plan.data, reporter=reporter), plan)
+    opened = open_data(plan.data, layout=LayoutChoice.of(plan), reporter=reporter)
+    splits = _chosen(opened, plan)
     return [take_sample(source, plan.sample) for source in splits.values()]
 
 

@@ -9,13 +9,16 @@ from featx.sources.memory import from_arrays
 from featx.sources.official import open_official
 from featx.sources.opening import FORMS, available_data, open_data
 from featx.sources.places import default_data_dir
+from featx.sources.recognise import LAYOUT_FIELDS, LayoutChoice
 from featx.sources.select import ClassChoice
 
 __all__ = [
     "FORMS",
+    "LAYOUT_FIELDS",
     "ArraySource",
     "ClassChoice",
     "FolderSource",
+    "LayoutChoice",
     "Source",
     "available_data",
     "default_data_dir",

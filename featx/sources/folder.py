@@ -12,6 +12,7 @@ from featx.errors import ImageError, SourceError
 from featx.progress import SILENT, Reporter
 from featx.sources.base import Source
 from featx.sources.layout import ENDINGS, LAYOUT, list_images
+from featx.sources.recognise import LayoutChoice
 from featx.sources.remembered import Stamp, stamp_file
 from featx.sources.tree import Entry, Tree
 
@@ -82,7 +83,12 @@ def read_file(path: Path) -> bytes:
         raise ImageError("cannot be read: not a possible file name") from error
 
 
-def open_folder(path: str | os.PathLike[str], *, reporter: Reporter = SILENT) -> dict[str, Source]:
+def open_folder(
+    path: str | os.PathLike[str],
+    *,
+    layout: LayoutChoice | None = None,
+    reporter: Reporter = SILENT,
+) -> dict[str, Source]:
     """List a folder of images.
 
     Images are the files with one of `ENDINGS` inside a class folder, also in its
@@ -94,7 +100,9 @@ def open_folder(path: str | os.PathLike[str], *, reporter: Reporter = SILENT) ->
     ----------
     path : path-like
         A folder with a folder for each class, or with ``train/``, ``val/``
-        (``valid/``, ``validation/``) and ``test/`` that have them.
+        (``valid/``, ``validation/``) and ``test/`` that have them; docs/data.md has the rules.
+    layout : LayoutChoice, optional
+        Where the splits and classes are, in place of what is recognised.
     reporter : Reporter, optional
         Is told about files and folders that are left out.
 
@@ -106,7 +114,7 @@ def open_folder(path: str | os.PathLike[str], *, reporter: Reporter = SILENT) ->
     Raises
     ------
     SourceError
-        If the folder is missing or not laid out like this.
+        If the folder is missing, not laid out like this, or can be read in more than one way.
     """
     tree = DiskTree(path)
     _check_folder(tree.root)
@@ -119,7 +127,7 @@ def open_folder(path: str | os.PathLike[str], *, reporter: Reporter = SILENT) ->
             paths=found.paths,
             root=str(tree.root),
         )
-        for split, found in list_images(tree, reporter=reporter).items()
+        for split, found in list_images(tree, layout, reporter=reporter).items()
     }
 
 
@@ -149,9 +157,10 @@ class DiskTree(Tree):
         return _identity(self.root / prefix)
 
     def above(self, prefix: str) -> frozenset[Hashable]:
-        """Identify the folders above the classes; see `Tree.above`."""
+        """Identify a folder and those above it; see `Tree.above`."""
         real = self.root.resolve()
-        return frozenset(_identity(folder) for folder in (self.root / prefix, real, *real.parents))
+        inside = [self.root / prefix[:end] for end, sign in enumerate(prefix) if sign == "/"]
+        return frozenset(map(_identity, (self.root, *inside, real, *real.parents)))
 
 
 def _entry(found: os.DirEntry[str]) -> Entry:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from featx.errors import SourceError
 from featx.progress import SILENT, Reporter
-from featx.sources.splits import in_order, split_of
-from featx.sources.tree import Entry, Tree
+from featx.sources.recognise import LayoutChoice, Recogniser, Root, find_chosen
+from featx.sources.tree import Tree, View, ending, is_shown, some
 
 __all__ = [
     "ENDINGS",
     "LAYOUT",
     "Listing",
     "check_two_classes",
-    "common_top",
     "ending",
     "is_shown",
     "list_images",
@@ -32,8 +30,6 @@ ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", "
 LAYOUT = "featx reads <folder>/<class>/<image> or <folder>/train/<class>/<image> and test/ likewise"
 """What is allowed, for the texts of errors."""
 
-_IGNORED = frozenset({"thumbs.db", "desktop.ini", "__macosx"})  # besides all that is hidden
-
 
 @dataclass(frozen=True)
 class Listing:
@@ -44,7 +40,7 @@ class Listing:
     class_names : tuple of str
         In the order of the labels.
     labels : ndarray of int64, shape (N,)
-        Index into `class_names`.
+        Index into `class_names`; -1 where the split has no labels.
     paths : tuple of str
         Relative to the root.
     """
@@ -73,7 +69,9 @@ class _LeftOut:
             reporter.say(f"{name!r}: {n_files:,} files that are no images left out ({counts})")
 
 
-def list_images(tree: Tree, *, reporter: Reporter = SILENT) -> dict[str, Listing]:
+def list_images(
+    tree: Tree, choice: LayoutChoice | None = None, *, reporter: Reporter = SILENT
+) -> dict[str, Listing]:
     """Find the splits, the classes and the images of a tree.
 
     Images are the files with one of `ENDINGS` inside a class folder, also in its
@@ -83,7 +81,9 @@ def list_images(tree: Tree, *, reporter: Reporter = SILENT) -> dict[str, Listing
     ----------
     tree : Tree
         A folder with a folder for each class, or with ``train/``, ``val/``
-        (``valid/``, ``validation/``) and ``test/`` that have them.
+        (``valid/``, ``validation/``) and ``test/`` that have them; see `Recogniser`.
+    choice : LayoutChoice, optional
+        Where the splits and classes are, in place of what is recognised.
     reporter : Reporter, optional
         Is told about files and folders that are left out.
 
@@ -95,120 +95,65 @@ def list_images(tree: Tree, *, reporter: Reporter = SILENT) -> dict[str, Listing
     Raises
     ------
     SourceError
-        If the tree is not laid out like this.
+        If the tree is not laid out like this, or can be read in more than one way.
+    UsageError
+        If `choice` names folders that are not there.
     """
-    left_out = _LeftOut()
-    prefixes = _find_splits(tree, left_out, reporter)
-    images = {split: _list_classes(tree, prefixes[split], left_out) for split in prefixes}
-    _check_same_classes(images, prefixes)
+    view, left_out = View(tree, ENDINGS), _LeftOut()
+    recogniser = Recogniser(view)
+    roots = find_chosen(view, choice) if choice else recogniser.find()
+    recogniser.tell(reporter)
+    images = {
+        split: _images(recogniser, root, is_chosen=bool(choice), left_out=left_out)
+        for split, root in roots.items()
+    }
+    labelled = {split: classes for split, classes in images.items() if "" not in classes}
+    _check_same_classes(labelled, {split: roots[split].prefix for split in labelled})
+    left_out.n_outside = _n_outside(view, roots)
     left_out.tell(tree.name, reporter)
-    return {split: _listing(classes) for split, classes in images.items()}
+    class_names = tuple(next(iter(labelled.values()), ()))
+    check_two_classes(tree.path(""), class_names)
+    return {split: _listing(class_names, classes) for split, classes in images.items()}
 
 
-def common_top(tree: Tree) -> str:
-    """Give the prefix of the one folder that holds everything, as archives often have it.
-
-    Parameters
-    ----------
-    tree : Tree
-        As it lies in the archive.
-
-    Returns
-    -------
-    str
-        ``"cifar10/"``; or ``""`` where the folder is a split, or has images or no folders of
-        its own, and so may be a class.
-    """
-    folders, files = _entries(tree, "")
-    if len(folders) != 1 or split_of(folders[0].name) or _n_images(files):
-        return ""
-    top = folders[0].name
-    return f"{top}/" if _holds_classes(tree, top) else ""
-
-
-def is_shown(name: str) -> bool:
-    """Whether a file or folder counts: it is not hidden, nor a system's own, as Thumbs.db is."""
-    return name[0] != "." and name.lower() not in _IGNORED
-
-
-def ending(name: str) -> str:
-    """Give the ending of a file's name in lower case, as in `ENDINGS`."""
-    return os.path.splitext(name)[1].lower()  # noqa: PTH122 - 60,000 Path objects are slow
-
-
-def some(names: Iterable[str], n: int = 5) -> str:
-    """Write the first few of many names, for a message on one line."""
-    names = list(names)
-    more = f" and {len(names) - n} more" if len(names) > n else ""
-    return ", ".join(repr(name) for name in names[:n]) + more
-
-
-def _listing(classes: dict[str, list[str]]) -> Listing:
+def _listing(class_names: tuple[str, ...], classes: dict[str, list[str]]) -> Listing:
+    numbers = {name: number for number, name in enumerate(class_names)} | {"": -1}
     counts = [len(paths) for paths in classes.values()]
     return Listing(
-        class_names=tuple(classes),
-        labels=np.repeat(np.arange(len(classes), dtype=np.int64), counts),
+        class_names=class_names,
+        labels=np.repeat(np.array([numbers[name] for name in classes], np.int64), counts),
         paths=tuple(path for paths in classes.values() for path in paths),
     )
 
 
-def _find_splits(tree: Tree, left_out: _LeftOut, reporter: Reporter) -> dict[str, str]:
-    """Map each split to its folder's prefix; {"all": ""} where the classes lie in the root.
-
-    A class may be called "train": its folder counts as a split only if all folders
-    are called like splits, or if it has folders and no images of its own.
-    """
-    folders, files = _entries(tree, "")
-    named = [entry.name for entry in folders if split_of(entry.name)]
-    if len(named) < len(folders):
-        named = [name for name in named if _holds_classes(tree, name)]
-    if not named:
-        return {"all": ""}
-    left_out.n_outside += _n_images(files)
-    strays = [entry.name for entry in folders if entry.name not in named]
-    if strays:
-        reporter.warn(f"{tree.name!r}: only {some(named)} read, {some(strays)} left out")
-    return _ordered_splits(tree, named)
+def _n_outside(view: View, roots: Mapping[str, Root]) -> int:
+    """Count the images in the folders that hold classes, and so in no class."""
+    classes = {p for root in roots.values() for paths in root.classes.values() for p in paths}
+    above = {p[: i + 1] for p in classes for i, sign in enumerate(p[:-1]) if sign == "/"}
+    return sum(map(view.n_images, {"", *above} - classes))
 
 
-def _ordered_splits(tree: Tree, named: list[str]) -> dict[str, str]:
-    prefixes: dict[str, str] = {}
-    for name in named:
-        split = split_of(name) or name
-        if split in prefixes:
-            both = some([prefixes[split].rstrip("/"), name])
-            raise SourceError(f"{tree.path('')!r} has both {both} for the split {split}: keep one")
-        prefixes[split] = f"{name}/"
-    return in_order(prefixes)
-
-
-def _holds_classes(tree: Tree, name: str) -> bool:
-    folders, files = _entries(tree, f"{name}/")
-    return bool(folders) and not _n_images(files)
-
-
-def _n_images(files: list[Entry]) -> int:
-    return sum(ending(entry.name) in ENDINGS for entry in files)
-
-
-def _list_classes(tree: Tree, prefix: str, left_out: _LeftOut) -> dict[str, list[str]]:
-    """List the images of each class under the prefix, as paths relative to the root."""
-    folders, files = _entries(tree, prefix)
-    where = tree.path(prefix)
-    n_outside = _n_images(files)
-    left_out.n_outside += n_outside
-    if n_outside and not folders:
+def _images(
+    recogniser: Recogniser, root: Root, *, is_chosen: bool, left_out: _LeftOut
+) -> dict[str, list[str]]:
+    """List the images of each class of a split, as paths relative to the root of the tree."""
+    view = recogniser.view
+    where, n_outside = view.tree.path(root.prefix), view.n_images(root.prefix)
+    if n_outside and not root.classes:
         raise SourceError(
             f"{where!r} has {n_outside:,} images but no class folders: move the images of "
             "each class into a folder with the name of the class"
         )
-    if not folders:
+    if not root.classes:
         raise SourceError(f"{where!r} has no images and no class folders: {LAYOUT}")
-    above = tree.above(prefix)
-    names = [entry.name for entry in folders]
-    classes = {name: sorted(_walk(tree, f"{prefix}{name}/", above, left_out)) for name in names}
+    classes = {
+        name: sorted(path for top in folders for path in _walk(recogniser, top, left_out))
+        for name, folders in root.classes.items()
+    }
     _check_no_empty_class(where, classes)
-    check_two_classes(where, classes, f"{tree.way_below} {tree.path(prefix + names[0])!r}")
+    if "" not in classes:
+        depth = next(iter(root.classes.values()))[0].count("/") + 1
+        check_two_classes(where, classes, "" if is_chosen else f"--classes-at {depth}")
     return classes
 
 
@@ -226,7 +171,7 @@ def _check_no_empty_class(where: str, classes: dict[str, list[str]]) -> None:
 
 
 def check_two_classes(where: str, classes: Iterable[str], way_below: str = "") -> None:
-    """Refuse a single class.
+    """Refuse a single class, and images without any.
 
     Parameters
     ----------
@@ -235,47 +180,35 @@ def check_two_classes(where: str, classes: Iterable[str], way_below: str = "") -
     classes : iterable of str
         Their names.
     way_below : str, optional
-        How to take the folders inside the class as classes.
+        The flag that takes the folders inside the class as classes.
 
     Raises
     ------
     SourceError
-        If there is one class.
+        If there are fewer than two classes.
     """
     names = list(classes)
+    if not names:
+        raise SourceError(f"{where!r} has no class, and a classifier needs two: label its images")
     if len(names) == 1:
-        hint = f", or {way_below} if the folders in it are the classes" if way_below else ""
+        hint = f", or give {way_below} if the folders in it are the classes" if way_below else ""
         raise SourceError(
             f"{where!r} has one class only ({names[0]!r}) and a classifier needs two: "
             f"add another{hint}"
         )
 
 
-def _walk(tree: Tree, top: str, above: frozenset[Hashable], left_out: _LeftOut) -> Iterator[str]:
-    """Give the images below `top`; each real folder once, so that loops of links end."""
-    pending, seen = [top], set(above)
-    while pending:
-        prefix = pending.pop()
-        identity = tree.identity(prefix)
-        if identity in seen:
-            continue
-        seen.add(identity)
-        folders, files = _entries(tree, prefix)
-        pending += [f"{prefix}{entry.name}/" for entry in reversed(folders)]
-        for name, kind in files:
-            if kind == "special":
+def _walk(recogniser: Recogniser, top: str, left_out: _LeftOut) -> Iterator[str]:
+    """Give the images in a class folder, and count what is none."""
+    view = recogniser.view
+    for prefix in view.below(top, recogniser.folders):
+        for entry in view.files(prefix):
+            if view.is_image(entry):
+                yield prefix + entry.name
+            elif entry.kind == "special":
                 left_out.endings["pipe, socket or device"] += 1
-            elif (end := ending(name)) in ENDINGS:
-                yield prefix + name
             else:
-                left_out.endings[end or "without ending"] += 1
-
-
-def _entries(tree: Tree, prefix: str) -> tuple[list[Entry], list[Entry]]:
-    """Give the folders and the other entries by name, without the hidden ones."""
-    shown = sorted(entry for entry in tree.entries(prefix) if is_shown(entry.name))
-    folders = [entry for entry in shown if entry.kind == "folder"]
-    return folders, [entry for entry in shown if entry.kind != "folder"]
+                left_out.endings[ending(entry.name) or "without ending"] += 1
 
 
 def _check_same_classes(images: dict[str, dict[str, list[str]]], prefixes: dict[str, str]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from featx.errors import SourceError, UsageError, nearest, unknown_name
@@ -17,16 +19,19 @@ from featx.sources.archives import (
 )
 from featx.sources.base import Source
 from featx.sources.digits import open_digits
-from featx.sources.folder import open_folder
+from featx.sources.folder import ENDINGS, DiskTree, open_folder
 from featx.sources.hub import is_hub_dataset, open_hub
 from featx.sources.manifest import open_manifest
 from featx.sources.official import is_official, open_official
 from featx.sources.places import default_data_dir
+from featx.sources.recognise import LayoutChoice
 from featx.sources.tables import TABLE_ENDINGS
 from featx.sources.torchvision_sets import SETS, open_torchvision
+from featx.sources.tree import View, some
 
 __all__ = ["FORMS", "available_data", "open_data"]
 
+_FILE_ENDINGS = (*TABLE_ENDINGS, *ARCHIVE_ENDINGS)
 _DIGITS = "1,797 handwritten digits of 8 x 8, 10 classes (part of scikit-learn)"
 
 FORMS = {
@@ -54,6 +59,7 @@ def available_data() -> dict[str, str]:
 def open_data(
     spec: str | os.PathLike[str],
     *,
+    layout: LayoutChoice | None = None,
     data_dir: Path | None = None,
     download: bool = True,
     reporter: Reporter = SILENT,
@@ -67,7 +73,11 @@ def open_data(
         (`open_folder`), a manifest (`open_manifest`), an archive (`open_archive`),
         WebDataset shards (`open_webdataset`), data of Hugging Face (`open_hub`) or the official
         files of CIFAR or STL-10 (`open_official`). A name wins over a folder that is called
-        the same; ``./name`` or a `Path` means the folder.
+        the same; ``./name`` or a `Path` means the folder. Where a folder has class folders with
+        images and something else that could be read, the class folders are, with a warning.
+    layout : LayoutChoice, optional
+        Where in a folder or an archive of folders the splits and classes are, in place of what
+        is recognised: ``LayoutChoice(train_folder="training_set", test_folder="test_set")``.
     data_dir : Path, optional
         Where built-in data sets, and compressed archives unpacked, are kept;
         `default_data_dir` if not given.
@@ -85,7 +95,7 @@ def open_data(
     Raises
     ------
     UsageError
-        If `spec` is neither a name nor a path.
+        If `spec` is neither a name nor a path, or has no folders and `layout` names some.
     SourceError
         If the data are missing, damaged, or not laid out as featx reads them.
 
@@ -95,21 +105,27 @@ def open_data(
     {'train': 1201, 'test': 596}
     """
     folder = default_data_dir() if data_dir is None else data_dir
-    if isinstance(spec, str) and spec in available_data():
-        if Path(spec).is_dir():
+    path, is_known = Path(spec).expanduser(), isinstance(spec, str) and spec in available_data()
+    if layout and (is_known or (path.is_file() and not is_archive(path))):
+        raise UsageError(
+            f"{spec} is neither a folder nor an archive of folders: leave out --train-folder, "
+            "--val-folder, --test-folder and --classes-at"
+        )
+    if is_known:
+        if path.is_dir():
             reporter.say(f"{spec}: the built-in data set (for the folder, say ./{spec})")
         if spec == "digits":
             return open_digits()
-        return open_torchvision(spec, folder, download=download, reporter=reporter)
+        return open_torchvision(str(spec), folder, download=download, reporter=reporter)
     if isinstance(spec, str) and _looks_like_a_name(spec):
         error = unknown_name("data set", spec, available_data(), see="featx list data")
         raise UsageError(f"{error}; and there is no folder {spec!r}")
-    path = Path(spec).expanduser()
-    if is_webdataset(path):
-        return open_webdataset(path, data_dir=folder, reporter=reporter)
-    if path.is_file() and is_archive(path):
-        return open_archive(path, data_dir=folder, reporter=reporter)
-    return _opener(path)(path, reporter=reporter)
+    other = None if layout else _other_form(path, folder)
+    if path.is_dir() and (other is None or _has_class_folders(path)):
+        return _open_folder(path, layout, other is not None, reporter)
+    if other is None and path.is_file() and is_archive(path):
+        return open_archive(path, layout=layout, data_dir=folder, reporter=reporter)
+    return (other or _opener(path))(path, reporter=reporter)
 
 
 def _looks_like_a_name(spec: str) -> bool:
@@ -118,12 +134,45 @@ def _looks_like_a_name(spec: str) -> bool:
     return not any(mark in spec for mark in "/\\~{") and not Path(spec).exists()
 
 
-def _opener(path: Path) -> Callable[..., dict[str, Source]]:
-    """Choose what reads a path that is no archive."""
+def _other_form(path: Path, data_dir: Path) -> Callable[..., dict[str, Source]] | None:
+    """Choose what reads a path that may be neither class folders nor an archive of them."""
+    if is_webdataset(path):
+        return partial(open_webdataset, data_dir=data_dir)
     if path.is_dir() and is_official(path):
         return open_official
-    if is_hub_dataset(path):
-        return open_hub
+    return open_hub if is_hub_dataset(path) else None
+
+
+def _open_folder(
+    path: Path, layout: LayoutChoice | None, is_other: bool, reporter: Reporter
+) -> dict[str, Source]:
+    """Open class folders, and say which data beside them are not read."""
+    beside = sorted(
+        file.name for file in path.iterdir() if file.name.lower().endswith(_FILE_ENDINGS)
+    )
+    try:
+        found = open_folder(path, layout=layout, reporter=reporter)
+    except SourceError as error:
+        if beside:
+            error.add_note(f"to read {some(beside)} in it, give the file after --data")
+        raise
+    if is_other:
+        names = some(beside) if beside else "other data"
+        reporter.warn(f"{path}: the class folders are read, and not {names} beside them")
+    elif beside:
+        reporter.say(f"{path}: {some(beside)} beside the class folders not read")
+    return found
+
+
+def _has_class_folders(path: Path) -> bool:
+    """Whether at least two folders have images: a single one may be a preview of other data."""
+    view = View(DiskTree(path), ENDINGS)
+    holding = (prefix for prefix in view.below("") if prefix and view.n_images(prefix))
+    return len([*islice(holding, 2)]) == 2
+
+
+def _opener(path: Path) -> Callable[..., dict[str, Source]]:
+    """Choose what reads a table; or say why nothing reads a path."""
     if path.is_file() and path.suffix.lower() in TABLE_ENDINGS:
         return open_manifest
     if path.is_file():
@@ -132,10 +181,10 @@ def _opener(path: Path) -> Callable[..., dict[str, Source]]:
             f"{', '.join(TABLE_ENDINGS)}, an archive in {', '.join(ARCHIVE_ENDINGS)}; "
             "otherwise give a folder"
         )
-    if not path.exists() and path.name.lower().endswith((*TABLE_ENDINGS, *ARCHIVE_ENDINGS)):
+    if path.name.lower().endswith(_FILE_ENDINGS):
         raise SourceError(f"no file {str(path)!r}: check its name and folder")
     close = nearest(path.name, available_data())
-    if close and not path.exists():
+    if close:
         raise SourceError(
             f"no folder {str(path)!r}: did you mean the built-in data set {' or '.join(close)}?"
         )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TypeVar
 
-__all__ = ["SPLIT_ORDER", "in_order", "split_of"]
+from featx.errors import SourceError
+
+__all__ = ["SPLIT_ORDER", "in_order", "split_in", "split_of", "split_of_shard"]
 
 _Value = TypeVar("_Value")
 
@@ -18,12 +21,18 @@ _SYNONYMS = {
     "val": "val",
     "valid": "val",
     "validation": "val",
+    "dev": "val",
     "test": "test",
     "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
     "unlabeled": "unlabeled",
     "unlabelled": "unlabeled",
     "unsupervised": "unlabeled",
 }
+# Words of a name: testImages has two, IMG_train two, trainset one.
+_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+_GLUED = re.compile(r"(?<=.)(set|data|images?|imgs?)$", re.IGNORECASE)
 
 
 def split_of(word: str) -> str | None:
@@ -45,6 +54,65 @@ def split_of(word: str) -> str | None:
     'val'
     """
     return _SYNONYMS.get(word.lower())
+
+
+def split_in(name: str) -> tuple[str | None, str]:
+    """Give the split that a name with other words around names, and the rest of the name.
+
+    Examples
+    --------
+    >>> split_in("seg_train"), split_in("testImages"), split_in("train_val"), split_in("cat")
+    (('train', 'seg'), ('test', 'images'), (None, ''), (None, 'cat'))
+    """
+    found, rest = set(), name
+    for match in reversed([*_WORDS.finditer(name)]):
+        word = _GLUED.sub("", match[0])
+        if split := split_of(word):
+            found.add(split)
+            rest = rest[: match.start()] + rest[match.start() + len(word) :]
+    split = found.pop() if len(found) == 1 else None
+    return split, "".join(filter(str.isalnum, rest)).lower()
+
+
+def split_of_shard(name: str) -> str | None:
+    """Give the split that the name of a shard names.
+
+    Parameters
+    ----------
+    name : str
+        Without the ending, perhaps with folders in front.
+
+    Returns
+    -------
+    str or None
+        Where words of several splits are in the name (``test_tubes_train_000``), the last,
+        if it stands right before the number or at the end; None where there is no such word.
+
+    Raises
+    ------
+    SourceError
+        If it is not clear which word is meant: ``train-test``, ``train_tests/val-0``.
+
+    Examples
+    --------
+    >>> split_of_shard("imagenet-val-00"), split_of_shard("test_tubes_train_000")
+    ('val', 'train')
+    """
+    words = [*re.finditer("[A-Za-z]+", name)]
+    splits = [split_of(word[0]) or split_of(_GLUED.sub("", word[0])) for word in words]
+    found = [(word, split) for word, split in zip(words, splits, strict=True) if split]
+    if len({split for _, split in found}) < 2:
+        return found[0][1] if found else None
+    last, split = found[-1]
+    in_folders = {other for word, other in found if "/" in name[word.end() :]}
+    pair = splits[-2:] if words[-1] == last else [None]
+    if words[-1] != last or pair[0] not in (None, split) or not in_folders <= {split}:
+        shown = ", ".join(repr(word[0]) for word, _ in found)
+        raise SourceError(
+            f"the shard {name!r} names more than one split ({shown}): end its name with the split "
+            "and a number, as in  tubes-train-000.tar"
+        )
+    return split
 
 
 def in_order(splits: Mapping[str, _Value]) -> dict[str, _Value]:

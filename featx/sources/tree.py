@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from typing import Literal, NamedTuple
 
-__all__ = ["Entry", "MemberTree", "Tree"]
+__all__ = ["Entry", "MemberTree", "Tree", "View", "ending", "is_shown", "some"]
+
+_IGNORED = frozenset({"thumbs.db", "desktop.ini", "__macosx"})  # besides all that is hidden
 
 
 class Entry(NamedTuple):
@@ -34,9 +37,6 @@ class Tree(ABC):
     where : str
         What a person calls the folder: its path.
     """
-
-    way_below = "give"
-    """How a person opens a folder of the tree in place of the whole."""
 
     def __init__(self, name: str, where: str) -> None:
         self.name, self.where = name, where
@@ -84,20 +84,12 @@ class MemberTree(Tree):
         See `Tree`.
     files, folders : iterable of str
         Names with ``/`` between the folders and at no end.
-
-    Attributes
-    ----------
-    top : str
-        The prefix of the folder that counts as the root.
     """
-
-    way_below = "unpack it and give"
 
     def __init__(
         self, name: str, where: str, files: Iterable[str], folders: Iterable[str] = ()
     ) -> None:
         super().__init__(name, where)
-        self.top = ""
         self._found: dict[str, list[Entry]] = {"": []}
         for folder in folders:
             self._add_folder(f"{folder}/")
@@ -116,10 +108,79 @@ class MemberTree(Tree):
             self._found[folder] = []
             prefix = folder
 
-    def path(self, prefix: str) -> str:
-        """Give the path of a folder as if the archive were one; see `Tree.path`."""
-        return super().path(self.top + prefix)
-
     def entries(self, prefix: str) -> list[Entry]:
         """List one folder; see `Tree.entries`."""
-        return self._found[self.top + prefix]
+        return self._found[prefix]
+
+
+class View:
+    """A tree without what is hidden. Each folder is listed once."""
+
+    def __init__(self, tree: Tree, endings: Collection[str]) -> None:
+        self.tree, self._endings = tree, endings
+        self._listed: dict[str, tuple[list[str], list[Entry]]] = {}
+        self._counts: dict[str, int] = {}
+
+    def folders(self, prefix: str) -> list[str]:
+        """Names of the folders in a folder, sorted."""
+        return self._list(prefix)[0]
+
+    def files(self, prefix: str) -> list[Entry]:
+        """Whatever else is in a folder, sorted."""
+        return self._list(prefix)[1]
+
+    def _list(self, prefix: str) -> tuple[list[str], list[Entry]]:
+        if prefix not in self._listed:
+            shown = sorted(entry for entry in self.tree.entries(prefix) if is_shown(entry.name))
+            folders = [entry.name for entry in shown if entry.kind == "folder"]
+            self._listed[prefix] = folders, [entry for entry in shown if entry.kind != "folder"]
+        return self._listed[prefix]
+
+    def is_image(self, entry: Entry) -> bool:
+        """Whether a file is called like an image."""
+        return entry.kind == "file" and ending(entry.name) in self._endings
+
+    def n_images(self, prefix: str) -> int:
+        """Count the images that lie in a folder itself."""
+        if prefix not in self._counts:
+            self._counts[prefix] = sum(map(self.is_image, self.files(prefix)))
+        return self._counts[prefix]
+
+    def below(self, top: str, folders: Callable[[str], list[str]] | None = None) -> Iterator[str]:
+        """Give `top` and all folders below it; each real one once, so that loops of links end."""
+        folders = folders or self.folders
+        parent = top[: top.rfind("/", 0, -1) + 1]
+        pending, seen = [top], set(self.tree.above(parent)) if top else set()
+        while pending:
+            prefix = pending.pop()
+            identity = self.tree.identity(prefix)
+            if identity not in seen:
+                seen.add(identity)
+                yield prefix
+                pending += [f"{prefix}{name}/" for name in reversed(folders(prefix))]
+
+    def images(self, top: str) -> Iterator[str]:
+        """Give the images in a folder and below it, as paths relative to the root."""
+        for prefix in self.below(top):
+            yield from (prefix + entry.name for entry in self.files(prefix) if self.is_image(entry))
+
+    def has_images(self, top: str) -> bool:
+        """Whether there is an image in a folder or below it."""
+        return any(self.n_images(prefix) for prefix in self.below(top))
+
+
+def is_shown(name: str) -> bool:
+    """Whether a file or folder counts: it is not hidden, nor a system's own, as Thumbs.db is."""
+    return name[0] != "." and name.lower() not in _IGNORED
+
+
+def ending(name: str) -> str:
+    """Give the ending of a file's name in lower case, as in `ENDINGS`."""
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 - 60,000 Path objects are slow
+
+
+def some(names: Iterable[str], n: int = 5) -> str:
+    """Write the first few of many names, for a message on one line."""
+    names = list(names)
+    more = f" and {len(names) - n} more" if len(names) > n else ""
+    return ", ".join(repr(name) for name in names[:n]) + more

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from featx.errors import UsageError, unknown_name
+from featx.sources import LAYOUT_FIELDS
 
 __all__ = ["ALL", "LOSSES", "NORMALISATIONS", "OPTIMIZERS", "SCHEDULERS", "TrainPlan"]
 
@@ -54,6 +55,10 @@ class TrainPlan:
         trained one, which is cut off at `layer`, gets `top` and is fine-tuned.
     data : str, default="cifar10"
         As for ``featx extract``.
+    train_folder, val_folder, test_folder : str, optional
+        The folders of the splits, relative to `data`, where featx does not recognise them.
+    classes_at : int, optional
+        Depth of the folders that are classes; see `featx.sources.LayoutChoice`.
     classes, drop, map : tuple of str
         Which classes, and their new names, as for ``featx extract``.
     per_class : tuple of int or "all", default=("all",)
@@ -150,6 +155,10 @@ class TrainPlan:
 
     network: str
     data: str = "cifar10"
+    train_folder: str | None = None
+    val_folder: str | None = None
+    test_folder: str | None = None
+    classes_at: int | None = None
     classes: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
     map: tuple[str, ...] = ()
@@ -227,6 +236,9 @@ class TrainPlan:
         values = {key: value for key, value in asdict(self).items() if key not in _NOT_ASKED}
         if not self.search:
             del values["search"]
+        for name in LAYOUT_FIELDS:  # not in older records
+            if values[name] is None:
+                del values[name]
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 

@@ -20,7 +20,7 @@ from featx.evaluate.settings import NEAR_OFF
 from featx.extract.settings import Sample, take_sample
 from featx.fingerprint import fingerprint
 from featx.progress import Reporter
-from featx.sources import ClassChoice, Source, open_data
+from featx.sources import LAYOUT_FIELDS, ClassChoice, LayoutChoice, Source, open_data
 from featx.train.batches import PixelSet
 from featx.train.images import Decoded, Decoder, SourceRows, is_readable
 from featx.train.networks import Recipe
@@ -33,6 +33,7 @@ _VERSION = 1
 
 # Columns of the table of their own, or what images and recipe say more exactly.
 _NOT_TOLD = {
+    *LAYOUT_FIELDS,
     *("network", "data", "classes", "drop", "map", "seed", "cache_per_class", "test_per_class"),
     *("holdout", "on_leak", "weights", "layer", "input_size", "precision", "channels_last"),
 }
@@ -60,7 +61,7 @@ def open_sources(plan: TrainPlan, reporter: Reporter) -> dict[str, Source]:
     """
     classes = ClassChoice.parse(plan.classes, plan.drop, plan.map)
     sample = Sample(plan.cache_per_class, plan.test_per_class, plan.seed, classes)
-    splits = open_data(plan.data, reporter=reporter)
+    splits = open_data(plan.data, layout=LayoutChoice.of(plan), reporter=reporter)
     names = ("all",) if "all" in splits else ("train", "test" if "test" in splits else "val")
     lacking = [name for name in names if name not in splits]
     if lacking:
@@ -186,6 +187,8 @@ class TrainQuestion(BaseQuestion):
         asked = self.plan.asked()
         for name in ("data", "classes", "drop", "map", "cache_per_class", "test_per_class"):
             del asked[name]  # the images and their classes are told below
+        for name in LAYOUT_FIELDS:
+            asked.pop(name, None)
         return fingerprint(
             {
                 "version": _VERSION,

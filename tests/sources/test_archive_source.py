@@ -88,7 +88,6 @@ def test_the_same_images_as_in_the_folder(
 @pytest.mark.parametrize("name", ERRORS)
 def test_layouts_that_are_refused(tmp_path: Path, kind: str, name: str) -> None:
     paths, reason = ERRORS[name]
-    reason = reason.replace("or give", "or unpack it and give")
     with pytest.raises(SourceError, match=reason) as caught:
         open_archive(pack(tmp_path / f"x{kind}", named(*paths)))
     assert "\n" not in str(caught.value)
@@ -103,7 +102,8 @@ def test_hidden_files_are_left_out_as_in_folders(tmp_path: Path, kind: str) -> N
     )
     path = pack(tmp_path / f"x{kind}", named(*names))
     assert open_archive(path)["all"].paths == ("a/1.jpg", "b/1.JPG")
-    assert said(path) == "'x': 2 files that are no images left out (1 .zip, 1 .txt)\n"
+    text = "'x': everything lies in 'pets/'\n'x': 2 files that are no images left out"
+    assert said(path) == text + " (1 .zip, 1 .txt)\n"
 
 
 @pytest.mark.parametrize("kind", PLAIN)
@@ -114,7 +114,7 @@ def test_one_folder_on_top_is_looked_through_once(tmp_path: Path, kind: str) -> 
     pack(path, named("train/a/1.jpg", "train/b/1.jpg"))
     assert list(open_archive(path)) == ["train"]
     pack(path, named("pets/dog/old/1.jpg", "pets/dog/young/1.jpg"))
-    with pytest.raises(SourceError, match=r"x.*/pets' has one class only \('dog'\).* unpack it"):
+    with pytest.raises(SourceError, match=r"x.*/pets' has one class only \('dog'\).* --classes-at 3"):
         open_archive(path)
 
 

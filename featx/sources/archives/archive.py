@@ -21,8 +21,9 @@ from featx.sources.archives.unpacked import is_compressed, plain_tar
 from featx.sources.archives.webdataset import looks_like_webdataset, open_indexed
 from featx.sources.archives.zip import ZipSource, index_zip
 from featx.sources.base import Source
-from featx.sources.layout import ENDINGS, common_top, ending, is_shown, list_images
-from featx.sources.tree import MemberTree
+from featx.sources.layout import ENDINGS, ending, is_shown, list_images
+from featx.sources.recognise import LayoutChoice, wrapper
+from featx.sources.tree import MemberTree, View
 
 __all__ = ["ARCHIVE_ENDINGS", "is_archive", "open_archive", "open_unlabelled"]
 
@@ -51,7 +52,11 @@ def is_archive(path: str | os.PathLike[str]) -> bool:
 
 
 def open_archive(
-    path: str | os.PathLike[str], *, data_dir: Path | None = None, reporter: Reporter = SILENT
+    path: str | os.PathLike[str],
+    *,
+    layout: LayoutChoice | None = None,
+    data_dir: Path | None = None,
+    reporter: Reporter = SILENT,
 ) -> dict[str, Source]:
     """List the images of an archive.
 
@@ -63,6 +68,8 @@ def open_archive(
     ----------
     path : path-like
         A zip or tar archive; tar also with gzip, bzip2 or xz.
+    layout : LayoutChoice, optional
+        Where the splits and classes are, in place of what is recognised.
     data_dir : Path, optional
         Compressed tar archives are unpacked into the folder ``unpacked`` in it.
     reporter : Reporter, optional
@@ -80,11 +87,11 @@ def open_archive(
     """
     path = Path(path).expanduser().absolute()
     if _is_zip(path):
-        return _open(index_zip(path), path, ZipSource, reporter)
+        return _open(index_zip(path), path, ZipSource, layout, reporter)
     index = index_tar(plain_tar(path, data_dir, reporter=reporter))
-    if looks_like_webdataset(index):
+    if not layout and looks_like_webdataset(index):
         return open_indexed(path, index, reporter=reporter)
-    return _open(index, path, TarSource, reporter)
+    return _open(index, path, TarSource, layout, reporter)
 
 
 def open_unlabelled(
@@ -142,20 +149,24 @@ def _is_zip(path: Path) -> bool:
 
 
 def _open(
-    index: Index, path: Path, kind: type[ArchiveSource], reporter: Reporter
+    index: Index,
+    path: Path,
+    kind: type[ArchiveSource],
+    choice: LayoutChoice | None,
+    reporter: Reporter,
 ) -> dict[str, Source]:
     index.tell(reporter)
     tree = MemberTree(archive_stem(path), str(path), index.files, index.folders)
-    tree.top = common_top(tree)
+    top = wrapper(View(tree, ENDINGS))
     return {
         split: kind(
             name=tree.name,
             split=split,
             class_names=found.class_names,
             labels=found.labels,
-            paths=found.paths,
+            paths=tuple(name.removeprefix(top) for name in found.paths),
             archives=(index.archive,),
-            members=kind.table(index.rows[index.files[tree.top + path]] for path in found.paths),
+            members=kind.table(index.rows[index.files[name]] for name in found.paths),
         )
-        for split, found in list_images(tree, reporter=reporter).items()
+        for split, found in list_images(tree, choice, reporter=reporter).items()
     }

@@ -12,7 +12,7 @@ from featx.errors import SourceError
 from featx.progress import Reporter
 from featx.sources.archives.members import TAR_ENDINGS, archive_stem
 from featx.sources.layout import is_shown, some
-from featx.sources.splits import split_of
+from featx.sources.splits import split_of, split_of_shard
 
 __all__ = ["Shard", "choose_shards", "expand_braces", "find_shards", "is_pattern", "shards_in"]
 
@@ -32,7 +32,7 @@ class Shard:
     name : str
         Relative to the folder of the data set, with ``/`` and without the ending.
     split : str or None
-        The first word of the name that is called like a split.
+        What `split_of_shard` makes of the name.
     """
 
     path: Path
@@ -55,8 +55,7 @@ class Shard:
         Shard
         """
         name = (path.parent / archive_stem(path)).relative_to(root).as_posix()
-        splits = (split_of(word) for word in re.findall("[A-Za-z]+", name))
-        return cls(path, name, next(filter(None, splits), None))
+        return cls(path, name, split_of_shard(name))
 
 
 def choose_shards(shards: list[Shard], name: str, reporter: Reporter) -> list[Shard]:

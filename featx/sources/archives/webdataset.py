@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import lzma
 import os
+import tarfile
+import zlib
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from featx.errors import SourceError
@@ -20,6 +25,7 @@ from featx.sources.splits import in_order
 __all__ = ["is_webdataset", "looks_like_webdataset", "open_indexed", "open_webdataset"]
 
 _PEEK = 256  # members that tell what kind a shard is of
+_UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, SourceError)
 
 
 @dataclass
@@ -59,8 +65,7 @@ def is_webdataset(spec: str | os.PathLike[str]) -> bool:
     -------
     bool
         True for a pattern of tar archives, and for a folder with tar archives, or a
-        plain one, whose first files are an image and a label of the same key. Compressed ones
-        in a folder are taken for shards without a look.
+        plain one, whose first files are an image and a label of the same key.
     """
     path = Path(spec).expanduser()
     if not path.exists():
@@ -68,12 +73,21 @@ def is_webdataset(spec: str | os.PathLike[str]) -> bool:
     shards = shards_in(path) if path.is_dir() else [path]
     if not shards or not shards[0].name.lower().endswith(TAR_ENDINGS):
         return False
-    if not shards[0].name.lower().endswith(".tar"):
-        return path.is_dir()
-    try:
-        return looks_like_webdataset(index_tar(shards[0], most=_PEEK))
-    except SourceError:
+    if shards[0].name.lower().endswith(".tar"):
+        with suppress(SourceError):
+            return looks_like_webdataset(index_tar(shards[0], most=_PEEK))
         return False
+    return path.is_dir() and looks_like_webdataset(_index_packed(shards[0]))
+
+
+def _index_packed(path: Path) -> Index:
+    """List the first members of a compressed tar archive, as far as it can be read."""
+    index = Index(ArchiveFile.of(path))
+    with suppress(*_UNREADABLE), tarfile.open(path, "r|*") as tar:
+        for member in islice(tar, _PEEK):
+            if member.isfile():
+                index.add_file(member.name, ())
+    return index
 
 
 def looks_like_webdataset(index: Index) -> bool:
@@ -108,10 +122,10 @@ def open_webdataset(
 ) -> dict[str, Source]:
     """List the samples of shards.
 
-    The split is the first word of a shard's name that names one (``imagenet-val-00.tar``,
-    ``train/00.tar``). The label is in ``<key>.cls``, in ``<key>.json`` under ``label``,
-    ``cls`` or ``class``, or in ``<key>.txt``: a number, or the name of a class. The names of
-    numbers are the lines of ``classes.txt`` or ``classnames.txt`` beside the shards.
+    The split is the word of a shard's name that names one (``imagenet-val-00.tar``,
+    ``train/00.tar``; see `split_of_shard`). The label is in ``<key>.cls``, in ``<key>.json``
+    under ``label``, ``cls`` or ``class``, or in ``<key>.txt``: a number, or the name of a class.
+    The names of numbers are the lines of ``classes.txt`` or ``classnames.txt`` beside the shards.
 
     Parameters
     ----------

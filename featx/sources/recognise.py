@@ -1,0 +1,472 @@
+"""Where the splits and the classes of a tree lie: recognised, chosen by the user, or refused.
+
+A layout that can be read in more than one way is never guessed: the error names what was seen and
+the flags that settle it. docs/data.md has the rules.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from itertools import islice
+from typing import Any, Self
+
+from featx.errors import SourceError, UsageError
+from featx.progress import Reporter
+from featx.sources.splits import in_order, split_in, split_of
+from featx.sources.tree import View, ending, some
+
+__all__ = ["LAYOUT_FIELDS", "LayoutChoice", "Recogniser", "Root", "find_chosen", "wrapper"]
+
+
+@dataclass(frozen=True)
+class Root:
+    """The folder of a split, and the folders of each class; ``""`` is images without a label."""
+
+    prefix: str
+    classes: dict[str, list[str]]
+
+
+_NO_CLASS = re.compile(r"(images?|imgs?|photos?|pictures|jpegimages|jpe?gs?|pngs?|data|dataset)")
+_MASKS = re.compile(
+    r"(masks?|annotations?|labels?|segmentations?|segmaps?|segs?|ground.?truths?|gts?|trimaps?"
+    r"|bbox(es)?|boxes)"
+)
+_NO_IMAGES = re.compile(r"(imagesets?|lists|meta(data)?|docs?|code|src|scripts|models|papers)")
+_UNLABELLED = re.compile(r"\b(pred|predict|prediction)s?\b")
+_PARTS = re.compile(r"(cv|fold|part|partition|batch|chunk|set|subset)[ _.-]?[0-9a-z]{1,3}")
+_NUMBERED = re.compile(r"(?!n\d{8}$)(\D+)\d+|0\d+|\d{4,}")  # patient1, 007, 20231, but no synset
+_MASK_OF = re.compile(r"(^|[ _.-]+)(mask|seg|segmentation|labels?|gt|annotation)s?([ _.-]+|$)")
+_JPEG = frozenset({".jpg", ".jpeg"})
+_N_COMPARED = 200  # names of files
+
+
+@dataclass(frozen=True)
+class LayoutChoice:
+    """What the user said of the folders, where featx cannot or shall not tell by itself.
+
+    Parameters
+    ----------
+    train_folder, val_folder, test_folder : str, optional
+        The folders of the splits, relative to the data. Others are left out.
+    classes_at : int, optional
+        The classes are the folders at this depth, counted from the data, or from the folders of
+        the splits where they are given; equal names are one class. Folders above that are called
+        like splits give the split.
+
+    Raises
+    ------
+    UsageError
+        If the depth is below 1.
+    """
+
+    train_folder: str | None = None
+    val_folder: str | None = None
+    test_folder: str | None = None
+    classes_at: int | None = None
+
+    def __post_init__(self) -> None:
+        depth = self.classes_at
+        if depth is not None and not (isinstance(depth, int) and depth >= 1):
+            raise UsageError(f"classes-at is {depth!r}: it must be a whole number of at least 1")
+
+    def __bool__(self) -> bool:
+        return bool(self.classes_at or self.folders)
+
+    @classmethod
+    def of(cls, plan: Mapping[str, Any] | object) -> Self:
+        """Take the choice out of a plan, or out of the request that a cache recorded."""
+        known = plan if isinstance(plan, Mapping) else vars(plan)
+        return cls(**{name: known.get(name) for name in LAYOUT_FIELDS})
+
+    @property
+    def folders(self) -> dict[str, str]:
+        """The folder of each split that was named."""
+        named = {"train": self.train_folder, "val": self.val_folder, "test": self.test_folder}
+        return {split: folder for split, folder in named.items() if folder is not None}
+
+
+LAYOUT_FIELDS = tuple(field.name for field in fields(LayoutChoice))
+"""What plans and the records of caches have of a `LayoutChoice`."""
+
+
+def wrapper(view: View) -> str:
+    """Give the prefix of the one folder that holds everything, as archives often have it."""
+    folders = view.folders("")
+    if len(folders) != 1 or split_of(folders[0]) or view.n_images(""):
+        return ""
+    top = f"{folders[0]}/"
+    return top if view.folders(top) and not view.n_images(top) else ""
+
+
+def find_chosen(view: View, choice: LayoutChoice) -> dict[str, Root]:
+    """Find the classes where the user said that they are."""
+    depth, found = choice.classes_at, dict[str, Root]()
+    for split, folder in choice.folders.items():
+        top = _existing(view, split, folder)
+        root = found[split] = Root(top if depth else Recogniser(view).inside(top), {})
+        for prefix in _at_depth(view, root.prefix, depth or 1):
+            root.classes.setdefault(prefix.split("/")[-2], []).append(prefix)
+    if found or depth is None:
+        return found
+    for prefix in _at_depth(view, "", depth):
+        *above, name, _ = prefix.split("/")
+        root = found.setdefault(_split_above(view, above), Root("", {}))
+        root.classes.setdefault(name, []).append(prefix)
+    if len(found) > 1 and "all" in found:
+        raise _chosen_wrong(view, f"at depth {depth}, some classes lie in no split", found)
+    return in_order(found) or {"all": Root("", {})}
+
+
+def _existing(view: View, split: str, folder: str) -> str:
+    parts = [part for part in folder.split("/") if part not in ("", ".")]
+    prefix = ""
+    for part in parts:
+        if part not in view.folders(prefix):
+            raise UsageError(
+                f"--{split}-folder {folder}: {view.tree.path(prefix)!r} has no folder {part!r} but "
+                f"{some(view.folders(prefix)) or 'none'}; the folder is relative to --data"
+            )
+        prefix += f"{part}/"
+    return prefix
+
+
+def _at_depth(view: View, top: str, depth: int) -> list[str]:
+    prefixes = [top]
+    for _ in range(depth):
+        prefixes = [f"{prefix}{name}/" for prefix in prefixes for name in view.folders(prefix)]
+    return [prefix for prefix in prefixes if depth == 1 or view.has_images(prefix)]
+
+
+def _split_above(view: View, folders: list[str]) -> str:
+    named = {split for name in folders if (split := split_of(name) or split_in(name)[0])}
+    if len(named) > 1:
+        raise _chosen_wrong(view, f"{'/'.join(folders)!r} names two splits", named)
+    return named.pop() if named else "all"
+
+
+def _chosen_wrong(view: View, reason: str, splits: Iterable[str]) -> SourceError:
+    return SourceError(
+        f"{view.tree.path('')!r}: {reason} ({', '.join(sorted(splits))}): name the folders of the "
+        "splits with --train-folder and --test-folder, and --classes-at counted from them"
+    )
+
+
+class Recogniser:
+    """Recognises the layouts of docs/data.md.
+
+    Parameters
+    ----------
+    view : View
+        The tree.
+
+    Attributes
+    ----------
+    notes, warnings : list of str
+        What is to be said about it.
+    """
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+        self._kept: dict[str, list[str]] = {}
+        self._masks: set[str] = set()
+
+    def tell(self, reporter: Reporter) -> None:
+        """Say what was noted."""
+        for note in self.notes:
+            reporter.say(f"{self.view.tree.name!r}: {note}")
+        for warning in self.warnings:
+            reporter.warn(f"{self.view.tree.name!r}: {warning}")
+
+    def find(self) -> dict[str, Root]:
+        """Find the splits and their classes, or refuse."""
+        top = self._unwrapped()
+        splits = self._splits(top)
+        if not splits:
+            return {"all": self._classes(top)}
+        roots = {split: self.inside(prefix) for split, prefix in splits.items()}
+        with_classes = [split for split, root in roots.items() if self.holds_classes(root)]
+        found: dict[str, Root] = {}
+        for split, root in roots.items():
+            is_flat = bool(self.view.n_images(root)) and not self.folders(root)
+            if is_flat and split == "unlabeled":
+                found[split] = Root(root, {"": [root]})
+            elif is_flat and with_classes and split != "train":
+                self.warnings.append(
+                    f"{self.view.n_images(root):,} images of {root!r} left out: they lie in no "
+                    "class folders, and so have no labels"
+                )
+            else:
+                found[split] = self._classes(root)
+        return in_order(found)
+
+    # Folders, and what they hold
+
+    def folders(self, prefix: str) -> list[str]:
+        """Names of the folders in a folder, without masks and annotations of the images."""
+        if prefix not in self._kept:
+            names = self.view.folders(prefix)
+            self._kept[prefix] = [n for n in names if not self._is_aside(prefix, n, names)]
+        return self._kept[prefix]
+
+    def holds_classes(self, prefix: str) -> bool:
+        """Whether there are images in folders, and none beside these."""
+        return not self.view.n_images(prefix) and bool(self._with_images(prefix))
+
+    def _with_images(self, prefix: str) -> list[str]:
+        return [n for n in self.folders(prefix) if self.view.has_images(f"{prefix}{n}/")]
+
+    def _is_aside(self, prefix: str, name: str, names: list[str]) -> bool:
+        """Whether a folder has what belongs to images: masks of images in folders beside it."""
+        word = name.lower()
+        if not (_MASKS.fullmatch(word) or _NO_IMAGES.fullmatch(word)):
+            return False
+        if not self.view.has_images(f"{prefix}{name}/"):
+            n_others = len(names) - 1
+            if n_others or self.view.n_images(prefix):
+                self.notes.append(f"{prefix + name!r} has no images: left out")
+            return bool(n_others)
+        if not _MASKS.fullmatch(word):
+            return False
+        others = [other for other in names if not _MASKS.fullmatch(other.lower())]
+        if any(self._may_be_class(prefix, other) for other in others):
+            return False
+        if not self._are_masks(f"{prefix}{name}/", [f"{prefix}{other}/" for other in others]):
+            return False
+        self._masks.add(prefix)
+        self.warnings.append(f"{prefix + name!r} left out: masks or annotations of other images")
+        return True
+
+    def _may_be_class(self, prefix: str, name: str) -> bool:
+        is_plain = not (_NO_CLASS.fullmatch(name.lower()) or split_in(name)[0])
+        return is_plain and bool(self.view.n_images(f"{prefix}{name}/"))
+
+    def _are_masks(self, masks: str, images: list[str]) -> bool:
+        """Whether files have the names of images beside them, but for words such as ``_mask``."""
+        parent = masks[: masks.rfind("/", 0, -1) + 1]
+        stems = {_stem(e.name) for e in self.view.files(parent) if self.view.is_image(e)}
+        stems |= {_stem(path) for prefix in images for path in self.view.images(prefix)}
+        sample = [*islice(self.view.images(masks), _N_COMPARED)]
+        return 2 * sum(_stem(path) in stems for path in sample) > len(sample)
+
+    # The folder that holds splits or classes
+
+    def _unwrapped(self) -> str:
+        """Look through folders that alone hold everything: the first; others by their names."""
+        prefix = ""
+        while inner := self._only(prefix):
+            name = inner[len(prefix) : -1]
+            if split_of(name) or self.view.n_images(inner):
+                break
+            if prefix and not (self._says_nothing(prefix, name) or self._splits(inner)):
+                break
+            prefix = inner
+        if prefix:
+            self.notes.append(f"everything lies in {prefix!r}")
+        return prefix
+
+    def inside(self, prefix: str) -> str:
+        """Look through folders of a split that repeat its name, or are called ``images``."""
+        while inner := self._only(prefix):
+            name = inner[len(prefix) : -1]
+            split = split_in(prefix.rstrip("/").rpartition("/")[2])[0]
+            if not (self._says_nothing(prefix, name) or (split and split_in(name)[0] == split)):
+                break
+            prefix = inner
+        return prefix
+
+    def _only(self, prefix: str) -> str:
+        names = self.folders(prefix)
+        return f"{prefix}{names[0]}/" if len(names) == 1 and not self.view.n_images(prefix) else ""
+
+    def _says_nothing(self, prefix: str, name: str) -> bool:
+        parent = prefix.rstrip("/").rpartition("/")[2] or self.view.tree.name
+        return name.lower() == parent.lower() or bool(_NO_CLASS.fullmatch(name.lower()))
+
+    def _splits(self, prefix: str) -> dict[str, str]:
+        """Map each split to its folder's prefix; empty where the folders are classes.
+
+        A class may be called "train": a folder counts as a split if all folders are called like
+        splits, or if it has folders and no images of its own.
+        """
+        names = self.folders(prefix)
+        exact = [name for name in names if split_of(name)]
+        if exact and len(exact) == len(names):
+            return self._named(prefix, exact)
+        full = self._with_images(prefix)
+        members = [name for name in full if name in exact or self._in_family(name, full)]
+        if not any(self._holds_split(prefix, name) for name in members):
+            self._refuse_flat_splits(prefix, full)
+            return {}
+        aside = [n for n in full if n not in members and self._is_unlabelled(prefix, n)]
+        strays = [name for name in full if name not in members + aside]
+        if strays:
+            raise self.doubt(
+                prefix, f"{some(members)} are called like splits, but {some(strays)} not", full
+            )
+        others = [name for name in names if name not in members]
+        if others:
+            self.warnings.append(f"only {some(members)} read, {some(others)} left out")
+        return self._named(prefix, members)
+
+    def _named(self, prefix: str, names: list[str]) -> dict[str, str]:
+        prefixes: dict[str, str] = {}
+        for name in names:
+            split = split_of(name) or split_in(name)[0] or name
+            if split in prefixes:
+                other = prefixes[split][len(prefix) : -1]
+                raise self.doubt(
+                    prefix, f"has both {some([other, name])} for the split {split}: keep one", names
+                )
+            prefixes[split] = f"{prefix}{name}/"
+        return in_order(prefixes)
+
+    def _in_family(self, name: str, names: list[str]) -> bool:
+        """Whether another name differs in the split alone: seg_train and seg_test."""
+        split, rest = split_in(name)
+        same = {other_split for other_split, other in map(split_in, names) if other == rest}
+        return split is not None and len(same - {None}) > 1
+
+    def _holds_split(self, prefix: str, name: str) -> bool:
+        return self.holds_classes(self.inside(f"{prefix}{name}/"))
+
+    def _is_unlabelled(self, prefix: str, name: str) -> bool:
+        """Whether a folder beside splits is known to be none: images to predict, or masks."""
+        if _MASKS.fullmatch(name.lower()):
+            return True
+        is_known = split_in(name)[0] or _UNLABELLED.search(name.lower().replace("_", " "))
+        return bool(is_known) and not self._holds_split(prefix, name)
+
+    def _refuse_flat_splits(self, prefix: str, full: list[str]) -> None:
+        """Refuse train_images and test_images without class folders, and train_a beside b."""
+        flat = [name for name in full if self._in_family(name, full)]
+        if flat:
+            reason = f"{some(flat)} are called like splits, but have no class folders"
+            raise self.doubt(prefix, reason, full)
+        named = [n for n in full if split_in(n)[0] and self._holds_split(prefix, n)]
+        if named and len(full) > 1:
+            raise self.doubt(prefix, f"{some(named)} is called like a split", full)
+
+    # The classes
+
+    def _classes(self, prefix: str) -> Root:
+        names = self.folders(prefix)
+        full = self._with_images(prefix)
+        self._refuse_doubtful(prefix, full)
+        return Root(prefix, {name: [f"{prefix}{name}/"] for name in names})
+
+    def _refuse_doubtful(self, prefix: str, names: list[str]) -> None:
+        if len(names) < 2:
+            if names and prefix in self._masks:
+                raise self.doubt(prefix, "masks of the images lie beside them", names)
+            return
+        if any(split_in(name)[0] for name in names) and self._splits(prefix):
+            raise self.doubt(prefix, "folders of splits lie inside a split", names)
+        hollow = [name for name in names if not self.view.n_images(f"{prefix}{name}/")]
+        below = {name: self._with_images(f"{prefix}{name}/") for name in hollow}
+        for find in (_repeated, _of_parts, _of_siblings):
+            if reason := find(names, below):
+                raise self.doubt(prefix, reason, names)
+        self._refuse_pairs(prefix, names)
+        inner = {name for found in below.values() for name in found}
+        if len(hollow) == len(names) and len(inner) > len(names):
+            depth = prefix.count("/") + 1
+            self._note_inner(prefix, inner, depth)
+
+    def _note_inner(self, prefix: str, inner: set[str], depth: int) -> None:
+        text = (
+            f"the classes are the folders at depth {depth}, as {self.folders(prefix)[0]!r}; those "
+            f"in them, as {min(inner)!r}, count to their class (--classes-at {depth + 1} takes "
+            "them as the classes)"
+        )
+        is_numbered = all(map(_NUMBERED.fullmatch, inner))
+        (self.notes if is_numbered else self.warnings).append(text)
+
+    def _refuse_pairs(self, prefix: str, names: list[str]) -> None:
+        """Refuse two folders whose files have the same names where one seems to be masks."""
+        odd = [n for n in names if _MASKS.fullmatch(n.lower()) or _NO_CLASS.fullmatch(n.lower())]
+        files: dict[frozenset[str], list[str]] = {}
+        for name in names:
+            paths = [*self.view.images(f"{prefix}{name}/")] if odd else self._own(prefix, name)
+            files.setdefault(frozenset(map(_stem, paths)), []).append(name)
+        for alike in files.values():
+            kinds = {self._is_photographs(prefix, name) for name in alike}
+            if len(alike) > 1 and (set(alike) & set(odd) or {True, False} <= kinds):
+                reason = f"the images in {some(alike)} have the same names, as masks have"
+                raise self.doubt(prefix, reason, names)
+        for name in odd:
+            others = [f"{prefix}{n}/" for n in names if n != name]
+            if _MASKS.fullmatch(name.lower()) and self._are_masks(f"{prefix}{name}/", others):
+                reason = f"the images in {name!r} have the names of others, as masks have"
+                raise self.doubt(prefix, reason, names)
+
+    def _own(self, prefix: str, name: str) -> list[str]:
+        return [e.name for e in self.view.files(f"{prefix}{name}/") if self.view.is_image(e)]
+
+    def _is_photographs(self, prefix: str, name: str) -> bool | None:
+        kinds = {ending(path) for path in self.view.images(f"{prefix}{name}/")}
+        return True if kinds <= _JPEG else None if kinds & _JPEG else False
+
+    def doubt(self, prefix: str, reason: str, names: list[str]) -> SourceError:
+        """Make the error of a layout that can be read in more than one way."""
+        depth = prefix.count("/") + 1
+        inner = sorted({n for name in names for n in self._with_images(f"{prefix}{name}/")})
+        ways = [f"--classes-at {depth} for the classes {some(names, 3)}"]
+        if inner:
+            ways.append(f"--classes-at {depth + 1} for {some(inner, 3)}")
+        seen = ", ".join(self._describe(prefix, name) for name in names[:6])
+        return SourceError(
+            f"{self.view.tree.path(prefix)!r}: {reason}. There are {seen}"
+            f"{', ...' if len(names) > 6 else ''}. Say what is meant: --train-folder FOLDER and "
+            f"--test-folder FOLDER, or {', or '.join(ways)}"
+        )
+
+    def _describe(self, prefix: str, name: str) -> str:
+        n_folders = len(self.view.folders(f"{prefix}{name}/"))
+        n_images = sum(1 for _ in self.view.images(f"{prefix}{name}/"))
+        return f"{name!r} ({n_folders:,} folders, {n_images:,} images)"
+
+
+_Below = Mapping[str, list[str]]
+_Finder = Callable[[list[str], _Below], str]
+
+
+def _repeated(names: list[str], below: _Below) -> str:
+    """Find folders of equal names in classes without images of their own."""
+    n_times: dict[str, int] = {}
+    for inner in below.values():
+        for name in inner:
+            n_times[name] = n_times.get(name, 0) + 1
+    shared = [name for name, n in n_times.items() if n > 1]
+    is_most = 2 * sum(n_times[name] for name in shared) > sum(n_times.values())
+    if len(shared) < 2 or not is_most or all(map(_NUMBERED.fullmatch, shared)):
+        return ""
+    return f"the folders {some(below)} hold folders of the same names ({some(sorted(shared), 3)})"
+
+
+def _of_parts(names: list[str], below: _Below) -> str:
+    """Find class folders that are called like parts of a data set and hold folders only."""
+    if len(below) < len(names) or not all(map(_is_part, names)):
+        return ""
+    return f"{some(names)} are called like parts of a data set and hold folders only"
+
+
+def _is_part(name: str) -> bool:
+    return bool(_PARTS.fullmatch(name.lower()) or _NO_CLASS.fullmatch(name.lower()))
+
+
+def _of_siblings(names: list[str], below: _Below) -> str:
+    """Find a class folder that holds folders called like the classes beside it."""
+    for name, inner in below.items():
+        same = [other for other in inner if other in names]
+        if len(same) > 1:
+            return f"{name!r} holds folders called like those beside it ({some(same, 3)})"
+    return ""
+
+
+def _stem(path: str) -> str:
+    name = path[path.rfind("/") + 1 :].lower()
+    return _MASK_OF.sub("", name[: len(name) - len(ending(name))]) or name
