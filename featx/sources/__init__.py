@@ -2,6 +2,7 @@
 
 from featx.sources.archives import open_archive, open_webdataset
 from featx.sources.base import ArraySource, Source
+from featx.sources.chosen import LAYOUT_FIELDS, LayoutChoice
 from featx.sources.folder import FolderSource, open_folder
 from featx.sources.hub import open_hub
 from featx.sources.manifest import open_manifest
@@ -9,7 +10,6 @@ from featx.sources.memory import from_arrays
 from featx.sources.official import open_official
 from featx.sources.opening import FORMS, available_data, open_data
 from featx.sources.places import default_data_dir
-from featx.sources.recognise import LAYOUT_FIELDS, LayoutChoice
 from featx.sources.select import ClassChoice
 
 __all__ = [

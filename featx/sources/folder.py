@@ -11,8 +11,8 @@ from pathlib import Path
 from featx.errors import ImageError, SourceError
 from featx.progress import SILENT, Reporter
 from featx.sources.base import Source
+from featx.sources.chosen import LayoutChoice
 from featx.sources.layout import ENDINGS, LAYOUT, list_images
-from featx.sources.recognise import LayoutChoice
 from featx.sources.remembered import Stamp, stamp_file
 from featx.sources.tree import Entry, Tree
 

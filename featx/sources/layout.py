@@ -10,7 +10,8 @@ import numpy as np
 
 from featx.errors import SourceError
 from featx.progress import SILENT, Reporter
-from featx.sources.recognise import LayoutChoice, Recogniser, Root, find_chosen
+from featx.sources.chosen import LayoutChoice, find_chosen
+from featx.sources.recognise import Recogniser, Root, masks_beside
 from featx.sources.tree import Tree, View, ending, is_shown, some
 
 __all__ = [
@@ -56,8 +57,14 @@ class _LeftOut:
 
     endings: Counter[str] = field(default_factory=Counter)
     n_outside: int = 0  # images in no class folder
+    masks: list[str] = field(default_factory=list)  # taken, though they seem to be masks
 
     def tell(self, name: str, reporter: Reporter) -> None:
+        if self.masks:
+            reporter.warn(
+                f"{name!r}: {len(self.masks):,} images are called like masks of others beside them "
+                f"({self.masks[0]!r}) and count to their class: move them away if they are masks"
+            )
         if self.n_outside:
             reporter.warn(f"{name!r}: {self.n_outside:,} images in no class folder left out")
         if self.endings:
@@ -110,6 +117,9 @@ def list_images(
     labelled = {split: classes for split, classes in images.items() if "" not in classes}
     _check_same_classes(labelled, {split: roots[split].prefix for split in labelled})
     left_out.n_outside = _n_outside(view, roots)
+    if choice and not choice.folders:
+        n_read = sum(len(paths) for classes in images.values() for paths in classes.values())
+        left_out.n_outside = sum(map(view.n_images, view.below(""))) - n_read
     left_out.tell(tree.name, reporter)
     class_names = tuple(next(iter(labelled.values()), ()))
     check_two_classes(tree.path(""), class_names)
@@ -151,6 +161,7 @@ def _images(
         for name, folders in root.classes.items()
     }
     _check_no_empty_class(where, classes)
+    left_out.masks += [path for paths in classes.values() for path in masks_beside(paths)]
     if "" not in classes:
         depth = next(iter(root.classes.values()))[0].count("/") + 1
         check_two_classes(where, classes, "" if is_chosen else f"--classes-at {depth}")

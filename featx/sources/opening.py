@@ -18,13 +18,13 @@ from featx.sources.archives import (
     open_webdataset,
 )
 from featx.sources.base import Source
+from featx.sources.chosen import LayoutChoice
 from featx.sources.digits import open_digits
 from featx.sources.folder import ENDINGS, DiskTree, open_folder
 from featx.sources.hub import is_hub_dataset, open_hub
 from featx.sources.manifest import open_manifest
 from featx.sources.official import is_official, open_official
 from featx.sources.places import default_data_dir
-from featx.sources.recognise import LayoutChoice
 from featx.sources.tables import TABLE_ENDINGS
 from featx.sources.torchvision_sets import SETS, open_torchvision
 from featx.sources.tree import View, some

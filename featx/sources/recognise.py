@@ -1,4 +1,4 @@
-"""Where the splits and the classes of a tree lie: recognised, chosen by the user, or refused.
+"""Where the splits and the classes of a tree lie: recognised, or refused.
 
 A layout that can be read in more than one way is never guessed: the error names what was seen and
 the flags that settle it. docs/data.md has the rules.
@@ -7,17 +7,16 @@ the flags that settle it. docs/data.md has the rules.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Self
 
-from featx.errors import SourceError, UsageError
+from featx.errors import SourceError
 from featx.progress import Reporter
 from featx.sources.splits import in_order, split_in, split_of
 from featx.sources.tree import View, ending, some
 
-__all__ = ["LAYOUT_FIELDS", "LayoutChoice", "Recogniser", "Root", "find_chosen", "wrapper"]
+__all__ = ["Recogniser", "Root", "masks_beside", "wrapper"]
 
 
 @dataclass(frozen=True)
@@ -28,67 +27,23 @@ class Root:
     classes: dict[str, list[str]]
 
 
-_NO_CLASS = re.compile(r"(images?|imgs?|photos?|pictures|jpegimages|jpe?gs?|pngs?|data|dataset)")
+_IMAGES = r"(images?|imgs?|photos?|pictures|jpegimages|jpe?gs?|pngs?|data|dataset)"
+_NO_CLASS = re.compile(_IMAGES)
+_WRAPPER = re.compile(rf"(.*[ _-])?({_IMAGES}|.*categories|.*classes|\d+)")  # 101_ObjectCategories
 _MASKS = re.compile(
     r"(masks?|annotations?|labels?|segmentations?|segmaps?|segs?|ground.?truths?|gts?|trimaps?"
     r"|bbox(es)?|boxes)"
 )
 _NO_IMAGES = re.compile(r"(imagesets?|lists|meta(data)?|docs?|code|src|scripts|models|papers)")
-_UNLABELLED = re.compile(r"\b(pred|predict|prediction)s?\b")
-_PARTS = re.compile(r"(cv|fold|part|partition|batch|chunk|set|subset)[ _.-]?[0-9a-z]{1,3}")
-_NUMBERED = re.compile(r"(?!n\d{8}$)(\D+)\d+|0\d+|\d{4,}")  # patient1, 007, 20231, but no synset
+_UNLABELLED = re.compile(r"(.*[ _-])?(pred|predict|prediction)s?([ _-].*)?")
+_PARTS = re.compile(r"(cv|fold|part|partition|batch|chunk|set|subset)[ _.-]?(\d{1,3}|[a-z])")
+# patient1, 007, 20231; but not the synset n01440764, and not class1
+_NUMBERED = re.compile(
+    r"(?!n\d{8}$)(?!(class|label|grade|stage|type|level)\W?\d)\D+\d+|0\d+|\d{4,}"
+)
 _MASK_OF = re.compile(r"(^|[ _.-]+)(mask|seg|segmentation|labels?|gt|annotation)s?([ _.-]+|$)")
 _JPEG = frozenset({".jpg", ".jpeg"})
 _N_COMPARED = 200  # names of files
-
-
-@dataclass(frozen=True)
-class LayoutChoice:
-    """What the user said of the folders, where featx cannot or shall not tell by itself.
-
-    Parameters
-    ----------
-    train_folder, val_folder, test_folder : str, optional
-        The folders of the splits, relative to the data. Others are left out.
-    classes_at : int, optional
-        The classes are the folders at this depth, counted from the data, or from the folders of
-        the splits where they are given; equal names are one class. Folders above that are called
-        like splits give the split.
-
-    Raises
-    ------
-    UsageError
-        If the depth is below 1.
-    """
-
-    train_folder: str | None = None
-    val_folder: str | None = None
-    test_folder: str | None = None
-    classes_at: int | None = None
-
-    def __post_init__(self) -> None:
-        depth = self.classes_at
-        if depth is not None and not (isinstance(depth, int) and depth >= 1):
-            raise UsageError(f"classes-at is {depth!r}: it must be a whole number of at least 1")
-
-    def __bool__(self) -> bool:
-        return bool(self.classes_at or self.folders)
-
-    @classmethod
-    def of(cls, plan: Mapping[str, Any] | object) -> Self:
-        """Take the choice out of a plan, or out of the request that a cache recorded."""
-        known = plan if isinstance(plan, Mapping) else vars(plan)
-        return cls(**{name: known.get(name) for name in LAYOUT_FIELDS})
-
-    @property
-    def folders(self) -> dict[str, str]:
-        """The folder of each split that was named."""
-        named = {"train": self.train_folder, "val": self.val_folder, "test": self.test_folder}
-        return {split: folder for split, folder in named.items() if folder is not None}
-
-
-LAYOUT_FIELDS = tuple(field.name for field in fields(LayoutChoice))
-"""What plans and the records of caches have of a `LayoutChoice`."""
 
 
 def wrapper(view: View) -> str:
@@ -98,59 +53,6 @@ def wrapper(view: View) -> str:
         return ""
     top = f"{folders[0]}/"
     return top if view.folders(top) and not view.n_images(top) else ""
-
-
-def find_chosen(view: View, choice: LayoutChoice) -> dict[str, Root]:
-    """Find the classes where the user said that they are."""
-    depth, found = choice.classes_at, dict[str, Root]()
-    for split, folder in choice.folders.items():
-        top = _existing(view, split, folder)
-        root = found[split] = Root(top if depth else Recogniser(view).inside(top), {})
-        for prefix in _at_depth(view, root.prefix, depth or 1):
-            root.classes.setdefault(prefix.split("/")[-2], []).append(prefix)
-    if found or depth is None:
-        return found
-    for prefix in _at_depth(view, "", depth):
-        *above, name, _ = prefix.split("/")
-        root = found.setdefault(_split_above(view, above), Root("", {}))
-        root.classes.setdefault(name, []).append(prefix)
-    if len(found) > 1 and "all" in found:
-        raise _chosen_wrong(view, f"at depth {depth}, some classes lie in no split", found)
-    return in_order(found) or {"all": Root("", {})}
-
-
-def _existing(view: View, split: str, folder: str) -> str:
-    parts = [part for part in folder.split("/") if part not in ("", ".")]
-    prefix = ""
-    for part in parts:
-        if part not in view.folders(prefix):
-            raise UsageError(
-                f"--{split}-folder {folder}: {view.tree.path(prefix)!r} has no folder {part!r} but "
-                f"{some(view.folders(prefix)) or 'none'}; the folder is relative to --data"
-            )
-        prefix += f"{part}/"
-    return prefix
-
-
-def _at_depth(view: View, top: str, depth: int) -> list[str]:
-    prefixes = [top]
-    for _ in range(depth):
-        prefixes = [f"{prefix}{name}/" for prefix in prefixes for name in view.folders(prefix)]
-    return [prefix for prefix in prefixes if depth == 1 or view.has_images(prefix)]
-
-
-def _split_above(view: View, folders: list[str]) -> str:
-    named = {split for name in folders if (split := split_of(name) or split_in(name)[0])}
-    if len(named) > 1:
-        raise _chosen_wrong(view, f"{'/'.join(folders)!r} names two splits", named)
-    return named.pop() if named else "all"
-
-
-def _chosen_wrong(view: View, reason: str, splits: Iterable[str]) -> SourceError:
-    return SourceError(
-        f"{view.tree.path('')!r}: {reason} ({', '.join(sorted(splits))}): name the folders of the "
-        "splits with --train-folder and --test-folder, and --classes-at counted from them"
-    )
 
 
 class Recogniser:
@@ -172,6 +74,7 @@ class Recogniser:
         self.notes: list[str] = []
         self.warnings: list[str] = []
         self._kept: dict[str, list[str]] = {}
+        self._known: dict[str, dict[str, str]] = {}
         self._masks: set[str] = set()
 
     def tell(self, reporter: Reporter) -> None:
@@ -284,10 +187,16 @@ class Recogniser:
 
     def _says_nothing(self, prefix: str, name: str) -> bool:
         parent = prefix.rstrip("/").rpartition("/")[2] or self.view.tree.name
-        return name.lower() == parent.lower() or bool(_NO_CLASS.fullmatch(name.lower()))
+        return name.lower() == parent.lower() or bool(_WRAPPER.fullmatch(name.lower()))
 
     def _splits(self, prefix: str) -> dict[str, str]:
-        """Map each split to its folder's prefix; empty where the folders are classes.
+        """Map each split to its folder's prefix; empty where the folders are classes."""
+        if prefix not in self._known:
+            self._known[prefix] = self._find_splits(prefix)
+        return self._known[prefix]
+
+    def _find_splits(self, prefix: str) -> dict[str, str]:
+        """Find splits by the names of their folders.
 
         A class may be called "train": a folder counts as a split if all folders are called like
         splits, or if it has folders and no images of its own.
@@ -304,9 +213,8 @@ class Recogniser:
         aside = [n for n in full if n not in members and self._is_unlabelled(prefix, n)]
         strays = [name for name in full if name not in members + aside]
         if strays:
-            raise self.doubt(
-                prefix, f"{some(members)} are called like splits, but {some(strays)} not", full
-            )
+            reason = f"beside folders called like splits ({some(members)}) lie {some(strays)}"
+            raise self.doubt(prefix, reason)
         others = [name for name in names if name not in members]
         if others:
             self.warnings.append(f"only {some(members)} read, {some(others)} left out")
@@ -319,7 +227,7 @@ class Recogniser:
             if split in prefixes:
                 other = prefixes[split][len(prefix) : -1]
                 raise self.doubt(
-                    prefix, f"has both {some([other, name])} for the split {split}: keep one", names
+                    prefix, f"has both {some([other, name])} for the split {split}: keep one"
                 )
             prefixes[split] = f"{prefix}{name}/"
         return in_order(prefixes)
@@ -337,7 +245,7 @@ class Recogniser:
         """Whether a folder beside splits is known to be none: images to predict, or masks."""
         if _MASKS.fullmatch(name.lower()):
             return True
-        is_known = split_in(name)[0] or _UNLABELLED.search(name.lower().replace("_", " "))
+        is_known = split_in(name)[0] or _UNLABELLED.fullmatch(name.lower())
         return bool(is_known) and not self._holds_split(prefix, name)
 
     def _refuse_flat_splits(self, prefix: str, full: list[str]) -> None:
@@ -345,38 +253,42 @@ class Recogniser:
         flat = [name for name in full if self._in_family(name, full)]
         if flat:
             reason = f"{some(flat)} are called like splits, but have no class folders"
-            raise self.doubt(prefix, reason, full)
-        named = [n for n in full if split_in(n)[0] and self._holds_split(prefix, n)]
+            raise self.doubt(prefix, reason)
+        named = [n for n in full if split_in(n)[0] and len(self._classes_in(prefix, n)) > 1]
         if named and len(full) > 1:
-            raise self.doubt(prefix, f"{some(named)} is called like a split", full)
+            raise self.doubt(prefix, f"{some(named)} may be a split, by name and folders")
+
+    def _classes_in(self, prefix: str, name: str) -> list[str]:
+        inner = self.inside(f"{prefix}{name}/")
+        return self._with_images(inner) if self.holds_classes(inner) else []
 
     # The classes
 
     def _classes(self, prefix: str) -> Root:
-        names = self.folders(prefix)
-        full = self._with_images(prefix)
-        self._refuse_doubtful(prefix, full)
+        names = [name for name in self.folders(prefix) if split_of(name) != "unlabeled"]
+        if len(names) < len(self.folders(prefix)):
+            self.warnings.append("the folder of images without labels left out")
+        self._refuse_doubtful(prefix, [n for n in self._with_images(prefix) if n in names])
         return Root(prefix, {name: [f"{prefix}{name}/"] for name in names})
 
     def _refuse_doubtful(self, prefix: str, names: list[str]) -> None:
+        if prefix in self._masks and len(names) == 1:
+            raise self.doubt(prefix, "there are images and their masks, and no class folders")
         if len(names) < 2:
-            if names and prefix in self._masks:
-                raise self.doubt(prefix, "masks of the images lie beside them", names)
             return
         if any(split_in(name)[0] for name in names) and self._splits(prefix):
-            raise self.doubt(prefix, "folders of splits lie inside a split", names)
+            raise self.doubt(prefix, "folders of splits lie inside a split")
         hollow = [name for name in names if not self.view.n_images(f"{prefix}{name}/")]
         below = {name: self._with_images(f"{prefix}{name}/") for name in hollow}
         for find in (_repeated, _of_parts, _of_siblings):
             if reason := find(names, below):
-                raise self.doubt(prefix, reason, names)
+                raise self.doubt(prefix, reason)
         self._refuse_pairs(prefix, names)
-        inner = {name for found in below.values() for name in found}
-        if len(hollow) == len(names) and len(inner) > len(names):
-            depth = prefix.count("/") + 1
-            self._note_inner(prefix, inner, depth)
+        inner = [name for found in below.values() for name in found]
+        if len(hollow) == len(names) < len(inner):
+            self._note_inner(prefix, inner, prefix.count("/") + 1)
 
-    def _note_inner(self, prefix: str, inner: set[str], depth: int) -> None:
+    def _note_inner(self, prefix: str, inner: list[str], depth: int) -> None:
         text = (
             f"the classes are the folders at depth {depth}, as {self.folders(prefix)[0]!r}; those "
             f"in them, as {min(inner)!r}, count to their class (--classes-at {depth + 1} takes "
@@ -386,32 +298,36 @@ class Recogniser:
         (self.notes if is_numbered else self.warnings).append(text)
 
     def _refuse_pairs(self, prefix: str, names: list[str]) -> None:
-        """Refuse two folders whose files have the same names where one seems to be masks."""
-        odd = [n for n in names if _MASKS.fullmatch(n.lower()) or _NO_CLASS.fullmatch(n.lower())]
-        files: dict[frozenset[str], list[str]] = {}
+        """Refuse folders whose files have the same names where one seems to have masks."""
+        is_jpeg = {name: self._is_jpeg(prefix, name) for name in names}
+        odd = [
+            name
+            for name in names
+            if _NO_CLASS.fullmatch(name.lower())
+            or (_MASKS.fullmatch(name.lower()) and not is_jpeg[name])
+        ]
+        if not odd and len(set(is_jpeg.values())) == 1:
+            return
+        alike: dict[frozenset[str], list[str]] = {}
         for name in names:
-            paths = [*self.view.images(f"{prefix}{name}/")] if odd else self._own(prefix, name)
-            files.setdefault(frozenset(map(_stem, paths)), []).append(name)
-        for alike in files.values():
-            kinds = {self._is_photographs(prefix, name) for name in alike}
-            if len(alike) > 1 and (set(alike) & set(odd) or {True, False} <= kinds):
-                reason = f"the images in {some(alike)} have the same names, as masks have"
-                raise self.doubt(prefix, reason, names)
+            stems = frozenset(map(_stem, self.view.images(f"{prefix}{name}/")))
+            alike.setdefault(stems, []).append(name)
+        for same in alike.values():
+            if len(same) > 1 and (set(same) & {*odd} or len({is_jpeg[name] for name in same}) > 1):
+                reason = f"the images in {some(same)} have the same names, as masks have"
+                raise self.doubt(prefix, reason)
         for name in odd:
-            others = [f"{prefix}{n}/" for n in names if n != name]
+            others = [f"{prefix}{other}/" for other in names if other != name]
             if _MASKS.fullmatch(name.lower()) and self._are_masks(f"{prefix}{name}/", others):
                 reason = f"the images in {name!r} have the names of others, as masks have"
-                raise self.doubt(prefix, reason, names)
+                raise self.doubt(prefix, reason)
 
-    def _own(self, prefix: str, name: str) -> list[str]:
-        return [e.name for e in self.view.files(f"{prefix}{name}/") if self.view.is_image(e)]
+    def _is_jpeg(self, prefix: str, name: str) -> bool:
+        return ending(next(self.view.images(f"{prefix}{name}/"))) in _JPEG
 
-    def _is_photographs(self, prefix: str, name: str) -> bool | None:
-        kinds = {ending(path) for path in self.view.images(f"{prefix}{name}/")}
-        return True if kinds <= _JPEG else None if kinds & _JPEG else False
-
-    def doubt(self, prefix: str, reason: str, names: list[str]) -> SourceError:
+    def doubt(self, prefix: str, reason: str) -> SourceError:
         """Make the error of a layout that can be read in more than one way."""
+        names = [n for n in self.view.folders(prefix) if self.view.has_images(f"{prefix}{n}/")]
         depth = prefix.count("/") + 1
         inner = sorted({n for name in names for n in self._with_images(f"{prefix}{name}/")})
         ways = [f"--classes-at {depth} for the classes {some(names, 3)}"]
@@ -449,13 +365,10 @@ def _repeated(names: list[str], below: _Below) -> str:
 
 def _of_parts(names: list[str], below: _Below) -> str:
     """Find class folders that are called like parts of a data set and hold folders only."""
-    if len(below) < len(names) or not all(map(_is_part, names)):
-        return ""
-    return f"{some(names)} are called like parts of a data set and hold folders only"
-
-
-def _is_part(name: str) -> bool:
-    return bool(_PARTS.fullmatch(name.lower()) or _NO_CLASS.fullmatch(name.lower()))
+    parts = [name for name in below if _PARTS.fullmatch(name.lower())]
+    if len(parts) < len(names):
+        parts = [n for n in below if _NO_CLASS.fullmatch(n.lower()) and len(below[n]) > 1]
+    return f"{some(parts)} are called like parts of a data set, and hold folders" if parts else ""
 
 
 def _of_siblings(names: list[str], below: _Below) -> str:
@@ -465,6 +378,13 @@ def _of_siblings(names: list[str], below: _Below) -> str:
         if len(same) > 1:
             return f"{name!r} holds folders called like those beside it ({some(same, 3)})"
     return ""
+
+
+def masks_beside(paths: list[str]) -> list[str]:
+    """Find images of a class that are called like others, but for ``_mask``."""
+    named = [path for path in paths if "_mask" in path.lower()]
+    others = {_stem(path) for path in {*paths} - {*named}} if named else set()
+    return [path for path in named if _stem(path) in others]
 
 
 def _stem(path: str) -> str:

@@ -114,7 +114,9 @@ def test_one_folder_on_top_is_looked_through_once(tmp_path: Path, kind: str) -> 
     pack(path, named("train/a/1.jpg", "train/b/1.jpg"))
     assert list(open_archive(path)) == ["train"]
     pack(path, named("pets/dog/old/1.jpg", "pets/dog/young/1.jpg"))
-    with pytest.raises(SourceError, match=r"x.*/pets' has one class only \('dog'\).* --classes-at 3"):
+    with pytest.raises(
+        SourceError, match=r"x.*/pets' has one class only \('dog'\).* --classes-at 3"
+    ):
         open_archive(path)
 
 

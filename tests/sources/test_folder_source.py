@@ -243,7 +243,10 @@ ERRORS = {
         ("train/a/1.jpg", "train/b/1.jpg", "test/"),
         "test/?' has no images and no class folders",
     ),
-    "one class": (("a/1.jpg", "a/b/2.jpg"), r"has one class only \('a'\) .* or give --classes-at 2 if"),
+    "one class": (
+        ("a/1.jpg", "a/b/2.jpg"),
+        r"has one class only \('a'\) .* or give --classes-at 2 if",
+    ),
     "one class in train": (("train/a/1.jpg", "test/a/1.jpg"), r"one class only \('a'\)"),
     "no images": (("a/1.txt", "b/"), "has no images in 'a', 'b': image files end in .avif, .bmp"),
     "an empty class": (("a/1.jpg", "b/", "c/1.jpg"), "no images in 'b': add images or remove"),

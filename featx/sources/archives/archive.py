@@ -21,8 +21,9 @@ from featx.sources.archives.unpacked import is_compressed, plain_tar
 from featx.sources.archives.webdataset import looks_like_webdataset, open_indexed
 from featx.sources.archives.zip import ZipSource, index_zip
 from featx.sources.base import Source
+from featx.sources.chosen import LayoutChoice
 from featx.sources.layout import ENDINGS, ending, is_shown, list_images
-from featx.sources.recognise import LayoutChoice, wrapper
+from featx.sources.recognise import wrapper
 from featx.sources.tree import MemberTree, View
 
 __all__ = ["ARCHIVE_ENDINGS", "is_archive", "open_archive", "open_unlabelled"]
