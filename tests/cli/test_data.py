@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -128,3 +129,41 @@ def test_unlabelled_images_are_extracted_where_they_are_asked_for(tmp_path, monk
     cache = featx.load("squeezenet1_1", split="unlabeled")
     assert cache.y.tolist() == [-1]
     assert json.dumps(cache.meta)
+
+
+def test_the_folders_of_splits_are_settled_once(photos, capsys):
+    """Doubtful folders: refused by every command, and settled by the flags, also later on."""
+    (photos / "train").rename(photos / "old")
+    (photos / "test").rename(photos / "new")
+    folders = ["--train-folder", "old", "--test-folder", "new"]
+    fit = ["--clf", "ncm", "--per-class", "2", "--repeats", "1"]
+    train = ["train", "--network", "auto-cnn(filters=4 blocks=2)", "--epochs", "1", "-j", "0"]
+    train += ["--validation", "0.2", "--patience", "0", "--device", "cpu"]
+    for words in (
+        ["info", "--data", "photos"],
+        [*EXTRACT, "--data", "photos"],
+        ["sweep", *EXTRACT[1:-1], "--data", "photos", "--pool", "none", "avg", *fit],
+        [*train, "--data", "photos"],
+    ):
+        assert main(words) == 1
+        assert "'new', 'old' hold folders of the same names" in capsys.readouterr().err
+        assert main([*words, *folders]) == 0
+        out = capsys.readouterr().out
+    assert "1 added" in out
+    [path] = [file for file in Path("cache").glob("*train*.h5") if "avg" not in file.name]
+    cache = featx.load(path)
+    assert cache.class_names == ["automobile", "car", "frog", "ship"]
+    assert cache.paths[0] == "old/automobile/0.png"
+    asked = cache.meta["request"]
+    assert (asked["train_folder"], asked["test_folder"]) == ("old", "new")
+    assert "val_folder" not in asked
+    wanted = cache.X[:]
+    cache.close()
+    with h5py.File(path) as file:
+        offset = file["features"].id.get_offset()
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 255
+    path.write_bytes(data)
+    assert main(["repair", str(path)]) == 0
+    np.testing.assert_array_equal(featx.load(path).X[:], wanted)
+    assert main(["info", *folders]) == 2

@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from packing import pack
+from test_folder_source import make
 
 from featx.errors import SourceError, UsageError
 from featx.progress import Reporter
 from featx.sources import available_data, default_data_dir, open_data
+from featx.sources.official.formats import FORMATS
 
 
 def test_names() -> None:
@@ -64,3 +67,62 @@ def test_a_folder_loads_neither_torch_nor_sklearn(photo_tree: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert done.stdout.strip() == "[]"
+
+
+def sample(n: int) -> dict[str, bytes]:
+    return {f"{i}.{end}": str(i % 2).encode() for i in range(n) for end in ("jpg", "cls")}
+
+
+def images_in_a_table(path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    cells = {"image": [{"bytes": b"x", "path": "1.jpg"}] * 2, "label": ["a", "b"]}
+    pyarrow.parquet.write_table(pa.table(cells), path)
+
+
+BESIDE = {
+    "backup.tar.gz": lambda path: pack(path, {"a/1.jpg": b"", "b/2.jpg": b""}),
+    "flat.tgz": lambda path: pack(path, {"1.jpg": b"", "2.jpg": b""}),
+    "backup.zip": lambda path: pack(path, {"a/1.jpg": b"", "b/2.jpg": b""}),
+    "photos.tar": lambda path: pack(path, {"1.jpg": b"", "2.jpg": b""}),
+    "train-000.tar": lambda path: pack(path, sample(2)),
+    "train-000.tar.xz": lambda path: pack(path, sample(2)),
+    "train-00000-of-00001.parquet": images_in_a_table,
+    "labels.csv": lambda path: path.write_text("path,label\ncat/1.jpg,x\ndog/1.jpg,y\n"),
+    "official files": lambda path: [path.with_name(n).touch() for n in FORMATS[0].files],
+}
+HIDDEN = {"train-000.tar", "train-000.tar.xz", "train-00000-of-00001.parquet", "official files"}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+@pytest.mark.parametrize("top", ["", "train/"])
+def test_nothing_hides_class_folders(tmp_path: Path, name: str, top: str) -> None:
+    make(tmp_path / "x", *(f"{top}{label}/{i}.jpg" for label in ("cat", "dog") for i in "123"))
+    BESIDE[name](tmp_path / "x" / name)
+    stream = io.StringIO()
+    splits = open_data(tmp_path / "x", reporter=Reporter(stream=stream))
+    assert {split: source.class_names for split, source in splits.items()} == {
+        "train" if top else "all": ("cat", "dog")
+    }
+    assert stream.getvalue().startswith("warning: ") == (name in HIDDEN)
+    assert "beside" in stream.getvalue()
+
+
+def test_a_folder_of_previews_hides_no_shards(tmp_path: Path) -> None:
+    pack(tmp_path / "x" / "train-000.tar.gz", sample(4))
+    make(tmp_path / "x", "previews/1.jpg", "previews/2.jpg")
+    splits = open_data(tmp_path / "x", data_dir=tmp_path / "unpacked")
+    assert splits["train"].class_names == ("0", "1")
+
+
+def test_archives_in_a_folder_are_named_where_it_has_no_classes(tmp_path: Path) -> None:
+    pack(tmp_path / "x" / "photos.tar.gz", {"cat/1.jpg": b"", "dog/2.jpg": b""})
+    with pytest.raises(SourceError, match="has no images and no class folders") as caught:
+        open_data(tmp_path / "x")
+    assert caught.value.__notes__ == ["to read 'photos.tar.gz' in it, give the file after --data"]
+    with pytest.raises(SourceError, match="but no class folders|has no class, and"):
+        open_data(pack(tmp_path / "y.tar", {"1.jpg": b"", "2.jpg": b""}))
+    for labels in ({}, {"1.cls": b"-1", "2.cls": b""}):
+        with pytest.raises(SourceError, match="no class folders|has no class, and a classifier"):
+            open_data(pack(tmp_path / "train-0.tar", {"1.jpg": b"", "2.jpg": b""} | labels))

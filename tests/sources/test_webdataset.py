@@ -16,6 +16,7 @@ from featx.sources.archives.archive import open_archive
 from featx.sources.archives.shards import expand_braces
 from featx.sources.archives.webdataset import is_webdataset, open_webdataset
 from featx.sources.folder import open_folder
+from featx.sources.splits import split_of_shard
 
 
 @pytest.fixture(autouse=True)
@@ -185,6 +186,35 @@ def test_splits_by_the_words_of_names_or_folders(tmp_path: Path) -> None:
     assert splits["test"].paths[0] == "test/0/1.jpg"
     assert splits["train"].class_names == splits["test"].class_names == ("0", "1", "2", "3", "9")
     assert "shards that name no split left out: 'extra.tar'" in said(tmp_path)
+
+
+SPLITS = {
+    "imagenet1k-validation-00": "val",
+    "test_tubes_train_000": "train",
+    "train_stations_test": "test",
+    "trainset-0": "train",
+    "web-dev-3": "val",
+    "ILSVRC2012_img_val_a": "val",
+    "photos-00": None,
+    "trained-00": None,
+}
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_the_split_is_the_last_word_before_the_number(name: str) -> None:
+    assert split_of_shard(name) == SPLITS[name]
+
+
+@pytest.mark.parametrize(
+    "name", ["train-test", "train_val_000", "train_test_tubes_000", "train/web-val-0"]
+)
+def test_shards_that_name_two_splits_are_refused(tmp_path: Path, name: str) -> None:
+    path = shard(tmp_path / f"{name}.tar", {"1": 0, "2": 1})
+    with pytest.raises(SourceError, match=r"names more than one split \('train', '(test|val)'\)"):
+        open_webdataset(tmp_path)
+    if "/" not in name:
+        with pytest.raises(SourceError, match="names more than one split"):
+            open_archive(path)
 
 
 def test_names_of_numbers(tmp_path: Path) -> None:
