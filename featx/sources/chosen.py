@@ -63,12 +63,12 @@ LAYOUT_FIELDS = tuple(field.name for field in fields(LayoutChoice))
 """What plans and the records of caches have of a `LayoutChoice`."""
 
 
-def find_chosen(view: View, choice: LayoutChoice) -> dict[str, Root]:
+def find_chosen(recogniser: Recogniser, choice: LayoutChoice) -> dict[str, Root]:
     """Find the classes where the user said that they are."""
-    depth, found = choice.classes_at, dict[str, Root]()
+    view, depth, found = recogniser.view, choice.classes_at, dict[str, Root]()
     for split, folder in choice.folders.items():
         top = _existing(view, split, folder)
-        root = found[split] = Root(top if depth else Recogniser(view).inside(top), {})
+        root = found[split] = Root(top if depth else recogniser.inside(top), {})
         for prefix in _at_depth(view, root.prefix, depth or 1):
             root.classes.setdefault(prefix.split("/")[-2], []).append(prefix)
     if found or depth is None:

@@ -108,12 +108,14 @@ def list_images(
     """
     view, left_out = View(tree, ENDINGS), _LeftOut()
     recogniser = Recogniser(view)
-    roots = find_chosen(view, choice) if choice else recogniser.find()
-    recogniser.tell(reporter)
-    images = {
-        split: _images(recogniser, root, is_chosen=bool(choice), left_out=left_out)
-        for split, root in roots.items()
-    }
+    try:
+        roots = find_chosen(recogniser, choice) if choice else recogniser.find()
+        images = {
+            split: _images(recogniser, root, is_chosen=bool(choice), left_out=left_out)
+            for split, root in roots.items()
+        }
+    finally:
+        recogniser.tell(reporter)
     labelled = {split: classes for split, classes in images.items() if "" not in classes}
     _check_same_classes(labelled, {split: roots[split].prefix for split in labelled})
     left_out.n_outside = _n_outside(view, roots)

@@ -34,7 +34,9 @@ _MASKS = re.compile(
     r"(masks?|annotations?|labels?|segmentations?|segmaps?|segs?|ground.?truths?|gts?|trimaps?"
     r"|bbox(es)?|boxes)"
 )
-_NO_IMAGES = re.compile(r"(imagesets?|lists|meta(data)?|docs?|code|src|scripts|models|papers)")
+_NO_IMAGES = re.compile(
+    r"(imagesets?|lists|meta(data)?|docs?|code|src|scripts|models|papers|figures|assets|samples?)"
+)
 _UNLABELLED = re.compile(r"(.*[ _-])?(pred|predict|prediction)s?([ _-].*)?")
 _PARTS = re.compile(r"(cv|fold|part|partition|batch|chunk|set|subset)[ _.-]?(\d{1,3}|[a-z])")
 # patient1, 007, 20231; but not the synset n01440764, and not class1
@@ -44,6 +46,7 @@ _NUMBERED = re.compile(
 _MASK_OF = re.compile(r"(^|[ _.-]+)(mask|seg|segmentation|labels?|gt|annotation)s?([ _.-]+|$)")
 _JPEG = frozenset({".jpg", ".jpeg"})
 _N_COMPARED = 200  # names of files
+_N_ALIKE = 3  # fewer files of equal names may be chance
 
 
 def wrapper(view: View) -> str:
@@ -206,9 +209,10 @@ class Recogniser:
         if exact and len(exact) == len(names):
             return self._named(prefix, exact)
         full = self._with_images(prefix)
-        members = [name for name in full if name in exact or self._in_family(name, full)]
+        family = _family(full)
+        members = [name for name in full if name in family or split_of(name)]
         if not any(self._holds_split(prefix, name) for name in members):
-            self._refuse_flat_splits(prefix, full)
+            self._refuse_flat_splits(prefix, full, family)
             return {}
         aside = [n for n in full if n not in members and self._is_unlabelled(prefix, n)]
         strays = [name for name in full if name not in members + aside]
@@ -232,27 +236,20 @@ class Recogniser:
             prefixes[split] = f"{prefix}{name}/"
         return in_order(prefixes)
 
-    def _in_family(self, name: str, names: list[str]) -> bool:
-        """Whether another name differs in the split alone: seg_train and seg_test."""
-        split, rest = split_in(name)
-        same = {other_split for other_split, other in map(split_in, names) if other == rest}
-        return split is not None and len(same - {None}) > 1
-
     def _holds_split(self, prefix: str, name: str) -> bool:
         return self.holds_classes(self.inside(f"{prefix}{name}/"))
 
     def _is_unlabelled(self, prefix: str, name: str) -> bool:
-        """Whether a folder beside splits is known to be none: images to predict, or masks."""
-        if _MASKS.fullmatch(name.lower()):
+        """Whether a folder beside splits is known to be none: images to predict, masks, figures."""
+        if _MASKS.fullmatch(name.lower()) or _NO_IMAGES.fullmatch(name.lower()):
             return True
         is_known = split_in(name)[0] or _UNLABELLED.fullmatch(name.lower())
         return bool(is_known) and not self._holds_split(prefix, name)
 
-    def _refuse_flat_splits(self, prefix: str, full: list[str]) -> None:
+    def _refuse_flat_splits(self, prefix: str, full: list[str], family: set[str]) -> None:
         """Refuse train_images and test_images without class folders, and train_a beside b."""
-        flat = [name for name in full if self._in_family(name, full)]
-        if flat:
-            reason = f"{some(flat)} are called like splits, but have no class folders"
+        if family:
+            reason = f"{some(sorted(family))} are called like splits, but have no class folders"
             raise self.doubt(prefix, reason)
         named = [n for n in full if split_in(n)[0] and len(self._classes_in(prefix, n)) > 1]
         if named and len(full) > 1:
@@ -267,8 +264,10 @@ class Recogniser:
     def _classes(self, prefix: str) -> Root:
         names = [name for name in self.folders(prefix) if split_of(name) != "unlabeled"]
         if len(names) < len(self.folders(prefix)):
-            self.warnings.append("the folder of images without labels left out")
-        self._refuse_doubtful(prefix, [n for n in self._with_images(prefix) if n in names])
+            depth = prefix.count("/") + 1
+            text = f"the folder of images without labels left out (--classes-at {depth} takes it)"
+            self.warnings.append(text)
+        self._refuse_doubtful(prefix, [n for n in names if self.view.has_images(f"{prefix}{n}/")])
         return Root(prefix, {name: [f"{prefix}{name}/"] for name in names})
 
     def _refuse_doubtful(self, prefix: str, names: list[str]) -> None:
@@ -312,8 +311,9 @@ class Recogniser:
         for name in names:
             stems = frozenset(map(_stem, self.view.images(f"{prefix}{name}/")))
             alike.setdefault(stems, []).append(name)
-        for same in alike.values():
-            if len(same) > 1 and (set(same) & {*odd} or len({is_jpeg[name] for name in same}) > 1):
+        for stems, same in alike.items():
+            differ = len(stems) >= _N_ALIKE and len({is_jpeg[name] for name in same}) > 1
+            if len(same) > 1 and (differ or {*same} & {*odd}):
                 reason = f"the images in {some(same)} have the same names, as masks have"
                 raise self.doubt(prefix, reason)
         for name in odd:
@@ -346,6 +346,17 @@ class Recogniser:
         return f"{name!r} ({n_folders:,} folders, {n_images:,} images)"
 
 
+def _family(names: list[str]) -> set[str]:
+    """Find names that differ in the split alone: seg_train and seg_test."""
+    by_rest: dict[str, dict[str, str]] = {}
+    for name in names:
+        split, rest = split_in(name)
+        if split:
+            by_rest.setdefault(rest, {})[name] = split
+    found = [splits for splits in by_rest.values() if len({*splits.values()}) > 1]
+    return {name for splits in found for name in splits}
+
+
 _Below = Mapping[str, list[str]]
 _Finder = Callable[[list[str], _Below], str]
 
@@ -373,8 +384,9 @@ def _of_parts(names: list[str], below: _Below) -> str:
 
 def _of_siblings(names: list[str], below: _Below) -> str:
     """Find a class folder that holds folders called like the classes beside it."""
+    siblings = {*names}
     for name, inner in below.items():
-        same = [other for other in inner if other in names]
+        same = [other for other in inner if other in siblings]
         if len(same) > 1:
             return f"{name!r} holds folders called like those beside it ({some(same, 3)})"
     return ""

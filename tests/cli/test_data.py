@@ -147,10 +147,10 @@ def test_the_folders_of_splits_are_settled_once(photos, capsys):
     ):
         assert main(words) == 1
         assert "'new', 'old' hold folders of the same names" in capsys.readouterr().err
-        assert main([*words, *folders]) == 0
-        out = capsys.readouterr().out
-    assert "1 added" in out
-    [path] = [file for file in Path("cache").glob("*train*.h5") if "avg" not in file.name]
+        if words[0] != "sweep":  # which takes long, and is as extract
+            assert main([*words, *folders]) == 0
+    assert "1 added" in capsys.readouterr().out
+    [path] = Path("cache").glob("*train*.h5")
     cache = featx.load(path)
     assert cache.class_names == ["automobile", "car", "frog", "ship"]
     assert cache.paths[0] == "old/automobile/0.png"

@@ -136,6 +136,7 @@ def test_parquet_shards(
         (["train/0000.parquet", "train/0001.parquet", "validation/0000.parquet"], ["train", "val"]),
         (["data/train_1.parquet", "data/train_2.parquet"], ["train"]),
         (["data/TEST-00000-of-00001-0a1b2c3d4e5f6071.parquet"], ["test"]),
+        (["a-train-00000-of-00001.parquet", "a_test.parquet"], ["train", "test"]),
         (["x.parquet", "y.parquet"], ["all"]),
         (["data/data-00000-of-00001.parquet"], ["all"]),
     ],

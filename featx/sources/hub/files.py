@@ -12,7 +12,7 @@ from typing import Any
 
 from featx.errors import SourceError
 from featx.progress import Reporter
-from featx.sources.splits import split_of
+from featx.sources.splits import split_of, split_of_shard
 
 __all__ = ["HubFiles", "find_files", "is_saved", "parquet_files"]
 
@@ -137,8 +137,9 @@ def _word(path: Path) -> str:
 
 
 def _split_of_file(path: Path) -> str | None:
-    """Tell the split by the name (train-00000-of-00002, test_1), or the folder's (train/0000)."""
-    return split_of(_word(path)) or split_of(path.parent.name)
+    """Tell the split by the name (train-00000-of-00002, a-test_1), or the folder's (train/0000)."""
+    word = _word(path)
+    return split_of(word) or split_of(path.parent.name) or split_of_shard(word)
 
 
 def _check_complete(paths: list[Path]) -> None:
