@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 
 from featx.errors import SourceError
@@ -76,8 +77,8 @@ class Recogniser:
         self.view = view
         self.notes: list[str] = []
         self.warnings: list[str] = []
-        self._kept: dict[str, list[str]] = {}
-        self._known: dict[str, dict[str, str]] = {}
+        self.folders = cache(self._folders)
+        self._splits = cache(self._find_splits)
         self._masks: set[str] = set()
 
     def tell(self, reporter: Reporter) -> None:
@@ -111,12 +112,10 @@ class Recogniser:
 
     # Folders, and what they hold
 
-    def folders(self, prefix: str) -> list[str]:
+    def _folders(self, prefix: str) -> list[str]:
         """Names of the folders in a folder, without masks and annotations of the images."""
-        if prefix not in self._kept:
-            names = self.view.folders(prefix)
-            self._kept[prefix] = [n for n in names if not self._is_aside(prefix, n, names)]
-        return self._kept[prefix]
+        names = self.view.folders(prefix)
+        return [name for name in names if not self._is_aside(prefix, name, names)]
 
     def holds_classes(self, prefix: str) -> bool:
         """Whether there are images in folders, and none beside these."""
@@ -192,14 +191,8 @@ class Recogniser:
         parent = prefix.rstrip("/").rpartition("/")[2] or self.view.tree.name
         return name.lower() == parent.lower() or bool(_WRAPPER.fullmatch(name.lower()))
 
-    def _splits(self, prefix: str) -> dict[str, str]:
-        """Map each split to its folder's prefix; empty where the folders are classes."""
-        if prefix not in self._known:
-            self._known[prefix] = self._find_splits(prefix)
-        return self._known[prefix]
-
     def _find_splits(self, prefix: str) -> dict[str, str]:
-        """Find splits by the names of their folders.
+        """Map each split to its folder's prefix; empty where the folders are classes.
 
         A class may be called "train": a folder counts as a split if all folders are called like
         splits, or if it has folders and no images of its own.

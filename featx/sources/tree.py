@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
+from functools import cache
 from typing import Literal, NamedTuple
 
 __all__ = ["Entry", "MemberTree", "Tree", "View", "ending", "is_shown", "some"]
@@ -114,46 +115,48 @@ class MemberTree(Tree):
 
 
 class View:
-    """A tree without what is hidden. Each folder is listed once."""
+    """A tree without what is hidden. Nothing is listed or counted twice."""
 
     def __init__(self, tree: Tree, endings: Collection[str]) -> None:
         self.tree, self._endings = tree, endings
-        self._listed: dict[str, tuple[list[str], list[Entry]]] = {}
-        self._counts: dict[str, int] = {}
+        self._identity, self._above = cache(tree.identity), cache(tree.above)
+        self._listed = cache(self._list)
+        self.n_images = cache(self._count)
+        self.has_images = cache(self._has_images)
 
     def folders(self, prefix: str) -> list[str]:
         """Names of the folders in a folder, sorted."""
-        return self._list(prefix)[0]
+        return self._listed(prefix)[0]
 
     def files(self, prefix: str) -> list[Entry]:
         """Whatever else is in a folder, sorted."""
-        return self._list(prefix)[1]
+        return self._listed(prefix)[1]
 
     def _list(self, prefix: str) -> tuple[list[str], list[Entry]]:
-        if prefix not in self._listed:
-            shown = sorted(entry for entry in self.tree.entries(prefix) if is_shown(entry.name))
-            folders = [entry.name for entry in shown if entry.kind == "folder"]
-            self._listed[prefix] = folders, [entry for entry in shown if entry.kind != "folder"]
-        return self._listed[prefix]
+        shown = sorted(entry for entry in self.tree.entries(prefix) if is_shown(entry.name))
+        folders = [entry.name for entry in shown if entry.kind == "folder"]
+        return folders, [entry for entry in shown if entry.kind != "folder"]
 
     def is_image(self, entry: Entry) -> bool:
         """Whether a file is called like an image."""
         return entry.kind == "file" and ending(entry.name) in self._endings
 
-    def n_images(self, prefix: str) -> int:
+    def _count(self, prefix: str) -> int:
         """Count the images that lie in a folder itself."""
-        if prefix not in self._counts:
-            self._counts[prefix] = sum(map(self.is_image, self.files(prefix)))
-        return self._counts[prefix]
+        return sum(map(self.is_image, self.files(prefix)))
+
+    def _has_images(self, top: str) -> bool:
+        """Whether there is an image in a folder or below it."""
+        return any(map(self.n_images, self.below(top)))
 
     def below(self, top: str, folders: Callable[[str], list[str]] | None = None) -> Iterator[str]:
         """Give `top` and all folders below it; each real one once, so that loops of links end."""
         folders = folders or self.folders
         parent = top[: top.rfind("/", 0, -1) + 1]
-        pending, seen = [top], set(self.tree.above(parent)) if top else set()
+        pending, seen = [top], set(self._above(parent)) if top else set()
         while pending:
             prefix = pending.pop()
-            identity = self.tree.identity(prefix)
+            identity = self._identity(prefix)
             if identity not in seen:
                 seen.add(identity)
                 yield prefix
@@ -163,10 +166,6 @@ class View:
         """Give the images in a folder and below it, as paths relative to the root."""
         for prefix in self.below(top):
             yield from (prefix + entry.name for entry in self.files(prefix) if self.is_image(entry))
-
-    def has_images(self, top: str) -> bool:
-        """Whether there is an image in a folder or below it."""
-        return any(self.n_images(prefix) for prefix in self.below(top))
 
 
 def is_shown(name: str) -> bool:
