@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from featx.errors import SourceError, UsageError
 from featx.sources.recognise import Recogniser, Root
-from featx.sources.splits import in_order, split_in, split_of
+from featx.sources.splits import in_order, split_in
 from featx.sources.tree import View, some
 
 __all__ = ["LAYOUT_FIELDS", "LayoutChoice", "find_chosen"]
@@ -103,7 +103,7 @@ def _at_depth(view: View, top: str, depth: int) -> list[str]:
 
 
 def _split_above(view: View, folders: list[str]) -> str:
-    named = {split for name in folders if (split := split_of(name) or split_in(name)[0])}
+    named = {split for name in folders if (split := split_in(name)[0])}
     if len(named) > 1:
         raise _chosen_wrong(view, f"{'/'.join(folders)!r} names two splits", named)
     return named.pop() if named else "all"

@@ -14,7 +14,7 @@ from itertools import islice
 
 from featx.errors import SourceError
 from featx.progress import Reporter
-from featx.sources.splits import in_order, split_in, split_of
+from featx.sources.splits import in_order, split_in, split_of_folder
 from featx.sources.tree import View, ending, some
 
 __all__ = ["Recogniser", "Root", "masks_beside", "wrapper"]
@@ -53,7 +53,7 @@ _N_ALIKE = 3  # fewer files of equal names may be chance
 def wrapper(view: View) -> str:
     """Give the prefix of the one folder that holds everything, as archives often have it."""
     folders = view.folders("")
-    if len(folders) != 1 or split_of(folders[0]) or view.n_images(""):
+    if len(folders) != 1 or split_of_folder(folders[0]) or view.n_images(""):
         return ""
     top = f"{folders[0]}/"
     return top if view.folders(top) and not view.n_images(top) else ""
@@ -164,7 +164,7 @@ class Recogniser:
         prefix = ""
         while inner := self._only(prefix):
             name = inner[len(prefix) : -1]
-            if split_of(name) or self.view.n_images(inner):
+            if split_of_folder(name) or self.view.n_images(inner):
                 break
             if prefix and not (self._says_nothing(prefix, name) or self._splits(inner)):
                 break
@@ -198,12 +198,12 @@ class Recogniser:
         splits, or if it has folders and no images of its own.
         """
         names = self.folders(prefix)
-        exact = [name for name in names if split_of(name)]
+        exact = [name for name in names if split_of_folder(name)]
         if exact and len(exact) == len(names):
             return self._named(prefix, exact)
         full = self._with_images(prefix)
         family = _family(full)
-        members = [name for name in full if name in family or split_of(name)]
+        members = [name for name in full if name in family or split_of_folder(name)]
         if not any(self._holds_split(prefix, name) for name in members):
             self._refuse_flat_splits(prefix, full, family)
             return {}
@@ -220,7 +220,7 @@ class Recogniser:
     def _named(self, prefix: str, names: list[str]) -> dict[str, str]:
         prefixes: dict[str, str] = {}
         for name in names:
-            split = split_of(name) or split_in(name)[0] or name
+            split = split_in(name)[0] or name
             if split in prefixes:
                 other = prefixes[split][len(prefix) : -1]
                 raise self.doubt(
@@ -255,7 +255,7 @@ class Recogniser:
     # The classes
 
     def _classes(self, prefix: str) -> Root:
-        names = [name for name in self.folders(prefix) if split_of(name) != "unlabeled"]
+        names = [name for name in self.folders(prefix) if split_of_folder(name) != "unlabeled"]
         if len(names) < len(self.folders(prefix)):
             depth = prefix.count("/") + 1
             text = f"the folder of images without labels left out (--classes-at {depth} takes it)"

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from featx.errors import SourceError
 
-__all__ = ["SPLIT_ORDER", "in_order", "split_in", "split_of", "split_of_shard"]
+__all__ = ["SPLIT_ORDER", "in_order", "split_in", "split_of", "split_of_folder", "split_of_shard"]
 
 _Value = TypeVar("_Value")
 
@@ -21,15 +21,14 @@ _SYNONYMS = {
     "val": "val",
     "valid": "val",
     "validation": "val",
-    "dev": "val",
     "test": "test",
     "testing": "test",
-    "eval": "test",
-    "evaluation": "test",
     "unlabeled": "unlabeled",
     "unlabelled": "unlabeled",
     "unsupervised": "unlabeled",
 }
+# In names of folders and shards; in tables "eval" is one split here and another there.
+_IN_NAMES = _SYNONYMS | {"dev": "val", "eval": "test", "evaluation": "test"}
 # Words of a name: testImages has two, IMG_train two, trainset one.
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _GLUED = re.compile(r"(?<=.)(set|data|images?|imgs?)$", re.IGNORECASE)
@@ -67,11 +66,17 @@ def split_in(name: str) -> tuple[str | None, str]:
     found, rest = set(), name
     for match in reversed([*_WORDS.finditer(name)]):
         word = _GLUED.sub("", match[0])
-        if split := split_of(word):
+        if split := _IN_NAMES.get(word.lower()):
             found.add(split)
             rest = rest[: match.start()] + rest[match.start() + len(word) :]
     split = found.pop() if len(found) == 1 else None
     return split, "".join(filter(str.isalnum, rest)).lower()
+
+
+def split_of_folder(name: str) -> str | None:
+    """Give the split that a folder is called by: by `split_in`, without other words."""
+    split, rest = split_in(name)
+    return None if rest else split
 
 
 def split_of_shard(name: str) -> str | None:
@@ -99,7 +104,7 @@ def split_of_shard(name: str) -> str | None:
     ('val', 'train')
     """
     words = [*re.finditer("[A-Za-z]+", name)]
-    splits = [split_of(word[0]) or split_of(_GLUED.sub("", word[0])) for word in words]
+    splits = [_IN_NAMES.get(_GLUED.sub("", word[0]).lower()) for word in words]
     found = [(word, split) for word, split in zip(words, splits, strict=True) if split]
     if len({split for _, split in found}) < 2:
         return found[0][1] if found else None

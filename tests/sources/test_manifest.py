@@ -109,10 +109,7 @@ def test_a_fold_is_no_split(tmp_path: Path) -> None:
         ("path,label\n1,a\n2,a\n3,\n", "has one class only .'a'., and a classifier needs two"),
         ("path,label\n1,\n2,\n", "has no label at all, and a classifier needs two"),
         ("path,label\n1,a\n,b\n", "line 3: the path is empty"),
-        (
-            "path,label,split\n1,a,train\n\n2,b,holdout\n",
-            "line 4: 'holdout' is no split; choose from tr",
-        ),
+        ("path,label,split\n1,a,train\n\n2,b,dev\n", "line 4: 'dev' is no split; choose from tr"),
         ("path,label,split\n1,a,train\n2,b,\n", "line 3: '' is no split"),
         ("path,label,split\n1,a,train\n2,b,all\n", "line 3: 'all' is no split"),
         ("path,label\n1,a\n2,b\n1,b\n", "'1' has two labels, 'a' on line 2 and 'b' on line 4"),
