@@ -30,7 +30,7 @@ class LayoutChoice:
     Raises
     ------
     UsageError
-        If the depth is below 1.
+        If the depth is no number of at least 1, or a folder no text.
     """
 
     train_folder: str | None = None
@@ -42,6 +42,9 @@ class LayoutChoice:
         depth = self.classes_at
         if depth is not None and not (isinstance(depth, int) and depth >= 1):
             raise UsageError(f"classes-at is {depth!r}: it must be a whole number of at least 1")
+        for split, folder in self.folders.items():
+            if not isinstance(folder, str):
+                raise UsageError(f"{split}-folder is {folder!r}: it must be the name of a folder")
 
     def __bool__(self) -> bool:
         return bool(self.classes_at or self.folders)

@@ -147,9 +147,8 @@ def _open_folder(
     path: Path, layout: LayoutChoice | None, is_other: bool, reporter: Reporter
 ) -> dict[str, Source]:
     """Open class folders, and say which data beside them are not read."""
-    beside = sorted(
-        file.name for file in path.iterdir() if file.name.lower().endswith(_FILE_ENDINGS)
-    )
+    files = [entry.name for entry in DiskTree(path).entries("") if entry.kind == "file"]
+    beside = sorted(name for name in files if name.lower().endswith(_FILE_ENDINGS))
     try:
         found = open_folder(path, layout=layout, reporter=reporter)
     except SourceError as error:

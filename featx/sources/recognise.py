@@ -32,7 +32,7 @@ _IMAGES = r"(images?|imgs?|photos?|pictures|jpegimages|jpe?gs?|pngs?|data|datase
 _NO_CLASS = re.compile(_IMAGES)
 _WRAPPER = re.compile(rf"(.*[ _-])?({_IMAGES}|.*categories|.*classes|\d+)")  # 101_ObjectCategories
 _MASKS = re.compile(
-    r"(masks?|annotations?|labels?|segmentations?|segmaps?|segs?|ground.?truths?|gts?|trimaps?"
+    r"(masks?|msks?|annotations?|labels?|segmentations?|segmaps?|segs?|ground.?truths?|gts?|trimaps?"
     r"|bbox(es)?|boxes)"
 )
 _NO_IMAGES = re.compile(
@@ -40,6 +40,7 @@ _NO_IMAGES = re.compile(
 )
 _UNLABELLED = re.compile(r"(.*[ _-])?(pred|predict|prediction)s?([ _-].*)?")
 _PARTS = re.compile(r"(cv|fold|part|partition|batch|chunk|set|subset)[ _.-]?(\d{1,3}|[a-z])")
+_IMAGES_OF_PART = re.compile(r"(.*[ _-])?(images?|imgs?|photos?|data)([ _-]?part)?[ _.-]?\d+")
 # patient1, 007, 20231; but not the synset n01440764, and not class1
 _NUMBERED = re.compile(
     r"(?!n\d{8}$)(?!(class|label|grade|stage|type|level)\W?\d)\D+\d+|0\d+|\d{4,}"
@@ -83,9 +84,9 @@ class Recogniser:
 
     def tell(self, reporter: Reporter) -> None:
         """Say what was noted."""
-        for note in self.notes:
+        for note in dict.fromkeys(self.notes):
             reporter.say(f"{self.view.tree.name!r}: {note}")
-        for warning in self.warnings:
+        for warning in dict.fromkeys(self.warnings):
             reporter.warn(f"{self.view.tree.name!r}: {warning}")
 
     def find(self) -> dict[str, Root]:
@@ -184,8 +185,15 @@ class Recogniser:
         return prefix
 
     def _only(self, prefix: str) -> str:
-        names = self.folders(prefix)
-        return f"{prefix}{names[0]}/" if len(names) == 1 and not self.view.n_images(prefix) else ""
+        """Give the one folder in a folder; others may be empty if its name tells nothing."""
+        names, full = self.folders(prefix), self._with_images(prefix)
+        if self.view.n_images(prefix) or len(full) != 1:
+            return ""
+        others = [name for name in names if name != full[0]]
+        if others and not _WRAPPER.fullmatch(full[0].lower()):
+            return ""
+        self.notes += [f"{prefix + name!r} has no images: left out" for name in others]
+        return f"{prefix}{full[0]}/"
 
     def _says_nothing(self, prefix: str, name: str) -> bool:
         parent = prefix.rstrip("/").rpartition("/")[2] or self.view.tree.name
@@ -368,10 +376,12 @@ def _repeated(names: list[str], below: _Below) -> str:
 
 
 def _of_parts(names: list[str], below: _Below) -> str:
-    """Find class folders that are called like parts of a data set and hold folders only."""
+    """Find class folders called like parts of a data set, or like images and with folders only."""
+    if all(_IMAGES_OF_PART.fullmatch(name.lower()) for name in names):
+        return f"{some(names)} are called like parts of a data set"
     parts = [name for name in below if _PARTS.fullmatch(name.lower())]
     if len(parts) < len(names):
-        parts = [n for n in below if _NO_CLASS.fullmatch(n.lower()) and len(below[n]) > 1]
+        parts = [name for name in below if _NO_CLASS.fullmatch(name.lower())]
     return f"{some(parts)} are called like parts of a data set, and hold folders" if parts else ""
 
 
@@ -380,7 +390,7 @@ def _of_siblings(names: list[str], below: _Below) -> str:
     siblings = {*names}
     for name, inner in below.items():
         same = [other for other in inner if other in siblings]
-        if len(same) > 1:
+        if same:
             return f"{name!r} holds folders called like those beside it ({some(same, 3)})"
     return ""
 

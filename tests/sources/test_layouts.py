@@ -100,6 +100,11 @@ READ: dict[str, tuple[list[str], dict[str, dict[str, int]], str]] = {
         "",
     ),
     "a wrapper of classes": ([*tree("PetImages/"), "readme.txt"], {"all": C}, ""),
+    "images and folders without": (
+        [*tree("CUB/images/"), "CUB/parts/a.txt", "CUB/attributes/b.txt"],
+        {"all": C},
+        "",
+    ),
     "two wrappers": (tree("EuroSAT/2750/"), {"all": C}, ""),
     "objects and annotations": (
         [*tree("101_ObjectCategories/"), "Annotations/cat/1.mat"],
@@ -184,6 +189,14 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "domains": (tree("amazon/", "dslr/"), r"'amazon', 'dslr' hold folders of the same names"),
     "patients of classes": (tree("8863/", "8864/", classes=("0", "1")), "hold folders of the same"),
     "folds": (["fold1/cat/1.jpg", "fold2/dog/2.jpg"], "'fold1', 'fold2' are called like parts"),
+    "parts of flat images": (
+        files("ham_images_part_1/", "ham_images_part_2/"),
+        "called like parts",
+    ),
+    "a copy inside data": (
+        tree("data/pets/", "pets/"),
+        "'data' are called like parts|'data' holds",
+    ),
     "a copy": ([*tree(""), *tree("pets/")], r"'pets' holds folders called like those beside it"),
     "masks": ([*files("images/"), *files("masks/", ending="png")], "images and their masks, and"),
     "masks with a word": (
