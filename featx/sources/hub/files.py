@@ -90,12 +90,15 @@ def find_files(root: Path, reporter: Reporter) -> HubFiles:
         If there are none, some are missing, or it is not clear how they are split.
     """
     if root.is_file():
-        return HubFiles(root.stem, root, {_split_of_file(root) or "all": [str(root)]})
+        split = _split_of_file(root) or split_of_shard(_word(root)) or "all"
+        return HubFiles(root.stem, root, {split: [str(root)]})
     if is_saved(root):
         return _saved(root, reporter)
     members: dict[str, list[Path]] = {}
     for path in parquet_files(root):
         members.setdefault(_split_of_file(path) or _word(path), []).append(path)
+    if not any(map(split_of, members)):
+        members = _by_words_inside(members)
     if not members:
         raise SourceError(
             f"{str(root)!r} is no data set of Hugging Face: featx reads what save_to_disk wrote, "
@@ -107,6 +110,14 @@ def find_files(root: Path, reporter: Reporter) -> HubFiles:
         return HubFiles(root.name, root, {"all": everything})
     splits = _known(root, {word: [*map(str, paths)] for word, paths in members.items()}, reporter)
     return HubFiles(root.name, root, splits)
+
+
+def _by_words_inside(members: dict[str, list[Path]]) -> dict[str, list[Path]]:
+    """Join files by the split that their names name among other words: imagenet-train."""
+    joined: dict[str, list[Path]] = {}
+    for word, paths in members.items():
+        joined.setdefault(split_of_shard(word) or word, []).extend(paths)
+    return joined
 
 
 def _known(root: Path, named: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
@@ -137,9 +148,8 @@ def _word(path: Path) -> str:
 
 
 def _split_of_file(path: Path) -> str | None:
-    """Tell the split by the name (train-00000-of-00002, a-test_1), or the folder's (train/0000)."""
-    word = _word(path)
-    return split_of(word) or split_of(path.parent.name) or split_of_shard(word)
+    """Tell the split by the name (train-00000-of-00002, test_1), or the folder's (train/0000)."""
+    return split_of(_word(path)) or split_of(path.parent.name)
 
 
 def _check_complete(paths: list[Path]) -> None:
