@@ -279,7 +279,7 @@ class Recogniser:
         if any(split_in(name)[0] for name in names) and self._splits(prefix):
             raise self.doubt(prefix, "folders of splits lie inside a split")
         hollow = [name for name in names if not self.view.n_images(f"{prefix}{name}/")]
-        below = {name: self._with_images(f"{prefix}{name}/") for name in hollow}
+        below = {name: self._with_images(self.inside(f"{prefix}{name}/")) for name in hollow}
         for find in (_repeated, _of_parts, _of_siblings):
             if reason := find(names, below):
                 raise self.doubt(prefix, reason)
@@ -330,10 +330,12 @@ class Recogniser:
         """Make the error of a layout that can be read in more than one way."""
         names = [n for n in self.view.folders(prefix) if self.view.has_images(f"{prefix}{n}/")]
         depth = prefix.count("/") + 1
-        inner = sorted({n for name in names for n in self._with_images(f"{prefix}{name}/")})
+        tops = [self.inside(f"{prefix}{name}/") for name in names]
+        inner = sorted({name for top in tops for name in self._with_images(top)})
         ways = [f"--classes-at {depth} for the classes {some(names, 3)}"]
         if inner:
-            ways.append(f"--classes-at {depth + 1} for {some(inner, 3)}")
+            below = 1 + max(top.count("/") for top in tops)
+            ways.append(f"--classes-at {below} for {some(inner, 3)}")
         seen = ", ".join(self._describe(prefix, name) for name in names[:6])
         return SourceError(
             f"{self.view.tree.path(prefix)!r}: {reason}. There are {seen}"

@@ -187,6 +187,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         r"folders of the same names \('test', 'train'\)",
     ),
     "domains": (tree("amazon/", "dslr/"), r"'amazon', 'dslr' hold folders of the same names"),
+    "office31": (tree("amazon/images/", "dslr/images/"), r"same names .*--classes-at 3 for"),
     "patients of classes": (tree("8863/", "8864/", classes=("0", "1")), "hold folders of the same"),
     "folds": (["fold1/cat/1.jpg", "fold2/dog/2.jpg"], "'fold1', 'fold2' are called like parts"),
     "parts of flat images": (
