@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import io
 import os
@@ -18,7 +19,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from featx.errors import ImageError
 
-__all__ = ["DECODER", "FORMATS", "MAX_ASPECT", "MAX_PIXELS", "decode", "measure"]
+__all__ = ["DECODER", "ENDINGS", "FORMATS", "MAX_ASPECT", "MAX_PIXELS", "decode", "measure"]
 
 _T = TypeVar("_T")
 
@@ -40,9 +41,26 @@ FORMATS = (
     "BMP",
     "WEBP",
     "TIFF",
+    "PPM",
     *(name for name, package in _PLUGINS.items() if importlib.util.find_spec(package)),
 )
 """Pillow's parsers that may run (MPO is opened by JPEG's); the rare ones stay unreachable."""
+
+# Listed with or without their parser: which rows a data set has must not depend on what is
+# installed. Without it, the reason of each such row names what is missing.
+_ALWAYS = {".heic", ".heics", ".heif", ".heifs", ".hif", ".avif", ".avifs"}
+
+
+def _endings() -> frozenset[str]:
+    """Ask Pillow for the endings of the parsers that may run, and load no others."""
+    for name in ("Jpeg", "Mpo", "Png", "Gif", "Bmp", "WebP", "Tiff", "Ppm"):
+        importlib.import_module(f"PIL.{name}ImagePlugin")
+    readable = {*FORMATS, "MPO"}
+    return frozenset(end for end, name in Image.EXTENSION.items() if name in readable) | _ALWAYS
+
+
+ENDINGS = _endings()
+"""Endings of the files that are taken as images, in lower case: those that `decode` reads."""
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _UPRIGHT = {
@@ -57,6 +75,9 @@ _UPRIGHT = {
 _HEIC = "a HEIC photograph, " + (
     "a damaged one" if "HEIF" in FORMATS else "which needs  pip install 'featx[heic]'"
 )
+_AVIF = "an AVIF image, " + (
+    "a damaged one" if "AVIF" in FORMATS else "which needs a Pillow that reads AVIF (11.3 or newer)"
+)
 _FOREIGN = {  # what files that are no image for us often are, by a piece of their first bytes
     b"<!doctype html": "an HTML page",
     b"<html": "an HTML page",
@@ -65,7 +86,10 @@ _FOREIGN = {  # what files that are no image for us often are, by a piece of the
     b"%pdf": "a PDF file",
     b"pk\x03\x04": "a ZIP archive",
     b"8bps": "a Photoshop file",
+    b"ftypavi": _AVIF,
     b"ftyphei": _HEIC,
+    b"ftyphev": _HEIC,
+    b"ftypmsf1": _HEIC,
     b"ftypmif1": _HEIC,
     b"jp  \r\n": "a JPEG 2000 file",
     b"version https://git-lfs": "a Git LFS pointer (run  git lfs pull)",
