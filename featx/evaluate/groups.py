@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from featx.errors import SourceError, UsageError, nearest
 from featx.evaluate.pairs import CacheLike, Pair
 from featx.fingerprint import fingerprint
-from featx.sources.tables import TABLE_ENDINGS, read_table
+from featx.sources.tables import TABLE_ENDINGS, find_column, read_table
 
 __all__ = ["Groups", "add_groups"]
 
@@ -128,8 +128,7 @@ def _root(cache: CacheLike) -> Path | None:
 
 def _read(file: Path, column: str, root: Path | None) -> dict[str, str]:
     table = read_table(file)
-    by_lower = {name.lower(): name for name in table}
-    path_column = next((by_lower[name] for name in _PATHS if name in by_lower), _PATHS[0])
+    path_column = find_column(str(file), table, _PATHS) or _PATHS[0]
     for name in (path_column, column):
         if name not in table:
             close = nearest(name, table) if name == column else []

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from featx.errors import SourceError
+from featx.images import ENDINGS
 from featx.progress import SILENT, Reporter
 from featx.sources.chosen import LayoutChoice, find_chosen
+from featx.sources.labels import name_classes
 from featx.sources.recognise import Recogniser, Root, masks_beside
 from featx.sources.tree import Tree, View, ending, is_shown, some
 
@@ -24,9 +26,6 @@ __all__ = [
     "list_images",
     "some",
 ]
-
-ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif"})
-"""Endings of the files that are taken as images, in lower case."""
 
 LAYOUT = "featx reads <folder>/<class>/<image> or <folder>/train/<class>/<image> and test/ likewise"
 """What is allowed, for the texts of errors."""
@@ -116,7 +115,12 @@ def list_images(
         }
     finally:
         recogniser.tell(reporter)
-    labelled = {split: classes for split, classes in images.items() if "" not in classes}
+    images = _by_class(images, tree.where, reporter)
+    named = {
+        split: {name: classes[name] for name in classes if name}
+        for split, classes in images.items()
+    }
+    labelled = {split: classes for split, classes in named.items() if classes}
     _check_same_classes(labelled, {split: roots[split].prefix for split in labelled})
     left_out.n_outside = _n_outside(view, roots)
     if choice and not choice.folders:
@@ -126,6 +130,22 @@ def list_images(
     class_names = tuple(next(iter(labelled.values()), ()))
     check_two_classes(tree.path(""), class_names)
     return {split: _listing(class_names, classes) for split, classes in images.items()}
+
+
+def _by_class(
+    folders: dict[str, dict[str, list[str]]], where: str, reporter: Reporter
+) -> dict[str, dict[str, list[str]]]:
+    """Turn the folders of each split into classes, in their order; "" has what has no label."""
+    counts: Counter[str] = Counter()
+    for found in folders.values():
+        counts.update({folder: len(paths) for folder, paths in found.items()})
+    images: dict[str, dict[str, list[str]]] = {split: {} for split in folders}
+    for folder, class_name in name_classes(counts, where, reporter).items():
+        for split, found in folders.items():
+            if folder in found:
+                joined = images[split].get(class_name, []) + found[folder]
+                images[split][class_name] = sorted(joined)
+    return images
 
 
 def _listing(class_names: tuple[str, ...], classes: dict[str, list[str]]) -> Listing:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-
-import numpy as np
 
 from featx.errors import SourceError
 from featx.progress import SILENT, Reporter
 from featx.sources.base import Source
 from featx.sources.folder import read_file
-from featx.sources.labels import index_labels, sorted_names
+from featx.sources.labels import number_labels
 from featx.sources.remembered import Stamp, stamp_file
-from featx.sources.splits import in_order, split_of
-from featx.sources.tables import read_numbered_table
+from featx.sources.split_columns import divide, find_split
+from featx.sources.tables import find_column, read_numbered_table
 
 __all__ = ["ManifestSource", "list_paths", "open_manifest"]
 
@@ -25,7 +23,6 @@ _PATH_NAMES = (
     "img",
 )
 _LABEL_NAMES = ("label", "class", "class_name", "category", "target")
-_SPLIT_NAMES = ("split", "subset", "fold", "set", "partition")
 _LAYOUT = "the first line must name the columns, such as  path,label  or  path,label,split"
 _N_TRIED = 100
 
@@ -89,16 +86,16 @@ def open_manifest(
     """Open a table that lists images.
 
     Paths are relative to the folder of the table, or absolute. Labels are the names of
-    classes; if all are whole numbers, classes are in the order of their values, otherwise
-    in that of the text. An empty label is unknown (-1). A path that comes again is left out.
-    A file that is missing is a row that fails when it is read.
+    classes, in natural order; an empty one and -1 are unknown (docs/data.md). A path that
+    comes again is left out. A file that is missing is a row that fails when it is read.
 
     Parameters
     ----------
     path : path-like
         ``.csv``, ``.tsv`` or ``.parquet``, with columns for the path (``path``, ``image``,
         ``file``, ``filename``, ...), the label (``label``, ``class``, ``category``, ``target``)
-        and perhaps the split (``split``; ``subset`` or ``fold`` where they hold such names).
+        and perhaps the split (``split``; or another that is called so and holds only names of
+        splits, see `featx.sources.split_columns`).
     reporter : Reporter, optional
         Is told which columns were taken and what was left out.
 
@@ -110,31 +107,30 @@ def open_manifest(
     Raises
     ------
     SourceError
-        If the table cannot be read, lacks a column, names a split that there is not, gives
-        one path two labels or splits, has one class only, or none of the first 100
-        images exists.
+        If the table cannot be read, lacks a column, has one that looks like a split and is not
+        fully understood, gives one path two labels or splits, has one class only, or none of
+        the first 100 images exists.
     MissingExtraError
         If it is a Parquet file and pyarrow is not installed.
     """
     file = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow the links
     rows = _without_repeats(_read(file, reporter), reporter)
     _check_files(rows)
-    class_names = sorted_names(rows.labels)
+    class_names, labels = number_labels({"all": rows.labels}, file.name, reporter)
     if len(class_names) < 2:
         raise SourceError(
             f"{file} has {_count(class_names)}, and a classifier needs two: "
             "add images of another class"
         )
-    labels = index_labels(rows.labels, class_names)
-    members: dict[str, list[int]] = {}
-    for row, split in enumerate(rows.splits):
-        members.setdefault(split, []).append(row)
-    return in_order(
-        {
-            split: _source(rows, split, class_names, labels, chosen)
-            for split, chosen in members.items()
-        }
+    source = ManifestSource(
+        name=file.stem,
+        split="all",
+        class_names=class_names,
+        labels=labels["all"],
+        paths=tuple(rows.paths),
+        root=str(file.parent),
     )
+    return divide(source, rows.splits)
 
 
 def list_paths(path: str | os.PathLike[str]) -> list[Path]:
@@ -157,23 +153,10 @@ def list_paths(path: str | os.PathLike[str]) -> list[Path]:
     """
     file = Path(path)
     columns, numbers = read_numbered_table(file)
-    name = _find(file, columns, {name.lower(): name for name in columns}, _PATH_NAMES)
+    name = _find(file, columns, _PATH_NAMES)
     words = columns[name]
     rows = _Rows(Path(os.path.abspath(file)), words, [], [], numbers)  # noqa: PTH100
     return [file.parent / word for word in _cleaned(rows)]
-
-
-def _source(
-    rows: _Rows, split: str, class_names: tuple[str, ...], labels: np.ndarray, chosen: list[int]
-) -> ManifestSource:
-    return ManifestSource(
-        name=rows.file.stem,
-        split=split,
-        class_names=class_names,
-        labels=labels[chosen],
-        paths=tuple(rows.paths[row] for row in chosen),
-        root=str(rows.file.parent),
-    )
 
 
 def _count(class_names: tuple[str, ...]) -> str:
@@ -184,55 +167,24 @@ def _read(file: Path, reporter: Reporter) -> _Rows:
     columns, numbers = read_numbered_table(file)
     if not numbers:
         raise SourceError(f"{file} lists no images")
-    names = {name.lower(): name for name in columns}
-    path = _find(file, columns, names, _PATH_NAMES)
-    label = _find(file, columns, names, _LABEL_NAMES)
-    split = _find_split(columns, names, reporter)
-    if (path, label, split or "split") != ("path", "label", "split"):
-        split_taken = f", split from {split!r}" if split else ""
+    path = _find(file, columns, _PATH_NAMES)
+    label = _find(file, columns, _LABEL_NAMES)
+    others = {name: cells for name, cells in columns.items() if name not in (path, label)}
+    split, splits = find_split(others, str(file), reporter) or ("", ["all"] * len(numbers))
+    if (path, label, split or "'split'") != ("path", "label", "'split'"):
+        split_taken = f", split from {split}" if split else ""
         reporter.say(f"{file.name}: path from {path!r}, label from {label!r}{split_taken}")
     labels = [word.strip() for word in columns[label]]
-    rows = _Rows(file, columns[path], labels, ["all"] * len(numbers), numbers)
-    splits = _splits(rows, columns[split]) if split else rows.splits
-    return _Rows(file, _cleaned(rows), labels, splits, numbers)
+    rows = _Rows(file, columns[path], labels, splits, numbers)
+    return replace(rows, paths=_cleaned(rows))
 
 
-def _find(
-    file: Path, columns: dict[str, list[str]], names: dict[str, str], wanted: tuple[str, ...]
-) -> str:
-    for name in wanted:
-        if name in names:
-            return names[name]
-    have = ", ".join(repr(name) for name in list(columns)[:12])
-    raise SourceError(f"{file} has no column {wanted[0]!r} but {have}: {_LAYOUT}")
-
-
-def _find_split(
-    columns: dict[str, list[str]], names: dict[str, str], reporter: Reporter
-) -> str | None:
-    """Find the column of the splits; but for `split` itself, it must hold names of splits."""
-    for wanted in _SPLIT_NAMES:
-        if wanted not in names:
-            continue
-        name = names[wanted]
-        strange = [word for word in dict.fromkeys(columns[name]) if not split_of(word.strip())]
-        if wanted == "split" or not strange:
-            return name
-        reporter.say(f"column {name!r} is not taken as the split: {strange[0]!r} is no such name")
-    return None
-
-
-def _splits(rows: _Rows, words: list[str]) -> list[str]:
-    known = {word: split_of(word.strip()) for word in dict.fromkeys(words)}
-    splits = [known[word] for word in words]
-    named = [split for split in splits if split]
-    if len(named) < len(splits):
-        row = splits.index(None)
-        raise SourceError(
-            f"{rows.file}, {rows.at(row)}: {words[row]!r} is no split; "
-            "choose from train, val, test, unlabeled"
-        )
-    return named
+def _find(file: Path, columns: dict[str, list[str]], wanted: tuple[str, ...]) -> str:
+    found = find_column(str(file), columns, wanted)
+    if found is None:
+        have = ", ".join(repr(name) for name in list(columns)[:12])
+        raise SourceError(f"{file} has no column {wanted[0]!r} but {have}: {_LAYOUT}")
+    return found
 
 
 def _cleaned(rows: _Rows) -> list[str]:

@@ -12,10 +12,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image, ImageOps
 
-from featx.errors import UsageError, nearest
+from featx.errors import SourceError, UsageError, nearest
 from featx.sources.base import ArraySource, Source
 from featx.sources.folder import read_file
-from featx.sources.labels import index_labels, sorted_names
+from featx.sources.labels import clean, label_text, number_labels
 
 __all__ = ["ImageLike", "MemorySource", "from_arrays"]
 
@@ -58,7 +58,7 @@ class MemorySource(Source):
 
 def from_arrays(
     images: np.ndarray | Sequence[ImageLike],
-    labels: np.ndarray | Sequence[int | str | None] | None = None,
+    labels: np.ndarray | Sequence[float | str | None] | None = None,
     *,
     class_names: Sequence[str] | None = None,
     name: str = "memory",
@@ -71,9 +71,9 @@ def from_arrays(
     images : ndarray of uint8, shape (N, H, W, 3) or (N, H, W), or sequence of length N
         Pixels; or a mixture of PIL images, uint8 arrays (H, W, 3) or (H, W), encoded
         files (bytes) and paths. Arrays are not copied.
-    labels : sequence of int or str, length N, optional
-        With `class_names`, numbers index them; otherwise each different number or text is a
-        class, in sorted order. -1, None and ``""`` are unknown, as all are if not given.
+    labels : sequence of int, float, bool or str, length N, optional
+        With `class_names`, numbers index them; otherwise each different value is a class, in
+        natural order. -1, None, NaN and ``""`` are unknown, as all are if not given.
     class_names : sequence of str, optional
         All classes, in the order of their numbers.
     name : str, default="memory"
@@ -227,7 +227,7 @@ def _check_different(items: Sequence[_Item]) -> None:
 def _label(
     labels: Any, class_names: Sequence[str] | None, n_images: int
 ) -> tuple[tuple[str, ...], np.ndarray]:
-    names = None if class_names is None else tuple(map(str, class_names))
+    names = None if class_names is None else tuple(clean(str(name)) for name in class_names)
     if names is not None and len(set(names)) != len(names):
         raise UsageError("class_names has a name twice: give each class a name of its own")
     if labels is None:
@@ -235,47 +235,42 @@ def _label(
     values = labels.tolist() if isinstance(labels, np.ndarray) else list(labels)
     if len(values) != n_images:
         raise UsageError(f"labels has {len(values):,} entries for {n_images:,} images")
-    if all(value is None or isinstance(value, str) for value in values):
-        return _by_text(values, names)
-    return _by_number(values, names)
+    texts = _texts(values)
+    if names is not None and not any(isinstance(value, str) for value in values):
+        return names, _indices(values, texts, len(names))
+    try:
+        found, numbers = number_labels({"": texts}, "labels")
+    except SourceError as error:
+        raise UsageError(str(error)) from error
+    return (found, numbers[""]) if names is None else (names, _among(names, found)[numbers[""]])
 
 
-def _by_text(
-    values: list[str | None], names: tuple[str, ...] | None
-) -> tuple[tuple[str, ...], np.ndarray]:
-    words = [value or "" for value in values]
-    if names is None:
-        names = sorted_names(words)
-    known = {"", *names}
-    strange = next((word for word in words if word not in known), None)
+def _texts(values: list[Any]) -> list[str]:
+    texts = [label_text(value) for value in values]
+    known = [isinstance(value, str) for value, text in zip(values, texts, strict=True) if text]
+    for row, (value, text) in enumerate(zip(values, texts, strict=True)):
+        if text is None or (text and isinstance(value, str) != known[0]):
+            raise UsageError(f"labels[{row}] is {value!r}: give numbers or texts, not a mixture")
+    return [text or "" for text in texts]
+
+
+def _indices(values: list[Any], texts: list[str], n_classes: int) -> np.ndarray:
+    """Take numbers as places in class_names."""
+    numbers = [float(value) if text else -1.0 for value, text in zip(values, texts, strict=True)]
+    for row, number in enumerate(numbers):
+        if not (number.is_integer() and -1 <= number < n_classes):
+            raise UsageError(
+                f"labels[{row}] is {values[row]!r}, and must be a whole number within -1 to "
+                f"{n_classes - 1}, as class_names; -1 is unknown"
+            )
+    return np.array(numbers, dtype=np.int64)
+
+
+def _among(names: tuple[str, ...], found: tuple[str, ...]) -> np.ndarray:
+    """Give the place in class_names of each name that was found, and -1 at the end."""
+    strange = next((name for name in found if name not in names), None)
     if strange is not None:
         close = nearest(strange, names)
         hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(names[:12])}"
         raise UsageError(f"the label {strange!r} is none of class_names: {hint}")
-    return names, index_labels(words, names)
-
-
-def _by_number(
-    values: list[Any], names: tuple[str, ...] | None
-) -> tuple[tuple[str, ...], np.ndarray]:
-    numbers = [-1 if value is None else value for value in values]
-    for row, value in enumerate(numbers):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            raise UsageError(
-                f"labels[{row}] is {value!r}: give whole numbers or texts, not a mixture "
-                "(labels.astype(int) where they are whole)"
-            )
-    highest = max(map(int, numbers), default=-1)
-    lowest = min(map(int, numbers), default=-1)
-    if lowest < -1 or (names is not None and highest >= len(names)):
-        allowed = (
-            "from -1 up" if names is None else f"within -1 to {len(names) - 1}, as class_names"
-        )
-        raise UsageError(
-            f"labels go from {lowest} to {highest}, and must be {allowed}; -1 is unknown"
-        )
-    if names is not None:
-        return names, np.array(numbers, dtype=np.int64)
-    words = ["" if number == -1 else str(int(number)) for number in numbers]
-    names = sorted_names(words)
-    return names, index_labels(words, names)
+    return np.array([*map(names.index, found), -1], dtype=np.int64)

@@ -11,6 +11,7 @@ import numpy as np
 from featx.errors import UsageError, nearest
 from featx.fingerprint import fingerprint
 from featx.sources.base import Source
+from featx.sources.labels import clean
 
 __all__ = ["ClassChoice"]
 
@@ -117,12 +118,13 @@ class ClassChoice:
         UsageError
             If a class is named that is not there, or fewer than two stay.
         """
-        _require("--map", self.rename, class_names)
-        renamed = [self.rename.get(name, name) for name in class_names]
+        old = _find("--map", self.rename, class_names)
+        rename = dict(zip(old, self.rename.values(), strict=True))
+        renamed = [rename.get(name, name) for name in class_names]
         present = list(dict.fromkeys(renamed))
-        _require("--classes", self.keep, present)
-        _require("--drop", self.drop, present)
-        kept = [name for name in dict.fromkeys(self.keep or present) if name not in self.drop]
+        keep = _find("--classes", self.keep, present)
+        drop = _find("--drop", self.drop, present)
+        kept = [name for name in dict.fromkeys(keep or present) if name not in drop]
         if len(kept) < 2:
             raise UsageError(f"{len(kept)} of {len(present)} classes stay: a classifier needs two")
         index = {name: i for i, name in enumerate(kept)}
@@ -157,12 +159,15 @@ class ClassChoice:
         return relabelled if len(rows) == len(source) else relabelled.take(rows)
 
 
-def _require(flag: str, wanted: Iterable[str], present: Sequence[str]) -> None:
+def _find(flag: str, wanted: Iterable[str], present: Sequence[str]) -> list[str]:
+    """Give the names that are wanted as the data write them; keyboards write é in two ways."""
+    written = {clean(name): name for name in present}
     for name in wanted:
-        if name not in present:
+        if clean(name) not in written:
             close = nearest(name, present)
             hint = f"did you mean {' or '.join(close)}?" if close else f"there are {_some(present)}"
             raise UsageError(f"{flag}: there is no class {name!r}: {hint}")
+    return [name if name in present else written[clean(name)] for name in wanted]
 
 
 def _some(names: Sequence[str], n: int = 12) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from featx.errors import MissingExtraError, SourceError
+from featx.sources.labels import label_text
 
-__all__ = ["TABLE_ENDINGS", "read_numbered_table", "read_table"]
+__all__ = ["TABLE_ENDINGS", "find_column", "read_numbered_table", "read_table"]
 
 TABLE_ENDINGS = (".csv", ".tsv", ".parquet")
 """Endings of the files that `read_table` takes, in lower case."""
@@ -41,6 +42,42 @@ def read_table(path: Path) -> dict[str, list[str]]:
         If it is a Parquet file and pyarrow is not installed.
     """
     return read_numbered_table(path)[0]
+
+
+def find_column(where: str, columns: Iterable[str], wanted: Sequence[str]) -> str | None:
+    """Find the first of the wanted names (in lower case) among columns in any case.
+
+    Parameters
+    ----------
+    where : str
+        The table, for the error.
+    columns : iterable of str
+        Their names.
+    wanted : sequence of str
+        The best name first.
+
+    Returns
+    -------
+    str or None
+        As the table writes it.
+
+    Raises
+    ------
+    SourceError
+        If there are two such columns, as ``label`` and ``Label``.
+    """
+    columns = list(columns)
+    for name in wanted:
+        found = [column for column in columns if column.strip().lower() == name]
+        if len(found) > 1:
+            both = " and ".join(map(repr, found))
+            raise SourceError(
+                f"{where} has the columns {both}, and it is not clear which one counts: "
+                "rename or remove one"
+            )
+        if found:
+            return found[0]
+    return None
 
 
 def read_numbered_table(path: Path) -> tuple[dict[str, list[str]], Sequence[int]]:
@@ -141,7 +178,5 @@ def _is_plain(kind: Any) -> bool:
 
 
 def _text(value: Any) -> str:
-    if value is None or value != value:  # noqa: PLR0124 - NaN is how pandas writes a missing text
-        return ""
-    # A column of whole numbers that has nulls may come as floats.
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    text = label_text(value)
+    return str(value) if text is None else text

@@ -248,7 +248,7 @@ ERRORS = {
         r"has one class only \('a'\) .* or give --classes-at 2 if",
     ),
     "one class in train": (("train/a/1.jpg", "test/a/1.jpg"), r"one class only \('a'\)"),
-    "no images": (("a/1.txt", "b/"), "has no images in 'a', 'b': image files end in .avif, .bmp"),
+    "no images": (("a/1.txt", "b/"), "has no images in 'a', 'b': image files end in .apng, .avif"),
     "an empty class": (("a/1.jpg", "b/", "c/1.jpg"), "no images in 'b': add images or remove"),
     "many empty": (
         ("0/1.jpg", *(f"{i}/" for i in range(1, 9))),

@@ -12,14 +12,15 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from featx.errors import SourceError
+from featx.progress import Reporter
 from featx.sources.archives.members import Index
 from featx.sources.archives.tar import read_tar_member
+from featx.sources.labels import clean, label_text, number_labels
 from featx.sources.layout import check_two_classes, some
+from featx.sources.split_columns import is_split_name, is_split_word
+from featx.sources.tables import find_column
 
-__all__ = ["NAME_FILES", "Label", "read_label", "resolve_labels"]
-
-Label = int | str | None
-"""A number or a name of a class; None where there is no label."""
+__all__ = ["NAME_FILES", "read_label", "read_split_cells", "resolve_labels"]
 
 NAME_FILES = ("classes.txt", "classnames.txt")
 """Where the names of numbered classes are, one a line, beside the shards."""
@@ -27,10 +28,10 @@ NAME_FILES = ("classes.txt", "classnames.txt")
 _KEYS = ("label", "cls", "class")  # of the JSON files
 _MOST_BYTES = {"cls": 4096, "json": 1 << 20, "txt": 4096}  # more is no label
 _LONGEST_NAME = 200
-_NUMBER = re.compile(r"[+-]?\d{1,9}")
+_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]+)?")
 
 
-def read_label(stream: BinaryIO, index: Index, files: Mapping[str, str]) -> Label:
+def read_label(stream: BinaryIO, index: Index, files: Mapping[str, str]) -> str:
     """Read the label of one sample.
 
     Parameters
@@ -44,56 +45,85 @@ def read_label(stream: BinaryIO, index: Index, files: Mapping[str, str]) -> Labe
 
     Returns
     -------
-    int, str or None
-        The first found in the ``.cls``, ``.json`` and ``.txt`` file; None where none has one.
+    str
+        The first found in the ``.cls``, ``.json`` and ``.txt`` file; ``""`` where none has one.
+
+    Raises
+    ------
+    SourceError
+        If a JSON file has two such keys, as ``label`` and ``Label``.
     """
-    for extension, most in _MOST_BYTES.items():
-        if extension in files:
-            _, offset, size = index.rows[index.files[files[extension]]]
-            if size <= most:
-                label = _parse(extension, read_tar_member(stream, offset, size))
-                if label is not None:
-                    return label
-    return None
+    for extension in _MOST_BYTES:
+        text = _read_text(stream, index, files, extension)
+        where = f"{index.archive.path!r}, {files.get(extension)!r}"
+        label = _from_json(_parsed(text), where) if extension == "json" else _label(text)
+        if label:
+            return label
+    return ""
 
 
-def _parse(extension: str, data: bytes) -> Label:
+def read_split_cells(stream: BinaryIO, index: Index, files: Mapping[str, str]) -> dict[str, str]:
+    """Read what the ``.json`` file of one sample may say of its split; see `read_label`."""
+    values = _parsed(_read_text(stream, index, files, "json"))
+    texts = {key: label_text(value) for key, value in values.items() if key not in _KEYS}
+    return {
+        key: text
+        for key, text in texts.items()
+        if text and (is_split_name(key) or is_split_word(text))
+    }
+
+
+def _read_text(stream: BinaryIO, index: Index, files: Mapping[str, str], extension: str) -> str:
+    """Read a text file of a sample; "" where there is none, or it is too long or no UTF-8."""
+    if extension not in files:
+        return ""
+    _, offset, size = index.rows[index.files[files[extension]]]
+    if size > _MOST_BYTES[extension]:
+        return ""
     try:
-        text = data.decode("utf-8-sig")
-        return _label(_from_json(text) if extension == "json" else text)
-    except (ValueError, RecursionError):  # no UTF-8, no JSON
-        return None
+        return read_tar_member(stream, offset, size).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return ""
 
 
-def _from_json(text: str) -> Any:
-    values = json.loads(text)
-    found = [values[key] for key in _KEYS if key in values] if isinstance(values, dict) else []
-    return next((value for value in found if _label(value) is not None), None)
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
-def _label(value: Any) -> Label:
-    """Take a number or a line of text; a number below zero means that there is no label."""
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        return None
-    text = str(value).strip()
-    if _NUMBER.fullmatch(text):
-        return int(text) if int(text) >= 0 else None
-    return text if text and text.isprintable() and len(text) <= _LONGEST_NAME else None
+def _from_json(values: dict[str, Any], where: str) -> str:
+    names = (find_column(where, values, [key]) for key in _KEYS)
+    labels = (_label(values[name]) for name in names if name is not None)
+    return next(filter(None, labels), "")
+
+
+def _label(value: Any) -> str:
+    """Take a number or a line of text."""
+    text = (label_text(value) or "").strip()
+    return text if text.isprintable() and len(text) <= _LONGEST_NAME else ""
 
 
 def resolve_labels(
-    labels: Mapping[str, Sequence[Label]], paths: Mapping[str, Sequence[str]], root: Path
+    labels: Mapping[str, Sequence[str]],
+    paths: Mapping[str, Sequence[str]],
+    root: Path,
+    reporter: Reporter,
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
     """Give the labels of all splits numbers, by one list of classes.
 
     Parameters
     ----------
-    labels : mapping of str to sequence, length N
+    labels : mapping of str to sequence of str, length N
         The labels of each split, as `read_label` gave them.
     paths : mapping of str to sequence of str, length N
         The rows' names, for messages.
     root : Path
         The folder where `NAME_FILES` are looked for.
+    reporter : Reporter
+        Is told what `featx.sources.labels.name_classes` tells.
 
     Returns
     -------
@@ -108,40 +138,42 @@ def resolve_labels(
         If some labels are numbers and others are names, a number has no line in the file,
         or there is one class only.
     """
-    first: dict[Label, str] = {}  # one row of each label
-    for split, values in labels.items():
-        for value, path in zip(values, paths[split], strict=True):
-            first.setdefault(value, path)
-    first.pop(None, None)
-    numbers = sorted(value for value in first if isinstance(value, int))
-    names = sorted(value for value in first if isinstance(value, str))
-    if numbers and names:
+    names, numbers = number_labels(labels, str(root), reporter)
+    first: dict[str, str] = {}  # one row of each class
+    for split, rows in numbers.items():
+        for row, path in zip(rows.tolist(), paths[split], strict=True):
+            if row >= 0:
+                first.setdefault(names[row], path)
+    are_numbers = [bool(_NUMBER.fullmatch(name)) for name in names]
+    if any(are_numbers) and not all(are_numbers):
+        number, word = (names[are_numbers.index(kind)] for kind in (True, False))
         raise SourceError(
-            f"the labels are numbers in some samples ({numbers[0]} in {first[numbers[0]]!r}) and "
-            f"names in others ({names[0]!r} in {first[names[0]]!r}): give all in one way"
+            f"the labels are numbers in some samples ({number} in {first[number]!r}) and "
+            f"names in others ({word!r} in {first[word]!r}): give all in one way"
         )
-    class_names, index = _classes(numbers, names, first, root)
-    check_two_classes(str(root), class_names)
-    return class_names, {
-        split: np.array([index.get(value, -1) for value in values], np.int64)
-        for split, values in labels.items()
-    }
+    known = _read_names(root) if any(are_numbers) else None
+    if known is not None:
+        names, numbers = _by_file(names, numbers, first, *known)
+    check_two_classes(str(root), names)
+    return names, numbers
 
 
-def _classes(
-    numbers: list[int], names: list[str], first: Mapping[Label, str], root: Path
-) -> tuple[tuple[str, ...], dict[Label, int]]:
-    known = _read_names(root) if numbers else None
-    if known is None:
-        values: list[Label] = [*numbers, *names]
-        return tuple(map(str, values)), {value: i for i, value in enumerate(values)}
-    file, lines = known
-    if numbers[-1] >= len(lines):
+def _by_file(
+    names: tuple[str, ...],
+    numbers: dict[str, np.ndarray],
+    first: Mapping[str, str],
+    file: Path,
+    lines: list[str],
+) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """Take the numbers of classes as lines of a file with their names."""
+    wrong = [name for name in names if not (name.isdecimal() and int(name) < len(lines))]
+    if wrong:
         raise SourceError(
-            f"the label {numbers[-1]} of {first[numbers[-1]]!r} has no name: {str(file)!r} has "
+            f"the label {wrong[-1]} of {first[wrong[-1]]!r} has no name: {str(file)!r} has "
             f"{len(lines):,} lines, for the labels from 0 to {len(lines) - 1}"
         )
-    return tuple(lines), {number: number for number in numbers}
+    line = np.array([*map(int, names), -1], dtype=np.int64)  # the last is reached by -1
+    return tuple(lines), {split: line[rows] for split, rows in numbers.items()}
 
 
 def _read_names(root: Path) -> tuple[Path, list[str]] | None:
@@ -149,7 +181,7 @@ def _read_names(root: Path) -> tuple[Path, list[str]] | None:
     if file is None:
         return None
     try:
-        lines = [line.strip() for line in file.read_text("utf-8-sig").rstrip().split("\n")]
+        lines = [clean(line) for line in file.read_text("utf-8-sig").rstrip().split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"cannot read the class names in {str(file)!r}: {error}") from error
     repeated = [line for line, n in Counter(lines).items() if n > 1 or not line]

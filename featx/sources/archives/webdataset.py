@@ -14,12 +14,17 @@ from pathlib import Path
 from featx.errors import SourceError
 from featx.progress import SILENT, Reporter
 from featx.sources.archives.members import TAR_ENDINGS, ArchiveFile, Index, archive_stem
-from featx.sources.archives.shard_labels import Label, read_label, resolve_labels
+from featx.sources.archives.shard_labels import (
+    read_label,
+    read_split_cells,
+    resolve_labels,
+)
 from featx.sources.archives.shards import Shard, choose_shards, find_shards, is_pattern, shards_in
 from featx.sources.archives.tar import TarSource, index_tar
 from featx.sources.archives.unpacked import plain_tar
 from featx.sources.base import Source
 from featx.sources.layout import ENDINGS, ending, is_shown, some
+from featx.sources.split_columns import divide, find_split
 from featx.sources.splits import in_order
 
 __all__ = ["is_webdataset", "looks_like_webdataset", "open_indexed", "open_webdataset"]
@@ -35,22 +40,27 @@ class _Split:
     archives: list[ArchiveFile] = field(default_factory=list)
     rows: list[tuple[int, ...]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
-    labels: list[Label] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    cells: list[dict[str, str]] = field(default_factory=list)
     n_without_image: int = 0
+    second_images: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, shard: Shard, index: Index) -> None:
         number = len(self.archives)
         self.archives.append(index.archive)
         with index.archive.open() as stream:
             for key, files in _samples(index).items():
-                image = _image(files, key, shard.path)
-                if image is None:
+                image, *others = _images(files, key, shard.path) or [""]
+                if not image:
                     self.n_without_image += 1
                     continue
+                self.second_images += [(other, image) for other in others]
                 _, *where = index.rows[index.files[image]]
                 self.rows.append((number, *where))
                 self.paths.append(f"{shard.name}/{image}")
                 self.labels.append(read_label(stream, index, files))
+                if shard.split is None:
+                    self.cells.append(read_split_cells(stream, index, files))
 
 
 def is_webdataset(spec: str | os.PathLike[str]) -> bool:
@@ -207,8 +217,9 @@ def _sources(
         {split: found.labels for split, found in splits.items()},
         {split: found.paths for split, found in splits.items()},
         root,
+        reporter,
     )
-    return {
+    sources: dict[str, Source] = {
         split: TarSource(
             name=name,
             split=split,
@@ -220,13 +231,31 @@ def _sources(
         )
         for split, found in splits.items()
     }
+    if [*splits] != ["all"]:
+        return sources
+    cells = splits["all"].cells
+    names = dict.fromkeys(name for row in cells for name in row)
+    columns = {name: [row.get(name, "") for row in cells] for name in names}
+    split_column = find_split(columns, f"{name!r}, JSON files", reporter)
+    if split_column is None:
+        return sources
+    reporter.say(f"{name!r}: split from {split_column[0]} of the JSON files")
+    return divide(sources["all"], split_column[1])
 
 
 def _tell(name: str, splits: dict[str, _Split], reporter: Reporter) -> None:
     n_without_image = sum(split.n_without_image for split in splits.values())
     if n_without_image:
         reporter.warn(f"{name!r}: {n_without_image:,} samples without an image left out")
-    n_unknown = sum(split.labels.count(None) for split in splits.values())
+    second = [pair for split in splits.values() for pair in split.second_images]
+    if second:
+        other, image = second[0]
+        reporter.warn(
+            f"{name!r}: {len(second):,} images left out, since their sample has another image "
+            f"({other!r} beside {image!r}): the files of a sample have the same name up to its "
+            "first dot"
+        )
+    n_unknown = sum(split.labels.count("") for split in splits.values())
     if n_unknown:
         reporter.warn(f"{name!r}: {n_unknown:,} images without a label, their class is unknown")
 
@@ -253,11 +282,11 @@ def _split_name(name: str) -> tuple[str, str]:
     return name[:start] + stem, extension.lower()
 
 
-def _image(files: dict[str, str], key: str, path: Path) -> str | None:
-    """Choose the image of a sample: ``<key>.jpg`` rather than ``<key>.mask.png``."""
+def _images(files: dict[str, str], key: str, path: Path) -> list[str]:
+    """List the images of a sample, first the one to take: not ``<key>.mask.png``."""
     images = [extension for extension, name in files.items() if ending(name) in ENDINGS]
     plain = [extension for extension in images if "." not in extension] or images
     if len(plain) > 1:
         both = some(files[extension] for extension in plain)
         raise SourceError(f"{str(path)!r} has more than one image of the sample {key!r}: {both}")
-    return files[plain[0]] if plain else None
+    return [files[extension] for extension in sorted(images, key=lambda end: end not in plain)]

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from featx.errors import SourceError
+from featx.progress import Reporter
 from featx.sources.hub.shards import Shard, import_pyarrow
-from featx.sources.labels import index_labels, sorted_names
+from featx.sources.labels import clean, label_text, number_labels
+from featx.sources.split_columns import is_split_name
+from featx.sources.tables import find_column
 
-__all__ = ["Columns", "choose_columns", "features_of", "has_images", "number_labels", "read_labels"]
+__all__ = [
+    "Columns",
+    "choose_columns",
+    "features_of",
+    "has_images",
+    "join_labels",
+    "read_labels",
+    "read_short_columns",
+]
 
 Features = Mapping[str, Any]
+
+_MOST_SPLITS = 20  # different values of a column of splits
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,7 @@ def choose_columns(where: str, schema: Any, features: Features) -> Columns:
 
     The only one of its kind, or the one that is called ``image`` or ``label``. Images are
     Image features, or without features columns of bytes; labels are ClassLabel features, or
-    without one a column of text or whole numbers called ``label``.
+    without one a column of texts or numbers called ``label``, in any case.
 
     Parameters
     ----------
@@ -86,7 +99,7 @@ def choose_columns(where: str, schema: Any, features: Features) -> Columns:
         If a choice is not clear, with the columns and what to rename.
     """
     image = _only(where, schema, _image_columns(schema, features), "image")
-    label = _only(where, schema, _label_columns(schema, features), "label")
+    label = _only(where, schema, _label_columns(where, schema, features), "label")
     return Columns(image, label, _names(where, features.get(label)))
 
 
@@ -107,17 +120,18 @@ def _has_bytes(kind: Any) -> bool:
     return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
 
-def _label_columns(schema: Any, features: Features) -> list[str]:
+def _label_columns(where: str, schema: Any, features: Features) -> list[str]:
     marked = [name for name in schema.names if _kind(features, name) == "ClassLabel"]
-    types = import_pyarrow().types
-    plain = (types.is_string, types.is_large_string, types.is_integer)
-    return marked or [
-        field.name for field in schema if field.name == "label" and _is_any(field.type, plain)
-    ]
+    named = None if marked else find_column(where, schema.names, ["label"])
+    return marked or [name for name in schema.names if name == named and _is_plain(schema, name)]
 
 
-def _is_any(kind: Any, tests: Iterable[Callable[[Any], bool]]) -> bool:
-    return any(test(kind) for test in tests)
+def _is_plain(schema: Any, name: str) -> bool:
+    """Tell whether a column holds texts, numbers, or True and False."""
+    types, kind = import_pyarrow().types, schema.field(name).type
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    tests = (types.is_string, types.is_large_string, types.is_integer, types.is_floating)
+    return types.is_boolean(kind) or any(test(kind) for test in tests)
 
 
 def _only(where: str, schema: Any, found: list[str], wanted: str) -> str:
@@ -140,10 +154,11 @@ def _only(where: str, schema: Any, found: list[str], wanted: str) -> str:
 def _names(where: str, feature: Any) -> tuple[str, ...] | None:
     if not isinstance(feature, dict) or feature.get("_type") != "ClassLabel":
         return None
-    names = feature.get("names") or [str(i) for i in range(int(feature.get("num_classes") or 0))]
-    if len(set(map(str, names))) != len(names):
+    names = feature.get("names") or range(int(feature.get("num_classes") or 0))
+    cleaned = tuple(clean(str(name)) for name in names)
+    if len(set(cleaned)) != len(cleaned):
         raise SourceError(f"{where} has a class name twice: give each class a name of its own")
-    return tuple(map(str, names))
+    return cleaned
 
 
 def read_labels(shard: Shard, columns: Columns) -> np.ndarray | list[str]:
@@ -167,12 +182,15 @@ def read_labels(shard: Shard, columns: Columns) -> np.ndarray | list[str]:
         If a number is no class.
     """
     if columns.class_names is None:
-        return _words(shard, columns.label)
+        return list(map(_text, shard.column(columns.label).to_pylist()))
     return _numbers(shard, columns.label, len(columns.class_names))
 
 
-def number_labels(
-    labels: Mapping[str, Sequence[np.ndarray | list[str]]], class_names: tuple[str, ...] | None
+def join_labels(
+    labels: Mapping[str, Sequence[np.ndarray | list[str]]],
+    class_names: tuple[str, ...] | None,
+    where: str,
+    reporter: Reporter,
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
     """Join the labels of each split's files, as numbers.
 
@@ -182,6 +200,8 @@ def number_labels(
         By split.
     class_names : tuple of str or None
         As in `Columns`.
+    where, reporter
+        As for `featx.sources.labels.name_classes`.
 
     Returns
     -------
@@ -190,16 +210,42 @@ def number_labels(
     labels : dict of str to ndarray of int64, shape (N,)
         Index into `class_names`; -1 is unknown.
     """
-    names = class_names
-    if names is None:
-        names = sorted_names(
-            str(word) for split in labels.values() for part in split for word in part
-        )
-    joined = {}
-    for split, parts in labels.items():
-        numbers = [p if isinstance(p, np.ndarray) else index_labels(p, names) for p in parts]
-        joined[split] = np.concatenate([np.empty(0, np.int64), *numbers])
-    return names, joined
+    if class_names is None:
+        joined = {
+            split: [text for part in parts for text in part] for split, parts in labels.items()
+        }
+        return number_labels(joined, where, reporter)
+    none = np.empty(0, np.int64)
+    return class_names, {split: np.concatenate([none, *parts]) for split, parts in labels.items()}
+
+
+def read_short_columns(shard: Shard, columns: Columns, features: Features) -> dict[str, list[str]]:
+    """Read the columns of one file that may say the splits: those with few different values.
+
+    Parameters
+    ----------
+    shard : Shard
+        The file.
+    columns : Columns
+        Image and label, which are left out.
+    features : mapping of str to object
+        As `features_of`.
+
+    Returns
+    -------
+    dict of str to list of str
+        By column; a ClassLabel by its names.
+    """
+    found = {}
+    for name in shard.schema.names:
+        if name in (columns.image, columns.label) or not _is_plain(shard.schema, name):
+            continue
+        column = shard.column(name)
+        if is_split_name(name) or len(column.unique()) <= _MOST_SPLITS:
+            names = _names(shard.file, features.get(name)) or ()
+            words = dict(enumerate(names))
+            found[name] = [words.get(value, _text(value)) for value in column.to_pylist()]
+    return found
 
 
 def _numbers(shard: Shard, name: str, n_classes: int) -> np.ndarray:
@@ -216,5 +262,5 @@ def _numbers(shard: Shard, name: str, n_classes: int) -> np.ndarray:
     return labels
 
 
-def _words(shard: Shard, name: str) -> list[str]:
-    return ["" if word is None else str(word) for word in shard.column(name).to_pylist()]
+def _text(value: Any) -> str:
+    return label_text(value) or ""

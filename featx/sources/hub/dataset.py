@@ -23,11 +23,13 @@ from featx.sources.hub.columns import (
     choose_columns,
     features_of,
     has_images,
-    number_labels,
+    join_labels,
     read_labels,
+    read_short_columns,
 )
 from featx.sources.hub.files import HubFiles, find_files, is_saved, parquet_files
 from featx.sources.hub.shards import Recent, Shard, open_shard
+from featx.sources.split_columns import divide, find_split
 from featx.sources.splits import in_order
 
 __all__ = ["HubSource", "is_hub_dataset", "open_hub"]
@@ -150,19 +152,44 @@ def open_hub(path: str | os.PathLike[str], *, reporter: Reporter = SILENT) -> di
         split: [_read(found, file, columns) for file in files]
         for split, files in found.splits.items()
     }
-    class_names, labels = number_labels(
-        {split: [part.labels for part in parts[split]] for split in parts}, columns.class_names
+    class_names, labels = join_labels(
+        {split: [part.labels for part in parts[split]] for split in parts},
+        columns.class_names,
+        found.name,
+        reporter,
     )
     if len(class_names) < 2:
         raise SourceError(
             f"{found.root} has {len(class_names)} classes, and a classifier needs two"
         )
-    return in_order(
-        {
-            split: _source((found.name, split), columns.image, class_names, labels[split], read)
-            for split, read in parts.items()
-        }
-    )
+    sources: dict[str, Source] = {
+        split: _source((found.name, split), columns.image, class_names, labels[split], read)
+        for split, read in parts.items()
+    }
+    if len(sources) == 1:
+        return _divided(found, columns, next(iter(sources.values())), reporter)
+    return in_order(sources)
+
+
+def _divided(
+    found: HubFiles, columns: Columns, source: Source, reporter: Reporter
+) -> dict[str, Source]:
+    """Divide the one part that the files make by a column of splits, if there is one."""
+    cells: dict[str, list[str]] = {}
+    n_before = 0
+    for file in found.splits[source.split]:
+        shard = open_shard(file)
+        features = found.features.get(file) or features_of(shard.schema)
+        for name, values in read_short_columns(shard, columns, features).items():
+            column = cells.setdefault(name, [])
+            column += [""] * (n_before - len(column)) + values
+        n_before += shard.n_rows
+    whole = {name: values + [""] * (n_before - len(values)) for name, values in cells.items()}
+    split = find_split(whole, str(found.root), reporter)
+    if split is None:
+        return {source.split: source}
+    reporter.say(f"{found.name}: split from {split[0]}")
+    return divide(source, split[1])
 
 
 @dataclass(frozen=True)
