@@ -29,7 +29,7 @@ from odd_images import (
 from PIL import Image, ImageOps, features
 
 from featx.errors import ImageError
-from featx.images import DECODER, FORMATS, MAX_ASPECT, MAX_PIXELS, decode, measure
+from featx.images import DECODER, ENDINGS, FORMATS, MAX_ASPECT, MAX_PIXELS, decode, measure
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -86,6 +86,17 @@ def test_exif_orientation_by_hand() -> None:
     assert image.sum() == 3 * 255
 
 
+def test_the_endings_are_those_that_pillow_gives_to_what_is_read() -> None:
+    kinds = Image.registered_extensions()
+    assert {end for end, kind in kinds.items() if kind in {*FORMATS, "MPO"}} <= ENDINGS
+    for end in ENDINGS & set(kinds):
+        kind = kinds[end]
+        image = Image.fromarray(FLOAT) if end == ".pfm" else rgb(SMOOTH)
+        assert decode(encoded(image, kind)).size == image.size
+    assert {".heic", ".heif", ".hif", ".avif", ".jfif", ".jpe", ".mpo", ".apng", ".pnm"} <= ENDINGS
+    assert not {".cls", ".txt", ".json", ".jp2", ".eps", ".pdf", ".npy"} & ENDINGS
+
+
 def test_heic_where_its_extra_is_installed() -> None:
     heif = pytest.importorskip("pillow_heif")
     decode(encoded(rgb(), "PNG"))  # featx, not this test, makes Pillow read HEIC
@@ -107,8 +118,8 @@ def test_heic_without_its_extra_names_it() -> None:
         "import sys; sys.modules['pillow_heif'] = None\n"
         "import importlib.util; find = importlib.util.find_spec\n"
         "importlib.util.find_spec = lambda name: None if name == 'pillow_heif' else find(name)\n"
-        "from featx.images import decode, FORMATS\n"
-        "assert 'HEIF' not in FORMATS\n"
+        "from featx.images import decode, ENDINGS, FORMATS\n"
+        "assert 'HEIF' not in FORMATS and '.heic' in ENDINGS\n"
         "decode(b'\\0\\0\\0\\x18ftypheic' + bytes(50))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -209,7 +220,7 @@ def test_the_noisy_file_does_make_pillow_warn() -> None:
 
 FUZZ = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 STARTS = [b"", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"II*\0", b"MM\0*"]
-STARTS += [b"RIFF\x40\0\0\0WEBPVP8 ", b"\0\0\0\x1cftypavif"]
+STARTS += [b"RIFF\x40\0\0\0WEBPVP8 ", b"\0\0\0\x1cftypavif", b"P3 9 9 255 ", b"P5 9 9 65535 "]
 SEEDS = [
     encoded(rgb(SMOOTH), kind, **options)
     for kind, options in [
@@ -220,6 +231,7 @@ SEEDS = [
         ("BMP", {}),
         ("TIFF", {"compression": "tiff_lzw"}),
         ("WEBP", {}),
+        ("PPM", {}),
     ]
 ] + [png_apng()]
 

@@ -14,6 +14,8 @@ import pytest
 from packing import pack
 
 from featx.errors import FeatxError
+from featx.images import ENDINGS
+from featx.predict.images import open_images
 from featx.progress import Reporter
 from featx.sources import Source, from_arrays, open_data
 from featx.sources.labels import sorted_names
@@ -298,3 +300,17 @@ def test_other_columns_say_nothing(form: str, tmp_path: Path) -> None:
     }
     source, said = opened(TABLES[form](tmp_path, ["a", "b", "a"], **columns))
     assert (source.split, said) == ("all", "")
+
+
+@pytest.mark.parametrize("ending", sorted(ENDINGS | {end.upper() for end in ENDINGS}))
+def test_every_readable_ending_is_listed_in_every_form(ending: str, tmp_path: Path) -> None:
+    files = {f"{name}/1{ending}": name.encode() for name in "ab"}
+    for name, data in files.items():
+        (tmp_path / "f" / name).parent.mkdir(parents=True)
+        (tmp_path / "f" / name).write_bytes(data)
+    shard = {f"{i}{ending}": b"%d" % i for i in range(2)} | {"0.cls": b"x", "1.cls": b"y"}
+    specs = [tmp_path / "f", pack(tmp_path / "z.zip", files), pack(tmp_path / "s.tar", shard)]
+    for spec in specs:
+        assert opened(spec)[0].labels.tolist() == [0, 1]
+        [(_, source)] = open_images([spec])
+        assert len(source) == 2

@@ -165,6 +165,22 @@ def test_several_images_of_one_sample(tmp_path: Path) -> None:
         open_webdataset(pack_members(tmp_path / "x.tar", *twice))
 
 
+def test_images_whose_key_is_taken_are_counted(tmp_path: Path) -> None:
+    """The key of a sample ends at the first dot, so that 0.25.png belongs to 0.png."""
+    names = ["0.png", "0.25.png", "0.5.png", "1.png", "1.5.png", "2.seg.png", "2.jpg", "a.b/3.png"]
+    labels = {"0.cls": b"0", "0.25.cls": b"7", "1.cls": b"1", "2.cls": b"1", "a.b/3.cls": b"0"}
+    path = pack(tmp_path / "x.tar", named(*names) | labels)
+    source = open_webdataset(path)["all"]
+    assert [source.read(row) for row in range(len(source))] == [
+        *(b"0.png", b"1.png", b"2.jpg", b"a.b/3.png")
+    ]
+    assert source.class_names == ("0", "1")
+    assert source.labels.tolist() == [0, 1, 1, 0]
+    text = said(path)
+    assert "warning: 'x': 4 images left out, since their sample has another image" in text
+    assert "('0.25.png' beside '0.png')" in text
+
+
 def test_keys_may_start_anew_in_each_shard(tmp_path: Path) -> None:
     for i in range(3):
         shard(tmp_path / f"train-{i}.tar", {"000": 0, "001": 1})
