@@ -50,7 +50,7 @@ def label_text(value: Any) -> str | None:
         return str(value)
     if isinstance(value, (float, np.floating)):
         # A column of whole numbers with a gap comes as floats.
-        return "" if np.isnan(value) else f"{value:.0f}" if value.is_integer() else str(value)
+        return "" if np.isnan(value) else str(int(value)) if value.is_integer() else str(value)
     return None
 
 

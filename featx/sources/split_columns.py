@@ -20,12 +20,24 @@ from featx.sources.layout import some
 from featx.sources.splits import in_order, split_of
 from featx.sources.tables import find_column
 
-__all__ = ["divide", "find_split", "is_split_name", "is_split_word"]
+__all__ = [
+    "MOST_LOOKED_AT",
+    "divide",
+    "find_split",
+    "is_split_name",
+    "is_split_word",
+    "may_be_split",
+]
 
+MOST_LOOKED_AT = 1000
+"""Rows that show whether a column may hold splits."""
+
+_MOST_VALUES = 20
 _NAMES = frozenset({"split", "subset", "set", "partition", "fold", "phase", "usage"})
+_WITH_OTHER_NUMBERS = frozenset({"fold", "phase", "usage"})  # of a cross-validation, of a trial
 _AROUND = frozenset(
     {"is", "in", "for", "or", "and", "data", "dataset", "image", "img", "sample", "set", "flag"}
-    | {"official", "original"}
+    | {"official", "original", "name", "id", "type", "v"}
 )
 _OTHER_WORDS = frozenset(
     {"dev", "development", "holdout", "eval", "evaluation", "trainval", "trn", "tst"}
@@ -51,12 +63,18 @@ def is_split_name(name: str) -> bool:
     words = _words(name)
     if not words:
         return False
-    has_split = any(map(split_of, words)) and (words[0] in ("is", "in") or _is_about_splits(words))
-    return has_split or words[-1] == "set" or not _NAMES.isdisjoint(set(words) - {"set"})
+    has_split = any(split_of(word) or word in _NAMES for word in words)
+    is_flag = words[0] in ("is", "in") and any(map(split_of, words))
+    return words[-1] in _NAMES or is_flag or (has_split and _is_about_splits(words))
 
 
 def _is_about_splits(words: list[str]) -> bool:
-    return all(split_of(word) or word in _AROUND for word in words)
+    return all(split_of(word) or word in _AROUND | _NAMES for word in words)
+
+
+def may_be_split(name: str, values: Iterable[str]) -> bool:
+    """Whether a column is worth a look: by its name, or since it has few different values."""
+    return is_split_name(name) or len(set(values)) <= _MOST_VALUES
 
 
 def is_split_word(value: str) -> bool:
@@ -94,7 +112,11 @@ def find_split(
         If a column looks like a split and is not fully understood, or two differ.
     """
     exact = find_column(where, columns, ["split"])
-    values = {name: Counter(cells) for name, cells in columns.items() if any(map(str.strip, cells))}
+    values = {
+        name: Counter(cells)
+        for name, cells in columns.items()
+        if any(map(str.strip, cells)) and may_be_split(name, cells[:MOST_LOOKED_AT])
+    }
     named = [name for name in values if name == exact or (not exact and is_split_name(name))]
     found = {
         repr(name): [split_of(value.strip()) or "" for value in columns[name]]
@@ -159,7 +181,7 @@ def _check_not_split(
 ) -> None:
     """Refuse a column by its name; only warn where no value has to do with splits."""
     strange = [value for value in values if not split_of(value.strip())]
-    codes = set(map(_plain, values)) <= _CODES and "fold" not in _words(name)
+    codes = set(map(_plain, values)) <= _CODES and _WITH_OTHER_NUMBERS.isdisjoint(_words(name))
     if is_exact or codes or any(map(_has_split_word, values)):
         raise SourceError(
             f"{where}: the column {name!r} looks like a split, but {some(strange)} are no names of "

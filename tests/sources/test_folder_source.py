@@ -103,6 +103,21 @@ def test_subfolders_belong_to_their_class(tmp_path: Path) -> None:
     assert source.labels.tolist() == [0, 0, 0, 1]
 
 
+def test_class_folders_are_labels_in_every_split(tmp_path: Path) -> None:
+    """Numbers in order, one class for two spellings, and -1 is unknown, wherever it lies."""
+    names = ("train/10/1.jpg", "train/9/1.jpg", "train/-1/1.jpg", "train/e\u0301/1.jpg")
+    root = make(
+        tmp_path, *names, "train/\xe9/2.jpg", "test/\xe9/1.jpg", "test/9/1.jpg", "test/10/1.jpg"
+    )
+    splits = open_folder(root)
+    assert {source.class_names for source in splits.values()} == {("9", "10", "\xe9")}
+    assert splits["train"].labels.tolist() == [0, 1, 2, 2, -1]
+    assert splits["train"].paths[-1] == "train/-1/1.jpg"
+    assert splits["test"].labels.tolist() == [0, 1, 2]
+    with pytest.raises(SourceError, match=r"one class only \('0'\)"):
+        open_folder(make(tmp_path / "x", "0/1.jpg", "0.0/2.jpg", "-1/3.jpg"))
+
+
 def test_order_does_not_depend_on_the_file_system(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

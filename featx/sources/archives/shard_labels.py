@@ -55,9 +55,9 @@ def read_label(stream: BinaryIO, index: Index, files: Mapping[str, str]) -> str:
     """
     for extension in _MOST_BYTES:
         text = _read_text(stream, index, files, extension)
-        where = f"{index.archive.path!r}, {files.get(extension)!r}"
-        label = _from_json(_parsed(text), where) if extension == "json" else _label(text)
-        if label:
+        if extension == "json" and text:
+            text = _from_json(_parsed(text), f"{index.archive.path!r}, {files[extension]!r}")
+        if label := _label(text):
             return label
     return ""
 
@@ -96,13 +96,13 @@ def _parsed(text: str) -> dict[str, Any]:
 
 def _from_json(values: dict[str, Any], where: str) -> str:
     names = (find_column(where, values, [key]) for key in _KEYS)
-    labels = (_label(values[name]) for name in names if name is not None)
+    labels = (_label(label_text(values[name]) or "") for name in names if name is not None)
     return next(filter(None, labels), "")
 
 
-def _label(value: Any) -> str:
+def _label(text: str) -> str:
     """Take a number or a line of text."""
-    text = (label_text(value) or "").strip()
+    text = text.strip()
     return text if text.isprintable() and len(text) <= _LONGEST_NAME else ""
 
 

@@ -13,7 +13,7 @@ from featx.errors import SourceError
 from featx.progress import Reporter
 from featx.sources.hub.shards import Shard, import_pyarrow
 from featx.sources.labels import clean, label_text, number_labels
-from featx.sources.split_columns import is_split_name
+from featx.sources.split_columns import MOST_LOOKED_AT, may_be_split
 from featx.sources.tables import find_column
 
 __all__ = [
@@ -27,8 +27,6 @@ __all__ = [
 ]
 
 Features = Mapping[str, Any]
-
-_MOST_SPLITS = 20  # different values of a column of splits
 
 
 @dataclass(frozen=True)
@@ -216,7 +214,14 @@ def join_labels(
         }
         return number_labels(joined, where, reporter)
     none = np.empty(0, np.int64)
-    return class_names, {split: np.concatenate([none, *parts]) for split, parts in labels.items()}
+    numbers = {split: np.concatenate([none, *parts]) for split, parts in labels.items()}
+    n_unknown = sum(int((rows < 0).sum()) for rows in numbers.values())
+    if n_unknown:
+        reporter.warn(
+            f"{where}: {n_unknown:,} labels are -1 or missing, which means that the class is "
+            "unknown"
+        )
+    return class_names, numbers
 
 
 def read_short_columns(shard: Shard, columns: Columns, features: Features) -> dict[str, list[str]]:
@@ -241,9 +246,8 @@ def read_short_columns(shard: Shard, columns: Columns, features: Features) -> di
         if name in (columns.image, columns.label) or not _is_plain(shard.schema, name):
             continue
         column = shard.column(name)
-        if is_split_name(name) or len(column.unique()) <= _MOST_SPLITS:
-            names = _names(shard.file, features.get(name)) or ()
-            words = dict(enumerate(names))
+        if may_be_split(name, map(str, column.slice(0, MOST_LOOKED_AT).unique().to_pylist())):
+            words = dict(enumerate(_names(shard.file, features.get(name)) or ()))
             found[name] = [words.get(value, _text(value)) for value in column.to_pylist()]
     return found
 
