@@ -184,13 +184,13 @@ def _check_not_split(
     codes = set(map(_plain, values)) <= _CODES and _WITH_OTHER_NUMBERS.isdisjoint(_words(name))
     if is_exact or codes or any(map(_has_split_word, values)):
         raise SourceError(
-            f"{where}: the column {name!r} looks like a split, but {some(strange)} are no names of "
-            "splits: write train, val, test or unlabeled in each row, or remove the column if it "
-            "is no split"
+            f"{where}: the column {name!r} looks like a split, but some values are none: "
+            f"{some(strange)}; write train, val, test or unlabeled in each row, or remove the "
+            "column if it is no split"
         )
     reporter.warn(
-        f"{where}: the column {name!r} is not taken as the split, since {some(strange)} are no "
-        "names of splits: if it is one, write train, val, test or unlabeled"
+        f"{where}: the column {name!r} is not taken as the split, since its values are none: "
+        f"{some(strange)}; if it is one, write train, val, test or unlabeled"
     )
 
 

@@ -104,12 +104,12 @@ def test_other_names_of_columns_are_told(tmp_path: Path, ending: str) -> None:
         ("path,label\n1,a\n,b\n", "line 3: the path is empty"),
         (
             "path,label,split\n1,a,train\n\n2,b,dev\n",
-            "'split' looks like a split, but 'dev' are no",
+            "'split' looks like a split, but some values are none: 'dev'; w",
         ),
-        ("path,label,split\n1,a,train\n2,b,\n", "'split' looks like a split, but '' are no names"),
+        ("path,label,split\n1,a,train\n2,b,\n", "but some values are none: ''; write train"),
         (
             "path,label,split\n1,a,train\n2,b,all\n",
-            "but 'all' are no names of splits: write train, val, t",
+            "but some values are none: 'all'; write train, val, t",
         ),
         ("path,label\n1,a\n2,b\n1,b\n", "'1' has two labels, 'a' on line 2 and 'b' on line 4"),
         (
