@@ -199,6 +199,16 @@ def test_minus_one_is_unknown_where_the_names_are_given(tmp_path: Path) -> None:
     assert "1 labels are -1 or missing, which means" in said
 
 
+def test_two_class_labels_are_refused(tmp_path: Path) -> None:
+    labels = {"_type": "ClassLabel", "names": ["x", "y"]}
+    meta = {"info": {"features": {"label": labels, "Label": labels}}}
+    table = pa.table({"image": [b"0", b"1"], "label": [0, 1], "Label": [1, 0]})
+    table = table.replace_schema_metadata({b"huggingface": json.dumps(meta).encode()})
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(FeatxError, match="has the columns 'label' and 'Label'"):
+        opened(tmp_path / "t.parquet")
+
+
 @pytest.mark.parametrize("form", TABLES)
 def test_two_columns_of_labels_are_refused(form: str, tmp_path: Path) -> None:
     with pytest.raises(FeatxError, match="has the columns 'label' and 'Label'"):

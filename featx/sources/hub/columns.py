@@ -97,7 +97,7 @@ def choose_columns(where: str, schema: Any, features: Features) -> Columns:
         If a choice is not clear, with the columns and what to rename.
     """
     image = _only(where, schema, _image_columns(schema, features), "image")
-    label = _only(where, schema, _label_columns(where, schema, features), "label")
+    label = _only(where, schema, _label_columns(schema, features), "label")
     return Columns(image, label, _names(where, features.get(label)))
 
 
@@ -118,10 +118,11 @@ def _has_bytes(kind: Any) -> bool:
     return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
 
-def _label_columns(where: str, schema: Any, features: Features) -> list[str]:
+def _label_columns(schema: Any, features: Features) -> list[str]:
     marked = [name for name in schema.names if _kind(features, name) == "ClassLabel"]
-    named = None if marked else find_column(where, schema.names, ["label"])
-    return marked or [name for name in schema.names if name == named and _is_plain(schema, name)]
+    return marked or [
+        name for name in schema.names if name.lower() == "label" and _is_plain(schema, name)
+    ]
 
 
 def _is_plain(schema: Any, name: str) -> bool:
@@ -133,8 +134,9 @@ def _is_plain(schema: Any, name: str) -> bool:
 
 
 def _only(where: str, schema: Any, found: list[str], wanted: str) -> str:
-    if len(found) == 1 or wanted in found:
-        return wanted if wanted in found else found[0]
+    named = find_column(where, schema.names if wanted == "label" else found, [wanted])
+    if len(found) == 1 or named in found:
+        return named if named in found else found[0]
     columns = ", ".join(f"{field.name} ({str(field.type)[:40]})" for field in schema)
     feature = {"image": "Image", "label": "ClassLabel"}[wanted]
     if not found:
