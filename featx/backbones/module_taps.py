@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +23,8 @@ Shape = tuple[int, ...]
 class ModuleTaps(Taps):
     """Tap points of any network: the outputs of its modules.
 
-    A module that the forward pass calls several times counts with its first call.
+    A module that the forward pass calls several times has its name for the first call, ``NAME_1``
+    for the second, and so on.
 
     Parameters
     ----------
@@ -44,7 +47,7 @@ class ModuleTaps(Taps):
     ) -> None:
         self._network = network
         self.default = default
-        watched = watch(network, lambda copy, images: copy(images), input_px)
+        watched = watch(network, lambda copy, images: copy(images), input_px, is_each_call=True)
         self.others = watched.others
         self.points, self._channels_last = describe(network, watched.shapes, layout or Layout())
 
@@ -67,14 +70,15 @@ class Watched:
 
     shapes: dict[str, Shape] = field(default_factory=dict)
     others: dict[str, str] = field(default_factory=dict)
+    n_calls: Counter[str] = field(default_factory=Counter)
 
     def record(self, name: str, output: Any) -> None:
-        """Take down the first output of a module.
+        """Take down the first output under a name.
 
         Parameters
         ----------
         name : str
-            Path of the module.
+            Of the module, or of one of its later calls.
         output : object
             What it gave for `N_FAKE` images.
         """
@@ -89,8 +93,31 @@ class Watched:
             self.others.setdefault(name, what)
 
 
+def in_this_thread(see: Callable[..., None]) -> Callable[..., None]:
+    """Make a forward hook that ignores the passes of other threads through the same modules."""
+    owner = threading.get_ident()
+
+    def hook(*seen: Any) -> None:
+        if torch.compiler.is_compiling() or threading.get_ident() == owner:
+            see(*seen)
+
+    return hook
+
+
+def call_of(network: nn.Module, name: str) -> tuple[str, int]:
+    """Path of the module that a name stands for, and which of its calls, from 0."""
+    if name in dict(network.named_modules()):
+        return name, 0
+    path, _, call = name.rpartition("_")
+    return path, int(call)
+
+
 def watch(
-    network: nn.Module, run: Callable[[nn.Module, torch.Tensor], Any], input_px: int
+    network: nn.Module,
+    run: Callable[[nn.Module, torch.Tensor], Any],
+    input_px: int,
+    *,
+    is_each_call: bool = False,
 ) -> Watched:
     """Learn what the modules of a network give for one image.
 
@@ -102,6 +129,8 @@ def watch(
         The pass of the network, or of a copy of it, over a batch of images.
     input_px : int
         Side of the square input.
+    is_each_call : bool, default=False
+        Whether later calls of a module count too, as ``NAME_1`` and so on.
 
     Returns
     -------
@@ -111,12 +140,21 @@ def watch(
 
     def watched_run(copy: nn.Module, images: torch.Tensor) -> Watched:
         watched = Watched()
+        modules = {name: module for name, module in copy.named_modules() if name}
 
         def hook_of(name: str) -> Any:
-            return lambda module, args, output: watched.record(name, output)
+            def see(module: nn.Module, args: Any, output: Any) -> None:
+                n_before = watched.n_calls[name]
+                watched.n_calls[name] += 1
+                later = f"{name}_{n_before}"
+                if n_before == 0:
+                    watched.record(name, output)
+                elif is_each_call and later not in modules:
+                    watched.record(later, output)
 
-        modules = [(name, module) for name, module in copy.named_modules() if name]
-        handles = [module.register_forward_hook(hook_of(name)) for name, module in modules]
+            return in_this_thread(see)
+
+        handles = [m.register_forward_hook(hook_of(name)) for name, m in modules.items()]
         try:
             run(copy, images)
         finally:
@@ -149,8 +187,9 @@ def describe(
         Names of those whose output must be permuted.
     """
     modules = dict(network.named_modules())
-    points = [layout.point(name, raw, modules.get(name)) for name, raw in shapes.items()]
-    last = [n for n, raw in shapes.items() if layout.puts_channels_last(raw, modules.get(n))]
+    makers = {name: modules.get(name) or modules.get(name.rpartition("_")[0]) for name in shapes}
+    points = [layout.point(name, raw, makers[name]) for name, raw in shapes.items()]
+    last = [n for n, raw in shapes.items() if layout.puts_channels_last(raw, makers[n])]
     return tuple(points), frozenset(last)
 
 
@@ -159,27 +198,33 @@ class ReachedError(Exception):
 
 
 class Catcher:
-    """Catches the outputs of some modules during a forward pass.
+    """Catches the outputs of some modules during a forward pass of this thread.
 
     Parameters
     ----------
     network : torch.nn.Module
         Whose modules are watched.
-    names : collection of str
-        Paths of modules.
+    calls : mapping of str to (str, int)
+        What is wanted, by name: the path of a module, and which of its calls.
     is_whole : bool, default=False
         Whether the pass shall go on when all of them were caught.
     """
 
     def __init__(
-        self, network: nn.Module, names: Collection[str], *, is_whole: bool = False
+        self,
+        network: nn.Module,
+        calls: Mapping[str, tuple[str, int]],
+        *,
+        is_whole: bool = False,
     ) -> None:
         self.caught: dict[str, torch.Tensor] = {}
-        self._missing = set(names)
+        self._missing = {call: name for name, call in calls.items()}
+        self._n_calls: dict[str, int] = {}
         self._is_whole = is_whole
+        paths = sorted({path for path, _ in calls.values()})
         self._handles = [
-            network.get_submodule(name).register_forward_hook(self._hook(name))
-            for name in sorted(self._missing)
+            network.get_submodule(path).register_forward_hook(in_this_thread(self._hook(path)))
+            for path in paths
         ]
 
     @property
@@ -187,11 +232,13 @@ class Catcher:
         """Whether all of them were caught."""
         return not self._missing
 
-    def _hook(self, name: str) -> Any:
+    def _hook(self, path: str) -> Any:
         def hook(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-            if name not in self._missing:
+            call = self._n_calls.get(path, 0)
+            self._n_calls[path] = call + 1
+            if (path, call) not in self._missing:
                 return
-            self._missing.discard(name)
+            name = self._missing.pop((path, call))
             is_last = not (self._missing or self._is_whole)
             # A copy, for what comes later may write into this one (a ReLU in place).
             self.caught[name] = output if is_last else output.clone()
@@ -207,7 +254,8 @@ class Catcher:
         for handle in self._handles:
             handle.remove()
         if kind is None and self._missing:
-            raise BackboneError(f"layers not reached in the forward pass: {sorted(self._missing)}")
+            missing = sorted(self._missing.values())
+            raise BackboneError(f"layers not reached in the forward pass: {missing}")
         return kind is not None and issubclass(kind, ReachedError)
 
 
@@ -220,10 +268,11 @@ class _StopAt(nn.Module):
         super().__init__()
         self.network = network
         self.names = names
+        self.calls = {name: call_of(network, name) for name in names}
         self.channels_last = channels_last
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        with Catcher(self.network, self.names) as catcher:
+        with Catcher(self.network, self.calls) as catcher:
             self.network(images)
         return tuple(
             channels_first(catcher.caught[name])

@@ -120,8 +120,8 @@ class _Halves(nn.Module):
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         own = {FEATURES, CLASS_TOKEN, PRE_LOGITS} & set(self.names)
         caught: dict[str, torch.Tensor] = {}
-        modules = set(self.names) - own
-        with Catcher(self.network, modules, is_whole=bool(own)) as catcher:
+        calls = {name: (name, 0) for name in self.names if name not in own}
+        with Catcher(self.network, calls, is_whole=bool(own)) as catcher:
             self._run(images, own, caught, catcher)
         outputs = catcher.caught | caught
         return tuple(

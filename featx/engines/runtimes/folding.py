@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from featx.backbones.base import BackboneGroup
+from featx.backbones.module_taps import in_this_thread
 
 __all__ = ["fold_batch_norms", "with_low_weights"]
 
@@ -81,7 +82,7 @@ def _watched(
 
     kinds = (*_CONVOLUTIONS, *_BATCH_NORMS)
     watched = [m for m in names if isinstance(m, kinds) and _is_fixed(m)]
-    handles = [module.register_forward_hook(watch) for module in watched]
+    handles = [module.register_forward_hook(in_this_thread(watch)) for module in watched]
     try:
         outputs = group.features_many(images)
     finally:
