@@ -8,13 +8,14 @@ from typing import Any
 
 from featx.backbones import embedded, factories, timm_models, torchvision_models, trained
 from featx.backbones.base import OUTLINE, Backbone, BackboneGroup, LoadedNetwork
+from featx.backbones.own_code import check_own_code
 from featx.backbones.pools import POOLS, pooled_shape
 from featx.backbones.taps import TapPoint, Taps
 from featx.backbones.trained import TrainedNetwork, open_trained
 from featx.backbones.trained_file import TrainedRecord, is_trained, read_trained, save_trained
 from featx.errors import FeatxError, UsageError, WeightsError, unknown_name
 from featx.progress import SILENT, Reporter
-from featx.weights import program_error
+from featx.weights import parse_random, program_error
 
 __all__ = [
     "POOLS",
@@ -33,7 +34,7 @@ __all__ = [
     "save_trained",
 ]
 
-_Loader = Callable[[str, str | None, Mapping[str, Any], Reporter], LoadedNetwork]
+_Loader = Callable[..., LoadedNetwork]
 
 
 def available_backbones() -> tuple[str, ...]:
@@ -75,6 +76,7 @@ def open_backbone(
     layer: str | None = None,
     pool: str = "none",
     overrides: Mapping[str, Any] | None = None,
+    weights_key: str | None = None,
     reporter: Reporter = SILENT,
 ) -> Backbone:
     """Load a pretrained network and cut it off at its feature point.
@@ -93,6 +95,9 @@ def open_backbone(
         One of `POOLS`.
     overrides : mapping, optional
         Changes to the weights' own preprocessing, see `Preprocessing.override`.
+    weights_key : str, optional
+        Entry of the file `weights`, where it holds several networks: ``state_dict``,
+        ``teacher``, ``state_dict.student``. By default averaged weights (EMA) where there are any.
     reporter : Reporter
         Shows downloads.
 
@@ -110,7 +115,8 @@ def open_backbone(
     BackboneError
         If the network does not run at the input size.
     """
-    options: dict[str, Any] = {"weights": weights, "overrides": overrides, "reporter": reporter}
+    options: dict[str, Any] = {"overrides": overrides, "reporter": reporter}
+    options |= {"weights": weights, "weights_key": weights_key}
     return open_backbones(name, layers=[layer], pool=pool, **options)[0]
 
 
@@ -121,6 +127,7 @@ def open_backbones(
     pool: str | Sequence[str] = "none",
     weights: str | None = None,
     overrides: Mapping[str, Any] | None = None,
+    weights_key: str | None = None,
     reporter: Reporter = SILENT,
 ) -> BackboneGroup:
     """Load a pretrained network once and cut it off at several feature points.
@@ -133,7 +140,7 @@ def open_backbones(
         Tap points; None is the default one. The same may come twice, with different pools.
     pool : str or sequence of str, default="none"
         One of `POOLS` for all layers, or one a layer.
-    weights, overrides, reporter
+    weights, overrides, weights_key, reporter
         As for `open_backbone`.
 
     Returns
@@ -146,14 +153,17 @@ def open_backbones(
     UsageError, WeightsError, BackboneError
         As `open_backbone`; UsageError also for two equal feature points.
     """
-    loaded = load_network(name, weights, overrides or {}, reporter)
+    loaded = load_network(name, weights, overrides or {}, reporter, weights_key)
     taps = loaded.tap(loaded.preprocessing.crop_px)
     points = [taps.find(layer) for layer in layers]
     pools = [pool] * len(points) if isinstance(pool, str) else list(pool)
     _check_points(loaded, taps, points, pools)
     network = taps.cut_many([point.name for point in points]).requires_grad_(False)
     members = (_member(loaded, taps, *pair) for pair in zip(points, pools, strict=True))
-    return BackboneGroup(tuple(members), network)
+    group = BackboneGroup(tuple(members), network)
+    if loaded.is_own_code:
+        check_own_code(group)
+    return group
 
 
 def _check_points(
@@ -183,6 +193,7 @@ def _member(loaded: LoadedNetwork, taps: Taps, point: TapPoint, pool: str) -> Ba
         preprocessing=loaded.preprocessing,
         map_shape=point.shape,
         n_prefix_tokens=point.n_prefix_tokens,
+        variant=tuple(filter(None, (loaded.variant, point.variant))),
     )
 
 
@@ -280,13 +291,17 @@ def _in_timm(name: str) -> list[str]:
 
 
 def load_network(
-    name: str, weights: str | None, overrides: Mapping[str, Any], reporter: Reporter
+    name: str,
+    weights: str | None,
+    overrides: Mapping[str, Any],
+    reporter: Reporter,
+    weights_key: str | None = None,
 ) -> LoadedNetwork:
     """Load a whole network, not cut off yet.
 
     Parameters
     ----------
-    name, weights, overrides, reporter
+    name, weights, overrides, reporter, weights_key
         As for `open_backbone`; `weights` may be `OUTLINE`.
 
     Returns
@@ -294,4 +309,15 @@ def load_network(
     LoadedNetwork
         In evaluation mode.
     """
-    return _loader(name)(name, weights, overrides, reporter)
+    loader = _loader(name)
+    if weights_key is None:
+        return loader(name, weights, overrides, reporter)
+    if weights is None or parse_random(weights) is not None or loader in _WITHOUT_ENTRIES:
+        raise UsageError(
+            "--weights-key (weights_key) names an entry of a checkpoint: give its file with "
+            "--weights FILE, or leave it out"
+        )
+    return loader(name, weights, overrides, reporter, weights_key)
+
+
+_WITHOUT_ENTRIES = (embedded.load, trained.load)

@@ -42,6 +42,10 @@ class LoadedNetwork:
     unfilled : tuple of str, default=()
         Paths of the modules of a classifier that the weights did not fill, for they were
         trained with another one: nothing may be tapped there or behind.
+    variant : str, default=""
+        What makes its features others than those of the network of that name.
+    is_own_code : bool, default=False
+        Whether a function of the user's made it, so that nothing is known of what it does.
     """
 
     name: str
@@ -50,6 +54,8 @@ class LoadedNetwork:
     preprocessing: Preprocessing
     tap: Callable[[int], Taps]
     unfilled: tuple[str, ...] = ()
+    variant: str = ""
+    is_own_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,8 @@ class Backbone:
         Shape of the tapped output for one image, before pooling.
     n_prefix_tokens : int, default=0
         Class and register tokens in the tapped output, before the patch tokens.
+    variant : tuple of str, default=()
+        What makes the features others than name, weights and layer say; part of the identity.
     """
 
     name: str
@@ -87,6 +95,7 @@ class Backbone:
     preprocessing: Preprocessing
     map_shape: Shape
     n_prefix_tokens: int = 0
+    variant: tuple[str, ...] = ()
 
     @property
     def feature_shape(self) -> Shape:
@@ -145,6 +154,8 @@ class Backbone:
         }
         if self.n_prefix_tokens and self.pool in ("avg", "max", "avg+cls"):
             point["n_prefix_tokens"] = self.n_prefix_tokens
+        if self.variant:
+            point["variant"] = list(self.variant)
         return {
             "backbone": self.name,
             "weights_sha256": self.weights.sha256,

@@ -35,7 +35,7 @@ from featx.backbones.local_files import as_preprocessing, preprocessing_from_opt
 from featx.backbones.module_taps import ModuleTaps
 from featx.backbones.taps import Layout, Taps
 from featx.backbones.timm_taps import TimmTaps, is_like_timm
-from featx.backbones.torchvision_models import classifiers
+from featx.backbones.torchvision_models import check_input, classifiers
 from featx.errors import BackboneError, FeatxError, UsageError
 from featx.plugins import import_named, is_plugin, offered
 from featx.progress import Reporter
@@ -66,7 +66,11 @@ def is_factory(name: str) -> bool:
 
 
 def load(
-    name: str, weights: str | None, overrides: Mapping[str, Any], reporter: Reporter
+    name: str,
+    weights: str | None,
+    overrides: Mapping[str, Any],
+    reporter: Reporter,
+    weights_key: str | None = None,
 ) -> LoadedNetwork:
     """Call the user's function, and fill its network from a file where one is given.
 
@@ -81,6 +85,8 @@ def load(
         Keyword arguments of `Preprocessing.override`.
     reporter : Reporter
         Shows what is done.
+    weights_key : str, optional
+        Entry of the file, see `read_state_dict`.
 
     Returns
     -------
@@ -103,7 +109,8 @@ def load(
     preprocessing = (
         known.override(**overrides) if known else preprocessing_from_options(name, overrides)
     )
-    record, unfilled = _fill(name, network, weights, reporter)
+    check_input(name, network, preprocessing, reporter)
+    record, unfilled = _fill(name, network, weights, weights_key, reporter)
     return LoadedNetwork(
         name=name,
         network=network,
@@ -111,6 +118,7 @@ def load(
         preprocessing=preprocessing,
         tap=lambda input_px: make_taps(network, input_px, layer),
         unfilled=unfilled,
+        is_own_code=True,
     )
 
 
@@ -129,43 +137,56 @@ def make_taps(network: nn.Module, input_px: int, default: str | None) -> Taps:
     Returns
     -------
     Taps
-        timm's way where the network has its methods, else by tracing, else by hooks.
+        timm's way where the network has its methods, else by tracing, else by hooks: where it
+        cannot be traced, or where the trace computes something else than the network.
     """
     if default is None and is_like_timm(network):
         return TimmTaps(network, input_px)
     n_prefix = getattr(network, "num_prefix_tokens", 0)
-    taps = _trace_or_watch(network, input_px, default, Layout())
+    taps = _trace_or_watch(network, input_px, default)
     lengths = [point.shape[0] for point in taps.points if len(point.shape) == 2]
     if not n_prefix or not lengths:
         return taps
     layout = Layout(n_tokens=mode(lengths), n_prefix=n_prefix, has_class=True)
-    return _trace_or_watch(network, input_px, default, layout)
+    if isinstance(taps, GraphTaps):
+        return GraphTaps(network, input_px, layout=layout)
+    return ModuleTaps(network, input_px, taps.default, layout, taps.points[0].variant)
 
 
-def _trace_or_watch(network: nn.Module, input_px: int, default: str | None, layout: Layout) -> Taps:
-    if default is None:
-        try:
-            return GraphTaps(network, input_px, layout=layout)
-        except FeatxError:
-            raise
-        except Exception:
-            # Its forward pass depends on values, which a trace cannot follow.
-            return ModuleTaps(network, input_px, None, layout)
-    return ModuleTaps(network, input_px, default, layout)
+_HOOKS = "hooks"
+"""Variant of the features of networks whose trace is another one: older versions tapped that."""
+
+
+def _trace_or_watch(network: nn.Module, input_px: int, default: str | None) -> Taps:
+    if default is not None:
+        return ModuleTaps(network, input_px, default)
+    try:
+        traced = GraphTaps(network, input_px)
+    except FeatxError:
+        raise
+    except Exception:
+        # Its forward pass depends on values, which a trace cannot follow.
+        return ModuleTaps(network, input_px, None)
+    if traced.is_true():
+        return traced
+    watched = ModuleTaps(network, input_px, traced.default, variant=_HOOKS)
+    if traced.default not in [point.name for point in watched.points]:
+        watched.default = None
+    return watched
 
 
 def _fill(
-    name: str, network: nn.Module, weights: str | None, reporter: Reporter
+    name: str, network: nn.Module, weights: str | None, weights_key: str | None, reporter: Reporter
 ) -> tuple[Weights, tuple[str, ...]]:
     if weights is None:
         return Weights("own", state_sha256(network.state_dict()), is_default=True), ()
     path = Path(weights).expanduser()
-    state = read_state_dict(path, reporter=reporter)
+    state = read_state_dict(path, key=weights_key, reporter=reporter)
     heads = classifiers(network)
     is_whole = load_into(network, state, str(path), heads=heads)
     if not is_whole:
         reporter.say(f"{path}: its classifier is another one than that of {name} and is not used")
-    record = Weights(path.stem, state_sha256(state), str(path), file_sha256=stored(path).sha256)
+    record = Weights.of_file(path, state_sha256(state), stored(path).sha256, weights_key)
     return record, () if is_whole else heads
 
 

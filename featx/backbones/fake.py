@@ -19,7 +19,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from featx.errors import BackboneError
 
-__all__ = ["N_FAKE", "least_size", "run_fake", "without_values"]
+__all__ = ["N_FAKE", "buffers_kept", "least_size", "run_fake", "unchanged", "without_values"]
 
 T = TypeVar("T")
 
@@ -118,13 +118,13 @@ def _pass(run: Callable[[nn.Module, torch.Tensor], T], network: nn.Module, px: i
         with (
             _quiet(),
             FakeTensorMode(allow_non_fake_inputs=True),
-            _unchanged(network),
+            unchanged(network),
             torch.no_grad(),
         ):
             return run(network, torch.empty(shape))
     except (DataDependentOutputException, DynamicOutputShapeException):
         # The pass depends on values, which fake tensors do not have.
-        with _unchanged(network), torch.no_grad():
+        with unchanged(network), torch.no_grad():
             return run(network, torch.zeros(shape))
 
 
@@ -180,7 +180,7 @@ def without_values(build: Callable[[], nn.Module]) -> nn.Module:
 
 
 @contextmanager
-def _unchanged(network: nn.Module) -> Iterator[None]:
+def unchanged(network: nn.Module) -> Iterator[None]:
     """Put back what modules hold: some keep tensors of a pass (LeViT), and fake ones are useless.
 
     Attributes are restored, and the content of those that are dictionaries, among them
@@ -197,6 +197,17 @@ def _unchanged(network: nn.Module) -> Iterator[None]:
             _restore(attributes, values)
             for dictionary, content in contents:
                 _restore(dictionary, content)
+
+
+@contextmanager
+def buffers_kept(network: nn.Module) -> Iterator[None]:
+    """Put back what a pass writes into buffers: counters, running averages."""
+    before = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, values in before:
+            buffer.copy_(values)
 
 
 def _dictionaries(module: nn.Module) -> list[dict[Any, Any]]:

@@ -8,21 +8,25 @@ without values, which computes nothing.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import Graph, GraphModule, Interpreter, Node
-from torch.nn import functional
+from torch.fx import Graph, GraphModule, Interpreter, Node, Proxy
 from torchvision.models.feature_extraction import NodePathTracer
 
-from featx.backbones.fake import N_FAKE, run_fake
+from featx.backbones.default_point import find_default
+from featx.backbones.fake import N_FAKE, buffers_kept, run_fake
+from featx.backbones.own_code import steps_of
 from featx.backbones.taps import CLASS_TOKEN, Layout, Taps
 
 __all__ = ["GraphTaps"]
 
 Shape = tuple[int, ...]
+
+_FIRST = "first call"
 
 
 class GraphTaps(Taps):
@@ -30,8 +34,8 @@ class GraphTaps(Taps):
 
     The default point is the input of the last global pooling before the
     classifier, or of the classifier itself where nothing is pooled: the last
-    convolutional feature map, or the class token of a transformer. A network that
-    has neither has no default.
+    convolutional feature map, or the class token of a transformer. A network without a
+    classifier, one that was cut off, ends at its output in its place.
 
     Parameters
     ----------
@@ -55,9 +59,11 @@ class GraphTaps(Taps):
         layout: Layout | None = None,
         default: str | None = None,
     ) -> None:
-        tracer = NodePathTracer()
-        self._graph: Graph = tracer.trace(network)
-        self._root = network
+        tracer = _Tracer()
+        with buffers_kept(network):
+            self._graph: Graph = tracer.trace(network)
+        self._root, self._input_px = network, input_px
+        self._is_leaf = tracer.is_leaf_module
         self.aliases = dict(aliases or {})
         self._shapes = run_fake(
             lambda copy, images: _Shapes(copy, self._graph).shapes_for(images), network, input_px
@@ -65,26 +71,45 @@ class GraphTaps(Taps):
         paths = {
             node: path for node, path in tracer.node_to_qualname.items() if node in self._shapes
         }
-        before_head = None if default else _before_head(self._graph, network)
+        before_head = None if default else find_default(self._graph, network, self._shapes)
         if before_head and before_head in paths and before_head.target is operator.getitem:
             # The trace numbers its steps ("getitem_5"): a name that lasts instead.
             paths[before_head] = CLASS_TOKEN
-        self._node_of = dict(_short_names(paths))
-        self._name_of = {path: self._short(node) for node, path in paths.items()}
+        ends = _ends(paths, tracer.calls, dict(network.named_modules()))
+        names: dict[Node, str] = {}
+        for name in sorted(ends, key=lambda name: name.count(".")):
+            names.setdefault(ends[name], name)
+        self._node_of = {names[node]: node for node in paths}
+        self._name_of = {name: names[node] for name, node in ends.items()}
         self._layout = layout or Layout()
         self.points = tuple(
-            self._layout.point(name, self._shapes[node], self._module(node))
+            replace(
+                self._layout.point(name, self._shapes[node], self._module(node)),
+                variant=_FIRST if name in tracer.calls and self._is_repeated(tracer, name) else "",
+            )
             for name, node in self._node_of.items()
         )
-        is_point = before_head is not None and before_head in paths
-        self.default = self._short(before_head) if is_point else default
+        self.default = names[before_head] if before_head and before_head in paths else default
 
     def _module(self, node: Node) -> nn.Module | None:
         is_module = node.op == "call_module"
         return self._root.get_submodule(str(node.target)) if is_module else None
 
-    def _short(self, node: Node | None) -> str:
-        return next(name for name, other in self._node_of.items() if other is node)
+    def _is_repeated(self, tracer: _Tracer, name: str) -> bool:
+        """Whether a module with modules inside is called several times."""
+        is_leaf = self._is_leaf(self._root.get_submodule(name), name)
+        return len(tracer.calls[name]) > 1 and not is_leaf
+
+    def is_true(self) -> bool:
+        """Whether the trace computes what the network does in its second pass, bit for bit."""
+        root, is_leaf = self._root, self._is_leaf
+        generator = torch.Generator().manual_seed(0)
+        image = torch.randn(1, 3, self._input_px, self._input_px, generator=generator)
+        try:
+            by_trace = steps_of(root, Interpreter(root, graph=self._graph).run, is_leaf, image)
+            return by_trace == steps_of(root, root, is_leaf, image, n_before=1)
+        except Exception:  # whatever the trace of somebody's code runs into
+            return False
 
     def _canonical(self, name: str) -> str:
         path = self.aliases.get(name, name)
@@ -132,6 +157,20 @@ class GraphTaps(Taps):
         return cut.eval()
 
 
+class _Tracer(NodePathTracer):  # type: ignore[misc]
+    """Keeps what each module gave, call by call; None where that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: dict[str, list[Node | None]] = {}
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        output = super().call_module(m, forward, args, kwargs)
+        node = output.node if isinstance(output, Proxy) else None
+        self.calls.setdefault(self.path_of_module(m), []).append(node)
+        return output
+
+
 class _Shapes(Interpreter):
     """Runs a traced network and remembers the shape of every tensor with one entry an image."""
 
@@ -155,57 +194,24 @@ class _Shapes(Interpreter):
         return self._shapes
 
 
-def _short_names(paths: Mapping[Node, str]) -> Iterator[tuple[str, Node]]:
-    """Name each node by the outermost module that ends with it, else by its path."""
-    last_of: dict[str, Node] = {}
+def _ends(
+    paths: Mapping[Node, str], calls: Mapping[str, Sequence[Node | None]], taken: Collection[str]
+) -> dict[str, Node]:
+    """Give the step that each name stands for: the path of the step, or a module that ends there.
+
+    A module that is called several times has its name for its first call, ``NAME_1`` for the next.
+    """
+    ends: dict[str, Node] = {}
     for node, path in paths.items():
         parts = path.split(".")
         for depth in range(1, len(parts) + 1):
-            last_of[".".join(parts[:depth])] = node
-    taken: set[Node] = set()
-    for node, path in paths.items():
-        parts = path.split(".")
-        names = (".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
-        name = next((name for name in names if last_of[name] is node), path)
-        if node not in taken:
-            taken.add(node)
-            yield name, node
-
-
-def _before_head(graph: Graph, network: nn.Module) -> Node | None:
-    modules = dict(network.named_modules())
-
-    def is_a(node: Node, *kinds: type[nn.Module]) -> bool:
-        return node.op == "call_module" and isinstance(modules[str(node.target)], kinds)
-
-    def pools(node: Node) -> bool:
-        return (
-            is_a(node, nn.AdaptiveAvgPool2d)
-            or node.target is functional.adaptive_avg_pool2d
-            or (node.op == "call_method" and node.target == "mean")
-        )
-
-    nodes = list(graph.nodes)
-    heads = [i for i, node in enumerate(nodes) if is_a(node, nn.Linear, nn.Conv2d)]
-    if not heads:
-        return None
-    head = heads[-1]
-    if _goes_on(nodes[head + 1 :], modules):
-        # No classifier follows: a network that was cut off already.
-        head = len(nodes) - 1
-    pooled = [node for node in nodes[:head] if pools(node)]
-    point = (pooled[-1] if pooled else nodes[head]).args[0]
-    while isinstance(point, Node) and is_a(point, nn.Dropout):
-        point = point.args[0]
-    return point if isinstance(point, Node) else None
-
-
-def _goes_on(nodes: Sequence[Node], modules: Mapping[str, nn.Module]) -> bool:
-    """Whether these steps normalise or add, as no step behind a classifier does."""
-    adds = (operator.add, operator.iadd, torch.add)
-    norms = (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
-    return any(
-        node.target in adds
-        or (node.op == "call_module" and isinstance(modules[str(node.target)], norms))
-        for node in nodes
-    )
+            ends[".".join(parts[:depth])] = node
+    for path, outputs in calls.items():
+        if len(outputs) == 1:
+            continue
+        ends.pop(path, None)
+        names = (f"{path}_{call}" if call else path for call in range(len(outputs)))
+        for call, (name, last) in enumerate(zip(names, outputs, strict=True)):
+            if last is not None and last in paths and not (call and name in taken):
+                ends[name] = last
+    return ends

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,8 @@ class ModuleTaps(Taps):
         Path of the module whose output is the default; None where there is none.
     layout : Layout, optional
         What is known of the tokens and maps.
+    variant : str, default=""
+        Of all points, see `TapPoint`.
     """
 
     def __init__(
@@ -44,12 +46,14 @@ class ModuleTaps(Taps):
         input_px: int,
         default: str | None,
         layout: Layout | None = None,
+        variant: str = "",
     ) -> None:
         self._network = network
         self.default = default
         watched = watch(network, lambda copy, images: copy(images), input_px, is_each_call=True)
         self.others = watched.others
-        self.points, self._channels_last = describe(network, watched.shapes, layout or Layout())
+        points, self._channels_last = describe(network, watched.shapes, layout or Layout())
+        self.points = tuple(replace(point, variant=variant) for point in points)
 
     def cut_many(self, names: Sequence[str]) -> nn.Module:
         """Network that stops at the last of several modules, see `Taps.cut_many`."""
@@ -98,7 +102,7 @@ def in_this_thread(see: Callable[..., None]) -> Callable[..., None]:
     owner = threading.get_ident()
 
     def hook(*seen: Any) -> None:
-        if torch.compiler.is_compiling() or threading.get_ident() == owner:
+        if threading.get_ident() == owner:
             see(*seen)
 
     return hook

@@ -39,12 +39,15 @@ class TapPoint:
         Tokens before the patch tokens (class token, registers), where these are tokens.
     has_class_token : bool, default=True
         Whether the first token may serve as a class token, where these are tokens.
+    variant : str, default=""
+        What makes its values others than the name says to older versions of featx.
     """
 
     name: str
     shape: Shape
     n_prefix_tokens: int = 0
     has_class_token: bool = True
+    variant: str = ""
 
     @property
     def n_values(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -156,7 +157,11 @@ def config(architecture: str, tag: str) -> dict[str, Any]:
 
 
 def load(
-    name: str, weights: str | None, overrides: Mapping[str, Any], reporter: Reporter
+    name: str,
+    weights: str | None,
+    overrides: Mapping[str, Any],
+    reporter: Reporter,
+    weights_key: str | None = None,
 ) -> LoadedNetwork:
     """Build a network of timm and fill it.
 
@@ -170,6 +175,8 @@ def load(
         Keyword arguments of `Preprocessing.override`.
     reporter : Reporter
         Shows downloads.
+    weights_key : str, optional
+        Entry of a file, see `read_state_dict`.
 
     Returns
     -------
@@ -204,7 +211,13 @@ def load(
             raise WeightsError(
                 f"timm has no weights for {name}: give --weights FILE, or random for a dry run"
             )
-        network, record = _filled(architecture, cfg, px, found, tag if is_own else "", reporter)
+        state = read_state_dict(found.path, key=weights_key, reporter=reporter)
+        used = tag if is_own else ""
+        network = _filled(architecture, cfg, px, found.path, state, used, reporter)
+        digest = state_sha256(state)
+        record = Weights.of_file(found.path, digest, found.sha256, weights_key)
+        if used:
+            record = Weights(used, digest, str(found.path), True, found.sha256)
     return LoadedNetwork(
         name=name,
         network=network,
@@ -266,28 +279,24 @@ def _filled(
     architecture: str,
     cfg: Mapping[str, Any],
     px: int,
-    found: StoredFile,
+    path: Path,
+    state: Mapping[str, torch.Tensor],
     tag: str,
     reporter: Reporter,
-) -> tuple[nn.Module, Weights]:
-    state = read_state_dict(found.path, reporter=reporter)
-    digest = state_sha256(state)
+) -> nn.Module:
     n_classes = int(cfg.get("num_classes") or 0) if tag else _n_classes(cfg, state)
     if n_classes != int(cfg.get("num_classes") or 0):
-        reporter.say(f"{found.path}: its classifier has {n_classes} classes, and is not used")
+        reporter.say(f"{path}: its classifier has {n_classes} classes, and is not used")
     overlay = {"state_dict": dict(state), "num_classes": n_classes}
     try:
-        network = _build(architecture, cfg, px, overlay=overlay)
+        return _build(architecture, cfg, px, overlay=overlay)
     except (RuntimeError, KeyError) as error:
         size = "" if px == cfg["input_size"][-1] else f" at {px} pixels"
         mend = "leave --input-size out, or name" if size else "Name"
         raise WeightsError(
-            f"{found.path} holds the weights of another network than timm's {architecture}{size}: "
+            f"{path} holds the weights of another network than timm's {architecture}{size}: "
             f"{_summary(error)}. {mend.capitalize()} the backbone that they were trained in"
         ) from error
-    return network, Weights(
-        tag or found.path.stem, digest, str(found.path), bool(tag), found.sha256
-    )
 
 
 def _n_classes(cfg: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> int:

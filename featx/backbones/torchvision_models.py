@@ -22,6 +22,7 @@ from featx.errors import BackboneError
 from featx.preprocess import Preprocessing
 from featx.progress import Reporter
 from featx.weights import (
+    StoredFile,
     Weights,
     WeightsFile,
     download,
@@ -32,11 +33,23 @@ from featx.weights import (
     stored,
 )
 
-__all__ = ["available", "classifiers", "default_tag", "load"]
+__all__ = [
+    "PLAIN_INPUT",
+    "available",
+    "check_input",
+    "classifiers",
+    "default_tag",
+    "feed_plainly",
+    "load",
+]
 
-# These builders normalise with mean and std 0.5 inside the network when weights are given.
+# With weights, torchvision builds these so that they turn an input which was normalised by the mean
+# and std of ImageNet into one normalised by 0.5 and 0.5 (``transform_input``).
 _TRANSFORMS_INPUT = ("googlenet", "inception_v3")
 _NO_VALUES = {name: {"init_weights": False} for name in _TRANSFORMS_INPUT}
+PLAIN_INPUT = "transform_input=False"
+"""What is different in a network of these that takes its input as it comes."""
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _AUXILIARY_HEADS = ("AuxLogits.", "aux1.", "aux2.")
 
 
@@ -70,7 +83,11 @@ def _entries(name: str) -> dict[str, Any]:
 
 
 def load(
-    name: str, weights: str | None, overrides: Mapping[str, Any], reporter: Reporter
+    name: str,
+    weights: str | None,
+    overrides: Mapping[str, Any],
+    reporter: Reporter,
+    weights_key: str | None = None,
 ) -> LoadedNetwork:
     """Build a network of torchvision and fill it.
 
@@ -84,6 +101,8 @@ def load(
         Keyword arguments of `Preprocessing.override`.
     reporter : Reporter
         Shows downloads.
+    weights_key : str, optional
+        Entry of a file, see `read_state_dict`.
 
     Returns
     -------
@@ -116,18 +135,53 @@ def load(
     else:
         found = stored(choose_file(name, spec, [*_entries(name), "random"]))
         assume(found.path, assumed, overrides, reporter)
-    state = read_state_dict(found.path, reporter=reporter)
+    state = read_state_dict(found.path, key=weights_key, reporter=reporter)
     network, heads = _filled(name, state, preprocessing.crop_px, str(found.path))
     if heads:
         reporter.say(
             f"{found.path}: its classifier ({', '.join(heads)}) is another one than {name}'s, or "
             "empty, and is not used; everything else is loaded"
         )
-    label = spec if spec == tag else found.path.stem
-    record = Weights(
-        label, state_sha256(state), str(found.path), label == default_tag(name), found.sha256
-    )
+    digest, usual = state_sha256(state), default_tag(name)
+    record = Weights.of_file(found.path, digest, found.sha256, weights_key, usual)
+    if spec == tag:
+        record = Weights(tag, digest, str(found.path), tag == usual, found.sha256)
+    elif _is_fed_plainly(name, found, overrides):
+        feed_plainly(network)
+        reporter.say(
+            f"{found.path}: the network takes images as --mean and --std make them "
+            "(transform_input is off). Where it was trained with it, as torchvision's own weights "
+            "are, leave --mean and --std out"
+        )
+        return _loaded(name, network, record, preprocessing, heads, PLAIN_INPUT)
+    check_input(name, network, preprocessing, reporter)
     return _loaded(name, network, record, preprocessing, heads)
+
+
+def _is_fed_plainly(name: str, found: StoredFile, overrides: Mapping[str, Any]) -> bool:
+    """Whether mean and std were given for weights that are not torchvision's own."""
+    if name not in _TRANSFORMS_INPUT or not {"mean", "std"} & set(overrides):
+        return False
+    prefixes = (_file_of(entry).sha256_prefix for entry in _entries(name).values())
+    return not any(prefix and found.sha256.startswith(prefix) for prefix in prefixes)
+
+
+def feed_plainly(network: Any) -> None:
+    """Let a network take its input as it comes."""
+    network.transform_input = False
+
+
+def check_input(
+    name: str, network: nn.Module, preprocessing: Preprocessing, reporter: Reporter
+) -> None:
+    """Warn of a network that takes its input to be normalised in another way than it is."""
+    is_transforming = getattr(network, "transform_input", False) is True
+    if is_transforming and (preprocessing.mean, preprocessing.std) != _IMAGENET:
+        reporter.warn(
+            f"{name} turns its input from the mean and std of ImageNet to 0.5 and 0.5 by itself "
+            f"(transform_input), and the images are normalised by other numbers: give it "
+            "0.485 0.456 0.406 and 0.229 0.224 0.225, or build it with transform_input=False"
+        )
 
 
 def _loaded(
@@ -136,6 +190,7 @@ def _loaded(
     weights: Weights,
     preprocessing: Preprocessing,
     unfilled: tuple[str, ...] = (),
+    variant: str = "",
 ) -> LoadedNetwork:
     aliases, layout = keras_aliases(name, network), _layout(network)
     return LoadedNetwork(
@@ -145,6 +200,7 @@ def _loaded(
         preprocessing=preprocessing,
         tap=lambda input_px: GraphTaps(network, input_px, aliases, layout),
         unfilled=unfilled,
+        variant=variant,
     )
 
 

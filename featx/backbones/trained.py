@@ -19,6 +19,7 @@ from featx.backbones.base import OUTLINE, LoadedNetwork
 from featx.backbones.factories import is_factory
 from featx.backbones.graph_taps import GraphTaps
 from featx.backbones.taps import Taps
+from featx.backbones.torchvision_models import PLAIN_INPUT, feed_plainly
 from featx.backbones.trained_file import TrainedRecord, is_trained, read_contents
 from featx.errors import BackboneError, UsageError
 from featx.networks import FineTuned, get_network, get_top
@@ -174,6 +175,8 @@ def _inner(record: TrainedRecord) -> _Parts:
     name = str(record.backbone)
     weights = None if is_factory(name) else "random"
     loaded = load_network(name, weights, {"input_size": record.input_px}, SILENT)
+    if PLAIN_INPUT in (record.variant or ""):
+        feed_plainly(loaded.network)
     return _Parts(loaded.network, lambda input_px: loaded.network, loaded.tap)
 
 

@@ -65,6 +65,8 @@ class TrainedRecord:
     base : mapping, optional
         Where `backbone` is a trained network, what its own file says: the new file needs the old
         one no longer. `save_trained` fills it in.
+    variant : str, optional
+        What `featx.backbones.Backbone.variant` says of the backbone.
     training : mapping, optional
         How it was trained, for people: plain values.
 
@@ -81,6 +83,7 @@ class TrainedRecord:
     layer: str | None = None
     top: str | None = None
     base: Mapping[str, Any] | None = None
+    variant: str | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

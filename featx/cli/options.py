@@ -181,6 +181,11 @@ _STORE_DTYPES = click.Choice(["float16", "float32"])
 _ENGINE_OPTIONS = (
     click.option("--weights", help="Tag (IMAGENET1K_V1), file (.pth, .safetensors), or random."),
     click.option(
+        "--weights-key",
+        help="Entry of the file, as state_dict or teacher.  [default: averaged weights (EMA), "
+        "then the only ones]",
+    ),
+    click.option(
         "--precision", default="fp32", show_default=True, help="fp32, bf16, fp16 or auto."
     ),
     click.option(

@@ -54,6 +54,7 @@ __all__ = ["command"]
     help="Where a test image is in the train split: tell, leave it out of training, or stop.",
 )
 @click.option("--weights", help="Of a backbone: tag, file, or random.")
+@click.option("--weights-key", help="Entry of the file, as in featx extract.")
 @click.option("--layer", help="Where a backbone is cut.  [default: the last feature map]")
 @click.option(
     "--top", help="Put on a backbone: linear, 'flatten(hidden=512,256 dropout=0.2)', 'gap(...)'."

@@ -27,6 +27,7 @@ class _Plan:
 
     backbone: str
     weights: str | None
+    weights_key: str | None
     layer: str | None
     pool: str
     input_size: int | str | None
@@ -54,6 +55,7 @@ class _Plan:
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--backbone", help="Check this backbone's features in place of FILES.")
 @click.option("--weights", help="Tag (IMAGENET1K_V1), file (.pth, .safetensors), or random.")
+@click.option("--weights-key", help="Entry of the file, as in featx extract.")
 @click.option("--layer", help="Tap point.  [default: the last convolutional feature map]")
 @click.option("--pool", default="none", show_default=True, help="As in featx extract.")
 @click.option(
@@ -174,12 +176,15 @@ def _open(plan: _Plan, reporter: Reporter) -> tuple[Backbone, Reference, LocalEn
     backbone = open_backbone(
         plan.backbone,
         weights=plan.weights,
+        weights_key=plan.weights_key,
         layer=plan.layer,
         pool=plan.pool,
         overrides=plan.overrides,
         reporter=reporter,
     )
-    reference = open_reference(backbone, weights=plan.weights, overrides=plan.overrides)
+    reference = open_reference(
+        backbone, weights=plan.weights, overrides=plan.overrides, weights_key=plan.weights_key
+    )
     engine = LocalEngine(device, precision, plan.batch_size, 0, runtime=runtime)
     return backbone, reference, engine
 

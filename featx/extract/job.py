@@ -190,6 +190,7 @@ class Job:
             layers=self.plan.layer or (None,),
             pool=self.plan.pool,
             weights=self.plan.weights,
+            weights_key=self.plan.weights_key,
             overrides=self.plan.overrides(),
             reporter=self.reporter,
         )

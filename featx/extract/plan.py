@@ -48,6 +48,7 @@ class Plan:
     drop: tuple[str, ...] = ()
     map: tuple[str, ...] = ()
     weights: str | None = None
+    weights_key: str | None = None
     layer: tuple[str, ...] = ()
     pool: str = "none"
     input_size: int | str | None = None

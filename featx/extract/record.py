@@ -100,6 +100,7 @@ def _record(
             "file": weights.file,
             "sha256": weights.sha256,
             "file_sha256": weights.file_sha256,
+            "key": weights.key,
         },
         "layer": backbone.layer,
         "pool": backbone.pool,

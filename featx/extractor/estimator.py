@@ -46,6 +46,9 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         Name of the network, see `featx.open_backbone`.
     weights : str, optional
         Tag, path of a file, or ``random``; the pinned tag of the backbone by default.
+    weights_key : str, optional
+        Entry of that file, where it holds several networks, as ``state_dict`` or ``teacher``;
+        averaged weights (EMA) by default, where there are any.
     layer : str, optional
         Feature point; the last convolutional feature map (for transformers the class
         token) by default.
@@ -120,6 +123,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         backbone: str = "resnet50",
         *,
         weights: str | None = None,
+        weights_key: str | None = None,
         layer: str | None = None,
         pool: str = "none",
         input_size: int | None = None,
@@ -139,6 +143,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     ) -> None:
         self.backbone = backbone
         self.weights = weights
+        self.weights_key = weights_key
         self.layer = layer
         self.pool = pool
         self.input_size = input_size
@@ -282,6 +287,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             self.pool,
             {name: getattr(self, name) for name in names},
             resolve_device(self.device),
+            self.weights_key,
         )
 
     def _identity(self, backbone: Backbone) -> dict[str, Any]:

@@ -23,6 +23,7 @@ def open_once(
     pool: str,
     overrides: Mapping[str, Any],
     device: torch.device,
+    weights_key: str | None = None,
 ) -> Backbone:
     """Open a backbone, or take one of the last two that were opened.
 
@@ -34,6 +35,8 @@ def open_once(
         Keyword arguments of `Preprocessing.override`; None where nothing is changed.
     device : torch.device
         Where an engine moves the network.
+    weights_key : str, optional
+        As for `featx.open_backbone`.
 
     Returns
     -------
@@ -50,7 +53,8 @@ def open_once(
         for key, value in overrides.items()
         if value is not None
     )
-    return _open_once(name, weights, layer, pool, chosen, str(device), _stamp(weights))
+    file = (weights, weights_key)
+    return _open_once(name, file, layer, pool, chosen, str(device), _stamp(weights))
 
 
 def _triple(name: str, values: Any) -> tuple[float, ...]:
@@ -73,7 +77,7 @@ def _stamp(weights: str | None) -> tuple[int, int] | None:
 @lru_cache(maxsize=2)
 def _open_once(
     name: str,
-    weights: str | None,
+    file: tuple[str | None, str | None],
     layer: str | None,
     pool: str,
     overrides: tuple[tuple[str, Any], ...],
@@ -82,7 +86,8 @@ def _open_once(
 ) -> Backbone:
     """Load it; the device is part of the key because an engine moves the network to it."""
     del device, stamp
-    return open_backbone(name, weights=weights, layer=layer, pool=pool, overrides=dict(overrides))
+    options: dict[str, Any] = dict(zip(("weights", "weights_key"), file, strict=True))
+    return open_backbone(name, layer=layer, pool=pool, overrides=dict(overrides), **options)
 
 
 @lru_cache(maxsize=1)

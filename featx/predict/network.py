@@ -96,6 +96,7 @@ def open_network(
     opened = open_backbone(
         name,
         weights=_weights(saved, weights),
+        weights_key=saved.meta["weights"].get("key") or None,
         layer=_text(features.get("point", {}), "layer"),
         pool=_text(features.get("point", {}), "pool"),
         overrides={

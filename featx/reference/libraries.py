@@ -14,7 +14,7 @@ from torch import nn
 from torchvision import models
 from torchvision.models.vision_transformer import interpolate_embeddings
 
-from featx.backbones import Backbone, default_weights, factories, trained
+from featx.backbones import Backbone, default_weights, factories, load_network
 from featx.backbones.timm_models import PREFIX, resolve
 from featx.backbones.trained_file import is_trained
 from featx.errors import BackboneError
@@ -49,7 +49,12 @@ class Built:
     has_head: bool = True
 
 
-def build(backbone: Backbone, weights: str | None, overrides: Mapping[str, Any]) -> Built:
+def build(
+    backbone: Backbone,
+    weights: str | None,
+    overrides: Mapping[str, Any],
+    weights_key: str | None = None,
+) -> Built:
     """Build the network that a backbone was cut from, without featx's loaders.
 
     Only for a function of the user's, and the file of a trained network, there is no other way
@@ -63,6 +68,8 @@ def build(backbone: Backbone, weights: str | None, overrides: Mapping[str, Any])
         As typed.
     overrides : mapping
         As typed.
+    weights_key : str, optional
+        As typed.
 
     Returns
     -------
@@ -72,17 +79,18 @@ def build(backbone: Backbone, weights: str | None, overrides: Mapping[str, Any])
     if backbone.name == "efficientnet_lite0":
         return _lite0(backbone, weights)
     if backbone.name.startswith(PREFIX):
-        return _timm(backbone, weights)
+        return _timm(backbone, weights, weights_key)
     if factories.is_factory(backbone.name) or is_trained(backbone.name):
-        by = trained if is_trained(backbone.name) else factories
-        loaded = by.load(backbone.name, weights, overrides, SILENT)
+        loaded = load_network(backbone.name, weights, overrides, SILENT, weights_key)
         transform = plain_transform(backbone.preprocessing)
         origin = f"{backbone.name} and torchvision's standard transform with its values"
         return Built(loaded.network, transform, origin, not loaded.unfilled)
-    return _torchvision(backbone, weights)
+    return _torchvision(backbone, weights, overrides, weights_key)
 
 
-def _torchvision(backbone: Backbone, weights: str | None) -> Built:
+def _torchvision(
+    backbone: Backbone, weights: str | None, overrides: Mapping[str, Any], key: str | None
+) -> Built:
     name, side = backbone.name, backbone.input_size
     entries = {entry.name: entry for entry in models.get_model_weights(name)}
     tag = weights or default_weights(name)
@@ -96,26 +104,42 @@ def _torchvision(backbone: Backbone, weights: str | None) -> Built:
     if tag in entries and (side == usual_px or not name.startswith(("vit_", "maxvit_"))):
         network = models.get_model(name, weights=entries[tag])
     else:
-        network, has_head = _filled(name, tag, entries, side)
+        state = _read(backbone, tag, entries, key)
+        is_plain = _is_fed_plainly(backbone, entries, overrides)
+        network, has_head = _filled(name, parse_random(tag), state, side, is_plain)
     origin = f"torchvision's {name} and transform of {entry.name}"
     return Built(network, transform, origin, has_head)
 
 
-def _filled(name: str, tag: str, entries: Mapping[str, Any], side: int) -> tuple[nn.Module, bool]:
+def _read(
+    backbone: Backbone, weights: str, entries: Mapping[str, Any], key: str | None
+) -> Mapping[str, torch.Tensor] | None:
+    if weights in entries:
+        state: Mapping[str, torch.Tensor] = entries[weights].get_state_dict(check_hash=True)
+        return state
+    is_random = parse_random(weights) is not None
+    return None if is_random else read_state_dict(Path(backbone.weights.file), key=key)
+
+
+def _is_fed_plainly(backbone: Backbone, entries: Mapping[str, Any], overrides: Any) -> bool:
+    """Whether a file of the user's says by mean and std what its first convolution takes."""
+    digest, is_file = backbone.weights.file_sha256, backbone.weights.label not in entries
+    is_own = any(f"-{digest[:8]}." in entry.url for entry in entries.values())
+    return bool(digest) and is_file and not is_own and bool({"mean", "std"} & set(overrides))
+
+
+def _filled(
+    name: str, seed: int | None, state: Mapping[str, torch.Tensor] | None, side: int, is_plain: bool
+) -> tuple[nn.Module, bool]:
     """Fill torchvision's network from a file, from an entry for another size, or at random."""
-    seed = parse_random(tag)
-    state: Mapping[str, torch.Tensor] | None = None
-    if tag in entries:
-        state = entries[tag].get_state_dict(check_hash=True)
-    elif seed is None:
-        state = read_state_dict(Path(tag).expanduser())
     options: dict[str, Any] = {"image_size": side} if name.startswith("vit_") else {}
     if name.startswith("maxvit_"):
         options = {"input_size": (side, side)}
     if name in ("inception_v3", "googlenet"):
         # What torchvision sets by itself where weights are given.
         has_aux = state is None or any(key.lower().startswith("aux") for key in state)
-        options = {"transform_input": True, "init_weights": True, "aux_logits": has_aux}
+        options = {"transform_input": not is_plain, "aux_logits": has_aux}
+        options["init_weights"] = state is None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed or 0)
         network: nn.Module = models.get_model(name, weights=None, **options)
@@ -156,7 +180,7 @@ def _timm_transform(network: nn.Module, backbone: Backbone) -> Transform:
     return transform
 
 
-def _timm(backbone: Backbone, weights: str | None) -> Built:
+def _timm(backbone: Backbone, weights: str | None, key: str | None) -> Built:
     """Build the network by timm, which reads the file of weights in its own way."""
     seed = parse_random(weights or "")
     name = ".".join(filter(None, resolve(backbone.name, weights)))
@@ -165,8 +189,11 @@ def _timm(backbone: Backbone, weights: str | None) -> Built:
     if config.fixed_input_size and config.input_size[-1] != backbone.input_size:
         options["img_size"] = backbone.input_size
     if seed is None:
-        file = {"file": backbone.weights.file}
-        options |= {"pretrained": True, "pretrained_cfg_overlay": file}
+        file = backbone.weights.file
+        overlay: dict[str, Any] = {"file": file}
+        if key is not None:
+            overlay = {"state_dict": read_state_dict(Path(file), key=key)}
+        options |= {"pretrained": True, "pretrained_cfg_overlay": overlay}
     has_head = True
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed or 0)

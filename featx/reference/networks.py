@@ -84,7 +84,11 @@ def _logits(output: object) -> torch.Tensor | None:
 
 
 def open_reference(
-    backbone: Backbone, *, weights: str | None = None, overrides: Mapping[str, Any] | None = None
+    backbone: Backbone,
+    *,
+    weights: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    weights_key: str | None = None,
 ) -> Reference:
     """Build the reference of a backbone, without featx's own loaders where that is possible.
 
@@ -97,13 +101,15 @@ def open_reference(
     overrides : mapping, optional
         As given to `featx.open_backbone`; with any but ``input_size`` the transform is
         no longer the weights' own, and is built anew from the backbone's record.
+    weights_key : str, optional
+        As given to `featx.open_backbone`.
 
     Returns
     -------
     Reference
         Of the same layer and pooling.
     """
-    built = build(backbone, weights, overrides or {})
+    built = build(backbone, weights, overrides or {}, weights_key)
     transform, origin = built.transform, built.origin
     changed = sorted(set(overrides or {}) - {"input_size"})
     if changed:

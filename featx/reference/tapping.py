@@ -1,20 +1,24 @@
-"""Features from a whole network, by hooks or by the library's own function."""
+"""Features from a whole network, which runs as it is: nothing of it is traced."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torchvision.models.feature_extraction import create_feature_extractor
+from torch.overrides import TorchFunctionMode
 
+from featx.backbones.module_taps import in_this_thread
 from featx.errors import BackboneError
 
 __all__ = ["Tapped", "pool_plainly", "tap"]
+
+
+_Seer = TypeVar("_Seer", bound=Callable[..., None])
 
 
 @dataclass
@@ -51,8 +55,8 @@ def tap(network: nn.Module, layer: str, images: torch.Tensor) -> Tapped:
     network : torch.nn.Module
         In evaluation mode.
     layer : str
-        Path of a module; ``PATH_1`` is the second call of a module; any other name is a step
-        between modules, which torchvision's `create_feature_extractor` gives. For networks of
+        Path of a module; ``PATH_1`` is the second call of a module; any other name is that of a
+        function which the forward pass of a module calls, as ``features.relu``. For networks of
         timm, ``forward_features``, ``class_token`` and ``pre_logits`` are what its own
         functions give; elsewhere ``class_token`` is the first token behind ``encoder``.
     images : tensor of shape (1, 3, height, width), dtype float32
@@ -73,9 +77,8 @@ def tap(network: nn.Module, layer: str, images: torch.Tensor) -> Tapped:
     is_token = layer == "class_token"
     path, call = _module_of(network, "encoder" if is_token else layer)
     if not path:
-        by_library = create_feature_extractor(network, return_nodes={layer: layer})
-        return Tapped(by_library.eval()(images)[layer], network(images))
-    with _recorded(network.get_submodule(path)) as recorder:
+        return _tap_function(network, layer, images)
+    with _hooked([network.get_submodule(path)], _Recorder()) as recorder:
         output = network(images)
     features = recorder.outputs[call] if call < len(recorder.outputs) else None
     if not isinstance(features, torch.Tensor):
@@ -93,13 +96,62 @@ _BY_TIMM: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
 
 
 @contextmanager
-def _recorded(module: nn.Module) -> Iterator[_Recorder]:
-    recorder = _Recorder()
-    handle = module.register_forward_hook(recorder)
+def _hooked(modules: Iterable[nn.Module], see: _Seer) -> Iterator[_Seer]:
+    handles = [module.register_forward_hook(in_this_thread(see)) for module in modules]
     try:
-        yield recorder
+        yield see
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+
+
+class _Functions(TorchFunctionMode):
+    """Keeps what one function gives that the forward pass of one module calls by itself.
+
+    A function is named as torch.fx names its step: `torch.flatten` and ``x.flatten`` are both
+    ``flatten``, ``x + y`` and ``x += y`` are ``add``.
+    """
+
+    def __init__(self, inside: nn.Module, name: str) -> None:
+        super().__init__()
+        self.outputs: list[torch.Tensor] = []
+        self._inside, self._name = inside, name
+        self._running: list[nn.Module] = []
+
+    def enter(self, module: nn.Module, args: object) -> None:
+        self._running.append(module)
+
+    def __call__(self, module: nn.Module, args: object, output: object) -> None:
+        self._running.pop()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "").strip("_")
+        is_here = bool(self._running) and self._running[-1] is self._inside
+        if is_here and name in (self._name, f"i{self._name}") and isinstance(output, torch.Tensor):
+            self.outputs.append(output.clone())
+        return output
+
+
+def _tap_function(network: nn.Module, layer: str, images: torch.Tensor) -> Tapped:
+    path, _, step = layer.rpartition(".")
+    found = re.fullmatch(r"(.+?)(?:_(\d+))?", step)
+    paths = dict(network.named_modules())
+    if path not in paths or found is None:
+        raise BackboneError(f"the network has no layer {layer}")
+    functions = _Functions(paths[path], found.group(1))
+    modules = list(network.modules())
+    handles = [m.register_forward_pre_hook(in_this_thread(functions.enter)) for m in modules]
+    try:
+        with _hooked(modules, functions), functions:
+            output = network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    call = int(found.group(2) or 0)
+    if call >= len(functions.outputs):
+        raise BackboneError(f"the forward pass of {path or 'the network'} calls no {step}")
+    return Tapped(functions.outputs[call], output)
 
 
 def _module_of(network: nn.Module, layer: str) -> tuple[str, int]:

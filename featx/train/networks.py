@@ -132,6 +132,7 @@ def open_recipe(plan: TrainPlan, sources: Sequence[Source], reporter: Reporter) 
     backbone = open_backbone(
         plan.network,
         weights=plan.weights,
+        weights_key=plan.weights_key,
         layer=plan.layer,
         overrides=overrides,
         reporter=reporter,

@@ -76,6 +76,8 @@ class TrainPlan:
         What to do about exact copies of test images in the train split.
     weights : str, optional
         Of a backbone: a tag, a file, or ``random``.
+    weights_key : str, optional
+        Entry of that file, see `featx.open_backbone`.
     layer : str, optional
         Where the backbone is cut off; the last feature map by default.
     top : str, optional
@@ -170,6 +172,7 @@ class TrainPlan:
     holdout: float = 0.2
     on_leak: str = "warn"
     weights: str | None = None
+    weights_key: str | None = None
     layer: str | None = None
     top: str | None = None
     freeze: str = "none"
@@ -236,7 +239,7 @@ class TrainPlan:
         values = {key: value for key, value in asdict(self).items() if key not in _NOT_ASKED}
         if not self.search:
             del values["search"]
-        for name in LAYOUT_FIELDS:  # not in older records
+        for name in (*LAYOUT_FIELDS, "weights_key"):  # not in older records
             if values[name] is None:
                 del values[name]
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}

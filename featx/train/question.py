@@ -35,7 +35,8 @@ _VERSION = 1
 _NOT_TOLD = {
     *LAYOUT_FIELDS,
     *("network", "data", "classes", "drop", "map", "seed", "cache_per_class", "test_per_class"),
-    *("holdout", "on_leak", "weights", "layer", "input_size", "precision", "channels_last"),
+    *("holdout", "on_leak", "weights", "weights_key", "layer", "input_size", "precision"),
+    "channels_last",
 }
 
 

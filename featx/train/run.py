@@ -184,6 +184,7 @@ class _Job:
             backbone=None if backbone is None else backbone.name,
             layer=None if backbone is None else backbone.layer,
             top=recipe.top,
+            variant=None if backbone is None else " ".join(backbone.variant) or None,
             training={**training, "asked": question.plan.asked()},
         )
         save_trained(path, net.module_, record)

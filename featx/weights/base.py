@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -30,6 +31,8 @@ class Weights:
         Whether this is what the backbone uses when nothing is asked for.
     file_sha256 : str, optional
         Digest of that file's bytes.
+    key : str, optional
+        Entry of the file that was asked for.
     """
 
     label: str
@@ -37,6 +40,15 @@ class Weights:
     file: str = ""
     is_default: bool = False
     file_sha256: str = ""
+    key: str = ""
+
+    @classmethod
+    def of_file(
+        cls, path: Path, sha256: str, file_sha256: str, key: str | None, default: str = ""
+    ) -> Weights:
+        """Weights that a user's file, or an entry of it, holds."""
+        label = f"{path.stem}-{key}" if key else path.stem
+        return cls(label, sha256, str(path), label == default, file_sha256, key or "")
 
 
 def parse_random(spec: str) -> int | None:

@@ -9,6 +9,7 @@ arbitrary code while they load.
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -20,23 +21,27 @@ import torch
 
 from featx.errors import WeightsError
 from featx.progress import SILENT, Reporter
+from featx.weights.entries import PREFIXES, Entry, find_entry
 
 __all__ = ["check_exists", "few", "program_error", "read_state_dict"]
 
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
-_WRAPPERS = ("state_dict", "model", "model_state_dict")
-_PREFIXES = ("module.", "_orig_mod.")
 
 
-def read_state_dict(path: Path, *, reporter: Reporter = SILENT) -> dict[str, torch.Tensor]:
+def read_state_dict(
+    path: Path, *, key: str | None = None, reporter: Reporter = SILENT
+) -> dict[str, torch.Tensor]:
     """Read a state dict without running anything that the file may hold.
 
     Parameters
     ----------
     path : Path
         A ``.pth``, ``.pt`` or ``.bin`` file made by ``torch.save``, or ``.safetensors``.
+    key : str, optional
+        Entry of the file that is wanted, with dots between its parts. By default averaged
+        weights (``state_dict_ema``, ``model_ema``, …), where there are any, as timm takes them.
     reporter : Reporter
-        Told what was taken off.
+        Says what was taken off, and what was left.
 
     Returns
     -------
@@ -47,7 +52,8 @@ def read_state_dict(path: Path, *, reporter: Reporter = SILENT) -> dict[str, tor
     Raises
     ------
     WeightsError
-        If there is no such file, or it is not a plain state dict.
+        If there is no such file or entry, it is not a plain state dict, or it holds several
+        networks of which none is known to be the one.
     """
     check_exists(path)
     kind = _program_kind(path)
@@ -59,7 +65,9 @@ def read_state_dict(path: Path, *, reporter: Reporter = SILENT) -> dict[str, tor
 
             found: Any = load_file(path)
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            # The options of a training, which timm and torchvision save beside the weights.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} is refused: it holds more than tensors and could run code when loaded. "
@@ -68,7 +76,7 @@ def read_state_dict(path: Path, *, reporter: Reporter = SILENT) -> dict[str, tor
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(f"{path} cannot be read as weights: {reason}") from error
-    return _unwrap(found, path, reporter)
+    return _unwrap(found, path, key, reporter)
 
 
 def check_exists(path: Path) -> None:
@@ -132,25 +140,34 @@ def _program_kind(path: Path) -> str:
     return ""
 
 
-def _unwrap(found: Any, path: Path, reporter: Reporter) -> dict[str, torch.Tensor]:
-    taken = []
-    for key in _WRAPPERS:
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-            taken.append(f"the wrapping {key!r}")
+def _unwrap(found: Any, path: Path, key: str | None, reporter: Reporter) -> dict[str, torch.Tensor]:
     if not isinstance(found, Mapping) or not found:
         raise WeightsError(f"{path} holds no state dict, but a {type(found).__name__}")
-    wrong = [str(key) for key, value in found.items() if not isinstance(value, torch.Tensor)]
-    if wrong:
+    entry = find_entry(found, key, str(path))
+    found = entry.found
+    wrong = [str(name) for name, value in found.items() if not isinstance(value, torch.Tensor)]
+    if wrong or not found:
         raise WeightsError(f"{path} is no plain state dict: {few(wrong)} are not tensors")
-    state = OrderedDict((str(key), found[key]) for key in found)
-    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), ""):
-        state = OrderedDict((key.removeprefix(prefix), state[key]) for key in state)
-        taken.append(f"the prefix {prefix!r}")
-    if taken:
-        reporter.say(f"{path}: {' and '.join(taken)} taken off")
+    state = OrderedDict((str(name), found[name]) for name in found)
+    prefixes = []
+    while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in state)), ""):
+        state = OrderedDict((name.removeprefix(prefix), state[name]) for name in state)
+        prefixes.append(f"the prefix {prefix!r}")
+    _say(path, entry, prefixes, reporter)
     state._metadata = getattr(found, "_metadata", None)  # type: ignore[attr-defined]
     return state
+
+
+def _say(path: Path, entry: Entry, prefixes: list[str], reporter: Reporter) -> None:
+    taken = [*(f"the wrapping {name!r}" for name in entry.names), *prefixes]
+    if not taken:
+        return
+    text = f"{path}: {' and '.join(taken)} taken off"
+    if entry.is_averaged:
+        text += "; these are averaged weights (EMA), which timm takes too"
+    if entry.left:
+        text += f"; left: {', '.join(entry.left)} (--weights-key NAME takes another entry)"
+    reporter.say(text)
 
 
 def few(names: list[str], n: int = 3) -> str:
