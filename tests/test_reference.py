@@ -368,15 +368,32 @@ def features_in_batches(backbone, images, batch_size, precision="fp32"):
     return np.concatenate([part.features for part in parts])
 
 
+def noise_of_several_contrasts(n, size):
+    """Images whose features lie far apart, also behind random weights."""
+    images = np.random.default_rng(0).integers(0, 256, (n, size, size, 3), np.uint8)
+    return images // (1 + np.arange(n, dtype=np.uint8)[:, None, None, None] % 5)
+
+
+def assert_near(mine, wanted, precision):
+    """Rows agree within what `featx verify` allows, and each one is nearest to its own."""
+    scale = np.abs(wanted).max(1)
+    assert (np.abs(mine - wanted).max(1) <= TOLERANCES[precision].relative * scale).all()
+    distances = np.linalg.norm(mine[:, None] - wanted[None], axis=2)
+    assert distances.argmin(1).tolist() == list(range(len(wanted)))
+
+
 @pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18", "shufflenet_v2_x0_5", "vit_b_32"])
-def test_a_row_depends_neither_on_its_neighbours_nor_on_its_place(name):
-    """Why rows may be computed in any order, and the last batch padded: equal bit for bit."""
-    images = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3), np.uint8)
+def test_a_row_depends_neither_on_its_neighbours_nor_on_the_padding(name):
+    """Equal bit for bit at the same place of a batch of the same size; elsewhere nearly."""
+    images = noise_of_several_contrasts(20, 64)
     backbone = open_backbone(name, weights="random", overrides={"input_size": 64})
-    order = np.random.default_rng(1).permutation(20)
     straight = features_in_batches(backbone, images, 7)
-    assert np.array_equal(features_in_batches(backbone, images[order], 7), straight[order])
-    assert np.array_equal(features_in_batches(backbone, images[3:6], 7), straight[3:6])
+    others, kept = images.copy(), np.arange(20) % 3 != 1
+    others[~kept] = 255 - others[~kept]
+    assert np.array_equal(features_in_batches(backbone, others, 7)[kept], straight[kept])
+    assert np.array_equal(features_in_batches(backbone, images[:17], 7), straight[:17])
+    order = np.random.default_rng(1).permutation(20)
+    assert_near(features_in_batches(backbone, images[order], 7), straight[order], "fp32")
 
 
 @pytest.mark.parametrize(
@@ -390,15 +407,14 @@ def test_a_row_depends_neither_on_its_neighbours_nor_on_its_place(name):
         ("alexnet", 64, "classifier.4", "fp32"),
     ],
 )
-def test_batch_sizes_agree_bit_for_bit(name, size, layer, precision):
-    """Single rows, and rows beyond a multiple of four, would be added up in another order."""
-    images = np.random.default_rng(0).integers(0, 256, (9, size, size, 3), np.uint8)
+def test_batch_sizes_agree_within_tolerance(name, size, layer, precision):
+    """How a product is added up depends on its number of rows, otherwise on each processor."""
+    images = noise_of_several_contrasts(9, size)
     options = {"weights": "random", "layer": layer, "overrides": {"input_size": size}}
     backbone = open_backbone(name, **options)
     many = features_in_batches(backbone, images, 64, precision)
-    assert len(np.unique(many, axis=0)) == 9
     for batch_size in (1, 2, 7):
-        assert np.array_equal(features_in_batches(backbone, images, batch_size, precision), many)
+        assert_near(features_in_batches(backbone, images, batch_size, precision), many, precision)
 
 
 @pytest.mark.gpu

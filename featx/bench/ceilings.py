@@ -70,7 +70,7 @@ def forward_rate(
         Measures images per second.
     """
     side = group.preprocessing.crop_px
-    n = engine.n_rows
+    n = engine.batch_size
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (n, side, side, 3), generator=generator, dtype=torch.uint8)
     step = engine.open(group, dtype).bare(pixels)
@@ -95,7 +95,7 @@ def decode_rate(engine: LocalEngine, group: BackboneGroup, source: Source) -> fl
     float
         Images per second, behind the first batch.
     """
-    loading = Loading(source, group.preprocessing, engine.batch_size, engine.n_rows)
+    loading = Loading(source, group.preprocessing, engine.batch_size)
     batches = range(len(source) // engine.batch_size)
     times = [time.perf_counter() for _ in iter_pixels(loading, batches, workers=engine.n_workers)]
     return (len(times) - 1) * engine.batch_size / (times[-1] - times[0])

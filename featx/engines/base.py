@@ -123,6 +123,23 @@ class Engine(ABC):
         """
 
     @abstractmethod
+    def going_on_with(self, group: BackboneGroup, batch_size: int) -> Engine:
+        """Take the batch size of rows that are there, so that the others are computed alike.
+
+        Parameters
+        ----------
+        group : BackboneGroup
+            What it will run.
+        batch_size : int
+            Recorded beside the rows.
+
+        Returns
+        -------
+        Engine
+            `self` where another batch size was asked for, or this one does not fit into memory.
+        """
+
+    @abstractmethod
     def with_runtime(self, runtime: str) -> Engine:
         """Compute with another runtime.
 

@@ -28,7 +28,7 @@ class PixelBatch:
         Row number of the first image.
     n_images : int
         Images in the batch; the rest is padding.
-    pixels : tensor of shape (n_rows, height, width, 3), dtype uint8
+    pixels : tensor of shape (batch_size, height, width, 3), dtype uint8
         Resized and cropped, unless `is_raw`. Black where an image could not be read, and in the
         padding.
     failed : dict of int to str
@@ -62,9 +62,7 @@ class Loading:
     preprocessing : Preprocessing
         Resize and crop.
     batch_size : int
-        Images in every batch.
-    n_rows : int
-        Images and padding in every batch, at least `batch_size`.
+        Images, or images and padding, in every batch.
     raw_size : tuple of 2 int, optional
         Width and height in pixels of images that are handed on as decoded. A batch with an
         image of another size is resized here all the same.
@@ -73,7 +71,6 @@ class Loading:
     source: Source
     preprocessing: Preprocessing
     batch_size: int
-    n_rows: int
     raw_size: tuple[int, int] | None = None
 
     def load(self, batch: int) -> PixelBatch:
@@ -102,7 +99,7 @@ class Loading:
     def _raw(self, start: int, stop: int, failed: dict[int, str]) -> np.ndarray | None:
         assert self.raw_size is not None  # noqa: S101
         width, height = self.raw_size
-        pixels = np.zeros((self.n_rows, height, width, 3), np.uint8)
+        pixels = np.zeros((self.batch_size, height, width, 3), np.uint8)
         for i, row in enumerate(range(start, stop)):
             try:
                 image = self.source.image(row)
@@ -117,7 +114,7 @@ class Loading:
 
     def _cropped(self, start: int, stop: int, failed: dict[int, str]) -> np.ndarray:
         side = self.preprocessing.crop_px
-        pixels = np.zeros((self.n_rows, side, side, 3), np.uint8)
+        pixels = np.zeros((self.batch_size, side, side, 3), np.uint8)
         for i, row in enumerate(range(start, stop)):
             try:
                 pixels[i] = self.preprocessing.pixels(self.source.image(row))

@@ -27,9 +27,6 @@ __all__ = ["LocalEngine"]
 _BATCH_SIZES = {"cpu": 16, "cuda": 128}
 _MOST_IMAGES = {"cpu": 16, "cuda": 256}
 _MOST_WORKERS = 16
-# Matrix products on a CPU take four rows at once and add up what is left over in another order
-# (measured with PyTorch 2.15 and its oneDNN and MKL, on 1, 2, 4 and 8 threads).
-_CPU_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -43,9 +40,8 @@ class LocalEngine(Engine):
     precision : str
         ``fp32``, ``bf16`` or ``fp16``.
     images_per_batch : int, optional
-        Fixed shape of every batch; by default 16 on a CPU and 128 on a GPU, or what
-        `fitted_to` finds. On a CPU the network runs on the next multiple of four, so that no
-        feature depends on this number.
+        Fixed shape of every batch; by default what `fitted_to` or `going_on_with` chose, else
+        16 on a CPU and 128 on a GPU.
     workers : int, optional
         Processes that decode; by default one on a CPU device, which needs the
         cores itself, and one a core, 16 at most, for a GPU. 0 decodes in this process.
@@ -58,6 +54,8 @@ class LocalEngine(Engine):
     resize_on_device : bool, optional
         Whether small images of one size are enlarged on the device, to the same pixels; by
         default on a GPU.
+    chosen_batch_size : int, optional
+        What `fitted_to` or `going_on_with` found; `images_per_batch` goes first.
     """
 
     device: torch.device
@@ -68,6 +66,7 @@ class LocalEngine(Engine):
     runtime: str = "torch"
     max_memory: int | None = None
     resize_on_device: bool | None = None
+    chosen_batch_size: int | None = None
     _open: dict[str, tuple[BackboneGroup, torch.dtype, Runtime]] = field(
         default_factory=dict, init=False, compare=False, repr=False
     )
@@ -81,7 +80,7 @@ class LocalEngine(Engine):
     @property
     def batch_size(self) -> int:
         """Images in every batch."""
-        return self.images_per_batch or _BATCH_SIZES[self.device.type]
+        return self.images_per_batch or self.chosen_batch_size or _BATCH_SIZES[self.device.type]
 
     @property
     def n_workers(self) -> int:  # type: ignore[override]
@@ -89,13 +88,6 @@ class LocalEngine(Engine):
         if self.workers is not None:
             return self.workers
         return 1 if self.device.type == "cpu" else min(_MOST_WORKERS, n_cores())
-
-    @property
-    def n_rows(self) -> int:
-        """Images and padding in every forward pass."""
-        if self.device.type != "cpu":
-            return self.batch_size
-        return -(-self.batch_size // _CPU_ROWS) * _CPU_ROWS
 
     def fitted_to(self, group: BackboneGroup) -> LocalEngine:
         """Choose the batch size that the memory allows, see `Engine.fitted_to`."""
@@ -105,7 +97,14 @@ class LocalEngine(Engine):
         n = images_that_fit(group, self.device, self.precision, most, self.max_memory)
         if n < min(most, _BATCH_SIZES[self.device.type]):
             self.tell(f"{group[0].name} at {group[0].input_size} pixels: {n} images at once")
-        return replace(self, images_per_batch=n)
+        return replace(self, chosen_batch_size=n)
+
+    def going_on_with(self, group: BackboneGroup, batch_size: int) -> LocalEngine:
+        """Take the batch size of rows that are there, see `Engine.going_on_with`."""
+        if self.images_per_batch is not None or batch_size == self.batch_size:
+            return self
+        n = images_that_fit(group, self.device, self.precision, batch_size, self.max_memory)
+        return self if n < batch_size else replace(self, chosen_batch_size=batch_size)
 
     def with_runtime(self, runtime: str) -> LocalEngine:
         """Compute with another runtime, see `Engine.with_runtime`."""
@@ -114,7 +113,7 @@ class LocalEngine(Engine):
     def warm_up(self, group: BackboneGroup, dtype: str) -> None:
         """Make a network ready and run it on one batch, see `Engine.warm_up`."""
         side = group.preprocessing.crop_px
-        pixels = torch.zeros((self.n_rows, side, side, 3), dtype=torch.uint8)
+        pixels = torch.zeros((self.batch_size, side, side, 3), dtype=torch.uint8)
         self.open(group, dtype).start(pixels)()
 
     def describe(self) -> dict[str, str | int]:
@@ -158,7 +157,7 @@ class LocalEngine(Engine):
             self.device,
             self.precision,
             stored,
-            n_rows=self.n_rows,
+            n_rows=self.batch_size,
             tell=self.tell,
         )
         self._open["last"] = group, stored, runtime
@@ -175,8 +174,7 @@ class LocalEngine(Engine):
         """Compute several features of some batches in one pass, see `Engine.run_many`.
 
         While a batch is computed, the next ones are decoded and copied, and the last ones
-        are on their way back. Every batch has the full shape: the last one is padded, on a
-        CPU every one whose size is no multiple of four.
+        are on their way back. Every batch has the full shape: the last one is padded.
 
         Parameters
         ----------
@@ -196,8 +194,8 @@ class LocalEngine(Engine):
         """
         runtime = self.open(group, dtype)
         raw_size, resize = self._find_resize(group.preprocessing, source)
-        loading = Loading(source, group.preprocessing, self.batch_size, self.n_rows, raw_size)
-        n_bytes = self.n_rows * 3 * group.preprocessing.crop_px**2
+        loading = Loading(source, group.preprocessing, self.batch_size, raw_size)
+        n_bytes = self.batch_size * 3 * group.preprocessing.crop_px**2
         pixels = iter_pixels(
             loading,
             batches,

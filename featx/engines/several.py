@@ -58,7 +58,13 @@ class SeveralDevices(Engine):
         """Choose the batch size that fits everywhere, see `Engine.fitted_to`."""
         fitted = [engine.fitted_to(group) for engine in self.engines]
         n = min(engine.batch_size for engine in fitted)
-        return SeveralDevices(tuple(replace(e, images_per_batch=n) for e in self.engines))
+        return SeveralDevices(tuple(replace(e, chosen_batch_size=n) for e in self.engines))
+
+    def going_on_with(self, group: BackboneGroup, batch_size: int) -> SeveralDevices:
+        """Take the batch size of rows that are there, on all or none."""
+        engines = tuple(engine.going_on_with(group, batch_size) for engine in self.engines)
+        is_taken = all(engine.batch_size == batch_size for engine in engines)
+        return SeveralDevices(engines) if is_taken else self
 
     def with_runtime(self, runtime: str) -> SeveralDevices:
         """Compute with another runtime, see `Engine.with_runtime`."""

@@ -12,6 +12,7 @@ from featx.backbones import Backbone, BackboneGroup
 from featx.engines import Engine
 from featx.errors import CacheError, SourceError
 from featx.extract.fill import fill
+from featx.extract.going_on import go_on
 from featx.extract.record import make_spec
 from featx.extract.report import ExtractReport
 from featx.extract.settings import Settings
@@ -109,11 +110,14 @@ def extract_many(
     started = time.monotonic()
     digests = source.image_digests(reporter=reporter)
     content = source.content_id(digests)
+    specs = [make_spec(source, one, engine, settings, digests, content) for one in group]
+    engine, specs = go_on(
+        engine, group, targets, specs, is_reusing=settings.reuse, reporter=reporter
+    )
     with ExitStack() as stack:
         writers = []
-        for backbone, target in zip(group, targets, strict=True):
+        for spec, target in zip(specs, targets, strict=True):
             _make_folder(target.parent)
-            spec = make_spec(source, backbone, engine, settings, digests, content)
             reuse = target if settings.reuse and target.exists() else None
             writer = CacheWriter.open(
                 target, spec, overwrite=settings.overwrite, reuse=reuse, reporter=reporter

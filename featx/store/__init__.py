@@ -11,7 +11,7 @@ from featx.progress import SILENT, Reporter
 from featx.store.features import FeatureArray
 from featx.store.kinds import is_archive_file
 from featx.store.packed import verify_archive
-from featx.store.partial import find_partials, has_leftovers
+from featx.store.partial import find_begun, find_partials, has_leftovers
 from featx.store.reader import Cache
 from featx.store.spec import CacheSpec
 from featx.store.summary import find_caches, summarize_archive, summarize_partial
@@ -24,6 +24,7 @@ __all__ = [
     "CacheWriter",
     "Damage",
     "FeatureArray",
+    "find_begun",
     "find_caches",
     "find_partials",
     "has_leftovers",

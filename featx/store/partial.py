@@ -8,9 +8,10 @@ import secrets
 import shutil
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from featx.errors import CacheError
 from featx.flock import is_open_as, try_flock, unlock
@@ -22,7 +23,16 @@ from featx.store.layout import journal_path
 from featx.store.spec import CacheSpec
 from featx.store.threads import in_threads
 
-__all__ = ["Partial", "adopt", "create", "discard", "find_partials", "sweep", "write_image"]
+__all__ = [
+    "Partial",
+    "adopt",
+    "create",
+    "discard",
+    "find_begun",
+    "find_partials",
+    "sweep",
+    "write_image",
+]
 
 _SUFFIX: Final = ".partial"
 _READ_BYTES: Final = 1 << 20
@@ -77,6 +87,18 @@ def find_partials(target: str | os.PathLike[str]) -> list[Path]:
     start = target.name + "."
     names = (p for p in target.parent.iterdir() if p.name.startswith(start))
     return sorted(p for p in names if p.name.endswith(_SUFFIX))
+
+
+def find_begun(target: Path, spec: CacheSpec) -> dict[str, Any] | None:
+    """Give what the fullest partial file of the same features records, if it has any row."""
+    found = []
+    for path in find_partials(target):
+        with suppress(CacheError, OSError):
+            header, ranges, _ = read_journal(journal_path(path))
+            if (header.fingerprint, header.content) == (spec.fingerprint, spec.content):
+                found.append((sum(item.stop - item.start for item in ranges), path, header.meta))
+    n_rows, _, meta = max(found, default=(0, None, None))
+    return meta if n_rows else None
 
 
 def sweep(target: Path) -> None:

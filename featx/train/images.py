@@ -102,7 +102,7 @@ class Decoder:
         side = self.preprocessing.crop_px
         pixels = self._array((len(rows), side, side, 3))
         failed: dict[int, str] = {}
-        loading = Loading(part, self.preprocessing, _BATCH, _BATCH)
+        loading = Loading(part, self.preprocessing, _BATCH)
         batches = iter_pixels(loading, range(-(-len(rows) // _BATCH)), workers=self.workers)
         with self.reporter.bar(len(rows), f"decoding {source.name} {source.split}") as bar:
             for batch in batches:

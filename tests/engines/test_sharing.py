@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from featx.backbones import open_backbone, open_backbones
+from featx.backbones import BackboneGroup, open_backbone, open_backbones
 from featx.engines import (
     LocalEngine,
     SeveralDevices,
@@ -69,8 +70,6 @@ def test_an_error_on_one_device_reaches_the_caller(backbone, source):
                 raise RuntimeError("out of order")
             return self.network(images)
 
-    import dataclasses
-
     broken = dataclasses.replace(backbone, network=Breaks(backbone.network))
     engine = SeveralDevices((LocalEngine(CPU, "fp32", 4, 0),) * 2)
     with pytest.raises(RuntimeError, match="out of order"):
@@ -125,8 +124,6 @@ def test_the_batch_shrinks_with_the_memory():
 
 
 def test_a_small_memory_is_told(backbone):
-    from featx.backbones.base import BackboneGroup
-
     said = []
     engine = LocalEngine(CPU, tell=said.append, max_memory=1 << 20)
     fitted = engine.fitted_to(BackboneGroup.of(backbone))
@@ -138,6 +135,19 @@ def test_a_small_memory_is_told(backbone):
         .batch_size
         == 5
     )
+
+
+def test_rows_that_are_there_decide_the_batch_size_unless_another_was_asked_for(backbone):
+    group = BackboneGroup.of(backbone)
+    for devices in ([CPU], [CPU, CPU]):
+        engine = open_engine(devices, "fp32", workers=0).fitted_to(group)
+        assert engine.going_on_with(group, 5).batch_size == 5
+        assert engine.going_on_with(group, 1 << 60) is engine  # does not fit
+        asked = open_engine(devices, "fp32", workers=0, images_per_batch=8)
+        assert asked.going_on_with(group, 5).batch_size == 8
+    one, other = open_engine([CPU, CPU], "fp32", workers=0).engines
+    unlike = SeveralDevices((one, dataclasses.replace(other, max_memory=1)))
+    assert unlike.going_on_with(group, 5) is unlike
 
 
 def test_batches_ahead_are_bounded_by_the_memory():
