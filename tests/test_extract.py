@@ -198,11 +198,20 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 from featx.cli import main
 sys.exit(main())
 """
+# It waits before its last batch: a loaded machine might look away until all is done.
+HELD = """
+import time
+from featx.engines import LocalEngine
+def hold(self, group, source, batches, real=LocalEngine.run_many, **options):
+    yield from real(self, group, source, batches[:-1], **options)
+    time.sleep(3600)
+LocalEngine.run_many = hold
+"""
 
 
-def command(data: Path, cache: Path) -> list[str]:
+def command(data: Path, cache: Path, code: str = RUN_FEATX) -> list[str]:
     return [
-        *(sys.executable, "-c", RUN_FEATX, "extract", "--backbone", "squeezenet1_0"),
+        *(sys.executable, "-c", code, "extract", "--backbone", "squeezenet1_0"),
         *("--weights", "random", "--data", str(data), "--cache", str(cache)),
         *("--batch-size", "4", "--workers", "1"),
     ]
@@ -210,13 +219,9 @@ def command(data: Path, cache: Path) -> list[str]:
 
 def wait_for_journal(process, cache):
     """Wait until some rows are journalled, but not all."""
-    for _ in range(1200):
-        journals = list(cache.glob("*.journal"))
-        if journals and journals[0].read_bytes().count(b"\n") > 1:
-            return
-        assert process.poll() is None, "the extraction ended before it could be stopped"
+    while not any(path.read_bytes().count(b"\n") > 1 for path in cache.glob("*.journal")):
+        assert process.poll() is None, "the extraction failed"
         time.sleep(0.05)
-    raise AssertionError("no journal line within a minute")
 
 
 def content(path: Path) -> dict[str, bytes]:
@@ -236,7 +241,7 @@ def test_a_stopped_extraction_goes_on_and_gives_the_same_file(tmp_path, number, 
     assert "240 images in" in uninterrupted.stdout
     cache = tmp_path / "cache"
     process = subprocess.Popen(
-        command(data, cache),
+        command(data, cache, HELD + RUN_FEATX),
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -246,7 +251,7 @@ def test_a_stopped_extraction_goes_on_and_gives_the_same_file(tmp_path, number, 
         os.killpg(process.pid, number)  # as a terminal does it, workers included
     else:
         process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate()
     assert process.returncode == exit_code
     assert list(cache.glob("*.h5")) == []
     if number != signal.SIGKILL:

@@ -31,7 +31,8 @@ N_KILLS = int(os.environ.get("FEATX_TEST_KILLS", "12"))
 N_KILLS_SLOW = int(os.environ.get("FEATX_TEST_KILLS_SLOW", "120"))
 N_IMAGES, BAD_ROW = 320, 77
 N_OLD = 200  # whole batches, so that the rows computed later are those of one run
-N_SECONDS_ORPHANS = 30  # torch's decoding processes look every 5 s whether they are orphans
+# torch's decoding processes look every 5 s whether they are orphans, later on a loaded machine.
+N_SECONDS_ORPHANS = 300
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux")
 
@@ -98,7 +99,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         found.whole, found.attributes = content(path)
         assert np.flatnonzero(np.frombuffer(found.whole["status"], "u1") == 2).tolist() == [BAD_ROW]
         yield found
-        process.communicate(timeout=60)
+        process.communicate()
 
 
 def content(path: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
@@ -207,7 +208,8 @@ def kill_many(folder: Path, server: Server, n_kills: int, **fault: bool) -> list
     counts: list[int] = []
     cache, is_safe, patience = folder / "cache", np.zeros(N_IMAGES, bool), 0.0
     lay_old(server, cache)
-    while len(counts) < n_kills:
+    # Moments of the clock may all fall on the start or the end where the load changes.
+    while len(counts) < n_kills or not any(0 < n < N_IMAGES for n in counts):
         workers, is_alone = int(rng.integers(3)), bool(rng.random() < 0.1)
         order = {**next(moments), **fault, "is_alone": is_alone, "workers": workers}
         code = run_when_free(server, cache, patience, **order)
@@ -225,7 +227,6 @@ def kill_many(folder: Path, server: Server, n_kills: int, **fault: bool) -> list
 
 def test_kills_at_random_moments_and_at_each_kind_of_step(tmp_path: Path, server: Server) -> None:
     counts = kill_many(tmp_path, server, N_KILLS)
-    assert any(0 < n < N_IMAGES for n in counts), counts
     assert N_IMAGES in counts, "no kill behind the finishing rename"
 
 

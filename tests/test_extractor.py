@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from near import assert_near
 from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -133,7 +134,8 @@ def test_the_same_file_may_come_several_times(paths, computed):
     drawn = [paths[i] for i in (3, 5, 3, 3, 0)]
     found = extractor.transform(drawn)
     assert computed == [3]
-    assert np.array_equal(found, extractor.transform(paths)[[3, 5, 3, 3, 0]])
+    assert np.array_equal(found[[0, 0]], found[[2, 3]])
+    assert_near(found, extractor.transform(paths)[[3, 5, 3, 3, 0]])
 
 
 def test_options_reach_the_network(paths):
@@ -237,8 +239,10 @@ def test_rows_depend_neither_on_their_order_nor_on_their_neighbours(pixels):
     extractor = small().fit(pixels)
     whole = extractor.transform(pixels)
     order = np.random.default_rng(1).permutation(20)
-    assert np.array_equal(extractor.transform(pixels[order]), whole[order])
-    assert np.array_equal(extractor.transform(pixels[5:8]), whole[5:8])
+    assert_near(extractor.transform(pixels[order]), whole[order])
+    assert_near(extractor.transform(pixels[5:8]), whole[5:8])
+    assert_near(small(batch_size=7).fit_transform(pixels), whole)
+    assert np.array_equal(extractor.transform(pixels[4:8]), whole[4:8])  # a whole batch
     assert np.array_equal(small().fit_transform(pixels), whole)
     assert np.array_equal(extractor.fit(pixels[:1]).transform(pixels), whole)
 
@@ -356,10 +360,11 @@ def test_what_is_remembered_equals_what_is_computed(pixels, paths, tmp_path, com
     second = extractor.transform(paths[::-1])
     assert computed == [7, 13]
     assert np.array_equal(first, wanted[:7])
-    assert np.array_equal(second, wanted[::-1])
+    assert_near(second, wanted[::-1])
+    assert np.array_equal(second[::-1][:7], first)  # kept
     # Keyed by content: pixels are other bytes than files, names do not matter.
     copies = [Path(path).read_bytes() for path in paths]
-    assert np.array_equal(extractor.transform([*copies, copies[0]])[:20], wanted)
+    assert np.array_equal(extractor.transform([*copies, copies[0]])[:20], second[::-1])
     assert computed == [7, 13]
     extractor.transform(pixels)
     assert computed == [7, 13, 20]
@@ -392,7 +397,7 @@ def test_many_small_files_become_few(pixels, tmp_path, computed, monkeypatch):
         extractor.transform(image[None])
     assert len(find_caches(next((tmp_path / "m").iterdir()))) < 6
     assert rows_of(tmp_path / "m") == [20]
-    assert np.array_equal(extractor.transform(pixels), small(pool="avg").fit_transform(pixels))
+    assert_near(extractor.transform(pixels), small(pool="avg").fit_transform(pixels))
     assert computed == [1] * 20 + [20]
 
 
@@ -473,7 +478,7 @@ def test_an_unreadable_image_may_be_a_row_of_nan(spoilt, paths, tmp_path, has_me
             found = extractor.transform(spoilt)
         assert np.isnan(found).all(1).tolist() == [False, False, True, False, False, True]
         good = [0, 1, 3, 4]
-        assert np.array_equal(found[good], small().fit_transform([spoilt[i] for i in good]))
+        assert_near(found[good], small().fit_transform([spoilt[i] for i in good]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert np.isnan(extractor.transform([b"bad", b"worse"])).all()

@@ -80,7 +80,7 @@ def busy(tmp_path):
     )
     assert child.stdout.readline() == b"open\n"
     yield path, child.pid
-    child.communicate(b"\n", timeout=30)
+    child.communicate(b"\n", timeout=300)
 
 
 def names(root):

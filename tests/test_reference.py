@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from near import assert_near
 from PIL import Image, ImageOps
 from torchvision import models
 
@@ -374,14 +375,6 @@ def noise_of_several_contrasts(n, size):
     return images // (1 + np.arange(n, dtype=np.uint8)[:, None, None, None] % 5)
 
 
-def assert_near(mine, wanted, precision):
-    """Rows agree within what `featx verify` allows, and each one is nearest to its own."""
-    scale = np.abs(wanted).max(1)
-    assert (np.abs(mine - wanted).max(1) <= TOLERANCES[precision].relative * scale).all()
-    distances = np.linalg.norm(mine[:, None] - wanted[None], axis=2)
-    assert distances.argmin(1).tolist() == list(range(len(wanted)))
-
-
 @pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18", "shufflenet_v2_x0_5", "vit_b_32"])
 def test_a_row_depends_neither_on_its_neighbours_nor_on_the_padding(name):
     """Equal bit for bit at the same place of a batch of the same size; elsewhere nearly."""
@@ -393,7 +386,7 @@ def test_a_row_depends_neither_on_its_neighbours_nor_on_the_padding(name):
     assert np.array_equal(features_in_batches(backbone, others, 7)[kept], straight[kept])
     assert np.array_equal(features_in_batches(backbone, images[:17], 7), straight[:17])
     order = np.random.default_rng(1).permutation(20)
-    assert_near(features_in_batches(backbone, images[order], 7), straight[order], "fp32")
+    assert_near(features_in_batches(backbone, images[order], 7), straight[order])
 
 
 @pytest.mark.parametrize(

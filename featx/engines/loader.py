@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -173,13 +174,18 @@ def iter_pixels(
         In the order of `batches`.
     """
     workers = min(workers, len(batches))
-    loader = DataLoader(
-        _Batches(loading),
-        batch_size=None,
-        sampler=list(batches),
-        num_workers=workers,
-        prefetch_factor=n_ahead if workers else None,
-        pin_memory=pin_memory,
-        worker_init_fn=_give_way if is_giving_way else None,
-    )
+    with warnings.catch_warnings():
+        # More workers than cores were asked for: they may wait for a disk or a network.
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        loader = iter(
+            DataLoader(
+                _Batches(loading),
+                batch_size=None,
+                sampler=list(batches),
+                num_workers=workers,
+                prefetch_factor=n_ahead if workers else None,
+                pin_memory=pin_memory,
+                worker_init_fn=_give_way if is_giving_way else None,
+            )
+        )
     yield from loader

@@ -152,7 +152,7 @@ def test_rm_refuses_what_another_process_writes(in_tmp, capsys):
         assert "in use" in capsys.readouterr().err
         assert len(list((in_tmp / "cache").glob("c.h5*"))) == 3
     finally:
-        child.communicate(b"\n", timeout=30)
+        child.communicate(b"\n", timeout=300)
 
 
 def test_gc_shows_and_asks(in_tmp, capsys, monkeypatch):

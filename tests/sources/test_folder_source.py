@@ -6,7 +6,7 @@ import pickle
 import shutil
 import socket
 import sys
-import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -179,7 +179,6 @@ def test_special_files_are_never_opened(tmp_path: Path) -> None:
         assert "4 files that are no images left out (4 pipe, socket or device)" in said(root)
 
 
-@pytest.mark.timeout(20)
 def test_a_file_that_became_a_pipe_does_not_hang(tmp_path: Path) -> None:
     root = make(tmp_path, "a/1.jpg", "a/2.jpg", "a/3.jpg", "b/1.jpg")
     source = open_folder(root)["all"]
@@ -323,13 +322,22 @@ def test_a_file_that_vanished_is_an_image_error(photo_tree: Path) -> None:
     np.testing.assert_equal(source.image(0).size, (7, 9))
 
 
-def test_sixty_thousand_names_are_listed_fast(tmp_path: Path) -> None:
+MOST_CALLS_A_FILE = 40  # seen: 18; 60,000 names take about a second then
+
+
+def test_many_names_are_listed_fast(tmp_path: Path) -> None:
+    """Few calls of functions a file, however many files: seconds are the machine's."""
     for label in "abcdef":
         (tmp_path / label).mkdir()
         first = tmp_path / label / "0.jpg"
         first.touch()
-        for i in range(1, 10_000):
+        for i in range(1, 1_000):
             os.link(first, tmp_path / label / f"{i}.jpg")
-    started = time.process_time()
-    assert len(open_folder(tmp_path)["all"]) == 60_000
-    assert time.process_time() - started < 2
+    calls: Counter[str] = Counter()
+    sys.setprofile(lambda _frame, event, _what: calls.update([event]))
+    try:
+        source = open_folder(tmp_path)["all"]
+    finally:
+        sys.setprofile(None)
+    assert len(source) == 6_000
+    assert calls["call"] + calls["c_call"] < MOST_CALLS_A_FILE * 6_000

@@ -64,7 +64,8 @@ def kill_many(folder: Path, whole: tuple[bytes, float], n_kills: int) -> list[in
     content, seconds = whole
     counts: list[int] = []
     target, n_safe = folder / "0" / "a.h5", 0
-    while len(counts) < n_kills:
+    # Moments of the clock may all fall on the start or the end where the load changes.
+    while len(counts) < n_kills or not any(0 < n < N_ROWS for n in counts):
         child = start(target)
         time.sleep(rng.uniform(0, seconds))
         child.kill()
@@ -82,8 +83,7 @@ def kill_many(folder: Path, whole: tuple[bytes, float], n_kills: int) -> list[in
 
 
 def test_kills_at_random_moments(tmp_path: Path, whole: tuple[bytes, float]) -> None:
-    counts = kill_many(tmp_path, whole, N_KILLS)
-    assert any(0 < n < N_ROWS for n in counts), counts
+    kill_many(tmp_path, whole, N_KILLS)
 
 
 @pytest.mark.slow

@@ -70,7 +70,7 @@ def test_a_child_that_outlives_a_killed_writer_does_not_keep_it(tmp_path: Path) 
         if child == 0:
             os.pwrite(reused, b"ours", 0)
             print(os.getpid(), flush=True)
-            time.sleep(60)
+            time.sleep(3600)
             os._exit(0)
         time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGKILL)

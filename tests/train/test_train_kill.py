@@ -43,8 +43,22 @@ def plan(reports: Path) -> TrainPlan:
     return TrainPlan(**ASKED, save=True, reports_dir=str(reports))
 
 
-def command(reports: Path) -> list[str]:
-    words = [sys.executable, "-m", "featx", "train", "--save", "--reports", str(reports)]
+# It waits behind its 12th epoch: a loaded machine might look away until a training is over.
+HELD = """
+import time
+from featx.cli import main
+from featx.train.callbacks import Checkpoint
+def hold(self, net, real=Checkpoint.on_epoch_end, **options):
+    real(self, net, **options)
+    if len(net.history) == 12:
+        time.sleep(3600)
+Checkpoint.on_epoch_end = hold
+raise SystemExit(main())
+"""
+
+
+def command(reports: Path, *python: str) -> list[str]:
+    words = [sys.executable, *python, "train", "--save", "--reports", str(reports)]
     for key, value in ASKED.items():
         values = value if isinstance(value, tuple) else (value,)
         words += [f"--{key.replace('_', '-')}", *map(str, values)]
@@ -74,11 +88,12 @@ def test_killed_trainings_end_as_uninterrupted_ones(tmp_path: Path) -> None:
     run_train(plan(whole), SILENT, lambda line: None)
     last = 0
     for least in (2, 5):
-        process = subprocess.Popen(command(broken), stdout=-3, stderr=subprocess.PIPE, text=True)
+        words = command(broken, "-c", HELD)
+        process = subprocess.Popen(words, stdout=-3, stderr=subprocess.PIPE, text=True)
         try:
             while process.poll() is None and epochs_in(broken / "checkpoints") < least:
                 time.sleep(0.03)
-            assert process.poll() is None, "it ended before it was killed"
+            assert process.poll() is None, "it failed"
         finally:
             process.kill()
         _, told = process.communicate()
@@ -97,7 +112,7 @@ def test_killed_trainings_end_as_uninterrupted_ones(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_keeps_the_epochs_and_says_how_to_go_on(tmp_path: Path) -> None:
-    words = [*command(tmp_path)]
+    words = command(tmp_path, "-m", "featx")
     words[words.index("--epochs") + 1] = "500"
     words[words.index("--patience") + 1] = "0"
     # A shell starts what runs in the background with Ctrl-C ignored, and that is inherited.
@@ -107,7 +122,7 @@ def test_ctrl_c_keeps_the_epochs_and_says_how_to_go_on(tmp_path: Path) -> None:
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate()
     assert process.returncode == 130
     assert "go on with:  featx train" in told
     assert not list((tmp_path).glob("fits/*"))

@@ -108,6 +108,20 @@ def test_a_search_whose_trainings_all_diverge_is_told(
         run_train(plan(tmp_path, search=2), SILENT, lambda line: None)
 
 
+# It waits in its fifth training: a loaded machine might look away until the search is over.
+HELD = """
+import time
+from featx.cli import main
+from featx.train.classifier import NetworkClassifier
+trained = []
+def hold(net, *args, real=NetworkClassifier.fit_loop, **options):
+    trained.append(net)
+    if len(trained) == 5:
+        time.sleep(3600)
+    return real(net, *args, **options)
+NetworkClassifier.fit_loop = hold
+raise SystemExit(main())
+"""
 SEARCHED: dict[str, Any] = {"per_class": (40,), "epochs": 4, "search": 5}
 
 
@@ -117,12 +131,11 @@ def told(result: TrainResult) -> tuple[Any, ...]:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
-@pytest.mark.timeout(300)
 def test_a_killed_search_goes_on_and_finds_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (wanted,) = run_train(plan(tmp_path / "whole", **SEARCHED), SILENT, lambda line: None)
-    words = [sys.executable, "-m", "featx", "train", "--reports", str(tmp_path / "broken/reports")]
+    words = [sys.executable, "-c", HELD, "train", "--reports", str(tmp_path / "broken/reports")]
     words += ["--network", "auto-cnn(filters=4 blocks=2)", "--data", "digits", "--per-class", "40"]
     words += ["--test-per-class", "4", "--epochs", "4", "--patience", "0", "--validation", "0"]
     words += ["--search", "5", "-j", "0", "--device", "cpu", "--quiet"]
@@ -135,7 +148,7 @@ def test_a_killed_search_goes_on_and_finds_the_same(
     try:
         while process.poll() is None and done() < 2:
             time.sleep(0.01)
-        assert process.poll() is None, "it ended before it was killed"
+        assert process.poll() is None, "it failed"
     finally:
         process.kill()
         process.wait()
@@ -148,7 +161,7 @@ def test_a_killed_search_goes_on_and_finds_the_same(
 
     monkeypatch.setattr(NetworkClassifier, "fit_loop", counted)
     (found,) = run_train(plan(tmp_path / "broken", **SEARCHED), SILENT, lambda line: None)
-    assert 2 <= n_done <= 5
+    assert 2 <= n_done <= 4
     # Those that were not done, and the best one on all images.
     assert len(trained) == 5 - n_done + 1
     assert told(found) == told(wanted)
