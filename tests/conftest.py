@@ -4,8 +4,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
+
+# Examples may take any time on a loaded machine: what they find is the same.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 REQUIRED = set(filter(None, os.environ.get("FEATX_REQUIRE", "").split(",")))
 ROOT = Path(__file__).resolve().parents[1]

@@ -48,7 +48,7 @@ def test_every_pixel_is_pillows(before, after, interpolation):
 
 
 @given(st.tuples(*[st.integers(1, 70)] * 4), st.sampled_from(["bilinear", "bicubic", "lanczos"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_sizes_are_pillows_or_refused(sizes, interpolation):
     before, after = sizes[:2], sizes[2:]
     resampler = find_resampler(before, after, interpolation)

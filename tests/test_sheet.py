@@ -39,7 +39,7 @@ def test_small_pictures_grow_by_whole_pixels():
     assert np.array_equal(cell, np.asarray(picture).repeat(12, axis=0).repeat(12, axis=1))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 3_000), st.integers(1, 3_000), st.integers(1, 150))
 def test_any_shape_can_be_drawn(width, height, cell_px):
     sheet = contact_sheet([(Image.new("1", (width, height)), "x")], cell_px=cell_px)

@@ -199,7 +199,8 @@ _ENGINE_OPTIONS = (
         "--batch-size",
         "-b",
         type=int,
-        help="Images at once.  [default: as many as fit, up to 16, on a GPU 256]",
+        help="Images at once.  [default: that of the rows that are there, else as many as fit, "
+        "up to 16, on a GPU 256]",
     ),
     click.option("--workers", "-j", type=int, help="Decoding processes; 0 for none."),
     click.option(

@@ -32,8 +32,9 @@ _CHOICES = {"dtype": ("float32", "float16"), "on_error": ("raise", "nan")}
 class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Features of a frozen, pretrained network, as a scikit-learn transformer.
 
-    The same decoder, preprocessing and network as ``featx extract``: in one order and with
-    one batch size, the rows equal those of a cache of type float32 bit for bit on a CPU.
+    The same decoder, preprocessing and network as ``featx extract``: rows equal those of a
+    cache of type float32, but for the last digits, which depend on the batch of an image. Images
+    in the same order with the same batch size give the same bits on the same machine.
 
     Nothing is learned from the images, so that a pipeline with it leaks nothing. `fit`
     checks the parameters and loads the network; the network lives in the process (the

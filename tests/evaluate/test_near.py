@@ -51,7 +51,7 @@ def plant(train, test, rng, noise, n=6):
     return set(zip(rows.tolist(), columns.tolist(), strict=True))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 10_000), st.floats(0.2, 0.95))
 def test_short_rows_give_what_all_pairs_give(n_train, n_test, seed, ratio):
     train, test, rng = clusters(n_train, n_test, 60, seed)

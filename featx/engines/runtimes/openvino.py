@@ -68,13 +68,12 @@ class OpenVinoRuntime(Runtime):
     ) -> None:
         if not has_openvino():
             raise MissingExtraError("openvino", "openvino", "--runtime openvino")
-        model = _converted(group, dtype, n_rows)
         settings = {
             "INFERENCE_PRECISION_HINT": HINTS[precision],
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": n_threads,
         }
-        self._model = _core().compile_model(model, "CPU", settings)
+        self._model = _converted(group, dtype, n_rows, settings)
         self._idle: list[Any] = []
         self._n_outputs = len(group)
 
@@ -115,7 +114,9 @@ def _core() -> Any:
     return openvino.Core()
 
 
-def _converted(group: BackboneGroup, dtype: torch.dtype, n_rows: int) -> Any:
+def _converted(
+    group: BackboneGroup, dtype: torch.dtype, n_rows: int, settings: dict[str, Any]
+) -> Any:
     import openvino
 
     side = group.preprocessing.crop_px
@@ -124,7 +125,8 @@ def _converted(group: BackboneGroup, dtype: torch.dtype, n_rows: int) -> Any:
     shape = openvino.PartialShape([n_rows, side, side, 3])
     try:
         with torch.no_grad(), _quiet():
-            return openvino.convert_model(whole, example_input=example, input=[shape])
+            model = openvino.convert_model(whole, example_input=example, input=[shape])
+            return _core().compile_model(model, "CPU", settings)
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), repr(error))
         raise BackboneError(
