@@ -15,6 +15,7 @@ __all__ = [
     "CacheBusyError",
     "CacheError",
     "CacheMismatchError",
+    "CodeError",
     "FeatxError",
     "ImageError",
     "MissingExtraError",
@@ -38,6 +39,30 @@ class UsageError(FeatxError):
     """A wrong name or an option that does not fit; the command line exits with 2."""
 
     exit_code = 2
+
+
+class CodeError(UsageError):
+    """Code that the user did not name: it is not imported.
+
+    Parameters
+    ----------
+    name : str
+        ``module:name``, or the name of an entry point.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+        self.files: list[str] = []
+        """Where the name was found; of several files, each names the next."""
+
+    def __str__(self) -> str:
+        found = f"{' -> '.join(self.files)} names the code" if self.files else "this is code:"
+        return (
+            f"{found} {self.name}, and code runs only where you name it yourself: nothing was "
+            f"imported. If you trust it, add  --allow-code {self.name}  to the command, or in "
+            f'Python allow_code=("{self.name}",)'
+        )
 
 
 class SourceError(FeatxError):

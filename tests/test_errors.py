@@ -9,7 +9,7 @@ def test_every_error_is_a_featx_error_with_an_exit_code():
         value = getattr(featx.errors, name)
         if isinstance(value, type):
             assert issubclass(value, FeatxError)
-            assert value.exit_code == (2 if value is UsageError else 1)
+            assert value.exit_code == (2 if issubclass(value, UsageError) else 1)
 
 
 def test_unknown_name_suggests_the_nearest_and_says_where_all_are():

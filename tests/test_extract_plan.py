@@ -143,7 +143,8 @@ def test_weights_that_squash_images_have_no_native_size_for_oblong_ones(
 ):
     monkeypatch.chdir(tmp_path)
     make_photos(tmp_path / "photos", {"cat": size, "dog": size})
-    options = {"backbone": (f"{__name__}:squashing_network",), "weights": None, "layer": ("1",)}
+    code = (f"{__name__}:squashing_network",)
+    options = {"backbone": code, "allow_code": code, "weights": None, "layer": ("1",)}
     if size == (40, 40):
         assert run(**options, input_size="native")[0][0].meta["input_size"] == 40
         return

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import subprocess
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -282,6 +284,49 @@ def test_a_pickle_refuses_other_weights(pixels, tmp_path):
     file.unlink()
     with pytest.raises(WeightsError, match="does not exist"):
         pickle.loads(stored).transform(pixels)
+
+
+@pytest.mark.parametrize("kind", ["weights", "network"])
+def test_a_file_that_was_replaced_is_opened_again(pixels, tmp_path, monkeypatch, kind):
+    """Of the same size and with the same time, and by a relative name in another folder."""
+    from torchvision import models
+
+    from featx.backbones import TrainedRecord, save_trained
+    from featx.networks import get_network
+    from featx.preprocess import Preprocessing
+
+    half = (0.5,) * 3
+    record = TrainedRecord(
+        network="cnn-hoogasian-cifar",
+        class_names=("a", "b"),
+        preprocessing=Preprocessing(32, 32, "bilinear", half, half),
+    )
+
+    def save(path, seed):
+        torch.manual_seed(seed)
+        path.parent.mkdir(exist_ok=True)
+        if kind == "weights":
+            torch.save(models.squeezenet1_1().state_dict(), path)
+        else:
+            save_trained(path, get_network(record.network).build(2, 32, seed), record)
+        os.utime(path, ns=(10**18, 10**18))
+
+    name = "net.pth" if kind == "weights" else "net.safetensors"
+    for folder, seed in (("a", 0), ("b", 1), ("c", 1)):
+        save(tmp_path / folder / name, seed)
+    monkeypatch.chdir(tmp_path / "a")
+    make = partial(small, weights=name) if kind == "weights" else partial(FeatureExtractor, name)
+    old = make().fit(pixels)
+    before = old.transform(pixels)
+    monkeypatch.chdir(tmp_path / "b")
+    expected = make().fit_transform(pixels)
+    assert not np.array_equal(expected, before)
+    monkeypatch.chdir(tmp_path / "a")
+    assert np.array_equal(old.transform(pixels), before)
+    (tmp_path / "c" / name).replace(name)
+    with pytest.raises(WeightsError, match="weights_sha256 changed"):
+        old.transform(pixels)
+    assert np.array_equal(make().fit_transform(pixels), expected)
 
 
 def test_parameters_changed_after_fit_must_be_fitted(pixels):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def default_weights(name: str) -> str:
     return "own" if factories.is_factory(name) else torchvision_models.default_tag(name)
 
 
-def open_backbone(
+def open_backbone(  # noqa: PLR0913 - options of a command, all by name
     name: str,
     *,
     weights: str | None = None,
@@ -77,6 +78,7 @@ def open_backbone(
     pool: str = "none",
     overrides: Mapping[str, Any] | None = None,
     weights_key: str | None = None,
+    allow_code: Collection[str] = (),
     reporter: Reporter = SILENT,
 ) -> Backbone:
     """Load a pretrained network and cut it off at its feature point.
@@ -98,6 +100,8 @@ def open_backbone(
     weights_key : str, optional
         Entry of the file `weights`, where it holds several networks: ``state_dict``,
         ``teacher``, ``state_dict.student``. By default averaged weights (EMA) where there are any.
+    allow_code : collection of str, optional
+        Functions ``module:function`` that a file may name: only these, and `name`, are imported.
     reporter : Reporter
         Shows downloads.
 
@@ -117,10 +121,11 @@ def open_backbone(
     """
     options: dict[str, Any] = {"overrides": overrides, "reporter": reporter}
     options |= {"weights": weights, "weights_key": weights_key}
-    return open_backbones(name, layers=[layer], pool=pool, **options)[0]
+    allowed = (name, *allow_code)
+    return open_backbones(name, layers=[layer], pool=pool, allow_code=allowed, **options)[0]
 
 
-def open_backbones(
+def open_backbones(  # noqa: PLR0913 - options of a command, all by name
     name: str,
     *,
     layers: Sequence[str | None] = (None,),
@@ -128,6 +133,7 @@ def open_backbones(
     weights: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     weights_key: str | None = None,
+    allow_code: Collection[str] = (),
     reporter: Reporter = SILENT,
 ) -> BackboneGroup:
     """Load a pretrained network once and cut it off at several feature points.
@@ -142,6 +148,8 @@ def open_backbones(
         One of `POOLS` for all layers, or one a layer.
     weights, overrides, weights_key, reporter
         As for `open_backbone`.
+    allow_code : collection of str, optional
+        What may be imported; `name` is not by itself, for it may come out of a file.
 
     Returns
     -------
@@ -153,7 +161,7 @@ def open_backbones(
     UsageError, WeightsError, BackboneError
         As `open_backbone`; UsageError also for two equal feature points.
     """
-    loaded = load_network(name, weights, overrides or {}, reporter, weights_key)
+    loaded = load_network(name, weights, overrides or {}, reporter, allow_code, weights_key)
     taps = loaded.tap(loaded.preprocessing.crop_px)
     points = [taps.find(layer) for layer in layers]
     pools = [pool] * len(points) if isinstance(pool, str) else list(pool)
@@ -194,11 +202,12 @@ def _member(loaded: LoadedNetwork, taps: Taps, point: TapPoint, pool: str) -> Ba
         map_shape=point.shape,
         n_prefix_tokens=point.n_prefix_tokens,
         variant=tuple(filter(None, (loaded.variant, point.variant))),
+        source_sha256=loaded.source_sha256,
     )
 
 
 def list_layers(
-    name: str, *, overrides: Mapping[str, Any] | None = None
+    name: str, *, overrides: Mapping[str, Any] | None = None, allow_code: Collection[str] = ()
 ) -> tuple[tuple[TapPoint, ...], str | None]:
     """Tap points of a network, without its weights.
 
@@ -208,6 +217,8 @@ def list_layers(
         One of `available_backbones`.
     overrides : mapping, optional
         Changes to the preprocessing, above all ``input_size``.
+    allow_code : collection of str, optional
+        As for `open_backbone`.
 
     Returns
     -------
@@ -216,12 +227,14 @@ def list_layers(
     default : str or None
         Name of the default point; None where a layer must be chosen.
     """
-    loaded = outline(name, overrides or {})
+    loaded = outline(name, overrides or {}, (name, *allow_code))
     taps = loaded.tap(loaded.preprocessing.crop_px)
     return taps.points, taps.default
 
 
-def outline(name: str, overrides: Mapping[str, Any]) -> LoadedNetwork:
+def outline(
+    name: str, overrides: Mapping[str, Any], allow_code: Collection[str] = ()
+) -> LoadedNetwork:
     """Load a network to look at: without values where that is possible.
 
     Parameters
@@ -230,6 +243,8 @@ def outline(name: str, overrides: Mapping[str, Any]) -> LoadedNetwork:
         As for `open_backbone`.
     overrides : mapping
         Changes to the preprocessing.
+    allow_code : collection of str, optional
+        As for `open_backbones`.
 
     Returns
     -------
@@ -237,7 +252,7 @@ def outline(name: str, overrides: Mapping[str, Any]) -> LoadedNetwork:
         On the meta device; a function of the user's makes its network as always.
     """
     weights = None if factories.is_factory(name) else OUTLINE
-    return load_network(name, weights, overrides, SILENT)
+    return load_network(name, weights, overrides, SILENT, allow_code)
 
 
 def check_backbone(name: str) -> None:
@@ -253,14 +268,14 @@ def check_backbone(name: str) -> None:
     UsageError
         With the nearest names.
     """
-    _loader(name)
+    _loader(name, ())
     if is_trained(name):
         read_trained(Path(name))
     if name.startswith(timm_models.PREFIX):
         timm_models.resolve(name)
 
 
-def _loader(name: str) -> _Loader:
+def _loader(name: str, allow_code: Collection[str]) -> _Loader:
     if name.startswith(timm_models.PREFIX):
         return timm_models.load
     if name in torchvision_models.available():
@@ -268,11 +283,11 @@ def _loader(name: str) -> _Loader:
     if name == embedded.NAME:
         return embedded.load
     if is_trained(name):
-        return trained.load
+        return partial(trained.load, allow_code=allow_code)
     if Path(name).suffix in _PROGRAMS:
         raise program_error(Path(name), "a program in a file")
     if factories.is_factory(name):
-        return factories.load
+        return partial(factories.load, allow_code=allow_code)
     known = [*available_backbones(), *(_in_timm(name))]
     raise unknown_name("backbone", name, known, see="featx list backbones")
 
@@ -295,29 +310,28 @@ def load_network(
     weights: str | None,
     overrides: Mapping[str, Any],
     reporter: Reporter,
+    allow_code: Collection[str] = (),
     weights_key: str | None = None,
 ) -> LoadedNetwork:
     """Load a whole network, not cut off yet.
 
     Parameters
     ----------
-    name, weights, overrides, reporter, weights_key
-        As for `open_backbone`; `weights` may be `OUTLINE`.
+    name, weights, overrides, reporter, allow_code, weights_key
+        As for `open_backbones`; `weights` may be `OUTLINE`.
 
     Returns
     -------
     LoadedNetwork
         In evaluation mode.
     """
-    loader = _loader(name)
+    loader = _loader(name, allow_code)
     if weights_key is None:
         return loader(name, weights, overrides, reporter)
-    if weights is None or parse_random(weights) is not None or loader in _WITHOUT_ENTRIES:
+    has_none = name == embedded.NAME or is_trained(name)
+    if weights is None or parse_random(weights) is not None or has_none:
         raise UsageError(
             "--weights-key (weights_key) names an entry of a checkpoint: give its file with "
             "--weights FILE, or leave it out"
         )
     return loader(name, weights, overrides, reporter, weights_key)
-
-
-_WITHOUT_ENTRIES = (embedded.load, trained.load)

@@ -46,6 +46,8 @@ class LoadedNetwork:
         What makes its features others than those of the network of that name.
     is_own_code : bool, default=False
         Whether a function of the user's made it, so that nothing is known of what it does.
+    source_sha256 : str, default=""
+        Of the user's code that built it; empty where none did.
     """
 
     name: str
@@ -56,6 +58,7 @@ class LoadedNetwork:
     unfilled: tuple[str, ...] = ()
     variant: str = ""
     is_own_code: bool = False
+    source_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ class Backbone:
         Class and register tokens in the tapped output, before the patch tokens.
     variant : tuple of str, default=()
         What makes the features others than name, weights and layer say; part of the identity.
+    source_sha256 : str, default=""
+        Of the user's code that built it; empty where none did.
     """
 
     name: str
@@ -96,6 +101,7 @@ class Backbone:
     map_shape: Shape
     n_prefix_tokens: int = 0
     variant: tuple[str, ...] = ()
+    source_sha256: str = ""
 
     @property
     def feature_shape(self) -> Shape:
@@ -156,8 +162,10 @@ class Backbone:
             point["n_prefix_tokens"] = self.n_prefix_tokens
         if self.variant:
             point["variant"] = list(self.variant)
+        source = {"source_sha256": self.source_sha256} if self.source_sha256 else {}
         return {
             "backbone": self.name,
+            **source,
             "weights_sha256": self.weights.sha256,
             "preprocessing": self.preprocessing.identity(),
             "input_size": self.input_size,

@@ -15,13 +15,13 @@ The contract: the function is called without arguments and returns ::
 A transformer may tell its number of class and register tokens in an attribute
 ``num_prefix_tokens``; without it, the mean of the tokens counts all of them. A package offers such
 a function under a plain name by an entry point of the group ``featx.backbones``. The identity
-of the network is its name and the SHA-256 of its state dict: a function that builds another
-network around the same tensors needs another name.
+of the network is its name, the SHA-256 of its state dict, and that of its source: the file of the
+function, and files of the user's that it imports (see `featx.plugins`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from statistics import mode
 from typing import Any
@@ -37,7 +37,7 @@ from featx.backbones.taps import Layout, Taps
 from featx.backbones.timm_taps import TimmTaps, is_like_timm
 from featx.backbones.torchvision_models import check_input, classifiers
 from featx.errors import BackboneError, FeatxError, UsageError
-from featx.plugins import import_named, is_plugin, offered
+from featx.plugins import Imported, import_named, is_plugin, offered
 from featx.progress import Reporter
 from featx.weights import (
     Weights,
@@ -71,6 +71,8 @@ def load(
     overrides: Mapping[str, Any],
     reporter: Reporter,
     weights_key: str | None = None,
+    *,
+    allow_code: Collection[str],
 ) -> LoadedNetwork:
     """Call the user's function, and fill its network from a file where one is given.
 
@@ -87,6 +89,8 @@ def load(
         Shows what is done.
     weights_key : str, optional
         Entry of the file, see `read_state_dict`.
+    allow_code : collection of str
+        What may be imported.
 
     Returns
     -------
@@ -104,7 +108,8 @@ def load(
     """
     if weights and parse_random(weights) is not None:
         raise UsageError(f"{name} makes its own weights: leave --weights out, or give a file")
-    network, given, layer = _call(name)
+    code = import_named(name, GROUP, "--backbone", "function", allow_code)
+    network, given, layer = _call(name, code)
     known = as_preprocessing(given, name)
     preprocessing = (
         known.override(**overrides) if known else preprocessing_from_options(name, overrides)
@@ -119,6 +124,7 @@ def load(
         tap=lambda input_px: make_taps(network, input_px, layer),
         unfilled=unfilled,
         is_own_code=True,
+        source_sha256=code.source_sha256,
     )
 
 
@@ -190,12 +196,11 @@ def _fill(
     return record, () if is_whole else heads
 
 
-def _call(name: str) -> tuple[nn.Module, Any, str | None]:
-    factory = import_named(name, GROUP, "--backbone", "function")
+def _call(name: str, code: Imported) -> tuple[nn.Module, Any, str | None]:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            made = factory()
+            made = code.found()
     except FeatxError:
         raise
     except Exception as error:

@@ -8,7 +8,7 @@ Where a backbone's name is typed, the path of the file of a trained network will
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from featx.backbones.trained_file import TrainedRecord, is_trained, read_content
 from featx.errors import BackboneError, UsageError
 from featx.networks import FineTuned, get_network, get_top
 from featx.networks.parts import named
+from featx.plugins import named_by
 from featx.progress import SILENT, Reporter
 from featx.weights import Weights, load_into, stored
 
@@ -46,13 +47,17 @@ class TrainedNetwork:
     record: TrainedRecord
 
 
-def open_trained(path: str | os.PathLike[str]) -> TrainedNetwork:
+def open_trained(
+    path: str | os.PathLike[str], *, allow_code: Collection[str] = ()
+) -> TrainedNetwork:
     """Open a trained network with its classifier.
 
     Parameters
     ----------
     path : path-like
         What `save_trained` wrote.
+    allow_code : collection of str, optional
+        What it may import, as for `open_backbone`.
 
     Returns
     -------
@@ -62,13 +67,20 @@ def open_trained(path: str | os.PathLike[str]) -> TrainedNetwork:
     ------
     WeightsError
         If the file is missing or damaged, or the network can no longer be rebuilt.
+    CodeError
+        If it names code that is not allowed.
     """
-    opened = _open(Path(path))
+    opened = _open(Path(path), allow_code)
     return TrainedNetwork(opened.parts.network, opened.record)
 
 
 def load(
-    name: str, weights: str | None, overrides: Mapping[str, Any], reporter: Reporter
+    name: str,
+    weights: str | None,
+    overrides: Mapping[str, Any],
+    reporter: Reporter,
+    *,
+    allow_code: Collection[str],
 ) -> LoadedNetwork:
     """Open a trained network as a backbone.
 
@@ -83,6 +95,8 @@ def load(
         training, a network whose classifier is made for that size is tapped before it.
     reporter : Reporter
         Not used: nothing is downloaded.
+    allow_code : collection of str
+        What it may import.
 
     Returns
     -------
@@ -103,7 +117,7 @@ def load(
             f"{name} has its own weights: leave --weights out, or give the path of a copy"
         )
     path = Path(name if weights in (None, OUTLINE) else str(weights)).expanduser()
-    opened = _open(path)
+    opened = _open(path, allow_code)
     record = Weights(path.stem, opened.sha256, str(path), True, stored(path).sha256)
     preprocessing = opened.record.preprocessing.override(**overrides)
     return LoadedNetwork(
@@ -113,6 +127,7 @@ def load(
         preprocessing=preprocessing,
         tap=opened.parts.tap,
         unfilled=opened.parts.unfilled,
+        source_sha256=opened.parts.source_sha256,
     )
 
 
@@ -127,6 +142,7 @@ class _Parts:
     at_size: Callable[[int], nn.Module]
     tap: Callable[[int], Taps]
     unfilled: tuple[str, ...] = ()
+    source_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -136,22 +152,23 @@ class _Opened:
     sha256: str
 
 
-def _open(path: Path) -> _Opened:
+def _open(path: Path, allow_code: Collection[str]) -> _Opened:
     contents = read_contents(path)
-    parts = _rebuilt(contents.record)
+    with named_by(path):
+        parts = _rebuilt(contents.record, allow_code)
     load_into(parts.network, contents.state, str(path))
     parts.network.eval()
     return _Opened(contents.record, parts, contents.sha256)
 
 
-def _rebuilt(record: TrainedRecord) -> _Parts:
+def _rebuilt(record: TrainedRecord, allow_code: Collection[str]) -> _Parts:
     """Build the network of a record, with values that mean nothing."""
     n_classes = len(record.class_names)
     if record.network is not None:
         spec = get_network(record.network)
         network = spec.build(n_classes, record.input_px, 0).eval()
         return _scratch(network, spec.last_map)
-    inner = _inner(record)
+    inner = _inner(record, allow_code)
     taps = inner.tap(record.input_px)
     point = taps.find(record.layer)
     body = taps.cut(point.name)
@@ -163,21 +180,24 @@ def _rebuilt(record: TrainedRecord) -> _Parts:
         found.default = point.name
         return found
 
-    return _Parts(FineTuned(body, top).eval(), inner.at_size, tap, unfilled)
+    whole = FineTuned(body, top).eval()
+    return _Parts(whole, inner.at_size, tap, unfilled, inner.source_sha256)
 
 
-def _inner(record: TrainedRecord) -> _Parts:
+def _inner(record: TrainedRecord, allow_code: Collection[str]) -> _Parts:
     """Build what was fine-tuned: another trained network, or a backbone by name."""
     from featx.backbones import load_network
 
     if record.base is not None:
-        return _rebuilt(TrainedRecord.from_json(record.base))
+        return _rebuilt(TrainedRecord.from_json(record.base), allow_code)
     name = str(record.backbone)
     weights = None if is_factory(name) else "random"
-    loaded = load_network(name, weights, {"input_size": record.input_px}, SILENT)
+    overrides = {"input_size": record.input_px}
+    loaded = load_network(name, weights, overrides, SILENT, allow_code)
     if PLAIN_INPUT in (record.variant or ""):
         feed_plainly(loaded.network)
-    return _Parts(loaded.network, lambda input_px: loaded.network, loaded.tap)
+    source = loaded.source_sha256
+    return _Parts(loaded.network, lambda px: loaded.network, loaded.tap, source_sha256=source)
 
 
 def _scratch(network: nn.Module, last_map: str | None) -> _Parts:

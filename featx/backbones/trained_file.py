@@ -127,6 +127,8 @@ class TrainedRecord:
         preprocessing = Preprocessing(**image, origin="as it was trained")
         if max(preprocessing.crop_px, preprocessing.resize_px) > _MOST_PX:
             raise ValueError(f"images of {preprocessing.crop_px:,} pixels")
+        if is_trained(str(values.get("backbone"))) and values.get("base") is None:
+            raise ValueError("another file")  # a record is whole: no file leads to others
         names = tuple(str(name) for name in values["class_names"])
         return cls(**{**values, "preprocessing": preprocessing, "class_names": names})
 

@@ -12,6 +12,7 @@ from featx.cli.options import (
     DATA_HELP,
     INPUT_SIZE,
     ListCommand,
+    code_option,
     common_options,
     layout_options,
     list_option,
@@ -69,6 +70,7 @@ _SIZE = (500, 375)
     help="Folder on the disk to measure.  [default: the temporary one]",
 )
 @layout_options
+@code_option
 @common_options
 def command(reporter: Reporter, folder: Path | None, **options: Any) -> None:
     """Measure extractions against the ceilings of this machine.
@@ -90,6 +92,7 @@ def command(reporter: Reporter, folder: Path | None, **options: Any) -> None:
             reporter.say(f"making {n_images} pictures of {width} x {height} pixels")
             make_pictures(Path(pictures), n_images, width, height)
             options["data"] = pictures
+        options["allow_code"] += options["backbone"]
         plan = Plan(**options, layer=(layer,) if layer else ())
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from featx.cli.options import (
     ListCommand,
     cache_option,
     class_options,
+    code_option,
     common_options,
     engine_options,
     layout_options,
@@ -65,12 +66,14 @@ __all__ = ["command"]
     help="Mark an unreadable image as failed, or stop.",
 )
 @click.option("--profile", is_flag=True, help="Print where the time went, as a table.")
+@code_option
 @common_options
-def command(reporter: Reporter, profile: bool, **options: Any) -> None:
+def command(reporter: Reporter, profile: bool, allow_code: tuple[str, ...], **options: Any) -> None:
     """Run a backbone once over a data set and cache its features.
 
     The same command again goes on where an interrupted one stopped.
     """
     from featx.extract import Plan, run_plan
 
-    run_plan(Plan(**options), reporter, tell=click.echo, profile=profile)
+    plan = Plan(**options, allow_code=(*options["backbone"], *allow_code))
+    run_plan(plan, reporter, tell=click.echo, profile=profile)

@@ -85,6 +85,7 @@ class Choice:
             holdout=self.holdout,
             on_leak=self.on_leak,
             near=self.near,
+            allow_code=self.clf,
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from featx.cli.options import cache_option, common_options, reports_option
+from featx.cli.options import cache_option, code_option, common_options, reports_option
 from featx.errors import unknown_name
 from featx.progress import Reporter
 
@@ -23,6 +23,7 @@ Rows = list[Sequence[Any]]
 @click.option("--input-size", type=int, help="Side of the input for the shapes of layers.")
 @cache_option
 @reports_option
+@code_option
 @common_options
 def command(
     what: str,
@@ -30,6 +31,7 @@ def command(
     input_size: int | None,
     cache_dir: str,
     reports_dir: str,
+    allow_code: tuple[str, ...],
     reporter: Reporter,
 ) -> None:
     """List what featx knows, one a line.
@@ -40,7 +42,7 @@ def command(
     """
     makers: dict[str, Callable[[], tuple[Sequence[str], Rows]]] = {
         "backbones": lambda: _backbones(pattern),
-        "layers": lambda: _layers(pattern, input_size),
+        "layers": lambda: _layers(pattern, input_size, allow_code),
         "data": _data,
         "caches": lambda: _caches(cache_dir),
         "heads": _heads,
@@ -89,14 +91,16 @@ def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def _layers(name: str | None, input_size: int | None) -> tuple[Sequence[str], Rows]:
+def _layers(
+    name: str | None, input_size: int | None, allow_code: tuple[str, ...]
+) -> tuple[Sequence[str], Rows]:
     from featx.backbones import outline
     from featx.errors import UsageError
 
     if name is None:
         raise UsageError("name the backbone, as in  featx list layers vgg16")
     overrides = {} if input_size is None else {"input_size": input_size}
-    loaded = outline(name, overrides)
+    loaded = outline(name, overrides, (name, *allow_code))
     taps = loaded.tap(loaded.preprocessing.crop_px)
     also: dict[str, list[str]] = {taps.default or "": ["default"]}
     for alias in taps.aliases:

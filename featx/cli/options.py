@@ -19,6 +19,7 @@ __all__ = [
     "NumberOr",
     "cache_option",
     "class_options",
+    "code_option",
     "common_options",
     "engine_options",
     "fit_options",
@@ -267,6 +268,15 @@ _FIT_OPTIONS = (
 def layout_options(function: F) -> F:
     """Add which folders of ``--data`` are splits and classes: the fields of `LayoutChoice`."""
     return _with(_LAYOUT_OPTIONS, function)
+
+
+def code_option(function: F) -> F:
+    """Add ``--allow-code``: names of code that a file may name, see `featx.plugins`."""
+    return list_option(
+        "--allow-code",
+        metavar="MODULE:NAME",
+        help="Import this code of yours where a file names it; other code is refused.",
+    )(function)
 
 
 def engine_options(function: F) -> F:

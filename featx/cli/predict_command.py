@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from featx.cli.options import common_options
+from featx.cli.options import code_option, common_options
 from featx.errors import SourceError, UsageError
 from featx.progress import Reporter
 from featx.replacing import part_of
@@ -36,10 +36,11 @@ _ODD_NAMES = "surrogateescape"
     "--top", type=click.IntRange(1), default=1, show_default=True, help="Classes of each image."
 )
 @click.option("--weights", metavar="FILE", help="The same weights, where they lie now.")
-@click.option("--backbone", metavar="NAME", help="Permits to import a backbone of your own.")
+@click.option("--backbone", metavar="NAME", help="Its backbone, where that is code of yours.")
 @click.option("--batch-size", "-b", type=int, help="Images at once.  [default: 16, GPU 128]")
 @click.option("--workers", "-j", type=int, help="Decoding processes; 0 for none.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@code_option
 @common_options
 def command(
     model: str,
@@ -48,7 +49,7 @@ def command(
     form: str | None,
     top: int,
     reporter: Reporter,
-    **engine: str | int | None,
+    **engine: str | int | tuple[str, ...] | None,
 ) -> None:
     """Classify new IMAGES with a saved model.
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featx.cli.options import common_options
+from featx.cli.options import code_option, common_options
 from featx.errors import CacheError
+from featx.plugins import named_by
 from featx.progress import Reporter
 
 if TYPE_CHECKING:
@@ -19,11 +20,13 @@ __all__ = ["command"]
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@code_option
 @common_options
-def command(files: tuple[Path, ...], reporter: Reporter) -> None:
+def command(files: tuple[Path, ...], allow_code: tuple[str, ...], reporter: Reporter) -> None:
     """Compute the damaged rows of cache FILES again, and only those.
 
-    Asks again what was asked when the file was made, with the same images and weights.
+    Asks again what was asked when the file was made, with the same images and weights. A network
+    of your own (module:function) is named again:  --allow-code module:function.
     """
     from featx.extract import Plan, run_plan
     from featx.store import Cache
@@ -31,20 +34,24 @@ def command(files: tuple[Path, ...], reporter: Reporter) -> None:
     for file in files:
         try:
             with Cache.open(file) as cache:
-                plan = Plan(**_request(cache), append=True)
+                plan = Plan(**_request(cache), append=True, allow_code=allow_code)
         except CacheError as error:
             error.add_note(
                 "where the record inside is damaged, repeat the command that made the file with "
                 "--append: every row that still verifies is kept"
             )
             raise
-        run_plan(plan, reporter, target=file, tell=click.echo)
+        with named_by(file):
+            run_plan(plan, reporter, target=file, tell=click.echo)
 
 
 def _request(cache: Cache) -> dict[str, Any]:
-    request = dict(cache.meta.get("request") or {})
-    if not request:
+    from featx.extract import Plan
+    from featx.extract.plan import NOT_RECORDED
+    from featx.reproduce.schema import read_fields
+
+    request = cache.meta.get("request")
+    if not isinstance(request, dict) or not request.get("backbone"):
         raise CacheError(f"{cache.path} does not record the command that made it")
-    lists = {name: tuple(value) for name, value in request.items() if isinstance(value, list)}
-    own = {"split": (cache.meta["split"],), "layer": (cache.meta["layer"],)}
-    return request | lists | own
+    fields = read_fields(f"the record of {cache.path}", request, Plan, NOT_RECORDED)
+    return {**fields, "split": (cache.meta["split"],), "layer": (cache.meta["layer"],)}

@@ -11,6 +11,7 @@ import click
 from featx.cli.options import (
     ListCommand,
     cache_option,
+    code_option,
     common_options,
     list_option,
     reports_option,
@@ -43,9 +44,15 @@ __all__ = ["command"]
 @click.option("--workers", "-j", type=int, help="Decoding processes; 0 for none.")
 @cache_option
 @reports_option
+@code_option
 @common_options
 def command(
-    names: tuple[str, ...], is_list: bool, is_all: bool, reporter: Reporter, **options: Any
+    names: tuple[str, ...],
+    is_list: bool,
+    is_all: bool,
+    allow_code: tuple[str, ...],
+    reporter: Reporter,
+    **options: Any,
 ) -> int:
     """Run published systems again, and print what was reported beside what is measured.
 
@@ -60,7 +67,8 @@ def command(
     chosen = Options(**options)
     if is_all and names:
         raise UsageError("--all runs every recipe: leave the names out, or --all")
-    recipes = find_recipes(names) if names else list(all_recipes())
+    allow_code += tuple(chosen.backbone.values())
+    recipes = find_recipes(names, allow_code) if names else list(all_recipes())
     if is_list:
         click.echo(_listed(recipes))
         return 0

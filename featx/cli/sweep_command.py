@@ -14,6 +14,7 @@ from featx.cli.options import (
     ListCommand,
     cache_option,
     class_options,
+    code_option,
     common_options,
     engine_options,
     fit_options,
@@ -55,6 +56,7 @@ _AXES = ("input_size", "layer", "pool", "preprocess")
 @click.option(
     "--reports", "reports_dir", default="reports", show_default=True, help="Folder of results."
 )
+@code_option
 @common_options
 def command(reporter: Reporter, plot: Path | None, reports_dir: str, **options: Any) -> None:
     """Extract, fit and time several input sizes, layers, poolings or mistakes.
@@ -72,8 +74,10 @@ def command(reporter: Reporter, plot: Path | None, reports_dir: str, **options: 
         raise UsageError(
             "nothing is varied: give --input-size, --layer, --pool or --preprocess several values"
         )
+    options["allow_code"] += (*options["backbone"], *options["clf"])
     settings = Settings(
         heads=options.pop("clf"),
+        allow_code=options["allow_code"],
         per_class=options.pop("per_class"),
         seed=options["seed"],
         **{name: options.pop(name) for name in _FIT},

@@ -13,6 +13,7 @@ from featx.cli.options import (
     PER_CLASS,
     ListCommand,
     class_options,
+    code_option,
     common_options,
     layout_options,
     list_option,
@@ -122,6 +123,7 @@ __all__ = ["command"]
 @click.option("--plot", is_flag=True, help="Draw the curves.")
 @click.option("--refit", is_flag=True, help="Train again what reports/ has an answer to.")
 @reports_option
+@code_option
 @common_options
 def command(reporter: Reporter, network: tuple[str, ...], **options: Any) -> None:
     """Train networks end to end, from scratch or from a backbone, on few images or all.
@@ -133,6 +135,7 @@ def command(reporter: Reporter, network: tuple[str, ...], **options: Any) -> Non
     from featx.evaluate import format_table, summarise
     from featx.train import TrainPlan, run_train
 
+    options["allow_code"] += network
     plans = [TrainPlan(network=name, **options) for name in network]
     results = [result for plan in plans for result in run_train(plan, reporter, click.echo)]
     click.echo(format_table(summarise([result.fit for result in results])))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featx.cli.options import INPUT_SIZE, ListCommand, common_options, list_option
+from featx.cli.options import INPUT_SIZE, ListCommand, code_option, common_options, list_option
 from featx.errors import CacheError, UsageError
 from featx.progress import Reporter
 
@@ -42,6 +42,7 @@ class _Plan:
     batch_size: int | None
     photographs: tuple[Path, ...]
     labels: Path | None
+    allow_code: tuple[str, ...]
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -87,6 +88,7 @@ class _Plan:
     type=click.Path(path_type=Path),
     help="CSV of path and imagenet_index: counts the photographs in their right class.",
 )
+@code_option
 @common_options
 def command(
     files: tuple[Path, ...], backbone: str | None, reporter: Reporter, **options: Any
@@ -180,10 +182,15 @@ def _open(plan: _Plan, reporter: Reporter) -> tuple[Backbone, Reference, LocalEn
         layer=plan.layer,
         pool=plan.pool,
         overrides=plan.overrides,
+        allow_code=plan.allow_code,
         reporter=reporter,
     )
     reference = open_reference(
-        backbone, weights=plan.weights, overrides=plan.overrides, weights_key=plan.weights_key
+        backbone,
+        weights=plan.weights,
+        overrides=plan.overrides,
+        weights_key=plan.weights_key,
+        allow_code=(plan.backbone, *plan.allow_code),
     )
     engine = LocalEngine(device, precision, plan.batch_size, 0, runtime=runtime)
     return backbone, reference, engine

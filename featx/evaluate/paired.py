@@ -86,6 +86,10 @@ def compare(
         raise UsageError("name two or more different systems to compare, as in  svm logreg")
     fits = _fits(reports, reporter)
     known = to_systems(fits)
+    # Of a classifier whose code has changed, the last fit of each draw counts.
+    newest = known.assign(created=[fit.created for fit in fits])
+    newest = newest.sort_values("created", kind="stable")
+    known = newest.drop_duplicates([*known], keep="last").sort_index().drop(columns="created")
     kept = choose(known, where or {})
     if kept.empty:
         raise ProtocolError("no fit has all that was asked for: leave a filter out")

@@ -18,6 +18,8 @@ from featx.evaluate.result import FitResult
 from featx.evaluate.settings import NEAR_OFF, Settings
 from featx.evaluate.views import ClassView
 from featx.fingerprint import fingerprint
+from featx.heads import find_head
+from featx.heads.foreign import ForeignHead
 from featx.progress import Reporter
 
 __all__ = ["Question"]
@@ -49,6 +51,7 @@ class Question(BaseQuestion):
     ) -> None:
         self._on_leaks, self._known = on_leaks, known
         self._new_leaks: str | None = None
+        self._codes: dict[str, str] = {}
         super().__init__(pair, settings, reporter)
         # Not before: what is refused because of leaks leaves nothing behind.
         if known is not None and self._new_leaks is not None:
@@ -98,7 +101,14 @@ class Question(BaseQuestion):
             "scale": self.settings.scale,
             "class_weight": self.settings.class_weight,
         }
-        return fingerprint(identity | self._choices())[:16]
+        return fingerprint(identity | self._choices() | self._code(head))[:16]
+
+    def _code(self, head: str) -> dict[str, str]:
+        """Digest a head's code where it is the user's own, once for all fits."""
+        if head not in self._codes:
+            found = find_head(head, self.settings.allow_code)
+            self._codes[head] = found.code_sha256 if isinstance(found, ForeignHead) else ""
+        return {"code": self._codes[head]} if self._codes[head] else {}
 
     def answer(self, head: str, subset: Subset, known: ResultsFolder) -> FitResult | None:
         """Find a fit that was made before.

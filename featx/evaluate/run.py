@@ -27,7 +27,7 @@ from featx.evaluate.result import FitResult
 from featx.evaluate.scores import score
 from featx.evaluate.settings import Settings
 from featx.evaluate.side_by_side import in_order
-from featx.heads import Fit, FitOptions, Pool, RowSpace, get_head
+from featx.heads import Fit, FitOptions, Pool, RowSpace, find_head
 from featx.heads.base import RowsView, labels_of
 from featx.heads.device import choose_device
 from featx.heads.linear import LinearHead
@@ -171,7 +171,7 @@ class _Job:
         )
         train, test, test_rows = self.pair.train, self.pair.test, self.question.test_rows
         require_unseen((train.fingerprint, subset.rows), (test.fingerprint, test_rows))
-        head = get_head(name)
+        head = find_head(name, self.settings.allow_code)
         labels = np.asarray(train.y)[subset.rows]
         with nullcontext() if isinstance(head, LinearHead) else _one_at_a_time:
             started = time.perf_counter()

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from featx.errors import UsageError
-from featx.heads import get_head
+from featx.heads import find_head
 from featx.heads.device import AUTO
 from featx.heads.scaling import NONE, check_scale
 
@@ -55,6 +55,8 @@ class Settings:
     device : str, default="auto"
         Where Gram matrices and the linear heads are computed: see
         `featx.heads.device.choose_device`. No part of what a fit is known by.
+    allow_code : tuple of str, default=()
+        Heads ``module:Class`` that may be imported: `heads` may come out of a file.
 
     Raises
     ------
@@ -76,6 +78,7 @@ class Settings:
     class_weight: str | None = None
     n_jobs: int = 1
     device: str = AUTO
+    allow_code: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_heads()
@@ -99,7 +102,7 @@ class Settings:
             raise UsageError(f"class_weight is {self.class_weight!r}: give {BALANCED!r}, or None")
         for name in self.heads:
             # One's own classifiers are asked when they are fitted.
-            has_weights = getattr(get_head(name), "has_class_weight", True)
+            has_weights = getattr(find_head(name, self.allow_code), "has_class_weight", True)
             if self.class_weight and not has_weights:
                 raise UsageError(
                     f"{name} cannot weight its classes: leave --class-weight out, or the head"
@@ -114,4 +117,6 @@ class Settings:
 
     def record(self) -> dict[str, Any]:
         """Give the settings as plain values for JSON."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        values = asdict(self)
+        del values["allow_code"]
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}

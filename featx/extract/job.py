@@ -192,6 +192,7 @@ class Job:
             weights=self.plan.weights,
             weights_key=self.plan.weights_key,
             overrides=self.plan.overrides(),
+            allow_code=self.plan.allow_code,
             reporter=self.reporter,
         )
         if self.asked.input_size == NATIVE:

@@ -19,11 +19,10 @@ from featx.errors import FeatxError
 from featx.extract.plan import Plan, open_sources
 from featx.extract.report import ExtractReport
 from featx.extract.settings import images_identity
-from featx.fingerprint import sha256_file
 from featx.plugins import is_plugin
 from featx.progress import Reporter
 from featx.sources import Source
-from featx.sources.remembered import Remembered, stamp_file
+from featx.sources.remembered import digest_file
 from featx.store import Cache, find_caches, has_leftovers
 
 __all__ = ["find_known"]
@@ -121,21 +120,7 @@ def _is_as_made(cache: Cache) -> bool:
     own = os.environ.get("FEATX_WEIGHTS")
     if own and Path(own).expanduser().resolve() not in Path(file).resolve().parents:
         return False  # another file of that name may lie there now
-    return _sha256_of(Path(file)) == weights.get("file_sha256")
-
-
-def _sha256_of(path: Path) -> str | None:
-    """Digest a file, unless it is as it was when it was last digested."""
-    stamp = stamp_file(path)
-    if stamp is None:
-        return None
-    memory = Remembered(str(path.parent.absolute()) + "#weights")
-    known = memory.find(path.name, stamp)
-    if known is None:
-        known = bytes.fromhex(sha256_file(path))
-        memory.add(path.name, stamp, known)
-        memory.save()
-    return known.hex()
+    return digest_file(Path(file)) == weights.get("file_sha256")
 
 
 def _matching(caches: Iterable[Cache], source: Source, reporter: Reporter) -> list[Cache]:

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from featx.extract.settings import Sample
     from featx.sources import Source
 
-__all__ = ["NATIVE", "Plan", "open_sources"]
+__all__ = ["NATIVE", "NOT_RECORDED", "Plan", "open_sources"]
 
 NATIVE = "native"
 """An input size: that of the images themselves, which are not resized."""
 
 # What decides nothing about the features.
-_NOT_RECORDED = (
+NOT_RECORDED = (
     "cache_dir",
     "overwrite",
     "append",
@@ -29,13 +29,18 @@ _NOT_RECORDED = (
     "workers",
     "max_memory",
     "on_error",
+    "allow_code",
 )
 _PATHS = ("data", "weights")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything that was typed after ``featx extract``, by the names of the options."""
+    """Everything that was typed after ``featx extract``, by the names of the options.
+
+    A backbone ``module:function`` is imported only if it is in `allow_code` too: a plan may come
+    out of a file.
+    """
 
     backbone: tuple[str, ...]
     data: str = "cifar10"
@@ -71,6 +76,7 @@ class Plan:
     overwrite: bool = False
     on_error: str = "skip"
     append: bool = False
+    allow_code: tuple[str, ...] = ()
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -155,7 +161,7 @@ class Plan:
         """
         from featx.sources import available_data
 
-        values = {k: v for k, v in asdict(self).items() if v is not None and k not in _NOT_RECORDED}
+        values = {k: v for k, v in asdict(self).items() if v is not None and k not in NOT_RECORDED}
         values["backbone"] = [backbone]
         if self.runtime == "torch":  # what no older cache names
             del values["runtime"]

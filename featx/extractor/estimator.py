@@ -86,6 +86,9 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         names it, or warn and return a row of NaN.
     verbose : bool, default=False
         Show progress.
+    allow_code : sequence of str, default=()
+        Functions ``module:function`` that the file of a trained network may name: only these,
+        and `backbone` itself, are imported.
 
     Attributes
     ----------
@@ -141,6 +144,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         memory: str | os.PathLike[str] | None = None,
         on_error: str = "raise",
         verbose: bool = False,
+        allow_code: Sequence[str] = (),
     ) -> None:
         self.backbone = backbone
         self.weights = weights
@@ -161,6 +165,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.memory = memory
         self.on_error = on_error
         self.verbose = verbose
+        self.allow_code = allow_code
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Check the parameters and load the network; no image is read.
@@ -283,12 +288,13 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         names = ("input_size", "crop_pct", "interpolation", "mean", "std")
         return open_once(
             self.backbone,
-            self.weights,
-            self.layer,
-            self.pool,
             {name: getattr(self, name) for name in names},
             resolve_device(self.device),
-            self.weights_key,
+            allow_code=self.allow_code,
+            weights=self.weights,
+            weights_key=self.weights_key,
+            layer=self.layer,
+            pool=self.pool,
         )
 
     def _identity(self, backbone: Backbone) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,38 +10,40 @@ from typing import Any
 import torch
 
 from featx.backbones import Backbone, open_backbone
+from featx.backbones.factories import GROUP
 from featx.engines import LocalEngine
 from featx.errors import UsageError
+from featx.plugins import is_plugin, loaded_now
+from featx.sources.remembered import digest_file
 
 __all__ = ["engine_once", "open_once"]
 
 
 def open_once(
     name: str,
-    weights: str | None,
-    layer: str | None,
-    pool: str,
     overrides: Mapping[str, Any],
     device: torch.device,
-    weights_key: str | None = None,
+    *,
+    allow_code: Collection[str],
+    **options: str | None,
 ) -> Backbone:
     """Open a backbone, or take one of the last two that were opened.
 
     Parameters
     ----------
-    name, weights, layer, pool
+    name : str
         As for `featx.open_backbone`.
     overrides : mapping
         Keyword arguments of `Preprocessing.override`; None where nothing is changed.
     device : torch.device
         Where an engine moves the network.
-    weights_key : str, optional
+    allow_code, **options
         As for `featx.open_backbone`.
 
     Returns
     -------
     Backbone
-        At the feature point.
+        At the feature point; opened again where its file or its code is not what it was.
 
     Raises
     ------
@@ -53,8 +55,14 @@ def open_once(
         for key, value in overrides.items()
         if value is not None
     )
-    file = (weights, weights_key)
-    return _open_once(name, file, layer, pool, chosen, str(device), _stamp(weights))
+    allowed = tuple(allow_code)
+    key = name, tuple(options.items()), chosen, allowed, str(device)
+    found, codes = _open_once(*key)
+    file, sha256 = found.weights.file, found.weights.file_sha256
+    if (file and digest_file(Path(file)) != sha256) or _codes(name, allowed) != codes:
+        _open_once.cache_clear()
+        found, _ = _open_once(*key)
+    return found
 
 
 def _triple(name: str, values: Any) -> tuple[float, ...]:
@@ -65,29 +73,24 @@ def _triple(name: str, values: Any) -> tuple[float, ...]:
         raise UsageError(f"{name} must be 3 finite numbers (RGB), got {values!r}") from error
 
 
-def _stamp(weights: str | None) -> tuple[int, int] | None:
-    """Tell a changed file of weights from an unchanged one."""
-    path = Path(weights or "").expanduser()
-    if not path.is_file():
-        return None
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
+def _codes(name: str, allowed: tuple[str, ...]) -> list[tuple[Any, str]]:
+    """Tell code that was loaded again, or defined again in a notebook, from an unchanged one."""
+    return [loaded_now(code, GROUP) for code in (name, *allowed) if is_plugin(code, GROUP)]
 
 
 @lru_cache(maxsize=2)
 def _open_once(
     name: str,
-    file: tuple[str | None, str | None],
-    layer: str | None,
-    pool: str,
+    options: tuple[tuple[str, Any], ...],
     overrides: tuple[tuple[str, Any], ...],
+    allow_code: tuple[str, ...],
     device: str,
-    stamp: tuple[int, int] | None,
-) -> Backbone:
+) -> tuple[Backbone, list[tuple[Any, str]]]:
     """Load it; the device is part of the key because an engine moves the network to it."""
-    del device, stamp
-    options: dict[str, Any] = dict(zip(("weights", "weights_key"), file, strict=True))
-    return open_backbone(name, layer=layer, pool=pool, overrides=dict(overrides), **options)
+    del device
+    chosen: dict[str, Any] = dict(options)
+    found = open_backbone(name, overrides=dict(overrides), allow_code=allow_code, **chosen)
+    return found, _codes(name, allow_code)
 
 
 @lru_cache(maxsize=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from featx.configurable import Configurable, parse, settings_of, words_of
@@ -30,6 +30,7 @@ __all__ = [
     "RowSpace",
     "available_heads",
     "configure",
+    "find_head",
     "get_head",
     "settings_of",
     "with_settings",
@@ -39,7 +40,7 @@ __all__ = [
 _HEADS: dict[str, Head] = {
     head.name: head for head in (SVM, LOGREG, RIDGE, MLP, MLP_TORCH, KNN, NCM, LDA)
 }
-_WITH_SETTINGS = re.compile(r"(?P<name>[^()]+)\((?P<words>[^()]*)\)")
+_WITH_SETTINGS = re.compile(r"(?P<name>[^()]+)(\((?P<words>[^()]*)\))?")
 
 
 def available_heads() -> dict[str, str]:
@@ -70,13 +71,25 @@ def get_head(name: str) -> Head:
     UsageError
         If there is none of that name, it is no classifier, or a setting does not fit.
     """
-    if with_words := _WITH_SETTINGS.fullmatch(name):
-        return configure(with_words["name"], with_words["words"].split())
-    if name in _HEADS:
-        return _HEADS[name]
-    if is_plugin(name, foreign.GROUP):
-        return foreign.load(name)
-    raise unknown_name("head", name, available_heads(), see="featx list heads")
+    return find_head(name, (name,))
+
+
+def find_head(name: str, allow_code: Collection[str]) -> Head:
+    """Find a head by a name that may come out of a file: only code in `allow_code` is imported."""
+    bare, words = _split(name)
+    if bare in _HEADS:
+        head = _HEADS[bare]
+    elif is_plugin(bare, foreign.GROUP):
+        head = foreign.load(bare, {_split(allowed)[0] for allowed in allow_code})
+    else:
+        raise unknown_name("head", bare, available_heads(), see="featx list heads")
+    return with_settings(head, parse(head, words))
+
+
+def _split(name: str) -> tuple[str, list[str]]:
+    """Take the settings off a name."""
+    match = _WITH_SETTINGS.fullmatch(name)
+    return (match["name"], (match["words"] or "").split()) if match else (name, [])
 
 
 def with_settings(head: Head, values: dict[str, Any]) -> Head:

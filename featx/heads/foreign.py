@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
+from uuid import uuid4
 
+import joblib
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import is_classifier
@@ -27,7 +29,7 @@ from featx.heads.base import (
 from featx.heads.rowspace import RowSpace
 from featx.heads.scaling import UNSCALED, Array, Scaling
 from featx.heads.training import catch_warnings, check_options, codes_of, rows_in_memory
-from featx.plugins import import_named
+from featx.plugins import Imported, import_named
 
 __all__ = ["GROUP", "ForeignHead", "ForeignModel", "load"]
 
@@ -105,15 +107,15 @@ class ForeignHead(Configurable):
     ----------
     name, estimator : str
         As in every head: how it was called, and what it is.
-    factory : callable
-        Makes an unfitted classifier.
+    code : Imported
+        Makes an unfitted classifier when it is called.
     changed : tuple of (str, object)
         Parameters that are not as the factory makes them.
     """
 
     name: str
     estimator: str
-    factory: Callable[[], Any] = field(repr=False)
+    code: Imported = field(repr=False)
     changed: tuple[tuple[str, Any], ...] = ()
 
     @property
@@ -127,11 +129,23 @@ class ForeignHead(Configurable):
         """Whether it may have probabilities; the fitted model knows."""
         return SOFTMAX if hasattr(self.make(), "predict_proba") else ""
 
+    @property
+    def code_sha256(self) -> str:
+        """Digest of the user's source and of the parameters that it chose.
+
+        Empty for a class of an installed package; unlike any other where there is no telling.
+        """
+        source = self.code.source_sha256
+        try:
+            return source and f"{source[:32]}{joblib.hash(self.make().get_params())}"
+        except Exception:  # parameters that cannot be pickled
+            return uuid4().hex
+
     def with_settings(self, **values: Any) -> Self:
         """Give the same head with other parameters of the estimator."""
         self._check_names(values)
         changed = tuple((dict(self.changed) | values).items())
-        return type(self)(self.name, self.estimator, self.factory, changed)
+        return type(self)(self.name, self.estimator, self.code, changed)
 
     def read(self, key: str, text: str) -> Any:
         """Read a Python literal (a number, None, a tuple, …), and anything else as a word."""
@@ -153,7 +167,7 @@ class ForeignHead(Configurable):
             If that fails, or gives no classifier.
         """
         try:
-            made = self.factory()
+            made = self.code.found()
         except FeatxError:
             raise
         except Exception as error:
@@ -218,23 +232,25 @@ class ForeignHead(Configurable):
         return Fit(model, C, None, steps, caught.has_converged, caught.notes)
 
 
-def load(name: str) -> ForeignHead:
+def load(name: str, allow_code: Collection[str]) -> ForeignHead:
     """Find a classifier by ``module:Class``, or by the name of an entry point.
 
     Parameters
     ----------
     name : str
         As typed.
+    allow_code : collection of str
+        What may be imported.
 
     Raises
     ------
     UsageError
         If there is no such module or class, or it is no classifier.
     """
-    factory = import_named(name, GROUP, "the head", "class")
-    module = getattr(factory, "__module__", "")
-    made = f"{module}.{getattr(factory, '__qualname__', name)}"
-    return ForeignHead(name, made, factory)
+    code = import_named(name, GROUP, "the head", "class", allow_code)
+    module = getattr(code.found, "__module__", "")
+    made = f"{module}.{getattr(code.found, '__qualname__', name)}"
+    return ForeignHead(name, made, code)
 
 
 def _from_options(params: Mapping[str, Any], options: FitOptions) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from featx.errors import ModelError
 from featx.evaluate import FitResult, ResultsFolder
 from featx.fingerprint import fingerprint
-from featx.heads import get_head, settings_of
+from featx.heads import find_head, get_head, settings_of
 from featx.heads.saving import check_savable, n_features_of, pack_model
 from featx.predict.file import read_record, write_file
 from featx.predict.model import check_record, features_identity, load_model
@@ -164,7 +164,7 @@ def _record(pair: Pair, result: FitResult) -> dict[str, Any]:
         "created": result.created,
         "fit_id": result.fit_id,
         "head": result.clf,
-        "head_settings": settings_of(get_head(result.clf)),
+        "head_settings": settings_of(find_head(result.clf, ())),
         "C": result.C,
         "scale": result.scale,
         "class_weight": result.class_weight,

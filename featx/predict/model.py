@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,13 +144,14 @@ class SavedModel:
             )
         return chances
 
-    def predict_images(
+    def predict_images(  # noqa: PLR0913 - options of a command, all by name
         self,
         images: Any,
         *,
         top: int = 1,
         weights: str | os.PathLike[str] | None = None,
         backbone: str | None = None,
+        allow_code: Collection[str] = (),
         device: str = "auto",
         batch_size: int | None = None,
         workers: int | None = 0,
@@ -166,7 +167,10 @@ class SavedModel:
         weights : path-like, optional
             File of the same weights, where they are not where they were.
         backbone : str, optional
-            Must be given where it is a function of your own: a model imports nothing.
+            Its name, where it is a function of your own: a model imports nothing by itself.
+        allow_code : collection of str, optional
+            Functions that may be imported, as for `featx.open_backbone`: where the model was
+            fitted behind a trained network that was made from one.
         device : str, default="auto"
             ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         batch_size, workers : int, optional
@@ -193,6 +197,7 @@ class SavedModel:
             self,
             weights=weights,
             backbone=backbone,
+            allow_code=allow_code,
             device=device,
             batch_size=batch_size,
             workers=workers,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featx.errors import ModelError, UsageError, WeightsError
 from featx.fingerprint import differences
+from featx.plugins import named_by
 from featx.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
@@ -43,11 +44,12 @@ class Network:
     dtype: str
 
 
-def open_network(
+def open_network(  # noqa: PLR0913 - options of a command, all by name
     saved: SavedModel,
     *,
     weights: str | os.PathLike[str] | None = None,
     backbone: str | None = None,
+    allow_code: Collection[str] = (),
     device: str = "auto",
     batch_size: int | None = None,
     workers: int | None = None,
@@ -62,7 +64,9 @@ def open_network(
     weights : path-like, optional
         File of the same weights, where they are not where they were.
     backbone : str, optional
-        Its name, as permission to import it where it is a function of the user's.
+        Its name, which allows its code too where it is a function of the user's.
+    allow_code : collection of str, optional
+        Functions that may be imported, as for `featx.open_backbone`.
     device, batch_size, workers
         As for ``featx extract``.
     reporter : Reporter, optional
@@ -75,14 +79,14 @@ def open_network(
 
     Raises
     ------
-    UsageError
-        If an import is not permitted.
+    CodeError
+        If the model, or the network that it names, names code that is not allowed.
     WeightsError
         If the weights are gone, or are others.
     ModelError
         If something else is not as it was.
     """
-    from featx.backbones import open_backbone
+    from featx.backbones import open_backbones
     from featx.engines import PRECISIONS, LocalEngine, resolve_device, resolve_runtime
 
     features = saved.meta["features"]
@@ -93,20 +97,22 @@ def open_network(
     asked = str(features.get("runtime", "torch"))
     runtime, _ = resolve_runtime(asked, place, numbers[0])
     engine = LocalEngine(place, numbers[0], batch_size, workers, reporter.warn, runtime)
-    opened = open_backbone(
-        name,
-        weights=_weights(saved, weights),
-        weights_key=saved.meta["weights"].get("key") or None,
-        layer=_text(features.get("point", {}), "layer"),
-        pool=_text(features.get("point", {}), "pool"),
-        overrides={
-            "input_size": preprocessing.crop_px,
-            "mean": preprocessing.mean,
-            "std": preprocessing.std,
-            "interpolation": preprocessing.interpolation,
-        },
-        reporter=reporter,
-    )
+    with named_by(saved.path):
+        (opened,) = open_backbones(
+            name,
+            weights=_weights(saved, weights),
+            weights_key=saved.meta["weights"].get("key") or None,
+            layers=[_text(features.get("point", {}), "layer")],
+            pool=_text(features.get("point", {}), "pool"),
+            overrides={
+                "input_size": preprocessing.crop_px,
+                "mean": preprocessing.mean,
+                "std": preprocessing.std,
+                "interpolation": preprocessing.interpolation,
+            },
+            allow_code={*allow_code, backbone or ""},
+            reporter=reporter,
+        )
     network = Network(replace(opened, preprocessing=preprocessing), engine, numbers[1])
     _check(saved, network, weights)
     return network
@@ -130,11 +136,6 @@ def _name(saved: SavedModel, given: str | None) -> str:
     name = str(saved.meta["weights"].get("backbone") or saved.meta["features"].get("backbone"))
     if given is not None and given != name:
         raise UsageError(f"{saved.path} was fitted behind {name}, not {given}: leave it out")
-    if ":" in name and given is None:
-        raise UsageError(
-            f"{saved.path} was fitted behind {name}, a function of your own, and a model imports "
-            f"nothing by itself: where you trust it, say  --backbone {name}"
-        )
     return name
 
 
@@ -175,6 +176,8 @@ def _check(saved: SavedModel, network: Network, weights: str | os.PathLike[str] 
         **network.engine.identity(),
         "store_dtype": network.dtype,
     }
+    if "source_sha256" not in wanted:  # an older featx did not record it
+        found.pop("source_sha256", None)
     if found["weights_sha256"] != wanted.get("weights_sha256"):
         which = network.backbone.weights.file or network.backbone.weights.label
         raise WeightsError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,8 @@ def build(
     backbone: Backbone,
     weights: str | None,
     overrides: Mapping[str, Any],
-    weights_key: str | None = None,
+    weights_key: str | None,
+    allow_code: Collection[str],
 ) -> Built:
     """Build the network that a backbone was cut from, without featx's loaders.
 
@@ -70,6 +71,8 @@ def build(
         As typed.
     weights_key : str, optional
         As typed.
+    allow_code : collection of str
+        What may be imported.
 
     Returns
     -------
@@ -81,7 +84,7 @@ def build(
     if backbone.name.startswith(PREFIX):
         return _timm(backbone, weights, weights_key)
     if factories.is_factory(backbone.name) or is_trained(backbone.name):
-        loaded = load_network(backbone.name, weights, overrides, SILENT, weights_key)
+        loaded = load_network(backbone.name, weights, overrides, SILENT, allow_code, weights_key)
         transform = plain_transform(backbone.preprocessing)
         origin = f"{backbone.name} and torchvision's standard transform with its values"
         return Built(loaded.network, transform, origin, not loaded.unfilled)

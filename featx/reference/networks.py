@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,7 @@ def open_reference(
     weights: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     weights_key: str | None = None,
+    allow_code: Collection[str] = (),
 ) -> Reference:
     """Build the reference of a backbone, without featx's own loaders where that is possible.
 
@@ -103,13 +104,15 @@ def open_reference(
         no longer the weights' own, and is built anew from the backbone's record.
     weights_key : str, optional
         As given to `featx.open_backbone`.
+    allow_code : collection of str, optional
+        As given to `featx.open_backbone`, with the backbone's own name.
 
     Returns
     -------
     Reference
         Of the same layer and pooling.
     """
-    built = build(backbone, weights, overrides or {}, weights_key)
+    built = build(backbone, weights, overrides or {}, weights_key, allow_code)
     transform, origin = built.transform, built.origin
     changed = sorted(set(overrides or {}) - {"input_size"})
     if changed:

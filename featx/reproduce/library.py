@@ -32,13 +32,15 @@ def all_recipes() -> tuple[Recipe, ...]:
     return tuple(sorted(recipes, key=lambda recipe: (recipe.system.source, recipe.name)))
 
 
-def find_recipes(names: Sequence[str]) -> list[Recipe]:
+def find_recipes(names: Sequence[str], allow_code: tuple[str, ...] = ()) -> list[Recipe]:
     """Find recipes by what was typed.
 
     Parameters
     ----------
     names : sequence of str
         Names; beginnings of names, which stand for all that begin so; paths of TOML files.
+    allow_code : tuple of str, default=()
+        Code that the user allows these files to name.
 
     Returns
     -------
@@ -52,14 +54,14 @@ def find_recipes(names: Sequence[str]) -> list[Recipe]:
     """
     found: dict[str, Recipe] = {}
     for name in names:
-        for recipe in _find(name):
+        for recipe in _find(name, allow_code):
             found.setdefault(recipe.name, recipe)
     return list(found.values())
 
 
-def _find(name: str) -> list[Recipe]:
+def _find(name: str, allow_code: tuple[str, ...]) -> list[Recipe]:
     if name.endswith(_ENDING):
-        return [read_recipe(Path(name).expanduser())]
+        return [read_recipe(Path(name).expanduser(), allow_code)]
     recipes = all_recipes()
     exact = [recipe for recipe in recipes if recipe.name == name]
     begun = exact or [recipe for recipe in recipes if recipe.name.startswith(name)]

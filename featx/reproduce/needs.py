@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from featx.errors import FeatxError, SourceError
+from featx.plugins import named_by
 from featx.progress import Reporter
 from featx.reproduce.recipe import PRETRAINED, Recipe
 
@@ -41,7 +42,7 @@ class Needs:
             do about it; none where it can be run.
         """
         found = [self._data(name) for name in (recipe.data.data, recipe.data.moved_to) if name]
-        found += [self._weights(name, weights) for name, weights in _backbones(recipe)]
+        found += [self._weights(recipe, name, weights) for name, weights in _backbones(recipe)]
         return [line for line in found if line]
 
     def _ask(self, key: tuple[str, str], check: Callable[[], object]) -> str:
@@ -65,12 +66,13 @@ class Needs:
         problem = self._ask(("data", name), check)
         return problem and f"data {name}: {problem} (or say where it lies: --data {name}=FOLDER)"
 
-    def _weights(self, name: str, weights: str | None) -> str:
+    def _weights(self, recipe: Recipe, name: str, weights: str | None) -> str:
         from featx.backbones import check_backbone, load_network
 
         def check() -> None:
             check_backbone(name)
-            load_network(name, weights, {}, self.reporter)
+            with named_by(recipe.path):
+                load_network(name, weights, {}, self.reporter, recipe.allow_code)
 
         problem = self._ask((name, weights or ""), check)
         instead = f"--weights {name}=FILE, --backbone {name}=OTHER"

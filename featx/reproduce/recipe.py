@@ -11,6 +11,7 @@ from typing import Any
 from featx.errors import UsageError
 from featx.evaluate import Settings
 from featx.extract import Plan
+from featx.plugins import named_by
 from featx.reproduce.schema import check_keys, read_fields
 from featx.sweep import Axes
 from featx.train import TrainPlan
@@ -22,16 +23,19 @@ SCALES = (FULL, SMALL)
 PRETRAINED = "@pretrain"
 """In place of a network or backbone: the file that the section ``[pretrain]`` gave."""
 
-# What the machine and the user decide, and what stands in [data].
+# What stands in [data], and what the user decides.
 _OF_DATA = ("data", "classes", "drop", "map", "cache_per_class", "test_per_class", "seed")
-_OF_MACHINE = ("device", "workers", "reports_dir", "cache_dir", "refit", "overwrite", "append")
+_OF_USER = (
+    *("device", "workers", "reports_dir", "cache_dir", "refit", "overwrite", "append"),
+    "allow_code",
+)
 _NOT_IN = {
     "data": (),
-    "extract": (*_OF_DATA, *_OF_MACHINE, "per_class", "split", "on_error"),
-    "fit": ("seed", "device", "n_jobs"),
+    "extract": (*_OF_DATA, *_OF_USER, "per_class", "split", "on_error"),
+    "fit": (*_OF_USER, "seed", "n_jobs"),
     "sweep": (),
-    "train": (*_OF_DATA, *_OF_MACHINE, "image_memory_gb"),
-    "pretrain": (*_OF_DATA, *_OF_MACHINE, "image_memory_gb", "save"),
+    "train": (*_OF_DATA, *_OF_USER, "image_memory_gb"),
+    "pretrain": (*_OF_DATA, *_OF_USER, "image_memory_gb", "save"),
 }
 
 
@@ -160,6 +164,8 @@ class Recipe:
         One of `SCALES`.
     replaced : tuple of str, default=()
         What the user put in place of something, for the table.
+    allow_code : tuple of str, default=()
+        Code that the user allows it to name.
     """
 
     name: str
@@ -172,6 +178,7 @@ class Recipe:
     small: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     scale: str = FULL
     replaced: tuple[str, ...] = ()
+    allow_code: tuple[str, ...] = ()
 
     def has(self, part: str) -> bool:
         """Whether it has a section of this name."""
@@ -221,7 +228,8 @@ class Recipe:
             "test_per_class": self.data.test_per_class,
             "seed": self.data.seed,
         }
-        return Plan(**{**data, **pool, **self.parts["extract"], **machine})
+        code = {"allow_code": self.allow_code}
+        return Plan(**{**data, **pool, **self.parts["extract"], **code, **machine})
 
     def settings(self, device: str = "auto") -> Settings:
         """Give what is to be fitted.
@@ -231,7 +239,8 @@ class Recipe:
         device : str
             Of the fits.
         """
-        return Settings(**{**self.parts["fit"], "seed": self.data.seed, "device": device})
+        chosen = {"seed": self.data.seed, "device": device, "allow_code": self.allow_code}
+        return Settings(**{**self.parts["fit"], **chosen})
 
     def axes(self) -> Axes:
         """Give what is varied."""
@@ -248,16 +257,19 @@ class Recipe:
             As for `plan`.
         """
         data = {name: getattr(self.data, name) for name in _OF_DATA}
-        return TrainPlan(**{**data, **self.parts[part], **machine})
+        code = {"allow_code": self.allow_code}
+        return TrainPlan(**{**data, **self.parts[part], **code, **machine})
 
 
-def read_recipe(path: Path) -> Recipe:
+def read_recipe(path: Path, allow_code: tuple[str, ...] = ()) -> Recipe:
     """Read a recipe and check all of it.
 
     Parameters
     ----------
     path : Path
         A TOML file.
+    allow_code : tuple of str, default=()
+        Code that the user allows it to name.
 
     Returns
     -------
@@ -279,9 +291,10 @@ def read_recipe(path: Path) -> Recipe:
     sections = {name: _section(path, name, values[name]) for name in _SECTIONS if name in values}
     small = _small(path, values.get("small", {}), sections)
     try:
-        recipe = _assembled(path, sections, small)
-        for scale in SCALES:
-            _check(recipe.at_scale(scale))
+        recipe = replace(_assembled(path, sections, small), allow_code=allow_code)
+        with named_by(path):
+            for scale in SCALES:
+                _check(recipe.at_scale(scale))
     except TypeError as error:  # a required key is missing
         raise UsageError(f"{path}: {str(error).partition('__init__() ')[2] or error}") from error
     except UsageError as error:

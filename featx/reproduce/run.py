@@ -20,6 +20,7 @@ from featx.evaluate import (
 from featx.extract import Plan, run_plan
 from featx.heads import Fit
 from featx.networks import count, is_network
+from featx.plugins import named_by
 from featx.progress import Reporter
 from featx.reproduce.options import Options
 from featx.reproduce.outcome import FINE_TUNED, FROZEN, SCRATCH, Cost, Outcome, outcomes_of
@@ -59,7 +60,8 @@ def run_recipe(recipe: Recipe, options: Options, reporter: Reporter, tell: Tell)
     FeatxError
         Of any kind.
     """
-    return _Run(recipe, options, reporter, tell).outcomes()
+    with named_by(recipe.path):
+        return _Run(recipe, options, reporter, tell).outcomes()
 
 
 @dataclass(frozen=True)
@@ -223,7 +225,7 @@ def _variant(recipe: Recipe, row: SweepRow) -> str:
 def _cost(plan: Plan, pair: Pair, seconds: float | None) -> Cost:
     meta = pair.train.meta
     return _counted(
-        plan.backbone[0],
+        plan,
         str(meta["layer"]),
         int(meta["input_size"]),
         Cost(extract_seconds=seconds, n_features=int(meta["n_features"])),
@@ -238,12 +240,12 @@ def _cost_of_row(plan: Plan, row: SweepRow) -> Cost:
     n_images += max((fit.n_train for fit in row.fits), default=0)
     seconds = None if per_image is None else per_image * n_images
     cost = Cost(extract_seconds=seconds, n_features=row.n_features)
-    return _counted(plan.backbone[0], row.layer, row.input_size, cost)
+    return _counted(plan, row.layer, row.input_size, cost)
 
 
-def _counted(backbone: str, layer: str, input_px: int, cost: Cost) -> Cost:
+def _counted(plan: Plan, layer: str, input_px: int, cost: Cost) -> Cost:
     """Add layers and parameters up to the feature point, counted without values."""
-    loaded = outline(backbone, {"input_size": input_px})
+    loaded = outline(plan.backbone[0], {"input_size": input_px}, plan.allow_code)
     counts = count(loaded.tap(input_px).cut(layer))
     return replace(cost, n_layers=counts.n_layers, n_parameters=counts.n_parameters)
 

@@ -19,9 +19,10 @@ from typing import Final
 
 import numpy as np
 
+from featx.fingerprint import sha256_file
 from featx.sources.places import default_data_dir
 
-__all__ = ["Remembered", "Stamp", "stamp_file"]
+__all__ = ["Remembered", "Stamp", "digest_file", "stamp_file"]
 
 Stamp = tuple[int, int, int]
 """Size in bytes, time of modification and time of change in nanoseconds."""
@@ -38,6 +39,20 @@ def stamp_file(path: str | os.PathLike[str]) -> Stamp | None:
     except (OSError, ValueError):
         return None
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def digest_file(path: Path) -> str | None:
+    """Digest a file, unless it is as it was when it was last digested; None where there is none."""
+    stamp = stamp_file(path)
+    if stamp is None:
+        return None
+    memory = Remembered(str(path.parent.absolute()) + "#weights")
+    known = memory.find(path.name, stamp)
+    if known is None:
+        known = bytes.fromhex(sha256_file(path))
+        memory.add(path.name, stamp, known)
+        memory.save()
+    return known.hex()
 
 
 class Remembered:

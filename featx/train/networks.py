@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from featx.backbones import Backbone, check_backbone, open_backbone
+from featx.backbones import Backbone, check_backbone, open_backbones
 from featx.errors import UsageError, unknown_name
 from featx.networks import FineTuned, available_networks, get_network, get_top, is_network
 from featx.preprocess import Preprocessing
@@ -129,12 +129,13 @@ def open_recipe(plan: TrainPlan, sources: Sequence[Source], reporter: Reporter) 
         overrides = {"input_size": plan.input_size}
     if plan.normalise is not None:
         overrides["mean"], overrides["std"] = NORMALISATIONS[plan.normalise]
-    backbone = open_backbone(
+    (backbone,) = open_backbones(
         plan.network,
         weights=plan.weights,
         weights_key=plan.weights_key,
-        layer=plan.layer,
+        layers=[plan.layer],
         overrides=overrides,
+        allow_code=plan.allow_code,
         reporter=reporter,
     )
     top = get_top(plan.top or _LINEAR)

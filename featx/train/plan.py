@@ -40,6 +40,7 @@ _NOT_ASKED = (
     "reports_dir",
     "per_class",
     "repeats",
+    "allow_code",
 )
 
 
@@ -148,6 +149,9 @@ class TrainPlan:
         with the best settings; see `featx.train.search`.
     reports_dir : str, default="reports"
         Folder of results.
+    allow_code : tuple of str, default=()
+        Functions ``module:function`` that may be imported, with `network` where it is one: a plan
+        may come out of a file.
 
     Raises
     ------
@@ -203,6 +207,7 @@ class TrainPlan:
     refit: bool = False
     search: int = 0
     reports_dir: str = "reports"
+    allow_code: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_choices(self)

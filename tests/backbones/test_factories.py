@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
+import types
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torchvision import models
 
-from featx import plugins
+import featx
+from featx import FeatureExtractor, plugins
 from featx.backbones import available_backbones, factories, list_layers, open_backbone
 from featx.backbones.local_files import preprocessing_from_options
-from featx.errors import BackboneError, UsageError, WeightsError
+from featx.cli import main
+from featx.errors import BackboneError, ModelError, UsageError, WeightsError
 from featx.progress import Reporter
 
 MODULE = '''
@@ -308,3 +314,114 @@ def test_a_function_takes_a_checkpoint_too(tmp_path):
     images = torch.randn(1, 3, 32, 32)
     with torch.inference_mode():
         assert torch.equal(backbone.features(images), network.features(images).flatten(1))
+
+
+# ---------------------------------------------------------------- changed code
+
+CODE = """
+import torch
+from torch import nn
+from featx.preprocess import Preprocessing
+from parts import Scaled
+
+def net():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 4, 3), Scaled(), nn.AdaptiveAvgPool2d(1)
+    return nn.Sequential(*layers), Preprocessing(16, 16, "bilinear", (0.5,) * 3, (0.5,) * 3), "2"
+"""
+PARTS = """
+from torch import nn
+
+class Scaled(nn.Module):
+    def forward(self, images):
+        return images * 1.0
+"""
+
+
+def write_code(name, text):
+    """As it is found by a new process."""
+    Path(name).write_text(text)
+    for module in ("changing", "parts"):
+        sys.modules.pop(module, None)
+
+
+@pytest.fixture
+def changing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [part for part in sys.path if part])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    write_code("parts.py", PARTS)
+    write_code("changing.py", CODE)
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in "ab":
+            (tmp_path / "pictures" / split / name).mkdir(parents=True)
+            for i in range(2):
+                image = Image.fromarray(rng.integers(0, 256, (20, 20, 3), np.uint8))
+                image.save(tmp_path / "pictures" / split / name / f"{i}.png")
+    yield image
+    write_code("parts.py", PARTS)
+
+
+DOUBLED = PARTS.replace("1.0", "2.0")
+
+
+def test_a_cache_of_changed_code_is_not_complete_already(changing, capsys):
+    """The tensors are the same ones; only what is done with them is another."""
+    words = ["extract", "--backbone", "changing:net", "--data", "pictures", "--store-dtype"]
+    words += ["float32", "--device", "cpu", "--workers", "0", "--quiet"]
+    assert main(words) == 0
+    assert main(["fit", "--clf", "ncm", "--per-class", "2", "--save-models", "--quiet"]) == 0
+    before = featx.load("changing:net", split="train")
+    features = before.X[:]
+    write_code("parts.py", PARTS)  # nothing has changed
+    assert main(words) == 0
+    assert "complete already" in capsys.readouterr().out
+    write_code("parts.py", DOUBLED)
+    for more in ([], ["--append"]):
+        assert main([*words, *more]) == 1
+        assert "source_sha256" in capsys.readouterr().err
+    (model,) = Path("reports/models").iterdir()
+    with pytest.raises(ModelError, match="takes other features.*source_sha256"):
+        featx.load_model(model).predict_images([changing], backbone="changing:net")
+    assert main([*words, "--overwrite"]) == 0
+    after = featx.load("changing:net", split="train")
+    np.testing.assert_allclose(after.X[:], 2 * features, rtol=1e-6)
+
+
+def test_an_extractor_in_the_same_process_sees_code_that_is_loaded_again(changing, tmp_path):
+    kept = {"memory": tmp_path / "memory"}
+    old = FeatureExtractor("changing:net", **kept).fit([changing])
+    before = old.transform([changing])
+    Path("parts.py").write_text(DOUBLED)  # Python runs what it has loaded
+    assert np.array_equal(
+        FeatureExtractor("changing:net", **kept).fit_transform([changing]), before
+    )
+    importlib.reload(sys.modules["parts"])
+    importlib.reload(sys.modules["changing"])
+    after = FeatureExtractor("changing:net", **kept).fit_transform([changing])
+    np.testing.assert_allclose(after, 2 * before, rtol=1e-6)
+    with pytest.raises(WeightsError, match="source_sha256 changed. Fit it again"):
+        old.transform([changing])
+
+
+def test_code_without_a_file_is_known_to_its_process_only(changing, monkeypatch):
+    """A function of a notebook, defined again."""
+    notebook = types.ModuleType("notebook")
+    monkeypatch.setitem(sys.modules, "notebook", notebook)
+    exec(CODE.replace("from parts", "# from parts") + PARTS, notebook.__dict__)
+    before = FeatureExtractor("notebook:net").fit([changing])
+    assert np.array_equal(before.transform([changing]), before.transform([changing]))
+    exec(CODE.replace("from parts", "# from parts") + DOUBLED, notebook.__dict__)
+    after = FeatureExtractor("notebook:net").fit([changing])
+    assert after.identity_["source_sha256"] != before.identity_["source_sha256"]
+    with pytest.raises(WeightsError, match="source_sha256 changed"):
+        before.transform([changing])
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "efficientnet_lite0", "timm/resnet18"])
+def test_networks_of_libraries_have_no_source(name):
+    """Their identities, and the names of caches, are what they were."""
+    identity = open_backbone(name, weights="random").identity()
+    names = ["backbone", "weights_sha256", "preprocessing", "input_size", "point"]
+    assert list(identity) == names

@@ -13,6 +13,7 @@ import pytest
 from small_caches import CIFAR, write
 
 from featx.cli import main
+from featx.evaluate.output import read_results
 
 WORDS = ["fit", "--clf", "svm", "logreg", "--per-class", "4", "8", "--repeats", "3", "--quiet"]
 N_FITS = 12
@@ -21,6 +22,7 @@ TIMES = ["fit_seconds", "predict_seconds", "created"]
 KILLED = """
 import os, signal, sys
 from featx.cli import main
+from featx.evaluate.output import read_results
 from featx.evaluate import output
 name, left = sys.argv[1], [int(sys.argv[2])]
 real = getattr(output, name)
@@ -130,3 +132,57 @@ def test_scale_and_class_weight_are_columns(cache, capsys):
 def test_wrong_words(cache, capsys, words, text):
     assert main(["fit", "--per-class", "4", *words]) == 2
     assert text in capsys.readouterr().err
+
+
+MINE = """
+from pathlib import Path
+from sklearn.neighbors import KNeighborsClassifier
+from choice import K
+
+def make():
+    weights = Path("weights.txt").read_text()
+    return KNeighborsClassifier(K + 0, weights=weights)
+"""
+CHANGES = {
+    "the function": ("mine.py", MINE.replace("K + 0", "K + 2")),
+    "a module that it imports": ("choice.py", "K = 3"),
+    "parameters from elsewhere": ("weights.txt", "distance"),
+    "nothing": ("mine.py", MINE),
+    "another module": ("other.py", "K = 3"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_classifier_of_ones_own_is_fitted_again(cache, capsys, monkeypatch, change):
+    monkeypatch.setattr(sys, "path", [part for part in sys.path if part])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    words = ["fit", "--clf", "mine:make", "--per-class", "4", "--repeats", "2", "--quiet"]
+    for name, text in (("mine.py", MINE), ("choice.py", "K = 1"), ("weights.txt", "uniform")):
+        Path(name).write_text(text)
+
+    def fit(*more):
+        for name in ("mine", "choice"):  # as in a new process
+            sys.modules.pop(name, None)
+        assert main([*words, *more]) == 0
+        return capsys.readouterr().out
+
+    first = fit()
+    assert "2 fits added" in first
+    name, text = CHANGES[change]
+    Path(name).write_text(text)
+    again = fit()
+    if change in ("nothing", "another module"):
+        assert "2 fits answered from reports/, 0 added" in again
+        assert table_of(again) == table_of(first)
+    else:
+        assert "answered" not in again
+        assert table_of(again) == table_of(fit("--reports", "fresh"))
+    for name in ("mine", "choice"):
+        sys.modules.pop(name, None)
+
+
+def test_a_classifier_of_an_installed_package_keeps_its_name(cache, capsys):
+    """The same names as before featx looked at code: old reports go on answering."""
+    words = ["fit", "--clf", "sklearn.neighbors:NearestCentroid", "--per-class", "4"]
+    assert main([*words, "--repeats", "1", "--quiet"]) == 0
+    assert read_results("reports/results.csv")["fit_id"].tolist() == ["0f0cfe1cc29f4b92"]

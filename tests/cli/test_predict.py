@@ -290,17 +290,6 @@ def test_the_weights_are_checked(predict, digits_folder, pictures, tmp_path, mon
     assert predict(image)[:2] == (0, expected)
 
 
-def test_a_model_imports_nothing_by_itself(models, pictures, tmp_path, monkeypatch):
-    saved = featx.load_model(models["svm"])
-    saved.meta["weights"]["backbone"] = "evil:network"
-    (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        featx.FeatxError, match="imports nothing by itself.*--backbone evil:network"
-    ):
-        saved.predict_images([b""])
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -177,6 +177,17 @@ def test_filters(fits):
         compare(["svm", "logreg"], fits, where={"data": ["zoo"]})
 
 
+def test_of_a_classifier_that_was_changed_the_last_fit_of_a_draw_counts(fits):
+    """Old and new code have the same name: only the time says which fit is of which."""
+    expected = compare(["svm", "logreg"], fits)
+    stale = [
+        replace(fit, created="2020-01-01T00:00:00+00:00", detail={**fit.detail, "predictions": []})
+        for fit in fits
+    ]
+    for both in ([*stale, *fits], [*fits, *stale]):
+        assert compare(["svm", "logreg"], both).equals(expected)
+
+
 def test_fits_are_read_from_a_folder(fits, tmp_path):
     with pytest.raises(ProtocolError, match="holds no fits: run  featx fit  first"):
         compare(["svm", "logreg"], tmp_path)
