@@ -8,7 +8,10 @@ line and exits with `exit_code`.
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 __all__ = [
     "BackboneError",
@@ -21,10 +24,12 @@ __all__ = [
     "MissingExtraError",
     "ModelError",
     "ProtocolError",
+    "ReadError",
     "SourceError",
     "UsageError",
     "WeightsError",
     "nearest",
+    "read_error",
     "unknown_name",
 ]
 
@@ -67,6 +72,10 @@ class CodeError(UsageError):
 
 class SourceError(FeatxError):
     """A data set that is missing, empty or not laid out as featx can read it."""
+
+
+class ReadError(SourceError):
+    """Bytes that this machine cannot read; it says nothing about the image, and ends the run."""
 
 
 class ImageError(FeatxError):
@@ -131,6 +140,21 @@ class MissingExtraError(FeatxError):
             f"{purpose} needs the package {package!r}, which is not installed: "
             f"run  pip install 'featx[{extra}]'"
         )
+
+
+# A folder or a socket that is called like an image: reading it again gives no image either.
+_NO_FILE: Final = frozenset({errno.EISDIR, errno.ENXIO})
+
+
+def read_error(path: str | os.PathLike[str], error: OSError) -> ReadError | ImageError:
+    """Make an error of the disk, the network or a permission one that ends the run."""
+    reason = error.strerror or str(error) or type(error).__name__
+    if error.errno in _NO_FILE:
+        return ImageError(f"cannot be read: {reason}")
+    return ReadError(
+        f"cannot read {os.fspath(path)!r}: {reason}. No image is marked as failed because of this. "
+        "Make the file readable, or take it out of the data; then run the same again"
+    )
 
 
 def nearest(name: str, allowed: Iterable[str], *, n: int = 3) -> list[str]:

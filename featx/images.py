@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from featx.errors import ImageError
+from featx.errors import ImageError, read_error
 
 __all__ = ["DECODER", "ENDINGS", "FORMATS", "MAX_ASPECT", "MAX_PIXELS", "decode", "measure"]
 
@@ -32,6 +32,7 @@ MAX_PIXELS = 1 << 27
 MAX_ASPECT = 256
 """Longest side over shortest: resizing the short side to 256 of more would fill the memory."""
 
+_NO_MEMORY = "out of memory"  # in an OSError of Pillow: it says nothing about the image
 _PLUGINS = {"AVIF": "PIL.AvifImagePlugin", "HEIF": "pillow_heif"}
 
 FORMATS = (
@@ -130,7 +131,9 @@ def decode(data: bytes | str | os.PathLike[str] | np.ndarray) -> Image.Image:
     Raises
     ------
     ImageError
-        If there is no such image; the text is a short reason, without the path.
+        If it is no image; the text is a short reason, without the path.
+    ReadError
+        If the machine cannot read the file.
 
     Examples
     --------
@@ -169,7 +172,7 @@ def measure(data: bytes | np.ndarray) -> tuple[str, int, int]:
 
 
 def _parse(data: bytes | str | os.PathLike[str], parser: Callable[[bytes], _T]) -> _T:
-    """Call `parser` with an image's bytes; whatever goes wrong is an `ImageError`."""
+    """Call `parser` with an image's bytes; bad bytes are an `ImageError`."""
     if isinstance(data, (str, os.PathLike)):
         data = _read(Path(data))
     if not isinstance(data, (bytes, bytearray, memoryview)):
@@ -186,6 +189,8 @@ def _parse(data: bytes | str | os.PathLike[str], parser: Callable[[bytes], _T]) 
     except Image.DecompressionBombError:
         raise ImageError(f"more than {MAX_PIXELS:,} pixels: a decompression bomb?") from None
     except Exception as error:  # Pillow's parsers raise nearly anything on bad bytes
+        if _NO_MEMORY in str(error):
+            raise MemoryError(str(error)) from error
         raise ImageError(f"damaged or truncated ({_short(error)})") from error
 
 
@@ -193,7 +198,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ImageError(f"cannot be read: {error.strerror or type(error).__name__}") from error
+        raise read_error(path, error) from error
     except ValueError as error:  # a NUL inside the path
         raise ImageError("cannot be read: not a possible file name") from error
 

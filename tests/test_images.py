@@ -28,7 +28,7 @@ from odd_images import (
 )
 from PIL import Image, ImageOps, features
 
-from featx.errors import ImageError
+from featx.errors import ImageError, ReadError
 from featx.images import DECODER, ENDINGS, FORMATS, MAX_ASPECT, MAX_PIXELS, decode, measure
 
 
@@ -164,7 +164,7 @@ def test_bad_files_have_a_short_reason(name: str, tmp_path: Path) -> None:
 
 
 def test_paths_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"^cannot be read: No such file or directory$"):
+    with pytest.raises(ReadError, match=r"^cannot read '.*/missing.jpg': No such file or dir"):
         decode(tmp_path / "missing.jpg")
     with pytest.raises(ImageError, match=r"^cannot be read: Is a directory$"):
         decode(tmp_path)
@@ -172,6 +172,18 @@ def test_paths_that_cannot_be_read(tmp_path: Path) -> None:
         decode(str(tmp_path / "a\0b"))
     with pytest.raises(TypeError, match="not int"):
         decode(3)  # type: ignore[arg-type]
+
+
+def test_too_little_memory_is_no_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow's decoders say it as they say that a file is damaged."""
+    monkeypatch.setattr(Image.core, "getcodecstatus", lambda _: "out of memory", raising=False)
+    stream = io.BytesIO()
+    Image.fromarray(COLOURS).save(stream, "PNG")
+    data = bytearray(stream.getvalue())
+    at = data.index(b"IDAT") + 8
+    data[at : at + 4] = b"\xff" * 4  # the decoder stops here
+    with pytest.raises(MemoryError, match="out of memory when reading image file"):
+        decode(bytes(data))
 
 
 def test_arrays() -> None:

@@ -52,18 +52,23 @@ __all__ = ["command"]
 @click.option("--test-per-class", type=click.IntRange(1), help="Cache only M test images a class.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of that draw.")
 @cache_option
-@click.option("--overwrite", is_flag=True, help="Replace caches that were made differently.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace caches that were made differently; try failed rows again.",
+)
 @click.option(
     "--append",
     is_flag=True,
-    help="Add new images to finished caches, or mend damaged ones: good rows are kept.",
+    help="Add new images to finished caches, mend damaged ones, try failed rows again: good rows "
+    "are kept.",
 )
 @click.option(
     "--on-error",
     type=click.Choice(["skip", "raise"]),
     default="skip",
     show_default=True,
-    help="Mark an unreadable image as failed, or stop.",
+    help="Mark an image that cannot be decoded as failed, or stop.",
 )
 @click.option("--profile", is_flag=True, help="Print where the time went, as a table.")
 @code_option

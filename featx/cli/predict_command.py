@@ -55,7 +55,7 @@ def command(
 
     IMAGES are files, folders (with all below them), archives and manifests. They go
     through the backbone, weights and preprocessing that the model was fitted behind.
-    An image that cannot be read is a row with the reason as its status.
+    An image that cannot be decoded is a row with the reason as its status.
     """
     from featx.predict import iter_predictions, load_model, open_images, open_network
     from featx.predict.table import write_table

@@ -23,7 +23,7 @@ __all__ = ["command"]
 @code_option
 @common_options
 def command(files: tuple[Path, ...], allow_code: tuple[str, ...], reporter: Reporter) -> None:
-    """Compute the damaged rows of cache FILES again, and only those.
+    """Compute the damaged and the failed rows of cache FILES again, and only those.
 
     Asks again what was asked when the file was made, with the same images and weights. A network
     of your own (module:function) is named again:  --allow-code module:function.

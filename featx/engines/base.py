@@ -26,13 +26,16 @@ class FeatureBatch:
         Rows of images that could not be read hold meaningless values.
     failed : mapping of int to str
         Row number and reason of every image that could not be read.
+    digests : ndarray of uint8, shape (n_images, 32)
+        SHA-256 of what was decoded, as `Source.image_digests` has it.
     seconds : mapping of str to float
         What it took: ``decode`` in one of the workers, ``forward`` in the network; they overlap.
     """
 
     start: int
     features: np.ndarray
-    failed: Mapping[int, str] = field(default_factory=dict)
+    failed: Mapping[int, str]
+    digests: np.ndarray
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from featx.errors import ImageError
+from featx.errors import FeatxError, ImageError, SourceError
+from featx.images import decode
 from featx.preprocess import Preprocessing
 from featx.sources import Source
 from featx.store.threads import give_way
@@ -34,6 +36,8 @@ class PixelBatch:
         padding.
     failed : dict of int to str
         Row number and reason of every image that could not be read.
+    digests : ndarray of uint8, shape (n_images, 32)
+        SHA-256 of what was decoded, as `Source.image_digests` has it.
     seconds : float
         Time that it took to decode and preprocess.
     is_raw : bool, default=False
@@ -44,6 +48,7 @@ class PixelBatch:
     n_images: int
     pixels: torch.Tensor
     failed: dict[int, str]
+    digests: np.ndarray
     seconds: float
     is_raw: bool = False
 
@@ -89,49 +94,74 @@ class Loading:
         started = time.perf_counter()
         start = batch * self.batch_size
         stop = min(start + self.batch_size, len(self.source))
-        failed: dict[int, str] = {}
-        pixels = self._raw(start, stop, failed) if self.raw_size else None
+        work = _Work(start, np.zeros((stop - start, 32), np.uint8))
+        pixels = self._raw(work) if self.raw_size else None
         is_raw = pixels is not None
         if pixels is None:
-            pixels = self._cropped(start, stop, failed)
-        seconds = time.perf_counter() - started
-        return PixelBatch(start, stop - start, torch.from_numpy(pixels), failed, seconds, is_raw)
+            pixels = self._cropped(work)
+        n, tensor, seconds = stop - start, torch.from_numpy(pixels), time.perf_counter() - started
+        return PixelBatch(start, n, tensor, work.failed, work.digests, seconds, is_raw)
 
-    def _raw(self, start: int, stop: int, failed: dict[int, str]) -> np.ndarray | None:
+    def _raw(self, work: _Work) -> np.ndarray | None:
         assert self.raw_size is not None  # noqa: S101
         width, height = self.raw_size
         pixels = np.zeros((self.batch_size, height, width, 3), np.uint8)
-        for i, row in enumerate(range(start, stop)):
-            try:
-                image = self.source.image(row)
-            except ImageError as error:
-                failed[row] = str(error)
-                continue
+        for i, image in self._images(work):
             if image.size != self.raw_size:
-                failed.clear()
+                work.failed.clear()
                 return None
             pixels[i] = np.asarray(image)
         return pixels
 
-    def _cropped(self, start: int, stop: int, failed: dict[int, str]) -> np.ndarray:
+    def _cropped(self, work: _Work) -> np.ndarray:
         side = self.preprocessing.crop_px
         pixels = np.zeros((self.batch_size, side, side, 3), np.uint8)
-        for i, row in enumerate(range(start, stop)):
-            try:
-                pixels[i] = self.preprocessing.pixels(self.source.image(row))
-            except ImageError as error:
-                failed[row] = str(error)
+        for i, image in self._images(work):
+            pixels[i] = self.preprocessing.pixels(image)
         return pixels
 
+    def _images(self, work: _Work) -> Iterator[tuple[int, Image.Image]]:
+        """Read, hash and decode; those that cannot be decoded fail."""
+        for i in range(len(work.digests)):
+            data, digest = self.source.fetch(work.start + i)
+            work.digests[i] = np.frombuffer(digest, np.uint8)
+            try:
+                if isinstance(data, ImageError):
+                    raise data
+                image = decode(data)
+            except ImageError as error:
+                work.failed[work.start + i] = str(error)
+            else:
+                yield i, image
 
-class _Batches(Dataset[PixelBatch]):
-    """Batch number in, `PixelBatch` out; runs in the workers."""
+
+@dataclass(frozen=True)
+class _Work:
+    """A batch as it comes to be: digests and failed rows from `start` on."""
+
+    start: int
+    digests: np.ndarray
+    failed: dict[int, str] = field(default_factory=dict)
+
+
+class _Batches(Dataset[PixelBatch | FeatxError]):
+    """Batch number in, `PixelBatch` out, or what ends the run; works in the workers."""
 
     def __init__(self, loading: Loading) -> None:
         self._loading = loading
 
-    def __getitem__(self, batch: int) -> PixelBatch:
-        return self._loading.load(batch)
+    def __getitem__(self, batch: int) -> PixelBatch | FeatxError:
+        # As a value: torch would put the worker's traceback into the text of an error.
+        try:
+            return self._loading.load(batch)
+        except SourceError as error:
+            return error
+        except MemoryError:
+            return SourceError(
+                "there is too little memory to decode the images. No image is marked as failed "
+                "because of this. Give the run more memory or fewer --workers, then run the same "
+                "again"
+            )
 
 
 def _give_way(worker: int) -> None:
@@ -172,6 +202,13 @@ def iter_pixels(
     ------
     PixelBatch
         In the order of `batches`.
+
+    Raises
+    ------
+    ReadError
+        If the machine cannot read an image.
+    SourceError
+        If there is too little memory, or a worker was killed.
     """
     workers = min(workers, len(batches))
     with warnings.catch_warnings():
@@ -188,4 +225,15 @@ def iter_pixels(
                 worker_init_fn=_give_way if is_giving_way else None,
             )
         )
-    yield from loader
+    try:
+        for batch in loader:
+            if isinstance(batch, FeatxError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise SourceError(
+            f"a process that decodes images ended: {error}. No image is marked as failed because "
+            "of this. Mostly the memory was too small: use fewer --workers, then run the same again"
+        ) from error

@@ -238,4 +238,5 @@ def _finish(batch: PixelBatch, result: Result, start_seconds: float) -> tuple[Fe
     forward = start_seconds + time.perf_counter() - asked
     spent = {"decode": batch.seconds, "forward": forward}
     rows: list[np.ndarray] = [array[: batch.n_images] for array in arrays]
-    return tuple(FeatureBatch(batch.start, part, batch.failed, spent) for part in rows)
+    read = batch.failed, batch.digests
+    return tuple(FeatureBatch(batch.start, part, *read, spent) for part in rows)

@@ -97,6 +97,12 @@ class BaseQuestion(ABC):
     def _test_images(self) -> str:
         return images_sha256(self.pair.test, self.test_rows)
 
+    def _images(self, subset: Subset) -> dict[str, str]:
+        return {
+            "train_images_sha256": images_sha256(self.pair.train, subset.rows),
+            "test_images_sha256": self._test_images,
+        }
+
     def _n_drawn_leaks(self, subset: Subset) -> int:
         return int(np.isin(subset.rows, self.leaks.train_rows).sum())
 
@@ -121,8 +127,7 @@ class BaseQuestion(ABC):
         return {
             "train_rows": subset.rows.tolist(),
             "test_rows": self.test_rows.tolist() if is_choice else "all",
-            "train_images_sha256": images_sha256(self.pair.train, subset.rows),
-            "test_images_sha256": self._test_images,
+            **self._images(subset),
             "test_labels": self.truth.tolist(),
             "is_holdout": self.pair.is_holdout,
             "notices": list(self.notices),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.evaluate.images import images_sha256
 from featx.evaluate.leaks import Conflict, Leak, Leaks
 from featx.evaluate.near import NearPairs, NearRule
 from featx.evaluate.pairs import Pair
@@ -18,7 +19,7 @@ from featx.fingerprint import fingerprint
 
 __all__ = ["leaks_key", "recall_leaks", "record_leaks"]
 
-_VERSION = 1
+_VERSION = 2
 _ARRAYS = ("train", "test", "cosine", "ratio")
 
 
@@ -30,7 +31,8 @@ def leaks_key(
     Parameters
     ----------
     pair : Pair
-        The caches: their fingerprints, their classes where they were chosen, and the groups.
+        The caches: their fingerprints, their images in order, their classes where they were
+        chosen, and the groups.
     drawable : ndarray of bool, shape (N_train,)
         Rows of the train cache that may be drawn.
     test_rows : ndarray of int64, shape (n_test,)
@@ -43,14 +45,15 @@ def leaks_key(
     str
         64 hexadecimal digits.
     """
-    caches = (pair.train, pair.test)
+    caches, chosen = (pair.train, pair.test), (np.flatnonzero(drawable), test_rows)
     return fingerprint(
         {
             "version": _VERSION,
             "caches": [cache.fingerprint for cache in caches],
             "classes": [c.record() if isinstance(c, ClassView) else None for c in caches],
             "groups": pair.groups.record() if pair.groups else None,
-            "rows": [subset_hash(np.flatnonzero(drawable)), subset_hash(test_rows)],
+            "rows": [subset_hash(rows) for rows in chosen],
+            "images": [images_sha256(c, rows) for c, rows in zip(caches, chosen, strict=True)],
             "near": settings.near,
         }
     )

@@ -125,11 +125,22 @@ class Question(BaseQuestion):
         Returns
         -------
         FitResult or None
-            Of the same question, and with the same to tell about leaks.
+            Of the same question, of the same images in the same order, and with the same to
+            tell about leaks.
         """
         told = _told(self._leaks(subset))
         found = known.find(self.fit_id(head, subset))
-        return next((r for r in found if _told(r.detail.get("leaks", {})) == told), None)
+        images = self._images(subset)
+        # A fit is named by row numbers; where data came in another order, these are other images.
+        return next(
+            (
+                result
+                for result in found
+                if _told(result.detail.get("leaks", {})) == told
+                and all(result.detail.get(name) in (None, images[name]) for name in images)
+            ),
+            None,
+        )
 
     def _choices(self) -> dict[str, Any]:
         """Classes and groups, where any were chosen."""

@@ -44,7 +44,7 @@ def fill(
     engine : Engine
         What runs it.
     on_error : {"skip", "raise"}
-        What to do about an image that cannot be read.
+        What to do about an image that cannot be decoded.
     reporter : Reporter
         Shows the progress.
 
@@ -56,7 +56,9 @@ def fill(
     Raises
     ------
     ImageError
-        If an image could not be read and `on_error` is ``raise``.
+        If an image cannot be decoded and `on_error` is ``raise``.
+    ReadError
+        If the machine cannot read an image, or it changed since it was hashed.
     CacheError
         If a file cannot be written.
     """
@@ -76,7 +78,7 @@ def fill(
     ):
         try:
             for parts in engine.run_many(group, source, batches, dtype=dtype):
-                _check(parts[0], source, on_error)
+                _check(parts[0], source, writers[0].spec.image_digests, on_error)
                 waiting.append(pool.submit(_write, writers, parts, missing, times))
                 start, n_rows = parts[0].start, len(parts[0].features)
                 times.add(n_rows, parts[0].seconds)
@@ -86,16 +88,23 @@ def fill(
             while waiting:
                 waiting.popleft().result()
             times.finish()
-        except BaseException:
+        except BaseException as error:
             # Interrupted or failed: what was computed is kept for the next run.
             for writer in writers:
                 with suppress(FeatxError):
                     pool.submit(writer.commit).result()
+            n_kept = min(len(source) - int(writer.missing().sum()) for writer in writers)
+            if isinstance(error, FeatxError) and n_kept:
+                error.add_note(
+                    f"{n_kept:,} of {len(source):,} images are done and kept: the same command "
+                    "goes on from there"
+                )
             raise
     return times
 
 
-def _check(batch: FeatureBatch, source: Source, on_error: str) -> None:
+def _check(batch: FeatureBatch, source: Source, digests: np.ndarray, on_error: str) -> None:
+    source.require_unchanged(batch.start, batch.digests, digests)
     if batch.failed and on_error == "raise":
         row, reason = next(iter(batch.failed.items()))
         raise ImageError(f"{source.paths[row]}: {reason}")

@@ -22,8 +22,8 @@ def go_on(
     group: BackboneGroup,
     targets: Sequence[Path],
     specs: Sequence[CacheSpec],
+    reused: Sequence[Path | None],
     *,
-    is_reusing: bool,
     reporter: Reporter,
 ) -> tuple[Engine, list[CacheSpec]]:
     """Take up the batch size of the rows that a run resumes or reuses, and record any other.
@@ -32,8 +32,8 @@ def go_on(
     matrix products and convolutions depend on the shape.
     """
     known = [
-        _batch_sizes(target, spec, is_reusing=is_reusing)
-        for target, spec in zip(targets, specs, strict=True)
+        _batch_sizes(target, spec, reuse)
+        for target, spec, reuse in zip(targets, specs, reused, strict=True)
     ]
     latest = [sizes[0] for sizes in known if sizes]
     if latest:
@@ -52,12 +52,12 @@ def go_on(
     return engine, recorded
 
 
-def _batch_sizes(target: Path, spec: CacheSpec, *, is_reusing: bool) -> list[int]:
+def _batch_sizes(target: Path, spec: CacheSpec, reuse: Path | None) -> list[int]:
     """Give the batch sizes of the rows that are there, the last one first."""
     meta = find_begun(target, spec)
-    if meta is None and is_reusing:
+    if meta is None and reuse is not None:
         try:
-            with Cache.open(target) as cache:
+            with Cache.open(reuse) as cache:
                 meta = cache.meta
         except CacheError:  # missing, or damaged: its record is not believed
             return []

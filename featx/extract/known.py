@@ -24,6 +24,7 @@ from featx.progress import Reporter
 from featx.sources import Source
 from featx.sources.remembered import digest_file
 from featx.store import Cache, find_caches, has_leftovers
+from featx.store.target import has_rows
 
 __all__ = ["find_known"]
 
@@ -128,11 +129,14 @@ def _matching(caches: Iterable[Cache], source: Source, reporter: Reporter) -> li
     of_split = [cache for cache in caches if cache.meta.get("split") == source.split]
     if not of_split:
         return []
-    content = source.content_id(source.image_digests(reporter=reporter))
-    images = images_identity(source, content)
+    digests = source.image_digests(reporter=reporter)
+    images = images_identity(source, source.content_id(digests))
     of_images = [cache for cache in of_split if cache.meta["identity"].get("source") == images]
     if any(has_leftovers(cache.path) for cache in of_images):
         return []  # a writer tidies up
+    # The content does not depend on names and order; the rows of a file do.
+    if not all(has_rows(cache, source.paths, source.labels, digests) for cache in of_images):
+        return []
     by_layer = {(cache.meta["layer"], cache.meta["pool"]): cache for cache in of_images}
     return list(by_layer.values()) if len(by_layer) == len(of_images) else []
 

@@ -27,13 +27,15 @@ class ExtractReport:
     n_computed : int
         Rows computed by this run; the others were there before.
     n_failed : int
-        Images that could not be read.
+        Images that cannot be decoded.
     seconds : float
         Wall time of this run.
     n_bytes : int
         Size of the file.
     times : StageTimes, optional
         Where the time went; None where nothing was computed.
+    n_reused : int, default=0
+        Rows copied by this run from the file that was there.
     """
 
     path: Path
@@ -45,6 +47,7 @@ class ExtractReport:
     seconds: float
     n_bytes: int
     times: StageTimes | None = None
+    n_reused: int = 0
 
     def __str__(self) -> str:
         done = (
@@ -52,5 +55,7 @@ class ExtractReport:
             if self.n_computed
             else "was complete already"
         )
+        if self.n_reused and not self.n_computed:
+            done = f"{self.n_reused:,} rows taken from the file that was there, nothing computed"
         size = f"{self.n_images:,} x {self.n_features:,} {self.dtype}"
         return f"{self.path}: {size}, {self.n_bytes / 1e6:,.0f} MB, {done}"

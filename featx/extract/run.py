@@ -18,7 +18,8 @@ from featx.extract.report import ExtractReport
 from featx.extract.settings import Settings
 from featx.progress import SILENT, Reporter
 from featx.sources import Source
-from featx.store import CacheWriter
+from featx.store import CacheSpec, CacheWriter
+from featx.store.target import is_reusable
 
 __all__ = ["extract", "extract_many"]
 
@@ -111,18 +112,21 @@ def extract_many(
     digests = source.image_digests(reporter=reporter)
     content = source.content_id(digests)
     specs = [make_spec(source, one, engine, settings, digests, content) for one in group]
-    engine, specs = go_on(
-        engine, group, targets, specs, is_reusing=settings.reuse, reporter=reporter
-    )
+    reused = [_reused(*pair, settings) for pair in zip(targets, specs, strict=True)]
+    engine, specs = go_on(engine, group, targets, specs, reused, reporter=reporter)
     with ExitStack() as stack:
         writers = []
-        for spec, target in zip(specs, targets, strict=True):
+        for spec, target, reuse in zip(specs, targets, reused, strict=True):
             _make_folder(target.parent)
-            reuse = target if settings.reuse and target.exists() else None
             writer = CacheWriter.open(
-                target, spec, overwrite=settings.overwrite, reuse=reuse, reporter=reporter
+                target,
+                spec,
+                overwrite=settings.overwrite,
+                reuse=reuse,
+                reporter=reporter,
             )
             writers.append(stack.enter_context(writer))
+            writer.take_unfinished(reporter)
             for notice in writer.notices:
                 reporter.say(notice)
         n_computed = [int(writer.missing().sum()) for writer in writers]
@@ -146,9 +150,16 @@ def extract_many(
             seconds=time.monotonic() - started,
             n_bytes=writer.target.stat().st_size,
             times=times if n else None,
+            n_reused=writer.n_reused,
         )
         for writer, n in zip(writers, n_computed, strict=True)
     ]
+
+
+def _reused(target: Path, spec: CacheSpec, settings: Settings) -> Path | None:
+    """Choose the file whose rows are taken over: the one that is there, where that is wanted."""
+    is_wanted = settings.reuse and target.exists()
+    return target if is_wanted or is_reusable(target, spec, overwrite=settings.overwrite) else None
 
 
 def _require_an_image(failed: Mapping[int, str], source: Source) -> None:

@@ -76,7 +76,7 @@ class Settings:
     overwrite : bool, default=False
         Whether a file made with other settings may be replaced.
     on_error : {"skip", "raise"}, default="skip"
-        What to do about an image that cannot be read: mark its row as failed, or stop.
+        What to do about an image that cannot be decoded: mark its row as failed, or stop.
     reuse : bool, default=False
         Whether rows of the file that is there are kept, where their bytes verify and their
         image is wanted still: adds images to a finished file, and mends a damaged one.

@@ -54,7 +54,7 @@ class Setup:
     reporter: Reporter
 
     def features(
-        self, source: Source, *, is_strict: bool
+        self, source: Source, *, is_strict: bool, digests: np.ndarray | None = None
     ) -> tuple[np.ndarray[Any, Any], dict[int, str]]:
         """Compute the features of every image.
 
@@ -63,12 +63,14 @@ class Setup:
         source : Source
             Of n images.
         is_strict : bool
-            Whether an image that cannot be read is an error.
+            Whether an image that cannot be decoded is an error.
+        digests : ndarray of uint8, shape (n, 32), optional
+            What the images must be, where the features are kept under these.
 
         Returns
         -------
         features : ndarray of shape (n, n_features)
-            NaN in the rows of images that cannot be read.
+            NaN in the rows of images that cannot be decoded.
         failed : dict of int to str
             Those rows, with reasons.
 
@@ -76,6 +78,8 @@ class Setup:
         ------
         UnreadableError
             If `is_strict`.
+        ReadError
+            If the machine cannot read an image, or it changed since it was hashed.
         FeatxError
             If features of a readable image are not finite in this type.
         """
@@ -85,6 +89,8 @@ class Setup:
         batches = range(-(-n // size))
         with self.reporter.bar(n, self.backbone.name) as bar:
             for batch in self.engine.run(self.backbone, source, batches, dtype=self.dtype):
+                if digests is not None:
+                    source.require_unchanged(batch.start, batch.digests, digests)
                 if is_strict and batch.failed:
                     row = min(batch.failed)
                     raise UnreadableError(row, batch.failed[row])

@@ -220,7 +220,10 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         ImageError
-            If an image cannot be read, with its number and path.
+            If an image cannot be decoded, with its number and path.
+        ReadError
+            If the machine cannot read a file, or it changed meanwhile; also where `on_error` is
+            ``"nan"``.
         WeightsError
             If the weights are not those of `fit` any more.
         CacheError

@@ -134,7 +134,7 @@ class RowMemory:
 
     def _compute(self, source: Source, digests: np.ndarray, folder: Path) -> dict[bytes, str]:
         """Compute rows and keep the good ones; digest and reason of the others."""
-        features, failed = self._setup.features(source, is_strict=False)
+        features, failed = self._setup.features(source, is_strict=False, digests=digests)
         good = np.array([row for row in range(len(source)) if row not in failed], np.int64)
         if len(good):
             _write(folder, self._spec(source.take(good), digests[good]), [features[good]])

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from PIL import Image
 
-from featx.errors import ImageError, SourceError
+from featx.errors import ImageError, ReadError, SourceError
 from featx.images import decode
 from featx.progress import SILENT, Reporter
 from featx.sources.remembered import Remembered, Stamp
@@ -95,8 +95,21 @@ class Source(ABC):
         Raises
         ------
         ImageError
-            If the file cannot be read.
+            If there is no image, whatever the machine does.
+        ReadError
+            If the machine cannot read it.
         """
+
+    def fetch(self, row: int) -> tuple[bytes | np.ndarray | ImageError, bytes]:
+        """Read one image, and hash just what was read; an `ImageError` where there is none."""
+        try:
+            data = self.read(row)
+        except ImageError as error:
+            return error, self._none(row)
+        if isinstance(data, np.ndarray):
+            content = f"{data.dtype} {data.shape}\n".encode() + data.tobytes()
+            return data, hashlib.sha256(content).digest()
+        return data, hashlib.sha256(data).digest()
 
     @property
     def place(self) -> str | None:
@@ -136,7 +149,9 @@ class Source(ABC):
         Raises
         ------
         ImageError
-            If the image cannot be read or decoded.
+            If the image cannot be decoded.
+        ReadError
+            If the machine cannot read it.
         """
         return decode(self.read(row))
 
@@ -187,17 +202,26 @@ class Source(ABC):
         Returns
         -------
         ndarray of uint8, shape (N, 32)
-            SHA-256 of each image's bytes (or shape and pixels); of its path where it
-            cannot be read.
+            SHA-256 of each image's bytes (or shape and pixels); of its path where there is
+            no image.
+
+        Raises
+        ------
+        ReadError
+            If the machine cannot read an image; what was hashed before is remembered.
         """
         remembered = Remembered(self.place)
         stamps = [self.stamp(row) for row in range(len(self))]
         found = [remembered.find(*item) for item in zip(self.paths, stamps, strict=True)]
-        unknown = [row for row, digest in enumerate(found) if digest is None]
-        for row, digest in zip(unknown, self._hash_all(unknown, reporter), strict=True):
-            found[row] = digest
-            remembered.add(self.paths[row], stamps[row], digest)
-        remembered.save()
+        # Older versions remembered what could not be read as well.
+        unknown = [row for row, digest in enumerate(found) if digest in (None, self._none(row))]
+        try:
+            for row, digest in zip(unknown, self._hash_all(unknown, reporter), strict=True):
+                found[row] = digest
+                if digest != self._none(row):
+                    remembered.add(self.paths[row], stamps[row], digest)
+        finally:
+            remembered.save()
         joined = b"".join(digest for digest in found if digest is not None)
         return np.frombuffer(joined, np.uint8).reshape(len(self), 32).copy()
 
@@ -210,7 +234,7 @@ class Source(ABC):
             reporter.bar(len(rows), f"hashing {self.name} {self.split}") as bar,
             ThreadPoolExecutor(threads) as pool,
         ):
-            for part in pool.map(lambda part: [self._hash_row(row) for row in part], parts):
+            for part in pool.map(lambda part: [self.fetch(row)[1] for row in part], parts):
                 yield from part
                 bar.update(len(part))
 
@@ -218,8 +242,8 @@ class Source(ABC):
         """Hash the images and the names of their classes.
 
         It depends on each image's bytes (or shape and pixels) and the name of its
-        class, and not on the root, the files' names or the order of the rows. A file that
-        cannot be read counts by its path.
+        class, and not on the root, the files' names or the order of the rows. What is no
+        image file counts by its path.
 
         Parameters
         ----------
@@ -242,14 +266,25 @@ class Source(ABC):
             state.update(digest + len(class_name).to_bytes(4, "little") + class_name)
         return state.hexdigest()
 
-    def _hash_row(self, row: int) -> bytes:
-        try:
-            data = self.read(row)
-        except ImageError:
-            return hashlib.sha256(b"unreadable\0" + _encode(self.paths[row])).digest()
-        if isinstance(data, np.ndarray):
-            data = f"{data.dtype} {data.shape}\n".encode() + data.tobytes()
-        return hashlib.sha256(data).digest()
+    def require_unchanged(self, start: int, found: np.ndarray, wanted: np.ndarray) -> None:
+        """Refuse what was read from row `start` on, if its digests are not those of before."""
+        changed = (found != wanted[start : start + len(found)]).any(axis=1)
+        paths = [self.paths[start + i] for i in np.flatnonzero(changed)]
+        if not paths:
+            return
+        remembered = Remembered(self.place)
+        remembered.forget(paths)
+        remembered.save()
+        more = f" and {len(paths) - 1:,} more" if len(paths) > 1 else ""
+        raise ReadError(
+            f"{paths[0]!r}{more} of {self.name} {self.split} changed while this ran: the bytes are "
+            "others than those that were hashed at the start. No row was made of them. Run the "
+            "same again when nothing changes the images any more"
+        )
+
+    def _none(self, row: int) -> bytes:
+        """Give the digest of a row where there is no image file."""
+        return hashlib.sha256(b"unreadable\0" + _encode(self.paths[row])).digest()
 
     def _class_name(self, row: int) -> str:
         label = int(self.labels[row])

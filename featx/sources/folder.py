@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
-from featx.errors import ImageError, SourceError
+from featx.errors import ImageError, SourceError, read_error
 from featx.progress import SILENT, Reporter
 from featx.sources.base import Source
 from featx.sources.chosen import LayoutChoice
@@ -21,6 +22,7 @@ __all__ = ["ENDINGS", "MOST_IMAGE_BYTES", "DiskTree", "FolderSource", "open_fold
 MOST_IMAGE_BYTES = 1 << 30
 """Most bytes of an encoded image: any that `featx.images.decode` takes is smaller."""
 
+_LEADS_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES)
 _AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -66,7 +68,9 @@ def read_file(path: Path) -> bytes:
     Raises
     ------
     ImageError
-        If it cannot be read, is no regular file, or has more than `MOST_IMAGE_BYTES`.
+        If it is no regular file, or has more than `MOST_IMAGE_BYTES`.
+    ReadError
+        If the machine cannot read it.
     """
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | _AT_ONCE), "rb", buffering=0) as stream:
@@ -75,10 +79,12 @@ def read_file(path: Path) -> bytes:
                 raise ImageError("cannot be read: not a regular file")
             if status.st_size > MOST_IMAGE_BYTES:
                 raise ImageError(f"{status.st_size:,} bytes, more than {MOST_IMAGE_BYTES:,}")
-            return stream.readall()
+            data = stream.readall()
+            if len(data) < status.st_size:
+                raise OSError(errno.EIO, f"{len(data):,} of its {status.st_size:,} bytes came")
+            return data
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise ImageError(f"cannot be read: {reason}") from error
+        raise read_error(path, error) from error
     except ValueError as error:  # a NUL inside the path
         raise ImageError("cannot be read: not a possible file name") from error
 
@@ -93,8 +99,8 @@ def open_folder(
 
     Images are the files with one of `ENDINGS` inside a class folder, also in its
     sub-folders, in the order of their names. Hidden files, pipes, sockets and devices are
-    left out, symbolic links are followed. A link that leads nowhere is listed and fails when
-    it is read.
+    left out, symbolic links are followed. A link that leads nowhere is listed, and
+    reading it is an error.
 
     Parameters
     ----------
@@ -170,8 +176,9 @@ def _entry(found: os.DirEntry[str]) -> Entry:
         if not found.is_file():
             found.stat()  # fails for a link that leads nowhere
             return Entry(found.name, "special")
-    except OSError:  # such a link is listed, and reading it is the error
-        pass
+    except OSError as error:  # such a link is listed, and reading it is the error
+        if error.errno not in _LEADS_NOWHERE:
+            raise
     return Entry(found.name, "file")
 
 

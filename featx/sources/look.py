@@ -10,7 +10,7 @@ from statistics import median
 import numpy as np
 from PIL import Image
 
-from featx.errors import ImageError, UsageError
+from featx.errors import ImageError, ReadError, UsageError
 from featx.images import measure
 from featx.sheet import contact_sheet
 from featx.sources.base import Source
@@ -95,7 +95,7 @@ def summarise(source: Source, *, n_measured: int = 500) -> SourceSummary:
         try:
             data = source.read(row)
             kind, width, height = measure(data)
-        except ImageError as error:
+        except (ImageError, ReadError) as error:
             bad[source.paths[row]] = str(error)
             continue
         n_bytes += data.nbytes if isinstance(data, np.ndarray) else len(data)
@@ -179,5 +179,5 @@ def preview(splits: Mapping[str, Source], *, per_class: int = 10) -> Image.Image
 def _image(source: Source, row: int) -> Image.Image | None:
     try:
         return source.image(row)
-    except ImageError:
+    except (ImageError, ReadError):
         return None

@@ -101,6 +101,11 @@ class Remembered:
             self._known[_short(name)] = stamp, sha256
             self._is_changed = True
 
+    def forget(self, names: Iterable[str]) -> None:
+        """Forget images whose bytes changed although their stamps did not."""
+        for name in names:
+            self._is_changed |= self._known.pop(_short(name), None) is not None
+
     def save(self) -> None:
         """Write what is remembered, in one step; a disk that refuses is no error."""
         if self._file is None or not self._is_changed:

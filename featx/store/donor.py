@@ -27,9 +27,9 @@ from featx.store.reader import Cache
 from featx.store.seal import Seal, is_featx, is_readable_version, read_block
 from featx.store.spec import CacheSpec
 
-__all__ = ["Donor", "open_donor"]
+__all__ = ["SOURCE", "Donor", "open_donor", "without_source"]
 
-_SOURCE: Final = "source"
+SOURCE: Final = "source"
 _IDENTITY: Final = re.compile(rb'"identity":')
 
 
@@ -52,7 +52,7 @@ class Donor:
     block_rows : int
         Rows in a digested block.
     digests : numpy.ndarray
-        Shape (blocks, 32), uint8.
+        Shape (blocks, 32), uint8; shape (0, 32) where usable rows were verified already.
     image_digests : numpy.ndarray
         Shape (N, 32), uint8; zeros where not known.
     is_usable : numpy.ndarray
@@ -98,7 +98,9 @@ class Donor:
         row_bytes = values.nbytes // len(values)
         try:
             self.handle.read_into(values, self.features_offset + start * row_bytes)
-            is_good = hashlib.sha256(disk.bytes_of(values)).digest() == bytes(self.digests[block])
+            is_good = not len(self.digests) or (
+                hashlib.sha256(disk.bytes_of(values)).digest() == bytes(self.digests[block])
+            )
         except CacheError:  # the file ends before, or the disk cannot read it
             is_good = False
         if not is_good:
@@ -149,13 +151,14 @@ def open_donor(path: Path, spec: CacheSpec, image: Image) -> Donor:
         raise
 
 
-def _without_source(identity: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in identity.items() if key != _SOURCE}
+def without_source(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Give all of an identity but which images it is about."""
+    return {key: value for key, value in identity.items() if key != SOURCE}
 
 
 def _require_same_settings(path: Path, spec: CacheSpec, cache: Cache) -> None:
     found = cache.meta["identity"]
-    lines = differences(_without_source(spec.identity), _without_source(found))
+    lines = differences(without_source(spec.identity), without_source(found))
     for name, wanted, has in (
         ("n_features", spec.n_features, cache.n_features),
         ("dtype", spec.dtype, cache.X.dtype.name),
@@ -275,7 +278,7 @@ def _difference(content: bytes, donor: Donor, spec: CacheSpec, image: Image) -> 
             return ""
         if fingerprint(found).encode() not in content:
             continue  # damaged as well
-        lines = differences(_without_source(spec.identity), _without_source(found))
+        lines = differences(without_source(spec.identity), without_source(found))
         if lines:
             raise _mismatch(donor.path, lines)
         return "it holds other images than those asked for, and is damaged outside its features"

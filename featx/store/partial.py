@@ -31,6 +31,7 @@ __all__ = [
     "find_begun",
     "find_partials",
     "sweep",
+    "verified",
     "write_image",
 ]
 
@@ -283,7 +284,7 @@ def _take(
             os.close(fd)
             return None, [f"left alone: {path}: another process is writing it, or it has no lock"]
         _, ranges, n_dropped = read_journal(journal_path(path))
-        good = list(_verified(fd, ranges, spec, image, reporter))
+        good = list(verified(fd, ranges, spec, image, reporter))
         journal = Journal.create(journal_path(path), _header(spec, image), good)
     except BaseException:
         os.close(fd)
@@ -298,9 +299,11 @@ def _take(
     return Partial(path, fd, journal, good), notices
 
 
-def _verified(
+def verified(
     fd: int, ranges: list[Range], spec: CacheSpec, image: Image, reporter: Reporter
 ) -> Iterator[Range]:
+    """Give the ranges whose bytes are those that were journalled."""
+
     def crc(item: Range) -> int:
         start = image.features_offset + item.start * spec.row_bytes
         return _crc32(fd, start, (item.stop - item.start) * spec.row_bytes)

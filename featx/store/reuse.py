@@ -18,7 +18,7 @@ from featx.progress import Reporter
 from featx.store.donor import Donor, open_donor
 from featx.store.spec import CacheSpec
 
-__all__ = ["Donor", "copy_rows", "is_same_file", "open_donor"]
+__all__ = ["Donor", "copy_rows", "is_same_file", "is_wanted", "open_donor"]
 
 _Write: TypeAlias = Callable[[int, np.ndarray], None]
 
@@ -92,6 +92,12 @@ def _sources(donor: Donor, spec: CacheSpec, missing: np.ndarray) -> np.ndarray:
     at = np.minimum(np.searchsorted(names[order], found), len(order) - 1)
     source[wanted] = np.where(names[order][at] == found, offered[order][at], -1)
     return source
+
+
+def is_wanted(donor: Donor, spec: CacheSpec) -> np.ndarray:
+    """Whether each usable row of an older cache is one of the wanted images."""
+    offered = _as_text(donor.image_digests[donor.is_usable])
+    return np.isin(offered, _as_text(spec.image_digests))
 
 
 def _as_text(digests: np.ndarray) -> np.ndarray:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from featx.errors import CacheError, CacheMismatchError
 from featx.fingerprint import differences
 from featx.progress import Reporter
+from featx.store.donor import SOURCE, without_source
 from featx.store.reader import Cache
 from featx.store.seal import is_featx, read_block
 from featx.store.spec import CacheSpec
 
-__all__ = ["is_finished", "is_intact"]
+__all__ = ["has_rows", "is_finished", "is_intact", "is_reusable"]
 
 _N_NAMES: Final = 5
 
@@ -66,7 +67,7 @@ def is_finished(target: Path, spec: CacheSpec, *, overwrite: bool) -> bool:
 
 
 def is_intact(target: Path, spec: CacheSpec, reporter: Reporter) -> bool:
-    """Whether a complete cache of just these features is there with every byte as written.
+    """Whether just this cache is there, with no failed row and every byte as written.
 
     Parameters
     ----------
@@ -84,9 +85,44 @@ def is_intact(target: Path, spec: CacheSpec, reporter: Reporter) -> bool:
     """
     try:
         with Cache.open(target) as cache:
-            return not _differences(cache, spec) and not cache.verify(reporter)
+            is_same = not cache.errors and not _differences(cache, spec)
+            return is_same and not cache.verify(reporter)
     except CacheError:
         return False
+
+
+def is_reusable(target: Path, spec: CacheSpec, *, overwrite: bool) -> bool:
+    """Whether the images that are there are those asked for, in another order or under other names.
+
+    With `overwrite`, also where rows failed: they are tried again.
+    """
+    try:
+        with Cache.open(target) as cache:
+            if not _has_same_content(cache.meta["identity"], spec.identity):
+                return False
+            return (overwrite and bool(cache.errors)) or bool(_differences(cache, spec))
+    except CacheError:
+        return False
+
+
+def has_rows(
+    cache: Cache, paths: Sequence[str], labels: np.ndarray, image_digests: np.ndarray
+) -> bool:
+    """Whether each row of a cache is the image of this name, with this label and these bytes."""
+    return (
+        cache.paths == list(paths)
+        and np.array_equal(cache.labels, labels)
+        and np.array_equal(cache.image_digests, image_digests)
+    )
+
+
+def _has_same_content(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether two identities are about the same images in the same classes."""
+    own, other = found.get(SOURCE), wanted.get(SOURCE)
+    if not isinstance(own, Mapping) or not isinstance(other, Mapping) or "content" not in own:
+        return False
+    is_same = own["content"] == other.get("content")
+    return is_same and not differences(without_source(wanted), without_source(found))
 
 
 def _was_ours(target: Path) -> bool:

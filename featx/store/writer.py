@@ -24,12 +24,13 @@ from featx.store.journal import Range
 from featx.store.ledger import Ledger
 from featx.store.lock import Lock
 from featx.store.partial import Partial
-from featx.store.reuse import Donor, copy_rows, is_same_file, open_donor
+from featx.store.reuse import Donor, copy_rows, is_same_file, is_wanted, open_donor
 from featx.store.rows import as_stored, check_rows
 from featx.store.spec import CacheSpec
 from featx.store.sums import Sums
 from featx.store.target import is_finished, is_intact
 from featx.store.threads import give_way
+from featx.store.unfinished import open_unfinished
 
 __all__ = ["CacheWriter"]
 
@@ -51,12 +52,15 @@ class CacheWriter:
         Whether the target is there; then nothing is to be done.
     notices : list of str
         What was resumed, reused, removed or left alone; for the person who runs this.
+    n_reused : int
+        Rows that were copied from an older cache.
     """
 
     def __init__(self, target: Path, spec: CacheSpec) -> None:
         self.target, self.spec = target, spec
         self.is_complete = False
         self.notices: list[str] = []
+        self.n_reused = 0
         self._dtype = layout.feature_dtype(spec.dtype)
         self._ledger = Ledger(spec.n_rows)
         self._run = secrets.token_hex(4)
@@ -99,8 +103,8 @@ class CacheWriter:
             damaged. Rows of it that verify and belong to wanted images (by
             `CacheSpec.image_digests`) are copied and made durable, so that
             `missing` is only the rest. It may be the target itself, which is then
-            checked byte by byte and, unless it is complete and undamaged, replaced
-            in `finish`.
+            checked byte by byte and, unless it is complete and undamaged and no row
+            failed, replaced in `finish`.
         reporter : Reporter, optional
             Shows the check of a partial file's rows, and the copying of rows.
 
@@ -179,8 +183,28 @@ class CacheWriter:
 
     def _reuse(self, donor: Donor, reporter: Reporter) -> None:
         self.notices += donor.notices
+        n_before = int(np.count_nonzero(self._ledger.status))
         self.notices += copy_rows(donor, self.spec, self.missing(), self.write, reporter)
+        self.n_reused += int(np.count_nonzero(self._ledger.status)) - n_before
         self.commit()
+
+    def take_unfinished(self, reporter: Reporter = SILENT) -> None:
+        """Take rows from unfinished runs of the same settings whose images changed since."""
+        if self._partial is None:
+            return
+        for path in partials.find_partials(self.target):
+            is_own = path == self._partial.path
+            donor = None if is_own else open_unfinished(path, self.spec, reporter)
+            if donor is None:
+                continue
+            with closing(donor), disk.translated(f"cannot write {self.target}"):
+                self._reuse(donor, reporter)
+                if not is_wanted(donor, self.spec).all():
+                    continue
+                partials.discard(path)
+            left_alone = f"left alone: {path} "
+            self.notices = [line for line in self.notices if not line.startswith(left_alone)]
+            self.notices.append(f"removed: {path}: its rows are in the new file")
 
     @property
     def n_rows(self) -> int:

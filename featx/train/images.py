@@ -83,13 +83,17 @@ class Decoder:
     most_bytes: int
     reporter: Reporter
 
-    def decode(self, source: Source, rows: NDArray[np.int64] | None = None) -> Decoded:
+    def decode(
+        self, source: Source, digests: NDArray[np.uint8], rows: NDArray[np.int64] | None = None
+    ) -> Decoded:
         """Decode rows of a source.
 
         Parameters
         ----------
         source : Source
             One split.
+        digests : ndarray of uint8, shape (N, 32)
+            As from `Source.image_digests`: what is decoded must be the same.
         rows : ndarray of int64, optional
             Which of them; all by default.
 
@@ -102,10 +106,12 @@ class Decoder:
         side = self.preprocessing.crop_px
         pixels = self._array((len(rows), side, side, 3))
         failed: dict[int, str] = {}
+        wanted = digests[rows]
         loading = Loading(part, self.preprocessing, _BATCH)
         batches = iter_pixels(loading, range(-(-len(rows) // _BATCH)), workers=self.workers)
         with self.reporter.bar(len(rows), f"decoding {source.name} {source.split}") as bar:
             for batch in batches:
+                part.require_unchanged(batch.start, batch.digests, wanted)
                 stop = batch.start + batch.n_images
                 pixels[batch.start : stop] = batch.pixels[: batch.n_images].numpy()
                 failed |= {int(rows[i]): why for i, why in batch.failed.items()}

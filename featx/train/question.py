@@ -99,9 +99,12 @@ class TrainQuestion(BaseQuestion):
     ) -> None:
         self.plan, self.recipe, self.decoder, self.precision = plan, recipe, decoder, precision
         self._sources = list(sources.values())
+        self._digests = {
+            id(source): source.image_digests(reporter=decoder.reporter) for source in self._sources
+        }
         # A draw depends on which images can be read: that is known of some sources only.
         self._decoded: dict[int, Decoded] = {
-            id(source): decoder.decode(source)
+            id(source): decoder.decode(source, self._digests[id(source)])
             for source in self._sources
             if not is_readable(source)
         }
@@ -122,7 +125,7 @@ class TrainQuestion(BaseQuestion):
         return find_copies(self.pair, drawable, self.test_rows)
 
     def _rows(self, source: Source) -> SourceRows:
-        digests = source.image_digests(reporter=self.decoder.reporter)
+        digests = self._digests[id(source)]
         identity = {
             "content": source.content_id(digests),
             "split": source.split,
@@ -140,7 +143,8 @@ class TrainQuestion(BaseQuestion):
         wanted[last] = np.union1d(wanted.get(last, drawn[:0]), self.test_rows)
         for source in self._sources:
             if id(source) not in self._decoded:
-                decoded = self.decoder.decode(source, wanted[id(source)])
+                digests = self._digests[id(source)]
+                decoded = self.decoder.decode(source, digests, wanted[id(source)])
                 self._decoded[id(source)] = decoded
                 if decoded.failed:
                     row, why = next(iter(decoded.failed.items()))

@@ -205,6 +205,10 @@ def test_archives_and_manifests(predict, pictures, tmp_path):
             archive.write(image, name)
         archive.writestr("y/readme.txt", "no image")
     (tmp_path / "new.csv").write_text("\n".join(["file", *map(str, images), "gone.png"]))
+    code, _, err = predict("new.csv", images[0], "new.zip")
+    assert code == 1
+    assert "/gone.png': No such file or directory" in err
+    (tmp_path / "gone.png").touch()
     code, out, err = predict("new.csv", images[0], "new.zip")
     assert code == 0
     rows = table(out)
@@ -334,7 +338,8 @@ def test_features_that_overflow_are_a_row_that_says_so(models):
     features = np.ones((3, 512), np.float16)
     features[1, 7] = np.inf
     source = from_arrays(np.zeros((3, 8, 8, 3), np.uint8))
-    rows = list(_classify(saved, source, [FeatureBatch(0, features)], 1))
+    batch = FeatureBatch(0, features, {}, source.image_digests())
+    rows = list(_classify(saved, source, [batch], 1))
     assert [row.status for row in rows] == [
         "done",
         "its features are not finite in float16",

@@ -85,6 +85,28 @@ def test_a_known_question_is_answered_exactly_and_unread(desk):
     assert desk.stream.getvalue().count("2 of 45 test images have a twin") == 2
 
 
+def test_answers_belong_to_the_images_and_not_to_their_row_numbers(desk, tmp_path):
+    """The same images in another order have the same fingerprint, and other ones are drawn."""
+    for cache in (desk.pair.train, desk.pair.test):
+        numbers = np.arange(1, len(cache.y) + 1, dtype="<u8")
+        cache.image_digests[:, :8] = numbers.view("u1").reshape(-1, 8)
+        cache.image_digests[:, 8] = len(cache.y)
+    first = desk.ask()
+    for cache in (desk.pair.train, desk.pair.test):
+        order = np.concatenate([np.flatnonzero(cache.y == k)[::-1] for k in range(3)])
+        cache.X, cache.y = cache.X[order], cache.y[order]
+        cache.image_digests = cache.image_digests[order]
+        cache.paths = [cache.paths[i] for i in order]
+    moved = desk.ask()
+    assert len(desk.fitted) == 12
+    assert [r.fit_id for r in moved] != [r.fit_id for r in first] or moved != first
+    nothing_known = Desk(desk.pair, tmp_path / "other").ask()
+    assert [r.acc1 for r in moved] == [r.acc1 for r in nothing_known]
+    assert [r.detail["leaks"] for r in moved] == [r.detail["leaks"] for r in nothing_known]
+    assert desk.ask() == moved
+    assert desk.fitted == []
+
+
 def test_a_part_of_a_known_question_and_more_than_it(desk):
     first = {result.fit_id: result for result in desk.ask()}
     assert desk.ask(replace(QUESTION, heads=("logreg",), repeats=1)) == [
@@ -248,7 +270,10 @@ def test_searches_that_differ_have_other_names(pair):
 
     other = Pair(make_cache(seed=3), pair.test)
     keys = [key(pair), key(pair, 50), key(pair, 60, 40), key(pair, near=0.5), key(other)]
-    assert len(set(keys)) == 5
+    moved = Pair(make_cache(), pair.test)
+    moved.train.paths = moved.train.paths[::-1]
+    keys.append(key(moved))
+    assert len(set(keys)) == 6
     assert key(pair, heads=("mlp",), on_leak="drop", C=1.0) == keys[0]
 
 

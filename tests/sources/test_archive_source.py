@@ -25,7 +25,7 @@ from packing import KINDS, MODES, files_of, member, named, pack, pack_folder, pa
 from test_folder_source import ERRORS
 from test_source_contract import SourceContract
 
-from featx.errors import FeatxError, ImageError, SourceError
+from featx.errors import FeatxError, ImageError, ReadError, SourceError
 from featx.progress import Reporter
 from featx.sources import Source
 from featx.sources.archives import members as members_module
@@ -570,7 +570,7 @@ def test_hashes_are_remembered_while_the_archive_is_the_same(
 
 
 @pytest.mark.parametrize("kind", PLAIN)
-def test_a_disk_that_fails_is_one_bad_image(
+def test_a_disk_that_fails_is_no_bad_image(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = open_archive(pack(tmp_path / f"x{kind}", named(*TWO)))["all"]
@@ -579,7 +579,7 @@ def test_a_disk_that_fails_is_one_bad_image(
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(type(source), "_read", fail)
-    with pytest.raises(ImageError, match="^cannot be read: Input/output error$"):
+    with pytest.raises(ReadError, match=r"^cannot read '.*/x\..*': Input/output error\."):
         source.read(0)
     with pytest.raises(ImageError, match="^cannot be read: the archive ends before it does$"):
         read_tar_member(io.BytesIO(b"123"), 1, 3)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from test_source_contract import SourceContract
 
-from featx.errors import ImageError, SourceError
+from featx.errors import ImageError, ReadError, SourceError
 from featx.progress import Reporter
 from featx.sources import Source, open_data
 from featx.sources.manifest import open_manifest
@@ -163,11 +163,11 @@ def test_backslashes(tmp_path: Path) -> None:
     assert source.read(1) == b"a strange name"
 
 
-def test_missing_files_are_rows_that_fail(tmp_path: Path) -> None:
+def test_missing_files_are_errors(tmp_path: Path) -> None:
     file = write(tmp_path, "path,label\n1,a\n2,b\n")
     (tmp_path / "1").unlink()
     source = open_manifest(file)["all"]
-    with pytest.raises(ImageError, match="cannot be read: No such file"):
+    with pytest.raises(ReadError, match="cannot read '.*/1': No such file"):
         source.read(0)
     (tmp_path / "2").unlink()
     with pytest.raises(

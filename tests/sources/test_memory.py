@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from test_source_contract import SourceContract
 
-from featx.errors import ImageError, UsageError
+from featx.errors import ImageError, ReadError, UsageError
 from featx.images import decode
 from featx.sources import ArraySource, FolderSource, Source, open_data
 from featx.sources.memory import MemorySource, from_arrays
@@ -216,9 +216,9 @@ def test_a_tensor_is_told_what_to_do() -> None:
     assert len(from_arrays(tensor.cpu().numpy())) == 2
 
 
-def test_missing_files_are_rows_that_fail(tmp_path: Path) -> None:
+def test_missing_files_are_errors(tmp_path: Path) -> None:
     source = from_arrays([tmp_path / "1.jpg", "a\0b"])
-    with pytest.raises(ImageError, match="cannot be read: No such file"):
+    with pytest.raises(ReadError, match="cannot read '.*/1.jpg': No such file"):
         source.read(0)
     with pytest.raises(ImageError, match="not a possible file name"):
         source.read(1)

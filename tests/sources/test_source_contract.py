@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from featx.errors import ReadError
 from featx.progress import Reporter
 from featx.sources import ArraySource, FolderSource, Source, open_data
 from featx.sources.base import _ROWS_PER_TASK
@@ -151,12 +152,16 @@ class TestFolder(SourceContract):
         assert after.name == "elsewhere"
         assert after.content_id() == before
 
-    def test_content_id_counts_unreadable_files_by_name(self, photo_tree: Path) -> None:
+    def test_content_id_counts_what_is_no_file_by_name(self, photo_tree: Path) -> None:
         source = open_data(photo_tree)["all"]
         before = source.content_id()
         (photo_tree / "bee" / "2.bmp").unlink()
+        with pytest.raises(ReadError, match=r"cannot read '.*/bee/2.bmp'"):
+            source.content_id()
+        (photo_tree / "bee" / "2.bmp").mkdir()
         without = source.content_id()
         assert without not in (before, source.take(np.delete(np.arange(15), 7)).content_id())
+        (photo_tree / "bee" / "2.bmp").rename(photo_tree / "bee" / "x.bmp")
         renamed = replace(
             source, paths=tuple(p.replace("bee/2.bmp", "bee/x.bmp") for p in source.paths)
         )

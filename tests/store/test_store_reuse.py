@@ -144,13 +144,23 @@ def test_images_that_are_not_known_are_never_reused(tmp_path: Path) -> None:
 def test_a_target_that_is_complete_and_intact_is_left_alone(tmp_path: Path) -> None:
     spec, rows = spec_of(OLD)
     target = tmp_path / "a.h5"
-    fill(target, spec, rows, failed={4: "bad"})
+    fill(target, spec, rows)
     before = target.stat()
     with CacheWriter.open(target, spec, reuse=target) as writer:
         assert writer.is_complete
         assert not writer.missing().any()
     assert target.stat() == before
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_failed_rows_of_a_target_that_is_reused_are_missing(tmp_path: Path) -> None:
+    spec, rows = spec_of(OLD)
+    target = tmp_path / "a.h5"
+    fill(target, spec, rows, failed={4: "bad"})
+    with CacheWriter.open(target, spec) as writer:
+        assert writer.is_complete
+    with CacheWriter.open(target, spec, reuse=target) as writer:
+        assert np.flatnonzero(writer.missing()).tolist() == [4]
 
 
 # Damage and repair.

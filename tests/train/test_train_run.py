@@ -231,7 +231,8 @@ def test_images_beyond_the_memory_lie_in_a_scratch_file_and_give_the_same(tmp_pa
     assert small.fit.log_loss == usual.fit.log_loss
     source = open_data("digits")["test"]
     scaled = Preprocessing(16, 16, "bilinear", (0.5,) * 3, (0.5,) * 3)
-    mapped, held = (Decoder(scaled, 0, n, SILENT).decode(source) for n in (10, 1 << 30))
+    digests = source.image_digests()
+    mapped, held = (Decoder(scaled, 0, n, SILENT).decode(source, digests) for n in (10, 1 << 30))
     assert isinstance(mapped.pixels, np.memmap)
     assert not isinstance(held.pixels, np.memmap)
     np.testing.assert_array_equal(mapped.pixels, held.pixels)

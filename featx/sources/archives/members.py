@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -14,7 +15,7 @@ from typing import Any, BinaryIO, ClassVar, Self
 
 import numpy as np
 
-from featx.errors import ImageError, SourceError
+from featx.errors import ReadError, SourceError, read_error
 from featx.progress import Reporter
 from featx.sources.base import Source
 from featx.sources.remembered import Stamp, stamp_file
@@ -104,12 +105,12 @@ class ArchiveFile:
         """
         try:
             stream = io.FileIO(self.path)
+            status = os.fstat(stream.fileno())
         except OSError as error:
-            raise SourceError(f"cannot read {self.path!r}: {error.strerror}") from error
-        status = os.fstat(stream.fileno())
+            raise read_error(self.path, error) from error
         if (status.st_size, status.st_mtime_ns) != (self.n_bytes, self.changed_ns):
             stream.close()
-            raise SourceError(f"{self.path!r} has changed since it was listed: start again")
+            raise ReadError(f"{self.path!r} has changed since it was listed: start again")
         return stream
 
 
@@ -238,8 +239,7 @@ class ArchiveSource(Source):
             try:
                 return self._read(stream, member)
             except OSError as error:
-                reason = error.strerror or type(error).__name__
-                raise ImageError(f"cannot be read: {reason}") from error
+                raise read_error(stream.name, error) from error
 
     @classmethod
     def table(cls, rows: Iterable[tuple[int, ...]]) -> np.ndarray:
@@ -301,9 +301,16 @@ def read_range(stream: BinaryIO, offset: int, n_bytes: int) -> bytes:
     -------
     bytes
         Shorter than `n_bytes` where the file ends before.
+
+    Raises
+    ------
+    OSError
+        If the disk fails, or gives less than the file has.
     """
     stream.seek(offset)
     data = stream.read(n_bytes)
     while len(data) < n_bytes and (more := stream.read(n_bytes - len(data))):
         data += more
+    if len(data) < n_bytes and offset + len(data) < stream.seek(0, os.SEEK_END):
+        raise OSError(errno.EIO, f"{len(data):,} of {n_bytes:,} bytes came")
     return data

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from featx.errors import ImageError, MissingExtraError, SourceError
+from featx.errors import ImageError, MissingExtraError, ReadError, SourceError
 from featx.progress import SILENT, Reporter
 from featx.sources.base import Source
 from featx.sources.hub.columns import (
@@ -79,6 +79,8 @@ class HubSource(Source):
         image = int(self.rows[row])
         index = bisect.bisect_right(self.ends, image)
         shard = self._shards.get(index, lambda: (open_shard(self.files[index]), 1))
+        if shard.n_rows != self.ends[index] - (self.ends[index - 1] if index else 0):
+            raise ReadError(f"{shard.file} has changed since it was listed: start again")
         data = shard.image(self.column, image - self.ends[index] + shard.n_rows, self._parts)
         if data is None:
             raise ImageError("the data set has no bytes of this image")

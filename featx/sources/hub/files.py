@@ -65,8 +65,10 @@ def _listed(folder: Path, is_wanted: Callable[[str], bool]) -> list[Path]:
     try:
         with os.scandir(folder) as found:
             names = [entry.name for entry in found if is_wanted(entry.name)]
-    except OSError:  # there is no such folder
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise SourceError(f"cannot list {str(folder)!r}: {error.strerror}") from error
     return [folder / name for name in sorted(names) if name[0] != "."]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -12,7 +13,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from featx.errors import ImageError, MissingExtraError, SourceError
+from featx.errors import ImageError, MissingExtraError, SourceError, read_error
 
 __all__ = ["ArrowShard", "ParquetShard", "Recent", "Shard", "import_pyarrow", "open_shard"]
 
@@ -189,6 +190,10 @@ def _translated(file: str, wanted: type[SourceError | ImageError]) -> Iterator[N
     try:
         yield
     except (pyarrow.ArrowException, OSError) as error:
+        # pyarrow raises OSError for damaged bytes as well, but without a number.
+        if isinstance(error, OSError) and error.errno is not None:
+            plain = OSError(error.errno, os.strerror(error.errno))
+            raise read_error(file, plain) from error
         if wanted is ImageError:
             raise ImageError(f"cannot be read: {_short(error)}") from error
         raise SourceError(f"{file} cannot be read: {_why(file, error)}") from error
