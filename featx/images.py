@@ -6,22 +6,34 @@ import importlib
 import importlib.util
 import io
 import os
-import threading
-import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from featx.depth import DEEP_KINDS, scale, scale_colours
 from featx.errors import ImageError, read_error
+from featx.memory import available_bytes
+from featx.pillow_gaps import Form, check_scans, find_form, low_bytes_of, mend, quiet_pillow
 
-__all__ = ["DECODER", "ENDINGS", "FORMATS", "MAX_ASPECT", "MAX_PIXELS", "decode", "measure"]
+__all__ = [
+    "DECODER",
+    "ENDINGS",
+    "FORMATS",
+    "LARGEST",
+    "MAX_ASPECT",
+    "MAX_PIXELS",
+    "check_array",
+    "decode",
+    "in_memory",
+    "measure",
+]
 
 _T = TypeVar("_T")
+_G = TypeVar("_G")
 
 DECODER = "pillow-rgb/1"
 """Name of the policy below; it is part of a cache's fingerprint, so any change bumps it."""
@@ -33,6 +45,10 @@ MAX_ASPECT = 256
 """Longest side over shortest: resizing the short side to 256 of more would fill the memory."""
 
 _NO_MEMORY = "out of memory"  # in an OSError of Pillow: it says nothing about the image
+
+LARGEST = "largest"
+"""Key of a decoded image's ``info``: the largest value, where values were stored in 16 bits."""
+
 _PLUGINS = {"AVIF": "PIL.AvifImagePlugin", "HEIF": "pillow_heif"}
 
 FORMATS = (
@@ -79,6 +95,10 @@ _HEIC = "a HEIC photograph, " + (
 _AVIF = "an AVIF image, " + (
     "a damaged one" if "AVIF" in FORMATS else "which needs a Pillow that reads AVIF (11.3 or newer)"
 )
+_UNREAD_TIFF = (
+    "a TIFF file whose pixels Pillow does not read, or a damaged one: save it as grey or RGB of "
+    "8 or 16 bits"
+)
 _FOREIGN = {  # what files that are no image for us often are, by a piece of their first bytes
     b"<!doctype html": "an HTML page",
     b"<html": "an HTML page",
@@ -97,7 +117,9 @@ _FOREIGN = {  # what files that are no image for us often are, by a piece of the
 }
 
 
-def decode(data: bytes | str | os.PathLike[str] | np.ndarray) -> Image.Image:
+def decode(
+    data: bytes | str | os.PathLike[str] | np.ndarray | Image.Image, bits: int | None = None
+) -> Image.Image:
     """Decode an image to RGB, upright.
 
     The colours are those of ``Image.open(path).convert("RGB")``; PNG and JPEG
@@ -111,22 +133,29 @@ def decode(data: bytes | str | os.PathLike[str] | np.ndarray) -> Image.Image:
       stored under it;
     - 16-bit grey is scaled to 8 bits (``v / 257``, rounded) where Pillow would clip; 32-bit integer
       grey likewise if its values lie in 0 to 65,535. 16-bit colour keeps its high
-      byte, as Pillow does;
+      byte, as Pillow does. With `bits`, both are scaled by ``255 / (2 ** bits - 1)``;
     - float grey is scaled by 255 if all of it lies in 0 to 1, and is refused otherwise;
+    - what Pillow reads wrongly of TIFF files is read rightly, see `featx.pillow_gaps`;
     - HEIC is read where the extra ``heic`` is installed, and AVIF where Pillow can.
 
     Only `FORMATS` are opened. Images of more than `MAX_PIXELS` or more
-    elongated than `MAX_ASPECT` are refused before a pixel is decoded.
+    elongated than `MAX_ASPECT`, and JPEG files of more than 100 scans, are refused before a pixel
+    is decoded.
 
     Parameters
     ----------
-    data : bytes, path-like or ndarray
-        An encoded file, its path, or pixels: uint8, of shape (H, W) or (H, W, 3).
+    data : bytes, path-like, ndarray or PIL.Image.Image
+        An encoded file, its path, or pixels: an array (H, W) or (H, W, 3) of uint8, or of
+        `DEEP_KINDS`, treated as files with such values; or an image, which is
+        treated as the file that it was opened from.
+    bits : int, optional
+        Bits in use of values that are stored in 16, as of cameras with 12; 8-bit values do not
+        change.
 
     Returns
     -------
     PIL.Image.Image
-        Mode RGB, without metadata, independent of `data`.
+        Mode RGB, without metadata but `LARGEST`, independent of `data`.
 
     Raises
     ------
@@ -134,18 +163,50 @@ def decode(data: bytes | str | os.PathLike[str] | np.ndarray) -> Image.Image:
         If it is no image; the text is a short reason, without the path.
     ReadError
         If the machine cannot read the file.
+    MemoryError
+        If it needs more memory than is free.
 
     Examples
     --------
     >>> decode(np.zeros((2, 3), dtype=np.uint8)).size
     (3, 2)
     """
+    if isinstance(data, Image.Image):
+        data = in_memory(data)
     if isinstance(data, np.ndarray):
-        return _from_array(data)
-    return _parse(data, _decode)
+        return _from_array(data, bits)
+    return _parse(data, lambda given: _decode(given, bits))
 
 
-def measure(data: bytes | np.ndarray) -> tuple[str, int, int]:
+def in_memory(image: Image.Image) -> bytes | np.ndarray:
+    """Give what `decode` makes the same of as of the file of an opened image.
+
+    Upright pixels, uint8 (H, W) or (H, W, 3), or deeper grey as it is; the file itself where
+    Pillow's pixels lack something and are not loaded yet.
+    """
+    return _guarded(_in_memory, image, b"")
+
+
+def _in_memory(image: Image.Image) -> bytes | np.ndarray:
+    _check_size(*image.size)
+    form = find_form(image)
+    stream: Any = getattr(image, "fp", None)
+    is_waiting = bool(getattr(image, "tile", None)) and stream is not None and image.tell() == 0
+    if is_waiting and (not form.is_usual or image.format in ("JPEG", "MPO")):
+        stream.seek(0)
+        data: bytes = stream.read()
+        if not form.is_usual:
+            return data
+        check_scans(data)
+        stream.seek(0)
+    if form.is_usual and _is_deep_grey(image):
+        image.load()
+        values = np.asarray(_upright(image, image))
+        return np.array(values, dtype=values.dtype.newbyteorder("="))
+    return np.array(_convert(image, form, None, b""))
+
+
+def measure(data: bytes | np.ndarray) -> tuple[str, int, int, bool]:
     """Look at an image's header without decoding its pixels.
 
     Parameters
@@ -159,6 +220,8 @@ def measure(data: bytes | np.ndarray) -> tuple[str, int, int]:
         A name of `FORMATS` (or MPO), or ``"pixels"``.
     width, height : int
         In pixels, as stored: an orientation in the EXIF data is not applied.
+    is_deep : bool
+        Whether its values are stored in 16 bits or more.
 
     Raises
     ------
@@ -166,8 +229,8 @@ def measure(data: bytes | np.ndarray) -> tuple[str, int, int]:
         If there is no such image; one that is damaged behind its header is not noticed.
     """
     if isinstance(data, np.ndarray):
-        image = _from_array(data)
-        return "pixels", image.width, image.height
+        check_array(data)
+        return "pixels", data.shape[1], data.shape[0], data.dtype.kind in "ui" and data.itemsize > 1
     return _parse(data, _measure)
 
 
@@ -179,13 +242,17 @@ def _parse(data: bytes | str | os.PathLike[str], parser: Callable[[bytes], _T]) 
         raise TypeError(f"decode takes bytes, a path or an array, not {type(data).__name__}")
     if not data:
         raise ImageError("the file is empty")
+    return _guarded(parser, bytes(data), bytes(data[:512]))
+
+
+def _guarded(work: Callable[[_G], _T], given: _G, head: bytes) -> _T:
     try:
-        with _quiet_pillow:
-            return parser(bytes(data))
+        with quiet_pillow:
+            return work(given)
     except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError:
-        raise ImageError(_not_an_image(bytes(data[:512]))) from None
+        raise ImageError(_not_an_image(head)) from None
     except Image.DecompressionBombError:
         raise ImageError(f"more than {MAX_PIXELS:,} pixels: a decompression bomb?") from None
     except Exception as error:  # Pillow's parsers raise nearly anything on bad bytes
@@ -216,22 +283,66 @@ def _open(data: bytes) -> ImageFile.ImageFile:
     return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
-def _measure(data: bytes) -> tuple[str, int, int]:
+def _measure(data: bytes) -> tuple[str, int, int, bool]:
     with _open(data) as image:
         _check_size(*image.size)
-        return str(image.format), image.width, image.height
+        is_deep = bool(find_form(image).raw) or image.mode.startswith("I")
+        return str(image.format), image.width, image.height, is_deep
 
 
-def _decode(data: bytes) -> Image.Image:
+def _decode(data: bytes, bits: int | None) -> Image.Image:
     with _open(data) as image:
         _check_size(*image.size)
-        image.load()
-        orientation = _orientation(image)
-        rgb = _to_rgb(image)
-    if orientation in _UPRIGHT:
-        rgb = rgb.transpose(_UPRIGHT[orientation])
-    rgb.info = {}
+        if image.format in ("JPEG", "MPO"):
+            check_scans(data)
+        _check_memory(image)
+        pixels = _convert(image, find_form(image), bits, data)
+    del image  # of floats, four bytes a pixel
+    return _as_rgb(pixels)
+
+
+def _convert(image: Image.Image, form: Form, bits: int | None, data: bytes) -> Image.Image:
+    """Load the pixels, in mode L or RGB and upright."""
+    mend(image, form)
+    image.load()
+    if _is_deep_grey(image):
+        found = _grey(image, form, bits)
+    elif form.raw and bits:
+        found = _deep_colours(image, form, bits, data)
+    else:
+        found = image if image.mode == "L" else _plain(image)
+        if form.raw:
+            found.info[LARGEST] = _largest(image)
+    return _upright(image, found)
+
+
+def _upright(image: Image.Image, pixels: Image.Image) -> Image.Image:
+    orientation = _orientation(image)
+    if orientation not in _UPRIGHT:
+        return pixels
+    turned = pixels.transpose(_UPRIGHT[orientation])
+    turned.info = pixels.info
+    return turned
+
+
+def _as_rgb(pixels: Image.Image) -> Image.Image:
+    rgb = pixels if type(pixels) is Image.Image and pixels.mode == "RGB" else pixels.convert("RGB")
+    rgb.info = {key: value for key, value in pixels.info.items() if key == LARGEST}
     return rgb
+
+
+_BYTES_PER_PIXEL = {"F": 4, "I": 4, "L": 1, "P": 1, "1": 1}
+_SMALL_BYTES = 1 << 28
+
+
+def _check_memory(image: Image.Image) -> None:
+    """Refuse, before a pixel is decoded, what does not fit; RGB takes four bytes a pixel."""
+    n_bytes = image.width * image.height * (5 + _BYTES_PER_PIXEL.get(image.mode, 4))
+    if n_bytes > _SMALL_BYTES and n_bytes > (n_free := available_bytes()):
+        raise MemoryError(
+            f"{image.width:,} x {image.height:,} pixels need {n_bytes / 1e9:.1f} GB of memory, and "
+            f"{n_free / 1e9:.1f} GB are free"
+        )
 
 
 def _check_size(width: int, height: int) -> None:
@@ -248,7 +359,7 @@ def _check_size(width: int, height: int) -> None:
         )
 
 
-def _orientation(image: ImageFile.ImageFile) -> int:
+def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except MemoryError:
@@ -258,36 +369,78 @@ def _orientation(image: ImageFile.ImageFile) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F" or image.mode.startswith("I"):
-        return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
-    # Which colour is transparent no longer matters, and converting it is what Pillow warns about.
-    image.info.pop("transparency", None)
+def _plain(image: Image.Image) -> Image.Image:
+    if image.mode in ("La", "RGBa"):  # Pillow gives back the colours under the transparency
+        image = image.convert(image.mode.upper())
+    if "transparency" in image.info:
+        # Which colour is transparent does not matter, and converting it is what Pillow warns about.
+        image = image.copy()
+        del image.info["transparency"]
     return image.convert("RGB")
 
 
-def _to_8_bits(grey: np.ndarray) -> np.ndarray:
-    low, high = grey.min(), grey.max()
-    if np.issubdtype(grey.dtype, np.floating):
-        if not (low >= 0 and high <= 1):  # also true of NaN
-            raise ImageError(f"float pixels from {low:g} to {high:g}, not within 0 to 1")
-        return np.rint(grey * 255.0).astype(np.uint8)
-    if low < 0 or high > 65535:
-        raise ImageError(f"integer pixels from {low} to {high}, not within 0 to 65535")
-    return ((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)
+def _is_deep_grey(image: Image.Image) -> bool:
+    return image.mode == "F" or image.mode.startswith("I")
 
 
-def _from_array(pixels: np.ndarray) -> Image.Image:
+def _grey(image: Image.Image, form: Form, bits: int | None) -> Image.Image:
+    def rows(part: slice) -> np.ndarray:
+        return np.asarray(image.crop((0, part.start, image.width, part.stop)))
+
+    scaled, largest = scale(rows, (image.height, image.width), form.bits or bits)
+    found = Image.fromarray(255 - scaled if form.is_white_zero else scaled)
+    if image.mode != "F" and form.bits is None:
+        found.info[LARGEST] = largest
+    return found
+
+
+def _deep_colours(image: Image.Image, form: Form, bits: int, data: bytes) -> Image.Image:
+    with _open(data) as again:
+        low = np.asarray(low_bytes_of(again, form))
+    colours = np.asarray(image).astype(np.uint16) << 8 | low
+    if image.mode != "CMYK":
+        colours = colours[..., :3]
+    scaled, largest = scale_colours(colours, bits)
+    found = Image.frombytes("CMYK", image.size, scaled.tobytes()) if image.mode == "CMYK" else None
+    found = Image.fromarray(scaled) if found is None else found.convert("RGB")
+    found.info[LARGEST] = largest
+    return found
+
+
+def _largest(image: Image.Image) -> int:
+    """Bound the values of 16-bit colours, without alpha, by their high bytes."""
+    extrema: Any = image.getextrema()
+    n_colours = 4 if image.mode == "CMYK" else 3
+    return int(max(high for _, high in extrema[:n_colours])) * 256 + 255
+
+
+def check_array(pixels: np.ndarray) -> None:
+    """Refuse an array that is no image; the values of floats and integers are looked at later."""
     is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
-    if pixels.dtype != np.uint8 or not is_image:
+    if not is_image or (pixels.dtype != np.uint8 and pixels.dtype.name not in DEEP_KINDS):
         raise ImageError(
-            f"an array of {pixels.dtype} {pixels.shape}, not uint8 (height, width[, 3])"
+            f"an array of {pixels.dtype} {pixels.shape}, not (height, width[, 3]) of uint8 or "
+            + ", ".join(DEEP_KINDS)
         )
     _check_size(pixels.shape[1], pixels.shape[0])
-    return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+
+
+def _from_array(pixels: np.ndarray, bits: int | None) -> Image.Image:
+    check_array(pixels)
+    if pixels.dtype == np.uint8:
+        return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+    is_colour = pixels.ndim == 3 and pixels.dtype == np.uint16
+    scaled, largest = (
+        scale_colours(pixels, bits) if is_colour else scale(pixels.__getitem__, pixels.shape, bits)
+    )
+    rgb = Image.fromarray(scaled).convert("RGB")
+    rgb.info = {LARGEST: largest} if pixels.dtype.kind in "ui" else {}
+    return rgb
 
 
 def _not_an_image(head: bytes) -> str:
+    if head.startswith((b"II", b"MM")):
+        return _UNREAD_TIFF
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()[:64]
     for mark, what in _FOREIGN.items():
         if mark in start:
@@ -298,38 +451,3 @@ def _not_an_image(head: bytes) -> str:
 def _short(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 120 else text[:117] + "..."
-
-
-class _QuietPillow:
-    """Hide Pillow's warnings while any thread decodes.
-
-    `warnings.catch_warnings` changes and restores a global, so threads that
-    used it at once could leave it changed: the first to come sets it, the last to go restores.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-        self._caught = warnings.catch_warnings()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._users == 0:
-                self._caught = warnings.catch_warnings()
-                self._caught.__enter__()
-                warnings.filterwarnings("ignore", module=r"PIL\.")
-            self._users += 1
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        with self._lock:
-            self._users -= 1
-            if self._users == 0:
-                self._caught.__exit__(kind, error, traceback)
-
-
-_quiet_pillow = _QuietPillow()

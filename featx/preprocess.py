@@ -11,20 +11,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torchvision.transforms import InterpolationMode, functional
 
+from featx.depth import check_bits
 from featx.errors import UsageError
 from featx.resample import find_resampler
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["INTERPOLATIONS", "MISTAKES", "Preprocessing", "is_traced"]
+__all__ = ["INTERPOLATIONS", "MISTAKES", "Preprocessing", "check_scale", "is_traced"]
 
 MISTAKES: dict[str, dict[str, Any]] = {
     "correct": {},
@@ -64,6 +65,10 @@ class Preprocessing:
     crop_mode : {"center", "squash", "border"}, default="center"
         As in timm: resize the shorter side; resize both sides, whatever the shape; or resize
         the longer side and fill the border with the mean colour.
+    bits : int, optional
+        Bits in use of pixel values that are stored in 16; all 16 by default.
+    crop_pct : float, optional
+        Ratio of crop to resize of timm's record, for `override`; no part of the identity.
     """
 
     resize_px: int
@@ -74,6 +79,8 @@ class Preprocessing:
     origin: str = ""
     channels: str = "rgb"
     crop_mode: str = "center"
+    bits: int | None = None
+    crop_pct: float | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         _check_positive("resize_px", self.resize_px)
@@ -86,6 +93,9 @@ class Preprocessing:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != 3 or not all(map(math.isfinite, values)):
                 raise UsageError(f"{name} must be 3 finite numbers (RGB), got {values}")
+        if {"mean": self.mean, "std": self.std} != MISTAKES["divide-twice"]:
+            check_scale(self.mean, self.std)
+        check_bits(self.bits)
         if self.channels not in ("rgb", "bgr"):
             raise UsageError(f"channels {self.channels!r} is unknown: choose from rgb, bgr")
         if self.crop_mode not in CROP_MODES:
@@ -111,13 +121,20 @@ class Preprocessing:
         Preprocessing
             The same preprocessing.
         """
+        # The preset puts what it is given, one side or two, into a list.
+        resize, crop = (
+            np.ravel(size).tolist() for size in (transform.resize_size, transform.crop_size)
+        )
+        _check_square(origin or "the transform", "resize_size", resize)
+        _check_square(origin or "the transform", "crop_size", crop)
         return cls(
-            resize_px=int(transform.resize_size[0]),
-            crop_px=int(transform.crop_size[0]),
+            resize_px=int(resize[0]),
+            crop_px=int(crop[0]),
             interpolation=str(transform.interpolation.value),
             mean=_triple(transform.mean),
             std=_triple(transform.std),
             origin=origin,
+            crop_mode="squash" if len(resize) > 1 else "center",
         )
 
     @classmethod
@@ -137,15 +154,17 @@ class Preprocessing:
         Preprocessing
             The same preprocessing as timm's evaluation transform.
         """
-        crop_px = int(cfg["input_size"][-1])
+        _check_square(origin or "the configuration", "input_size", cfg["input_size"][-2:])
+        crop_px, crop_pct = int(cfg["input_size"][-1]), float(cfg["crop_pct"])
         return cls(
-            resize_px=math.floor(crop_px / float(cfg["crop_pct"])),
+            resize_px=math.floor(crop_px / crop_pct),
             crop_px=crop_px,
             interpolation=str(cfg["interpolation"]),
             mean=_triple(cfg["mean"]),
             std=_triple(cfg["std"]),
             origin=origin,
             crop_mode=str(cfg.get("crop_mode") or "center"),
+            crop_pct=crop_pct,
         )
 
     def override(
@@ -157,13 +176,14 @@ class Preprocessing:
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
         channels: str | None = None,
+        bits: int | None = None,
     ) -> Preprocessing:
         """Replace some of the values.
 
         Parameters
         ----------
         input_size : int, optional
-            New side of the crop in pixels; the resize keeps its ratio to the crop.
+            New side of the crop in pixels; the resize keeps its ratio, rounded as in timm.
         crop_pct : float, optional
             New ratio of crop to resize, in (0, 1], as in timm.
         interpolation : str, optional
@@ -171,6 +191,8 @@ class Preprocessing:
         mean, std : tuple of 3 floats, optional
             As in the class.
         channels : str, optional
+            As in the class.
+        bits : int, optional
             As in the class.
 
         Returns
@@ -185,15 +207,15 @@ class Preprocessing:
         """
         crop_px = self.crop_px if input_size is None else input_size
         _check_positive("input_size", crop_px)
-        if crop_pct is not None:
-            if not 0 < crop_pct <= 1:
-                raise UsageError(f"crop_pct must be above 0 and at most 1, got {crop_pct}")
-            resize_px = math.floor(crop_px / crop_pct)
-        elif input_size is None:
+        if crop_pct is not None and not 0 < crop_pct <= 1:
+            raise UsageError(f"crop_pct must be above 0 and at most 1, got {crop_pct}")
+        ratio = self.crop_pct if crop_pct is None else crop_pct
+        if input_size is None and crop_pct is None:
             resize_px = self.resize_px
+        elif ratio is not None:
+            resize_px = math.floor(crop_px / ratio)
         else:
-            # Rounded down, as timm does it.
-            resize_px = max(1, input_size * self.resize_px // self.crop_px)
+            resize_px = max(1, crop_px * self.resize_px // self.crop_px)
         changed = replace(
             self,
             resize_px=resize_px,
@@ -202,6 +224,8 @@ class Preprocessing:
             mean=mean or self.mean,
             std=std or self.std,
             channels=channels or self.channels,
+            bits=bits or self.bits,
+            crop_pct=ratio,
         )
         if changed == self:
             return self
@@ -210,20 +234,25 @@ class Preprocessing:
     def identity(self) -> dict[str, Any]:
         """Return the values that change the features, for the fingerprint."""
         values = asdict(self)
-        del values["origin"]
+        del values["origin"], values["crop_pct"]
         if self.channels == "rgb":  # what every cache of earlier versions has
             del values["channels"]
         if self.crop_mode == "center":
             del values["crop_mode"]
+        if self.bits is None:
+            del values["bits"]
         return values
 
     def describe(self) -> str:
         """Return one line that a person can check."""
         mean, std = (" ".join(f"{v:g}" for v in values) for values in (self.mean, self.std))
+        others = (", BGR" if self.channels == "bgr" else "") + (
+            f", {self.bits} bits" if self.bits else ""
+        )
         how = {"squash": "both sides to ", "border": "longer side to "}.get(self.crop_mode, "")
         return (
             f"resize {how}{self.resize_px} {self.interpolation}, centre crop {self.crop_px}, "
-            f"mean {mean}, std {std}{', BGR' if self.channels == 'bgr' else ''} ({self.origin})"
+            f"mean {mean}, std {std}{others} ({self.origin})"
         )
 
     def pixels(self, image: Image.Image) -> np.ndarray:
@@ -384,6 +413,31 @@ def _resize_by_torch(image: Image.Image, height: int, width: int) -> np.ndarray:
         pixels, size=(height, width), mode="bilinear", antialias=True
     )
     return np.asarray(resized[0].permute(1, 2, 0).numpy())
+
+
+def check_scale(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Refuse a mean or deviation of values in 0 to 255: here they are subtracted in 0 to 1."""
+    if max(mean) <= 1 and max(std) <= 1:
+        return
+    names = ["mean" if max(mean) > 1 else "", "std" if max(std) > 1 else ""]
+    std = tuple(v / 255 for v in std) if max(std) >= 1 else std
+    mean = tuple(v / 255 for v in mean) if max(mean) > 1 else mean
+    offer = "".join(
+        f" --{name} " + " ".join(f"{v:.4g}" for v in values)
+        for name, values in (("mean", mean), ("std", std))
+    )
+    raise UsageError(
+        f"{' and '.join(filter(None, names))} are of values from 0 to 255, and are subtracted from "
+        f"and divided into values from 0 to 1: give {offer}"
+    )
+
+
+def _check_square(origin: str, name: str, sides: Any) -> None:
+    if len(set(sides)) > 1:
+        raise UsageError(
+            f"{name} of {origin} is {' x '.join(map(str, sides))}, and featx gives square images: "
+            "return one side, or a network that takes square ones"
+        )
 
 
 def _check_positive(name: str, value: int) -> None:

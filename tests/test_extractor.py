@@ -564,12 +564,15 @@ def test_wrong_parameters_are_errors_of_fit(pixels, options, error, message):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        ("one.jpg", "X is one str: give a list"),
+        ("one.jpg", r"X is one str: of one image give the list \[image\]"),
         (b"\xff\xd8", "X is one bytes"),
         (Image.new("RGB", (9, 9)), "X is one Image"),
         ([], "no images"),
         (np.zeros((0, 8, 8, 3), np.uint8), "no images"),
-        (np.zeros((4, 10)), r"float64, shape \(4, 10\)"),
+        (bytearray(b"\xff\xd8"), "X is one bytearray"),
+        (np.zeros((4, 10)), r"shape \(4, 10\), .*of one image give the list \[image\]"),
+        (np.zeros((9, 8, 3), np.uint8), r"one RGB image is given as \[image\]"),
+        (np.zeros((3, 9, 8, 2), np.uint8), r"shape \(3, 9, 8, 2\), not \(N, H, W, 3\)"),
         (np.array([b"a", b"b"]), "fixed-length bytes"),
         (pd.DataFrame({"a": ["x"], "b": ["y"]}), "its one column"),
         ({"a": 1}, "X is a dict"),
@@ -586,7 +589,9 @@ def test_what_is_no_images_is_refused_by_fit_and_transform(pixels, images, messa
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (np.zeros((2, 8, 8, 3)), "uint8"),
+        (np.full((2, 8, 8, 3), 2.0), "of values from 0 to 255 make .*uint8"),
+        (list(np.zeros((9, 8, 3), np.uint8)), r"a row of an RGB image\? Give one .*\[image\]"),
+        ([np.zeros((8, 8, 3), np.int64)], "int64"),
         (np.zeros((2, 3, 8, 8), np.uint8), "moveaxis"),
         ([np.zeros((8, 8, 3), np.uint8), 7], r"images\[1\] is of type builtins.int"),
     ],

@@ -143,6 +143,16 @@ def test_where_values_come_from_is_no_part_of_the_identity():
     ("override", "message"),
     [
         ({"input_size": 0}, "at least 1 pixel"),
+        (
+            {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)},
+            "--mean 0.485 0.456 0.406 --std 0.229 0.224 0.225",
+        ),
+        (
+            {"mean": (123.68, 116.78, 103.94), "std": (1.0, 1.0, 1.0)},
+            "--mean 0.485 0.458 0.4076 --std 0.003922 0.003922 0.003922",
+        ),
+        ({"std": (58.395, 57.12, 57.375)}, "std are of values from 0 to 255"),
+        ({"bits": 20}, "from 8 to 15"),
         ({"crop_pct": 0.0}, "crop_pct"),
         ({"crop_pct": 1.5}, "crop_pct"),
         ({"interpolation": "cubic"}, "bicubic"),

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from featx.errors import UsageError, WeightsError, nearest
 from featx.preprocess import Preprocessing
 from featx.progress import Reporter
 from featx.weights import check_exists
 
-__all__ = ["as_preprocessing", "assume", "choose_file", "preprocessing_from_options"]
+__all__ = [
+    "as_preprocessing",
+    "assume",
+    "choose_file",
+    "note_positions",
+    "preprocessing_from_options",
+]
 
 _NEEDED = {"mean": "--mean R G B", "std": "--std R G B", "input_size": "--input-size N"}
 _CROP_PCT = 0.875
@@ -53,17 +63,15 @@ def choose_file(name: str, spec: str, choices: Sequence[str]) -> Path:
     )
 
 
-def assume(
-    path: Path, assumed: Preprocessing, overrides: Mapping[str, Any], reporter: Reporter
-) -> None:
+def assume(path: Path, origin: str, overrides: Mapping[str, Any], reporter: Reporter) -> None:
     """Say which preprocessing is assumed for a file that does not record its own.
 
     Parameters
     ----------
     path : Path
         The file of weights.
-    assumed : Preprocessing
-        That of the network's default weights.
+    origin : str
+        Of the preprocessing of the network's default weights.
     overrides : mapping
         What was given by hand: with mean and std, nothing is assumed.
     reporter : Reporter
@@ -71,9 +79,27 @@ def assume(
     """
     if not {"mean", "std"} <= set(overrides):
         reporter.say(
-            f"{path} does not record its preprocessing: that of {assumed.origin} is assumed. "
+            f"{path} does not record its preprocessing: that of {origin} is assumed. "
             "Where it was trained with another one, give --mean --std --input-size"
         )
+
+
+def note_positions(
+    preprocessing: Preprocessing, state: Mapping[str, torch.Tensor], network: nn.Module
+) -> Preprocessing:
+    """Say in the origin which positions of a file were interpolated to fit into a network."""
+    fitted = network.state_dict()
+    names = [
+        name
+        for name, value in state.items()
+        if "pos" in name and name in fitted and fitted[name].shape != value.shape
+    ]
+    if not names:
+        return preprocessing
+    first, more = names[0], f" and {len(names) - 1} more" if len(names) > 1 else ""
+    before, after = (" x ".join(map(str, found[first].shape)) for found in (state, fitted))
+    said = f"positions interpolated: {first}{more} from {before} to {after}"
+    return replace(preprocessing, origin=f"{preprocessing.origin}; {said}")
 
 
 def preprocessing_from_options(name: str, overrides: Mapping[str, Any]) -> Preprocessing:

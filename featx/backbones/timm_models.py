@@ -13,7 +13,12 @@ from torch import nn
 
 from featx.backbones.base import OUTLINE, LoadedNetwork
 from featx.backbones.fake import without_values
-from featx.backbones.local_files import assume, choose_file, preprocessing_from_options
+from featx.backbones.local_files import (
+    assume,
+    choose_file,
+    note_positions,
+    preprocessing_from_options,
+)
 from featx.backbones.timm_taps import TimmTaps
 from featx.backbones.timm_weights import find_weights, pinned_tags
 from featx.errors import BackboneError, MissingExtraError, UsageError, WeightsError, unknown_name
@@ -214,6 +219,7 @@ def load(
         state = read_state_dict(found.path, key=weights_key, reporter=reporter)
         used = tag if is_own else ""
         network = _filled(architecture, cfg, px, found.path, state, used, reporter)
+        preprocessing = note_positions(preprocessing, state, network)
         digest = state_sha256(state)
         record = Weights.of_file(found.path, digest, found.sha256, weights_key)
         if used:
@@ -254,7 +260,9 @@ def _preprocessing(
             f"{name} was trained on images of {height} x {width} pixels, and featx gives square "
             "ones: choose --input-size"
         )
-    return Preprocessing.from_timm(cfg, _origin(cfg)).override(**overrides)
+    side = overrides.get("input_size", width)
+    square = cfg if height == width else {**cfg, "input_size": (channels, side, side)}
+    return Preprocessing.from_timm(square, _origin(cfg)).override(**overrides)
 
 
 def _origin(cfg: Mapping[str, Any]) -> str:
@@ -271,7 +279,7 @@ def _local(
     architecture = str(cfg.get("architecture", name.removeprefix(PREFIX)))
     path = choose_file(name, spec, [*tags(architecture), "random"])
     if cfg.get("tag"):
-        assume(path, Preprocessing.from_timm(cfg, _origin(cfg)), overrides, reporter)
+        assume(path, _origin(cfg), overrides, reporter)
     return stored(path)
 
 

@@ -16,7 +16,7 @@ from featx.backbones.base import OUTLINE, LoadedNetwork
 from featx.backbones.fake import without_values
 from featx.backbones.graph_taps import GraphTaps
 from featx.backbones.keras_names import keras_aliases
-from featx.backbones.local_files import assume, choose_file
+from featx.backbones.local_files import assume, choose_file, note_positions
 from featx.backbones.taps import Layout
 from featx.errors import BackboneError
 from featx.preprocess import Preprocessing
@@ -134,9 +134,10 @@ def load(
         found = download(_file_of(_entries(name)[tag]), reporter=reporter)
     else:
         found = stored(choose_file(name, spec, [*_entries(name), "random"]))
-        assume(found.path, assumed, overrides, reporter)
+        assume(found.path, assumed.origin, overrides, reporter)
     state = read_state_dict(found.path, key=weights_key, reporter=reporter)
     network, heads = _filled(name, state, preprocessing.crop_px, str(found.path))
+    preprocessing = note_positions(preprocessing, state, network)
     if heads:
         reporter.say(
             f"{found.path}: its classifier ({', '.join(heads)}) is another one than {name}'s, or "

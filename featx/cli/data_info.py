@@ -9,7 +9,7 @@ import click
 
 from featx.progress import Reporter
 from featx.sources import LayoutChoice, Source, open_data
-from featx.sources.look import SourceSummary, preview, summarise
+from featx.sources.look import SourceSummary, find_dim, preview, summarise
 
 __all__ = ["show_data"]
 
@@ -35,6 +35,9 @@ def show_data(spec: str, layout: LayoutChoice, picture: Path | None, reporter: R
     splits = open_data(spec, layout=layout, reporter=reporter)
     summaries = [summarise(source) for source in splits.values()]
     click.echo("\n".join(_lines(next(iter(splits.values())), summaries)))
+    for source, summary in zip(splits.values(), summaries, strict=True):
+        if dim := find_dim(source, summary):
+            reporter.warn(f"{summary.split}, of those looked at: {dim}")
     if picture is not None:
         save_sheet(preview(splits), picture)
         click.echo(f"some of its images: {picture}")

@@ -10,6 +10,7 @@ from featx.cli.options import (
     DATA_HELP,
     INPUT_SIZE,
     ListCommand,
+    bits_option,
     cache_option,
     class_options,
     code_option,
@@ -41,6 +42,7 @@ __all__ = ["command"]
 @click.option("--interpolation", help="Filter of the resize, overrides the weights'.")
 @click.option("--mean", type=float, nargs=3, help="RGB mean, overrides the weights'.")
 @click.option("--std", type=float, nargs=3, help="RGB deviation, overrides the weights'.")
+@bits_option
 @click.option(
     "--preprocess",
     default="correct",

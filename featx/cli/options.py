@@ -17,6 +17,7 @@ __all__ = [
     "Bytes",
     "ListCommand",
     "NumberOr",
+    "bits_option",
     "cache_option",
     "class_options",
     "code_option",
@@ -157,6 +158,15 @@ INPUT_SIZE = NumberOr("native", "PIXELS")
 def list_option(*names: str, **settings: Any) -> Callable[[F], F]:
     """Option that takes a space-separated list, for a `ListCommand`."""
     return click.option(*names, multiple=True, **settings)
+
+
+def bits_option(function: F) -> F:
+    """Add ``--bits``, those in use of pixel values that are stored in 16."""
+    return click.option(
+        "--bits",
+        type=int,
+        help="Bits in use of pixel values stored in 16, such as 12.  [default: all 16]",
+    )(function)
 
 
 def cache_option(function: F) -> F:

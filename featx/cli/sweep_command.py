@@ -12,6 +12,7 @@ from featx.cli.options import (
     DATA_HELP,
     INPUT_SIZE,
     ListCommand,
+    bits_option,
     cache_option,
     class_options,
     code_option,
@@ -39,6 +40,7 @@ _AXES = ("input_size", "layer", "pool", "preprocess")
 @list_option(
     "--preprocess", help="Mistakes to compare: correct half-range divide-only divide-twice bgr raw."
 )
+@bits_option
 @click.option("--data", default="cifar10", show_default=True, help=DATA_HELP)
 @layout_options
 @class_options

@@ -12,6 +12,7 @@ from featx.cli.options import (
     INPUT_SIZE,
     PER_CLASS,
     ListCommand,
+    bits_option,
     class_options,
     code_option,
     common_options,
@@ -66,6 +67,7 @@ __all__ = ["command"]
 @click.option("--unfreeze-after", type=int, help="Epochs after which everything learns.")
 @click.option("--input-size", type=INPUT_SIZE, help="[default: the weights', or the images' own]")
 @click.option("--normalise", help="half-range, cifar, imagenet, divide-only or -twice.")
+@bits_option
 @list_option("--augment", help="flip rotation=0.1 zoom=0.1 crop=4.")
 @click.option(
     "--optimizer",

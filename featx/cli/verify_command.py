@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featx.cli.options import INPUT_SIZE, ListCommand, code_option, common_options, list_option
+from featx.cli.options import (
+    INPUT_SIZE,
+    ListCommand,
+    bits_option,
+    code_option,
+    common_options,
+    list_option,
+)
 from featx.errors import CacheError, UsageError
 from featx.progress import Reporter
 
@@ -35,6 +42,7 @@ class _Plan:
     interpolation: str | None
     mean: tuple[float, float, float] | None
     std: tuple[float, float, float] | None
+    bits: int | None
     precision: str
     runtime: str
     store_dtype: str
@@ -47,7 +55,10 @@ class _Plan:
     @property
     def overrides(self) -> dict[str, Any]:
         """Changes to the weights' own preprocessing that were asked for."""
-        names = ("input_size", "crop_pct", "interpolation", "mean", "std")
+        from featx.preprocess import check_scale
+
+        check_scale(self.mean or (0.0,), self.std or (0.0,))
+        names = ("input_size", "crop_pct", "interpolation", "mean", "std", "bits")
         values = {name: getattr(self, name) for name in names}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -69,6 +80,7 @@ class _Plan:
 @click.option("--interpolation", help="Filter of the resize, overrides the weights'.")
 @click.option("--mean", type=float, nargs=3, help="RGB mean, overrides the weights'.")
 @click.option("--std", type=float, nargs=3, help="RGB deviation, overrides the weights'.")
+@bits_option
 @click.option("--precision", default="fp32", show_default=True, help="fp32, bf16, fp16 or auto.")
 @click.option(
     "--runtime", default="torch", show_default=True, help="torch, compile, openvino or auto."

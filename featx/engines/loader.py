@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from featx.errors import FeatxError, ImageError, SourceError
-from featx.images import decode
+from featx.images import LARGEST
 from featx.preprocess import Preprocessing
 from featx.sources import Source
 from featx.store.threads import give_way
@@ -42,6 +42,8 @@ class PixelBatch:
         Time that it took to decode and preprocess.
     is_raw : bool, default=False
         Whether the images are as decoded, for the device to resize.
+    deep : sequence of int
+        Largest value of each image whose values are stored in 16 bits.
     """
 
     start: int
@@ -51,6 +53,7 @@ class PixelBatch:
     digests: np.ndarray
     seconds: float
     is_raw: bool = False
+    deep: Sequence[int] = ()
 
     def pin_memory(self) -> PixelBatch:
         """Copy into page-locked memory; the loader calls it for a CUDA device."""
@@ -100,7 +103,8 @@ class Loading:
         if pixels is None:
             pixels = self._cropped(work)
         n, tensor, seconds = stop - start, torch.from_numpy(pixels), time.perf_counter() - started
-        return PixelBatch(start, n, tensor, work.failed, work.digests, seconds, is_raw)
+        failed, digests = work.failed, work.digests
+        return PixelBatch(start, n, tensor, failed, digests, seconds, is_raw, work.deep)
 
     def _raw(self, work: _Work) -> np.ndarray | None:
         assert self.raw_size is not None  # noqa: S101
@@ -109,6 +113,7 @@ class Loading:
         for i, image in self._images(work):
             if image.size != self.raw_size:
                 work.failed.clear()
+                work.deep.clear()
                 return None
             pixels[i] = np.asarray(image)
         return pixels
@@ -123,15 +128,18 @@ class Loading:
     def _images(self, work: _Work) -> Iterator[tuple[int, Image.Image]]:
         """Read, hash and decode; those that cannot be decoded fail."""
         for i in range(len(work.digests)):
-            data, digest = self.source.fetch(work.start + i)
+            row = work.start + i
+            data, digest = self.source.fetch(row)
             work.digests[i] = np.frombuffer(digest, np.uint8)
             try:
                 if isinstance(data, ImageError):
                     raise data
-                image = decode(data)
+                image = self.source.decoded(row, data, self.preprocessing.bits)
             except ImageError as error:
-                work.failed[work.start + i] = str(error)
+                work.failed[row] = str(error)
             else:
+                if LARGEST in image.info:
+                    work.deep.append(image.info[LARGEST])
                 yield i, image
 
 
@@ -142,6 +150,7 @@ class _Work:
     start: int
     digests: np.ndarray
     failed: dict[int, str] = field(default_factory=dict)
+    deep: list[int] = field(default_factory=list)
 
 
 class _Batches(Dataset[PixelBatch | FeatxError]):

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from featx.backbones.base import BackboneGroup
+from featx.depth import describe_dim
 from featx.engines.base import Engine, FeatureBatch
 from featx.engines.loader import Loading, PixelBatch, iter_pixels
 from featx.engines.machine import n_cores
@@ -205,7 +206,9 @@ class LocalEngine(Engine):
             is_giving_way=self.device.type == "cpu",
         )
         waiting: deque[Callable[[], tuple[FeatureBatch, ...]]] = deque()
+        deep: list[int] = []
         for batch in pixels:
+            deep += batch.deep
             came = time.perf_counter()
             result = runtime.start(batch.pixels, resize if batch.is_raw else None)
             waiting.append(partial(_finish, batch, result, time.perf_counter() - came))
@@ -213,6 +216,8 @@ class LocalEngine(Engine):
                 yield waiting.popleft()()
         while waiting:
             yield waiting.popleft()()
+        if warning := describe_dim(deep, group.preprocessing.bits):
+            self.tell(warning)
 
     def _find_resize(
         self, preprocessing: Preprocessing, source: Source

@@ -61,6 +61,7 @@ class Plan:
     interpolation: str | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    bits: int | None = None
     preprocess: str = "correct"
     precision: str = "fp32"
     store_dtype: str = "float16"
@@ -105,13 +106,14 @@ class Plan:
         UsageError
             If a mistake is unknown, or `input_size` is a word: see `at_native_size`.
         """
-        from featx.preprocess import MISTAKES
+        from featx.preprocess import MISTAKES, check_scale
 
         if self.preprocess not in MISTAKES:
             raise unknown_name("preprocess", self.preprocess, MISTAKES)
         if isinstance(self.input_size, str):
             raise UsageError(f"input-size is {self.input_size!r}: give pixels, or {NATIVE!r}")
-        names = ("input_size", "crop_pct", "interpolation", "mean", "std")
+        check_scale(self.mean or (0.0,), self.std or (0.0,))
+        names = ("input_size", "crop_pct", "interpolation", "mean", "std", "bits")
         values = {name: getattr(self, name) for name in names}
         chosen = {name: value for name, value in values.items() if value is not None}
         return MISTAKES[self.preprocess] | chosen

@@ -64,6 +64,8 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     mean, std : sequence of 3 floats, optional
         Subtracted from, then divided into, RGB values in [0, 1]; those of the weights by
         default. Where these are not known, give `mean`, `std` and `input_size`.
+    bits : int, optional
+        Bits in use of pixel values that are stored in 16, such as 12; all 16 by default.
     precision : {"fp32", "bf16", "fp16", "auto"}, default="fp32"
         Arithmetic of the network.
     runtime : {"torch", "compile", "openvino", "auto"}, default="torch"
@@ -135,6 +137,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         interpolation: str | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        bits: int | None = None,
         precision: str = "fp32",
         runtime: str = "torch",
         device: str = "auto",
@@ -156,6 +159,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.interpolation = interpolation
         self.mean = mean
         self.std = std
+        self.bits = bits
         self.precision = precision
         self.runtime = runtime
         self.device = device
@@ -288,7 +292,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return engine_once(device, self.precision_, self.batch_size, self.workers, self.runtime_)
 
     def _open(self) -> Backbone:
-        names = ("input_size", "crop_pct", "interpolation", "mean", "std")
+        names = ("input_size", "crop_pct", "interpolation", "mean", "std", "bits")
         return open_once(
             self.backbone,
             {name: getattr(self, name) for name in names},

@@ -11,13 +11,15 @@ from PIL import Image
 
 from featx.errors import UsageError
 from featx.sources import Source, from_arrays
+from featx.sources.memory import check_stack
 
 __all__ = ["as_source", "check_images"]
 
 _KINDS = (
-    "give a list of paths, PIL images, uint8 arrays or encoded files (bytes), or one uint8 array "
+    "give a list of paths, PIL images, arrays or encoded files (bytes), or one array "
     "of shape (n, H, W, 3) or (n, H, W)"
 )
+_ONE = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image)
 
 
 def check_images(X: Any) -> np.ndarray | list[Any]:
@@ -40,8 +42,8 @@ def check_images(X: Any) -> np.ndarray | list[Any]:
     """
     if hasattr(X, "to_numpy"):  # pandas, polars
         X = X.to_numpy()
-    if isinstance(X, (str, bytes, os.PathLike, Image.Image)):
-        raise UsageError(f"X is one {type(X).__name__}: {_KINDS}")
+    if isinstance(X, _ONE):
+        raise UsageError(f"X is one {type(X).__name__}: of one image give the list [image]")
     if isinstance(X, np.ndarray):
         X = _from_array(X)
     elif not isinstance(X, Sequence):
@@ -57,8 +59,7 @@ def _from_array(X: np.ndarray) -> np.ndarray | list[Any]:
             "X is an array of fixed-length bytes, which lose zeros at their end: give a list"
         )
     if X.dtype.kind not in "OU":
-        if X.ndim not in (3, 4):
-            raise UsageError(f"X is an array of {X.dtype}, shape {X.shape}: {_KINDS}")
+        check_stack(X)
         return X
     if X.ndim == 2 and X.shape[1] == 1:
         X = X[:, 0]

@@ -14,6 +14,7 @@ from featx.backbones.factories import GROUP
 from featx.engines import LocalEngine
 from featx.errors import UsageError
 from featx.plugins import is_plugin, loaded_now
+from featx.preprocess import check_scale
 from featx.sources.remembered import digest_file
 
 __all__ = ["engine_once", "open_once"]
@@ -55,6 +56,8 @@ def open_once(
         for key, value in overrides.items()
         if value is not None
     )
+    values = dict(chosen)
+    check_scale(values.get("mean", (0.0,)), values.get("std", (0.0,)))
     allowed = tuple(allow_code)
     key = name, tuple(options.items()), chosen, allowed, str(device)
     found, codes = _open_once(*key)

@@ -109,6 +109,7 @@ def open_network(  # noqa: PLR0913 - options of a command, all by name
                 "mean": preprocessing.mean,
                 "std": preprocessing.std,
                 "interpolation": preprocessing.interpolation,
+                "bits": preprocessing.bits,
             },
             allow_code={*allow_code, backbone or ""},
             reporter=reporter,

@@ -213,7 +213,8 @@ def compare(
             if failure:
                 yield Agreement(pictures[row].name, failure=failure)
                 continue
-            pixels = torch.from_numpy(backbone.preprocessing.pixels(source.image(row)).copy())
+            image = source.image(row, backbone.preprocessing.bits)
+            pixels = torch.from_numpy(backbone.preprocessing.pixels(image).copy())
             inputs = backbone.preprocessing.normalise(pixels[None])[0]
             ours = _Given(inputs.numpy(), values, of_logits.features[i])
             yield _compare_one(pictures[row], ours, reference)
@@ -234,7 +235,7 @@ class _Given:
 
 def _compare_one(picture: Picture, ours: _Given, reference: Reference) -> Agreement:
     try:
-        image = picture.open()
+        image = picture.open(reference.point.preprocessing.bits)
     except Exception as error:  # Pillow's parsers raise nearly anything on bad bytes
         return Agreement(picture.name, failure=f"Pillow cannot read it: {error}")
     seen, tapped, answer = reference.run(image)

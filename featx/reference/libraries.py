@@ -177,8 +177,7 @@ def _import_timm() -> Any:
 def _timm_transform(network: nn.Module, backbone: Backbone) -> Transform:
     data: Any = importlib.import_module("timm.data")
     config = data.resolve_model_data_config(network)
-    if config["input_size"][-1] != backbone.input_size:
-        return plain_transform(backbone.preprocessing)
+    config["input_size"] = (3, backbone.input_size, backbone.input_size)
     transform: Transform = data.create_transform(**config, is_training=False)
     return transform
 

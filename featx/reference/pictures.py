@@ -37,17 +37,34 @@ class Picture:
     data: bytes | Path
     label: int | None = None
 
-    def open(self) -> Image.Image:
+    def open(self, bits: int | None = None) -> Image.Image:
         """Decode it with Pillow alone, upright.
+
+        Parameters
+        ----------
+        bits : int, optional
+            Bits in use of values that are stored in 16.
 
         Returns
         -------
         PIL.Image.Image
-            ``Image.open(...).convert("RGB")``, turned as its EXIF data say.
+            ``Image.open(...).convert("RGB")``, turned as its EXIF data say; 16-bit grey, which
+            that would clip, is divided by its range.
+
+        Raises
+        ------
+        ValueError
+            If it has 16-bit colours, of which Pillow alone gives the high bytes, and `bits`.
         """
         stream = io.BytesIO(self.data) if isinstance(self.data, bytes) else self.data
         with Image.open(stream) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            if bits and ";16" in str(image.tile) and not image.mode.startswith("I"):
+                raise ValueError("it has 16-bit colours, and Pillow gives the high bytes alone")
+            upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):
+            grey = np.asarray(upright) * (255.0 / (2 ** (bits or 16) - 1))
+            upright = Image.fromarray(np.rint(grey).astype(np.uint8))
+        return upright.convert("RGB")
 
     @property
     def size_px(self) -> tuple[int, int]:

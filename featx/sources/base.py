@@ -133,13 +133,15 @@ class Source(ABC):
         del row
         return None
 
-    def image(self, row: int) -> Image.Image:
+    def image(self, row: int, bits: int | None = None) -> Image.Image:
         """Read and decode one image.
 
         Parameters
         ----------
         row : int
             From 0 to N - 1.
+        bits : int, optional
+            Bits in use of values that are stored in 16.
 
         Returns
         -------
@@ -152,8 +154,21 @@ class Source(ABC):
             If the image cannot be decoded.
         ReadError
             If the machine cannot read it.
+        SourceError
+            If there is too little memory for it.
         """
-        return decode(self.read(row))
+        return self.decoded(row, self.read(row), bits)
+
+    def decoded(self, row: int, data: bytes | np.ndarray, bits: int | None = None) -> Image.Image:
+        """Decode what was read of a row; where the memory is too small, the error names it."""
+        try:
+            return decode(data, bits)
+        except MemoryError as error:
+            why = f" ({error})" if str(error) else ""
+            raise SourceError(
+                f"too little memory to decode {self.paths[row]}{why}: close other programs, use "
+                "fewer --workers, or make the image smaller"
+            ) from error
 
     def take(self, rows: np.ndarray) -> Self:
         """Restrict the source to some rows; all class names stay.

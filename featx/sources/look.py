@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
 from PIL import Image
 
+from featx.depth import describe_dim
 from featx.errors import ImageError, ReadError, UsageError
-from featx.images import measure
+from featx.images import LARGEST, measure
 from featx.sheet import contact_sheet
 from featx.sources.base import Source
 
-__all__ = ["SourceSummary", "common_size", "preview", "summarise"]
+__all__ = ["SourceSummary", "common_size", "find_dim", "preview", "summarise"]
 
 _MOST_CELLS = 400
 _MOST_HEADERS = 100_000
+_MOST_DECODED = 32
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class SourceSummary:
         Of these, in pixels.
     bad : dict of str to str
         Those of these that cannot be read, by name, with the reason.
+    deep : tuple of int
+        Rows of those of these whose values are stored in 16 bits.
     """
 
     split: str
@@ -57,6 +62,7 @@ class SourceSummary:
     widths: tuple[int, ...]
     heights: tuple[int, ...]
     bad: dict[str, str]
+    deep: tuple[int, ...] = ()
 
     def describe_sizes(self) -> str:
         """Say how large the measured images are, in pixels; empty where none could be read."""
@@ -90,16 +96,18 @@ def summarise(source: Source, *, n_measured: int = 500) -> SourceSummary:
     sizes: list[tuple[int, int]] = []
     bad: dict[str, str] = {}
     n_bytes = 0
+    deep: list[int] = []
     rows = np.unique(np.linspace(0, len(source) - 1, min(n_measured, len(source))).astype(int))
     for row in rows.tolist():
         try:
             data = source.read(row)
-            kind, width, height = measure(data)
+            kind, width, height, is_deep = measure(data)
         except (ImageError, ReadError) as error:
             bad[source.paths[row]] = str(error)
             continue
         n_bytes += data.nbytes if isinstance(data, np.ndarray) else len(data)
         kinds[kind] += 1
+        deep += [row] if is_deep else []
         sizes.append((width, height))
     return SourceSummary(
         split=source.split,
@@ -112,7 +120,17 @@ def summarise(source: Source, *, n_measured: int = 500) -> SourceSummary:
         widths=tuple(width for width, _ in sizes),
         heights=tuple(height for _, height in sizes),
         bad=bad,
+        deep=tuple(deep),
     )
+
+
+def find_dim(source: Source, summary: SourceSummary) -> str:
+    """Decode some images of 16 bits a value, and say so where they use fewer; else empty."""
+    largest = []
+    for row in summary.deep[:_MOST_DECODED]:
+        with suppress(ImageError):
+            largest.append(source.image(row).info[LARGEST])
+    return describe_dim(largest, None)
 
 
 def common_size(sources: Sequence[Source]) -> tuple[int, int]:

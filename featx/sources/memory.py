@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from featx.errors import SourceError, UsageError, nearest
+from featx.errors import ImageError, SourceError, UsageError, nearest
+from featx.images import decode, in_memory
 from featx.sources.base import ArraySource, Source
 from featx.sources.folder import read_file
 from featx.sources.labels import clean, label_text, number_labels
 
-__all__ = ["ImageLike", "MemorySource", "from_arrays"]
+__all__ = ["ImageLike", "MemorySource", "check_stack", "from_arrays"]
 
 ImageLike: TypeAlias = "Image.Image | np.ndarray | bytes | str | os.PathLike[str]"
-"""One image: a PIL image, uint8 pixels (H, W[, 3]), an encoded file, or the path of one."""
+"""One image: a PIL image, pixels (H, W[, 3]), an encoded file, or the path of one."""
 
 _Item: TypeAlias = "np.ndarray | bytes | Path"
 
@@ -34,7 +35,7 @@ class MemorySource(Source):
     Parameters
     ----------
     items : tuple of length N
-        uint8 pixels (H, W) or (H, W, 3), encoded files, or paths of files.
+        Pixels that `decode` takes, (H, W) or (H, W, 3), encoded files, or paths of files.
     """
 
     per_row = (*Source.per_row, "items")
@@ -68,9 +69,10 @@ def from_arrays(
 
     Parameters
     ----------
-    images : ndarray of uint8, shape (N, H, W, 3) or (N, H, W), or sequence of length N
-        Pixels; or a mixture of PIL images, uint8 arrays (H, W, 3) or (H, W), encoded
-        files (bytes) and paths. Arrays are not copied.
+    images : ndarray, shape (N, H, W, 3) or (N, H, W), or sequence of length N
+        Pixels; or a mixture of PIL images, arrays (H, W, 3) or (H, W), encoded
+        files (bytes) and paths. Arrays of uint8 are not copied; others are treated as files with
+        such values: bool, uint16 and int32, and floats within 0 to 1.
     labels : sequence of int, float, bool or str, length N, optional
         With `class_names`, numbers index them; otherwise each different value is a class, in
         natural order. -1, None, NaN and ``""`` are unknown, as all are if not given.
@@ -98,6 +100,9 @@ def from_arrays(
     (('cat', 'dog'), array([0, 1]))
     """
     _check_type(images)
+    if isinstance(images, np.ndarray):
+        check_stack(images)
+        images = images if images.dtype == np.uint8 else list(images)
     n_images = len(images)
     names, numbers = _label(labels, class_names, n_images)
     common: dict[str, Any] = {"name": name, "split": split, "class_names": names, "labels": numbers}
@@ -114,7 +119,11 @@ def from_arrays(
 
 
 def _check_type(images: Any) -> None:
-    is_list = isinstance(images, Sequence) and not isinstance(images, (str, bytes))
+    if isinstance(images, (str, bytes, bytearray, memoryview, os.PathLike, Image.Image)):
+        raise UsageError(
+            f"images is one {type(images).__name__}: of one image give the list [image]"
+        )
+    is_list = isinstance(images, Sequence)
     if not is_list and not isinstance(images, np.ndarray):
         raise UsageError(
             f"images is {_a(images)}: give a numpy array, or a list of images; of a tensor, "
@@ -126,93 +135,95 @@ def _a(value: Any) -> str:
     return f"of type {type(value).__module__}.{type(value).__qualname__}"
 
 
+def check_stack(images: np.ndarray) -> None:
+    """Refuse one array of all images that has not their shape, above all one image alone."""
+    if images.dtype == object:
+        raise UsageError(
+            "images is object, not of numbers: give a list of the images, list(images)"
+        )
+    _check_shape(images, "images", "N, ")
+    if images.ndim == 3 and _has_colours_last(images.shape[1:]):
+        raise UsageError(
+            f"images has shape {images.shape}: one RGB image is given as [image], and grey images "
+            f"{images.shape[2]} pixels wide as images[..., None]"
+        )
+    if images.ndim == 3 and images.shape[0] == 3:
+        warnings.warn(
+            f"images of shape {images.shape} are taken as 3 grey images; one image whose colours "
+            "come first is given as np.moveaxis(images, 0, 2)[None]",
+            stacklevel=2,
+        )
+
+
+def _has_colours_last(shape: tuple[int, ...]) -> bool:
+    """Whether a grey image of this shape would rather be a row of grey, RGB or RGBA pixels."""
+    return shape[1] in (1, 3) or (shape[1] == 4 and shape[0] >= 8)
+
+
 def _pixels(images: np.ndarray) -> np.ndarray:
-    """Check one array of all images; (N, H, W) is seen as (N, H, W, 3), without a copy."""
-    _check_kind(images, "images")
+    """See an array (N, H, W) as (N, H, W, 3), without a copy."""
     if images.ndim == 4 and images.shape[3] == 1:
         images = images[..., 0]
     if images.ndim == 3:
         return np.broadcast_to(images[..., np.newaxis], (*images.shape, 3))
-    if images.ndim != 4 or images.shape[3] != 3:
-        raise UsageError(
-            f"images has shape {images.shape}, not (N, H, W, 3) or (N, H, W)" + _mend(images)
-        )
     return images
 
 
-def _mend(images: np.ndarray) -> str:
-    first, last = images.ndim - 3, images.ndim - 1
-    if images.ndim < 3 or images.ndim > 4:
-        return ""
-    if images.shape[last] == 4:
-        return ": drop the transparency with images[..., :3]"
-    if images.shape[first] == 3:
-        return f": put the colours last with np.moveaxis(images, {first}, {last})"
-    return ""
-
-
-def _check_kind(pixels: np.ndarray, what: str) -> None:
-    if pixels.dtype == np.uint8:
+def _check_shape(pixels: np.ndarray, what: str, n: str = "") -> None:
+    n_axes = pixels.ndim - bool(n)
+    if n_axes == 2 or (n_axes == 3 and pixels.shape[-1] in (1, 3)):
         return
-    mend = "convert it to uint8 from 0 to 255"
-    if np.issubdtype(pixels.dtype, np.floating) and pixels.size:
-        is_unit = pixels.min() >= 0 and pixels.max() <= 1
-        factor = "of 0 to 1, (images * 255)" if is_unit else "of 0 to 255, images"
-        mend = f"{factor}.round().clip(0, 255).astype('uint8')"
-        mend += "; undo a normalisation first, each network has its own"
-    elif pixels.dtype == object:
-        mend = "give a list of the images, list(images)"
-    elif pixels.dtype == np.uint16:
-        mend = "(images / 257).round().astype('uint8')"
-    raise UsageError(f"{what} is {pixels.dtype}, and featx takes uint8 only: {mend}")
+    first, last = pixels.ndim - 3, pixels.ndim - 1
+    mend = ": of one image give the list [image]" if n and pixels.ndim == 2 else ""
+    if n_axes == 3 and pixels.shape[last] == 4:
+        mend = ": drop the transparency with images[..., :3]"
+    elif n_axes == 3 and pixels.shape[first] == 3:
+        mend = f": put the colours last with np.moveaxis(images, {first}, {last})"
+    raise UsageError(f"{what} has shape {pixels.shape}, not ({n}H, W, 3) or ({n}H, W){mend}")
 
 
 def _item(image: Any, row: int) -> _Item:
+    what = f"images[{row}]"
     if isinstance(image, (bytes, bytearray, memoryview)):
         return bytes(image)
     if isinstance(image, (str, os.PathLike)):
         return Path(os.path.abspath(image))  # noqa: PTH100 - resolve() would follow the links
     if isinstance(image, Image.Image):
-        return _from_pil(image, row)
-    if not isinstance(image, np.ndarray):
-        raise UsageError(
-            f"images[{row}] is {_a(image)}: give a PIL image, a uint8 array, the bytes of a file "
-            "or a path"
-        )
-    return _one_array(image, f"images[{row}]")
+        try:
+            return in_memory(image)
+        except ImageError as error:
+            raise UsageError(f"{what} cannot be read: {error}") from error
+    if isinstance(image, np.ndarray):
+        return _one_array(image, what)
+    raise UsageError(
+        f"{what} is {_a(image)}: give a PIL image, a uint8 array, the bytes of a file or a path"
+    )
 
 
 def _one_array(pixels: np.ndarray, what: str) -> np.ndarray:
-    _check_kind(pixels, what)
-    if pixels.ndim == 3 and pixels.shape[2] == 1:
-        pixels = pixels[..., 0]
-    if pixels.ndim != 2 and (pixels.ndim != 3 or pixels.shape[2] != 3):
-        raise UsageError(f"{what} has shape {pixels.shape}, not (H, W, 3) or (H, W){_mend(pixels)}")
+    _check_shape(pixels, what)
+    if pixels.ndim == 2 and _has_colours_last(pixels.shape):
+        raise UsageError(
+            f"{what} has shape {pixels.shape}, a row of an RGB image? Give one image as [image], "
+            f"and a grey image {pixels.shape[1]} pixels wide as image[..., None]"
+        )
+    pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+    if pixels.dtype == np.uint8:
+        return pixels
+    try:
+        decode(pixels)
+    except ImageError as error:
+        raise UsageError(f"{what} is {error}: {_mend(pixels)}") from error
     return pixels
 
 
-def _from_pil(image: Image.Image, row: int) -> _Item:
-    """Take upright pixels; of modes other than RGB and grey, a file that holds them exactly."""
-    try:
-        upright = _upright(image)
-        if upright.mode in ("L", "RGB"):
-            return np.array(upright)
-        stream = io.BytesIO()
-        (upright if upright.mode in _STORED else upright.convert("RGBA")).save(stream, "TIFF")
-        return stream.getvalue()
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UsageError(f"images[{row}] cannot be read: {' '.join(str(error).split())}") from error
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    image.load()
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # EXIF data that cannot be read count as none, as in `decode`
-        return image
-
-
-_STORED = frozenset({"1", "P", "LA", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"})
+def _mend(pixels: np.ndarray) -> str:
+    if pixels.dtype.kind != "f":
+        return "convert it to uint8 from 0 to 255, or to uint16 from 0 to 65,535"
+    return (
+        "of values from 0 to 255 make images.round().clip(0, 255).astype('uint8'); undo a "
+        "normalisation first, each network has its own"
+    )
 
 
 def _check_different(items: Sequence[_Item]) -> None:

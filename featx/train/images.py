@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.depth import describe_dim
 from featx.engines.loader import Loading, iter_pixels
 from featx.errors import ProtocolError
 from featx.preprocess import Preprocessing
@@ -109,13 +110,17 @@ class Decoder:
         wanted = digests[rows]
         loading = Loading(part, self.preprocessing, _BATCH)
         batches = iter_pixels(loading, range(-(-len(rows) // _BATCH)), workers=self.workers)
+        deep: list[int] = []
         with self.reporter.bar(len(rows), f"decoding {source.name} {source.split}") as bar:
             for batch in batches:
                 part.require_unchanged(batch.start, batch.digests, wanted)
                 stop = batch.start + batch.n_images
                 pixels[batch.start : stop] = batch.pixels[: batch.n_images].numpy()
                 failed |= {int(rows[i]): why for i, why in batch.failed.items()}
+                deep += batch.deep
                 bar.update(batch.n_images)
+        if warning := describe_dim(deep, self.preprocessing.bits):
+            self.reporter.warn(warning)
         place = np.full(len(source), -1)
         place[rows] = np.arange(len(rows))
         return Decoded(pixels, place, failed)

@@ -129,6 +129,8 @@ def open_recipe(plan: TrainPlan, sources: Sequence[Source], reporter: Reporter) 
         overrides = {"input_size": plan.input_size}
     if plan.normalise is not None:
         overrides["mean"], overrides["std"] = NORMALISATIONS[plan.normalise]
+    if plan.bits is not None:
+        overrides["bits"] = plan.bits
     (backbone,) = open_backbones(
         plan.network,
         weights=plan.weights,
@@ -153,6 +155,7 @@ def _from_scratch(plan: TrainPlan, sources: Sequence[Source]) -> Recipe:
         mean=mean,
         std=std,
         origin=f"trained from scratch, {name}",
+        bits=plan.bits,
     )
     return Recipe(get_network(plan.network).text, preprocessing)
 

@@ -94,6 +94,8 @@ class TrainPlan:
         images.
     normalise : str, optional
         One of `NORMALISATIONS`; the weights' own by default, from scratch ``half-range``.
+    bits : int, optional
+        Bits in use of pixel values that are stored in 16; all 16 by default.
     augment : tuple of str
         ``flip``, ``rotation=FRACTION`` of a turn, ``zoom=FRACTION``, ``crop=PADDING`` in pixels.
     optimizer : str, default="Adam"
@@ -183,6 +185,7 @@ class TrainPlan:
     unfreeze_after: int | None = None
     input_size: int | str | None = None
     normalise: str | None = None
+    bits: int | None = None
     augment: tuple[str, ...] = ()
     optimizer: str = "Adam"
     lr: float = 0.001
@@ -244,7 +247,7 @@ class TrainPlan:
         values = {key: value for key, value in asdict(self).items() if key not in _NOT_ASKED}
         if not self.search:
             del values["search"]
-        for name in (*LAYOUT_FIELDS, "weights_key"):  # not in older records
+        for name in (*LAYOUT_FIELDS, "weights_key", "bits"):  # not in older records
             if values[name] is None:
                 del values[name]
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}

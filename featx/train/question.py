@@ -35,7 +35,7 @@ _VERSION = 1
 _NOT_TOLD = {
     *LAYOUT_FIELDS,
     *("network", "data", "classes", "drop", "map", "seed", "cache_per_class", "test_per_class"),
-    *("holdout", "on_leak", "weights", "weights_key", "layer", "input_size", "precision"),
+    *("holdout", "on_leak", "weights", "weights_key", "layer", "input_size", "bits", "precision"),
     "channels_last",
 }
 

@@ -43,6 +43,13 @@ def of_timm_kind():
 def of_torchvision_kind():
     return models.squeezenet1_1(), models.SqueezeNet1_1_Weights.IMAGENET1K_V1.transforms()
 
+def not_square():
+    return models.squeezenet1_1(), TIMM | {"input_size": (3, 32, 48)}
+
+def not_square_in_torchvision():
+    transform = models.ViT_B_16_Weights.IMAGENET1K_V1.transforms(crop_size=[224, 160])
+    return models.squeezenet1_1(), transform
+
 def bare():
     return models.squeezenet1_1()
 
@@ -133,6 +140,12 @@ def test_a_function_gives_the_network_and_its_preprocessing():
     assert again.identity() == backbone.identity()
     points, default = list_layers("my_networks:small")
     assert (len(points) > 10, default) == (True, "features")
+
+
+@pytest.mark.parametrize("name", ["not_square", "not_square_in_torchvision"])
+def test_an_input_that_is_not_square_is_refused(name):
+    with pytest.raises(UsageError, match=r"(32 x 48|224 x 160), and featx gives square images"):
+        open_backbone(f"my_networks:{name}")
 
 
 @pytest.mark.parametrize(

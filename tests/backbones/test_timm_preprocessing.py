@@ -45,6 +45,38 @@ def test_the_pixels_are_those_of_timms_own_transform(name, size):
     assert torch.equal(mine, transform(image))
 
 
+def test_every_other_input_size_is_resized_as_by_timm():
+    configs = {}
+    for name in timm.list_pretrained():
+        cfg = timm.models.get_pretrained_cfg(name).to_dict()
+        if cfg["input_size"][1] == cfg["input_size"][2]:
+            configs[cfg["input_size"], cfg["crop_pct"], cfg["crop_mode"]] = cfg
+    assert len({crop_pct for _, crop_pct, _ in configs}) > 9
+    for cfg in configs.values():
+        ours = Preprocessing.from_timm(cfg)
+        for px in range(32, 513, 3):
+            config = timm.data.resolve_data_config({"input_size": (3, px, px)}, pretrained_cfg=cfg)
+            resize = timm.data.create_transform(**config, is_training=False).transforms[0]
+            wanted = resize.size if isinstance(resize.size, int) else resize.size[0]
+            assert ours.override(input_size=px).resize_px == wanted, (cfg["crop_pct"], px)
+            assert "crop_pct" not in ours.override(input_size=px).identity()
+    resnet = timm.models.get_pretrained_cfg("resnet18.a1_in1k").to_dict()
+    assert Preprocessing.from_timm(resnet).override(input_size=100).resize_px == 105
+
+
+def test_positions_that_are_interpolated_are_said(tmp_path):
+    name = "timm/vit_tiny_patch16_224"
+    network = timm.create_model("vit_tiny_patch16_224")
+    torch.save(network.state_dict(), tmp_path / "vit.pth")
+    file = str(tmp_path / "vit.pth")
+    usual = open_backbone(name, weights=file, overrides={"input_size": 224})
+    assert "interpolated" not in usual.preprocessing.origin
+    smaller = open_backbone(name, weights=file, overrides={"input_size": 96})
+    said = "positions interpolated: pos_embed from 1 x 197 x 192 to 1 x 37 x 192"
+    assert said in smaller.preprocessing.describe()
+    assert "interpolated" not in str(smaller.identity())
+
+
 def test_the_crop_mode_is_part_of_the_identity_where_it_is_not_the_usual_one():
     usual = Preprocessing(256, 224, "bicubic", (0.5,) * 3, (0.5,) * 3)
     squash = Preprocessing(256, 224, "bicubic", (0.5,) * 3, (0.5,) * 3, crop_mode="squash")
