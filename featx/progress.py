@@ -121,6 +121,10 @@ class Reporter:
     quiet: bool = False
     stream: TextIO | None = None
 
+    def __deepcopy__(self, memo: object) -> Self:
+        """Give itself: streams cannot be copied, and estimators that are cloned copy all."""
+        return self
+
     def bar(self, total: int, label: str, unit: str = "image", initial: int = 0) -> Bar:
         """Start a piece of long work.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from featx.flock import is_open_as, try_flock, unlock
 
-__all__ = ["part_of", "replace_file", "replace_text"]
+__all__ = ["part_of", "replace_file", "replace_text", "set_aside"]
 
 
 @contextmanager
@@ -80,6 +81,12 @@ def replace_text(path: Path, text: str) -> None:
     """
     with part_of(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def set_aside(path: Path) -> Path:
+    """Give a file that cannot be used another name, under which nothing replaces it."""
+    names = (path.with_name(f"{path.name}.unused-{n}") for n in itertools.count(1))
+    return path.rename(next(name for name in names if not name.exists()))
 
 
 def _sync(path: str | Path, flags: int) -> None:

@@ -39,6 +39,7 @@ from featx.extract import Settings, extract
 from featx.extractor import estimator, memory, opened
 from featx.sources import open_data
 from featx.store import Cache, find_caches
+from featx.store.seal import Seal
 
 CPU = torch.device("cpu")
 SMALL = {"weights": "random", "input_size": 32, "batch_size": 4, "device": "cpu"}
@@ -465,11 +466,15 @@ def test_large_sets_are_kept_in_parts(pixels, tmp_path, monkeypatch):
     assert sorted(sizes) == [4, 8, 8]  # whole batches of four
 
 
-def test_a_damaged_memory_is_named(paths, tmp_path):
+@pytest.mark.parametrize("part", ["end", "features"])
+def test_a_damaged_memory_is_named(paths, tmp_path, part):
     extractor = small(memory=tmp_path / "m").fit(paths)
     extractor.transform(paths)
     file = next((tmp_path / "m").rglob("*.h5"))
-    file.write_bytes(file.read_bytes()[:-100])
+    content = bytearray(file.read_bytes()[: -100 if part == "end" else None])
+    if part == "features":
+        content[Seal.parse(content[:4096]).features_offset + 9] ^= 1
+    file.write_bytes(content)
     with pytest.raises(CacheError, match="damaged") as caught:
         extractor.transform(paths)
     assert f"delete {file}" in caught.value.__notes__[0]

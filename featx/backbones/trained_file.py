@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from featx.errors import UsageError, WeightsError
 from featx.preprocess import Preprocessing
 from featx.sealed import ENDING, SealedFiles
-from featx.weights import state_sha256
+from featx.weights.sealed_state import TENSORS, read_state, write_state
 
 __all__ = [
     "Contents",
@@ -40,7 +39,6 @@ _FILES = SealedFiles(
     unknown="holds weights and does not say of which network: give  --backbone NAME --weights FILE",
     damaged="train it again with  featx train --save",
 )
-_TENSORS = "tensors_sha256"
 _MOST_PX = 1 << 14
 
 
@@ -164,8 +162,6 @@ def save_trained(path: Path, network: nn.Module, record: TrainedRecord) -> None:
     WeightsError
         If it cannot be written.
     """
-    from safetensors.torch import save_file
-
     if path.suffix != ENDING:
         raise UsageError(f"{path}: the file of a trained network must end in {ENDING}")
     if record.backbone is not None and is_trained(record.backbone) and record.base is None:
@@ -175,11 +171,7 @@ def save_trained(path: Path, network: nn.Module, record: TrainedRecord) -> None:
         key: value.detach().to("cpu").clone(memory_format=torch.contiguous_format)
         for key, value in network.state_dict().items()
     }
-    _FILES.write(
-        path,
-        {**record.as_json(), _TENSORS: state_sha256(state)},
-        lambda part, metadata: save_file(state, part, metadata),
-    )
+    write_state(_FILES, path, record.as_json(), state)
 
 
 def read_trained(path: Path) -> TrainedRecord:
@@ -206,7 +198,7 @@ def _read(path: Path) -> tuple[TrainedRecord, str]:
     """Read the record, checked, and the digest that the tensors must have."""
     values, _ = _FILES.read(path)
     try:
-        digest = str(values.pop(_TENSORS))
+        digest = str(values.pop(TENSORS))
         del values["format"], values["version"]
         return TrainedRecord.from_json(values), digest
     except (ValueError, TypeError, KeyError, UsageError) as error:
@@ -249,13 +241,5 @@ def read_contents(path: Path) -> Contents:
     WeightsError
         If the file is missing or damaged.
     """
-    from safetensors.torch import load_file
-
     record, digest = _read(path)
-    try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise _FILES.damage(path, f"its tensors cannot be read ({error})") from error
-    if state_sha256(state) != digest:
-        raise _FILES.damage(path, "its tensors do not fit their digest")
-    return Contents(record, state, digest)
+    return Contents(record, read_state(_FILES, path, digest), digest)

@@ -19,6 +19,7 @@ from featx.fingerprint import fingerprint
 
 __all__ = ["leaks_key", "recall_leaks", "record_leaks"]
 
+# 2: the images are part of the key, and the features were compared with their digests.
 _VERSION = 2
 _ARRAYS = ("train", "test", "cosine", "ratio")
 

@@ -27,6 +27,8 @@ __all__ = ["Question"]
 _VERSION = 2
 """Part of every fit's name; to be raised when the same question gets another answer."""
 
+_CHECKED = "features_checked"
+
 
 class Question(BaseQuestion):
     """One pair of caches, its subsets and its test rows.
@@ -125,22 +127,28 @@ class Question(BaseQuestion):
         Returns
         -------
         FitResult or None
-            Of the same question, of the same images in the same order, and with the same to
-            tell about leaks.
+            Of the same question, of the same images in the same order, of undamaged features, and
+            with the same to tell about leaks.
         """
         told = _told(self._leaks(subset))
-        found = known.find(self.fit_id(head, subset))
         images = self._images(subset)
         # A fit is named by row numbers; where data came in another order, these are other images.
-        return next(
-            (
-                result
-                for result in found
-                if _told(result.detail.get("leaks", {})) == told
-                and all(result.detail.get(name) in (None, images[name]) for name in images)
-            ),
-            None,
+        found = (
+            result
+            for result in known.find(self.fit_id(head, subset))
+            if self._is_sound(result)
+            and _told(result.detail.get("leaks", {})) == told
+            and all(result.detail.get(name) in (None, images[name]) for name in images)
         )
+        return next(found, None)
+
+    def _is_sound(self, result: FitResult) -> bool:
+        """Whether a fit is not of features that were damaged."""
+        # A fit of an older featx, which did not compare features with their digests, is not
+        # believed if a cache was written after it: what was there before may have been damaged.
+        # That today's file is not, the search for leaks has seen, which reads all of it.
+        written = (str(c.meta.get("created", "")) for c in (self.pair.train, self.pair.test))
+        return bool(result.detail.get(_CHECKED)) or max(written) <= result.created
 
     def _choices(self) -> dict[str, Any]:
         """Classes and groups, where any were chosen."""
@@ -152,7 +160,7 @@ class Question(BaseQuestion):
     def record(self, subset: Subset) -> dict[str, Any]:
         """Give what a fit's JSON keeps of the question; see `BaseQuestion.record`."""
         caches = {"train_cache": str(self.pair.train.path), "test_cache": str(self.pair.test.path)}
-        return super().record(subset) | self._choices() | caches
+        return super().record(subset) | self._choices() | caches | {_CHECKED: True}
 
 
 def _told(leaks: dict[str, Any]) -> dict[str, Any]:

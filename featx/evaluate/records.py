@@ -12,7 +12,7 @@ from typing import Any
 from featx.errors import FeatxError
 from featx.replacing import replace_text
 
-__all__ = ["RecordError", "read_record", "record_text", "write_record"]
+__all__ = ["RecordError", "read_older_too", "read_record", "record_text", "write_record"]
 
 _TYPE, _VERSION, _DIGEST = "featx", "version", "sha256"
 _NOW = 1
@@ -82,6 +82,13 @@ def read_record(kind: str, path: Path) -> dict[str, Any]:
     if _digest(whole) != digest:
         raise RecordError("it was changed or damaged: its digest does not fit")
     return {key: value for key, value in whole.items() if key not in (_TYPE, _VERSION)}
+
+
+def read_older_too(kind: str, path: Path) -> dict[str, Any]:
+    """Read a record, or an object of a featx that gave files of this kind no digest."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    is_older = isinstance(values, dict) and _DIGEST not in values
+    return values if is_older else read_record(kind, path)
 
 
 def write_record(stem: Path, kind: str, record: Mapping[str, Any]) -> Path:

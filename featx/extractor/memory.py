@@ -151,7 +151,7 @@ class RowMemory:
                 targets.append(i)
                 rows.append(row)
         for cache, targets, rows in wanted.values():
-            features[targets] = cache.X[np.array(rows)]
+            features[targets] = _rows(cache, np.array(rows))
         return features
 
 
@@ -171,12 +171,24 @@ def _open_all(folder: Path, stack: ExitStack) -> list[Cache]:
     stack.close()  # what an earlier round opened
     caches = []
     for path in sorted(folder.glob("*.h5")):
-        try:
+        with _explained(path):
             caches.append(stack.enter_context(Cache.open(path)))
-        except CacheError as error:
-            error.add_note(f"it is a memory of FeatureExtractor: delete {path}, it is made again")
-            raise
     return caches
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Say what to do about a damaged file."""
+    try:
+        yield
+    except CacheError as error:
+        error.add_note(f"it is a memory of FeatureExtractor: delete {path}, it is made again")
+        raise
+
+
+def _rows(cache: Cache, key: Any) -> np.ndarray[Any, Any]:
+    with _explained(cache.path):
+        return cache.X[key]
 
 
 def _places(caches: Sequence[Cache]) -> dict[bytes, _Place]:
@@ -219,6 +231,6 @@ def _merge(folder: Path) -> None:
             dtype=caches[0].X.dtype.name,
             image_digests=digests,
         )
-        _write(folder, spec, [cache.X[:] for cache in caches])
+        _write(folder, spec, [_rows(cache, slice(None)) for cache in caches])
     for path in paths[:_FILES_PER_MERGE]:
         path.unlink()

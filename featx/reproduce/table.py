@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from featx.evaluate.records import RecordError, read_older_too, record_text
 from featx.progress import Reporter
 from featx.replacing import replace_text
 from featx.reproduce.lessons import lessons, order
@@ -18,7 +18,7 @@ from featx.reproduce.recipe import SMALL, Recipe
 
 __all__ = ["SourceTable", "format_outcomes", "save_recipe", "save_source"]
 
-_FOLDER = "reproductions"
+_FOLDER, _KIND = "reproductions", "reproduction"
 _TEXT = ("system", "scale", "scored on")
 
 
@@ -68,7 +68,7 @@ def save_recipe(folder: Path, recipe: Recipe, outcomes: Sequence[Outcome]) -> Pa
     path = folder / _FOLDER / f"{stem}.json"
     if path.exists() and all(outcome.problem for outcome in outcomes):
         return path
-    replace_text(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+    replace_text(path, record_text(_KIND, values))
     return path
 
 
@@ -111,10 +111,10 @@ def _kept(
     """Read what each recipe of a source gave, and the words about it."""
     for path in sorted((folder / _FOLDER).glob(f"{_slug(source)}-*.json")):
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_older_too(_KIND, path)
             if values["source"] == source:
                 yield [Outcome(**one) for one in values["outcomes"]], list(values["words"])
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecordError) as error:
             reporter.warn(f"{path} is not read ({error}): run its recipe again to replace it")
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from featx.evaluate.records import RecordError, read_older_too, record_text
 from featx.extract import ExtractReport
 from featx.replacing import replace_text
 from featx.store import Cache
 
 __all__ = ["Times"]
+
+_KIND = "seconds of extractions"
 
 
 class Times:
@@ -51,10 +53,10 @@ class Times:
 
     def _read(self) -> dict[str, float]:
         try:
-            values = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            values = read_older_too(_KIND, self.path)
+            return {str(k): float(v) for k, v in values.get("seconds", values).items()}
+        except (OSError, ValueError, TypeError, AttributeError, RecordError):
             return {}
-        return {str(k): float(v) for k, v in values.items()} if isinstance(values, dict) else {}
 
     def _write(self, known: dict[str, float]) -> None:
-        replace_text(self.path, json.dumps(known, indent=1, sort_keys=True) + "\n")
+        replace_text(self.path, record_text(_KIND, {"seconds": known}))

@@ -237,7 +237,10 @@ def _check_sizes(header: Header, seal: Seal) -> None:
         raise CacheError("its features lie elsewhere than its first bytes say")
     if len(features.shape) != 2 or header.block_rows < 1:
         raise CacheError(f"its features have the shape {features.shape}")
-    n_rows = features.shape[0]
+    n_rows, row_bytes = features.shape[0], features.n_bytes // features.shape[0]
+    # Readers hold a whole block.
+    if header.block_rows != layout.default_block_rows(row_bytes):
+        raise CacheError(f"it has blocks of {header.block_rows:,} rows of {row_bytes:,} bytes")
     blocks = -(-n_rows // header.block_rows)
     shapes: dict[str, tuple[int, ...]] = {
         "labels": (n_rows,),

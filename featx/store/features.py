@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import operator
 import os
 import weakref
@@ -17,7 +18,8 @@ from featx.store.threads import N_THREADS, in_threads
 
 __all__ = ["FeatureArray", "Handle"]
 
-# Reads of this size and more are shared among threads, which costs a fifth of a millisecond.
+# Reading so much, or hashing so much, is shared among threads, which costs a fifth of a
+# millisecond.
 _THREADED_BYTES: Final = 4 << 20
 
 
@@ -33,7 +35,7 @@ class Handle:
     def __init__(self, path: str) -> None:
         self._fd = os.open(path, os.O_RDONLY)
         self.close = weakref.finalize(self, os.close, self._fd)
-        self._path = path
+        self.path = path
 
     @property
     def fd(self) -> int:
@@ -45,7 +47,7 @@ class Handle:
             If the file was closed.
         """
         if not self.close.alive:
-            raise CacheError(f"{self._path} was closed: open it again")
+            raise CacheError(f"{self.path} was closed: open it again")
         return self._fd
 
     def read(self, extent: Extent) -> np.ndarray:
@@ -57,15 +59,16 @@ class Handle:
     def read_into(self, out: np.ndarray, offset: int) -> None:
         """Fill a contiguous array with the bytes at `offset`."""
         if out.nbytes:
-            with disk.translated(f"cannot read {self._path}"):
+            with disk.translated(f"cannot read {self.path}"):
                 disk.pread_into(self.fd, disk.bytes_of(out), offset)
 
 
 class FeatureArray:
     """Features on the disk, indexed by rows; every read gives a NumPy array.
 
-    ``np.asarray(features)`` maps the file into memory without reading it, so
-    that a matrix larger than memory can be passed to NumPy and scikit-learn.
+    The first read of a row reads its whole block, and compares the block with its digest:
+    damaged rows are an error. ``np.asarray(features)`` compares all blocks and maps the file
+    into memory, so that a matrix larger than memory can be passed to NumPy and scikit-learn.
 
     Parameters
     ----------
@@ -73,12 +76,21 @@ class FeatureArray:
         The open file.
     extent : Extent
         Where the features lie: shape (N, D), float16 or float32.
+    block_rows : int
+        Rows in a block.
+    digests : ndarray of uint8, shape (n_blocks, 32)
+        SHA-256 of the bytes of each block.
     """
 
     ndim = 2
 
-    def __init__(self, handle: Handle, extent: Extent) -> None:
+    def __init__(
+        self, handle: Handle, extent: Extent, block_rows: int, digests: np.ndarray
+    ) -> None:
         self._handle, self._extent = handle, extent
+        self._block_rows, self._digests = block_rows, digests
+        self._row_bytes = extent.n_bytes // extent.shape[0]
+        self._is_checked = np.zeros(len(digests), bool)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -124,6 +136,8 @@ class FeatureArray:
         ------
         IndexError
             For rows that do not exist and for other kinds of index.
+        CacheError
+            If they lie in a block that changed since it was written.
         """
         if isinstance(key, slice):
             start, stop, step = key.indices(len(self))
@@ -159,38 +173,80 @@ class FeatureArray:
 
     def _span(self, start: int, stop: int) -> np.ndarray:
         out = np.empty((stop - start, self.shape[1]), self.dtype)
-        step = max(1, -(-len(out) // N_THREADS))
-        self._read_runs(
-            out, [(i, min(step, len(out) - i), start + i) for i in range(0, len(out), step)]
-        )
+        size = self._block_rows
+        if len(out):
+            edges = np.array([start, *range((start // size + 1) * size, stop, size), stop])
+            self._read_runs(out, edges[:-1] - start, np.diff(edges), edges[:-1])
         return out
 
     def _gather(self, rows: np.ndarray) -> np.ndarray:
         out = np.empty((len(rows), self.shape[1]), self.dtype)
-        # In the order of the file; neighbours that stay neighbours are read by one call.
-        order = np.argsort(rows, kind="stable")
-        is_end = (np.diff(rows[order]) != 1) | (np.diff(order) != 1)
-        starts = np.flatnonzero(np.concatenate(([True], is_end))) if len(rows) else order
-        n_rows = np.diff(np.concatenate((starts, [len(rows)])))
-        first = order[starts]
-        self._read_runs(
-            out, list(zip(first.tolist(), n_rows.tolist(), rows[first].tolist(), strict=True))
-        )
+        if len(out):
+            # In the order of the file; neighbours that stay neighbours are read by one call.
+            order = np.argsort(rows, kind="stable")
+            sorted_rows = rows[order]
+            is_end = (np.diff(sorted_rows) != 1) | (np.diff(order) != 1)
+            is_end |= np.diff(sorted_rows // self._block_rows) != 0
+            starts = np.flatnonzero(np.concatenate(([True], is_end)))
+            n_rows = np.diff(np.concatenate((starts, [len(rows)])))
+            self._read_runs(out, order[starts], n_rows, sorted_rows[starts])
         return out
 
-    def _read_runs(self, out: np.ndarray, runs: list[tuple[int, int, int]]) -> None:
-        """Fill `out` by runs of (first row in `out`, number of rows, first row in the file)."""
+    def _read_runs(
+        self, out: np.ndarray, at: np.ndarray, n_rows: np.ndarray, first: np.ndarray
+    ) -> None:
+        """Fill `out` by runs, each inside a block: place in `out`, rows, first row in the file."""
 
         def read(some: list[tuple[int, int, int]]) -> None:
-            for at, n_rows, row in some:
-                self._handle.read_into(out[at : at + n_rows], self._extent.offset + row * row_bytes)
+            for low, n, row in some:
+                self._read(out[low : low + n], row)
 
-        row_bytes = self.shape[1] * self.dtype.itemsize
-        if out.nbytes < _THREADED_BYTES:
+        runs = list(zip(at.tolist(), n_rows.tolist(), first.tolist(), strict=True))
+        n_unchecked = np.count_nonzero(~self._is_checked[np.unique(first // self._block_rows)])
+        n_bytes = out.nbytes + n_unchecked * self._block_rows * self._row_bytes
+        if n_bytes < _THREADED_BYTES:
             read(runs)
             return
         step = -(-len(runs) // N_THREADS)
         for _ in in_threads(read, [runs[i : i + step] for i in range(0, len(runs), step)]):
+            pass
+
+    def _read(self, out: np.ndarray, row: int) -> None:
+        """Fill `out` by neighbouring rows of one block, which is checked the first time."""
+        block, place = divmod(row, self._block_rows)
+        if self._is_checked[block]:
+            self._handle.read_into(out, self._extent.offset + row * self._row_bytes)
+        else:
+            out[:] = self._read_block(block)[place : place + len(out)]
+
+    def _read_block(self, block: int) -> np.ndarray:
+        """Read a block of rows and compare it with its digest."""
+        first = block * self._block_rows
+        stop = min(first + self._block_rows, len(self))
+        rows = np.empty((stop - first, self.shape[1]), self.dtype)
+        self._handle.read_into(rows, self._extent.offset + first * self._row_bytes)
+        if hashlib.sha256(disk.bytes_of(rows)).digest() != self._digests[block].tobytes():
+            path = self._handle.path
+            raise CacheError(
+                f"{path}: damaged: features rows {first}-{stop - 1} changed since they were "
+                f"written:  featx repair {path}  computes them again"
+            )
+        self._is_checked[block] = True
+        return rows
+
+    def check(self) -> None:
+        """Compare every block that was not read yet with its digest.
+
+        Raises
+        ------
+        CacheError
+            If one changed since it was written.
+        """
+
+        def check(block: int) -> None:
+            self._read_block(block)
+
+        for _ in in_threads(check, np.flatnonzero(~self._is_checked).tolist()):
             pass
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -218,16 +274,17 @@ class FeatureArray:
             yield start, self._span(start, min(start + n_rows, len(self)))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        mapped = self.memmap()
         wanted = self.dtype if dtype is None else np.dtype(dtype)
         if copy is False and wanted != self.dtype:
             raise ValueError(f"features of {self.dtype} become {wanted} only by a copy")
+        self.check()
+        mapped = self.memmap()
         if copy or wanted != self.dtype:
             return np.array(mapped, dtype=wanted)
         return mapped.view(np.ndarray)
 
     def memmap(self) -> np.memmap[Any, Any]:
-        """Map the features into memory, read-only.
+        """Map the features into memory, read-only, without comparing them with their digests.
 
         Returns
         -------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -15,7 +14,6 @@ from typing import Any, Final
 import h5py
 import numpy as np
 
-from featx.errors import CacheError
 from featx.progress import SILENT, Reporter
 from featx.store import archive, disk, layout
 from featx.store.archive import Codec, Stamp, hash_archive, in_order, open_codec
@@ -203,19 +201,11 @@ def _create_features(
 def _encoded(
     cache: Cache, codec: Codec, chunk_rows: int
 ) -> Iterator[tuple[int, np.ndarray, bytes | None]]:
-    digests = cache._array("digests")
-
-    def encode(block: int) -> tuple[int, np.ndarray, bytes | None]:
-        start = block * chunk_rows
+    def encode(start: int) -> tuple[int, np.ndarray, bytes | None]:
         rows = cache.X[start : start + chunk_rows]
-        if hashlib.sha256(disk.bytes_of(rows)).digest() != digests[block].tobytes():
-            raise CacheError(
-                f"{cache.path}: damaged: features rows {start}-{start + len(rows) - 1} changed "
-                "since they were written; see  featx verify"
-            )
         return start, rows, codec.encode(rows, chunk_rows)
 
-    return in_order(encode, range(len(digests)))
+    return in_order(encode, range(0, len(cache), chunk_rows))
 
 
 def _stamp(fd: int, out: Path, reporter: Reporter) -> None:

@@ -41,8 +41,9 @@ class Cache:
 
     def __init__(self, path: Path, handle: Handle, seal: Seal, header: Header) -> None:
         self.path = path
-        self.X = FeatureArray(handle, header.features)
         self._handle, self._seal, self._header = handle, seal, header
+        digests = self._array("digests")
+        self.X = FeatureArray(handle, header.features, header.block_rows, digests)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, verify_seal: bool = True) -> Cache:
@@ -205,6 +206,8 @@ class Cache:
         ------
         ProtocolError
             If a class has too few rows.
+        CacheError
+            If a row lies in a block that changed since it was written.
         """
         is_done = self.status == layout.DONE
         rows = draw_subset(
@@ -228,7 +231,7 @@ class Cache:
         damage = verify_seal(self._handle.fd, self._seal)
         if damage:
             return damage
-        digests = self._handle.read(self._header.extents["digests"])
+        digests = self._array("digests")
         label = f"verify {self.path.name}"
         return verify_blocks(self._handle.fd, self._header, digests, reporter, label)
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from skorch.callbacks import Callback
+from torch import Tensor
 
+from featx.errors import FeatxError
 from featx.progress import Bar, Reporter
-from featx.replacing import replace_file
+from featx.replacing import set_aside
+from featx.train.checkpoint import read_checkpoint, take_apart, write_checkpoint
 from featx.train.optimisation import make_scheduler
 
 __all__ = ["BestWeights", "Checkpoint", "Progress", "Schedule"]
 
-_VERSION = 1
+_OLDER = ".pt"  # of a featx whose checkpoints had no digest
 
 
 class Schedule(Callback):  # type: ignore[misc]
@@ -120,7 +120,7 @@ class Checkpoint(Callback):  # type: ignore[misc]
     key : str
         Names the training: a file of another one is not taken up.
     reporter : Reporter
-        Is told what is taken up, and which file cannot be.
+        Is told what is taken up, and which file cannot be, which gets another name.
     """
 
     def __init__(self, path: Path, key: str, reporter: Reporter) -> None:
@@ -130,17 +130,20 @@ class Checkpoint(Callback):  # type: ignore[misc]
         """Go on where the file ends."""
         self.writer_ = ThreadPoolExecutor(1)
         self.writing_: Future[None] | None = None
+        older = self.path.with_suffix(_OLDER)
+        if older.exists():
+            kept = f"it is not used; it is kept as {set_aside(older)}"
+            self.reporter.warn(f"{older} is of an older featx and has no digest: {kept}")
         if not self.path.exists():
             return
         try:
-            # Tensors and plain values only: nothing in the file is run.
-            state = torch.load(self.path, map_location=net.device, weights_only=True)
-            if (state["version"], state["key"]) != (_VERSION, self.key):
-                raise ValueError("it is of another training")
-            self._restore(net, state)
-        except Exception as error:  # a torn file has any error
-            why = " ".join(str(error).split())[:120] or type(error).__name__
-            self.reporter.warn(f"{self.path} cannot be taken up ({why}): training starts anew")
+            self._restore(net, read_checkpoint(self.path, self.key))
+        except Exception as error:  # networks and optimisers have any error
+            why = " ".join(str(error).split()) or type(error).__name__
+            if not isinstance(error, FeatxError):
+                why = f"{self.path} cannot be taken up ({why[:200]})"
+            kept = f"it is kept as {set_aside(self.path)}"
+            self.reporter.warn(f"{why}: {kept}, and training starts anew")
             net.initialize()
             for callback in _stateful(net).values():
                 callback.on_train_begin(net)
@@ -162,18 +165,16 @@ class Checkpoint(Callback):  # type: ignore[misc]
     def on_epoch_end(self, net: Any, **_: Any) -> None:
         """Begin to write the file, once the one before is written."""
         state = {
-            "version": _VERSION,
-            "key": self.key,
             "network": net.module_.state_dict(),
             "optimizer": net.optimizer_.state_dict(),
             "scaler": net.scaler_.state_dict(),
             "history": curves_of(net),
             **{name: callback.state() for name, callback in _stateful(net).items()},
         }
+        tensors: dict[str, Tensor] = {}
+        plain = take_apart(state, tensors)
         self.wait()
-        self.writing_ = self.writer_.submit(
-            replace_file, self.path, partial(torch.save, _copied(state))
-        )
+        self.writing_ = self.writer_.submit(write_checkpoint, self.path, self.key, plain, tensors)
 
     def on_train_end(self, net: Any, **_: Any) -> None:
         """End the last writing."""
@@ -185,15 +186,6 @@ class Checkpoint(Callback):  # type: ignore[misc]
         if self.writing_ is not None:
             self.writing_.result()
             self.writing_ = None
-
-
-def _copied(value: Any) -> Any:
-    """Copy all tensors to host memory of their own, for training changes them."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, Mapping):
-        return {key: _copied(one) for key, one in value.items()}
-    return [_copied(one) for one in value] if isinstance(value, list) else value
 
 
 def _stateful(net: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,16 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.errors import ProtocolError
+from featx.evaluate.records import RecordError, read_record, record_text
 from featx.fingerprint import fingerprint
-from featx.progress import SILENT
-from featx.replacing import replace_text
+from featx.progress import SILENT, Reporter
+from featx.replacing import replace_text, set_aside
+from featx.sealed import ENDING
 from featx.train.callbacks import Checkpoint
 from featx.train.classifier import NetworkClassifier, Pixels
 
 __all__ = ["Candidate", "read_outcomes"]
 
-
-_OUTCOMES = "outcomes.json"
+_OUTCOMES, _KIND = "outcomes.json", "outcomes of a search"
 
 
 class Candidate(NetworkClassifier):
@@ -33,6 +33,8 @@ class Candidate(NetworkClassifier):
         Folder of one search: of the same images, and the same of everything that is not
         searched. It holds the outcomes of its candidates and the last whole epoch of the one that
         was interrupted.
+    reporter : Reporter, optional
+        Is told which of these files cannot be used.
     **options : object
         As `NetworkClassifier` takes them.
 
@@ -42,8 +44,10 @@ class Candidate(NetworkClassifier):
         As `read_outcomes` gives it, once it is known.
     """
 
-    def __init__(self, module: Any, *, memory: Path, **options: Any) -> None:
-        self.memory = memory
+    def __init__(
+        self, module: Any, *, memory: Path, reporter: Reporter = SILENT, **options: Any
+    ) -> None:
+        self.memory, self.reporter = memory, reporter
         super().__init__(module, **options)
 
     @property
@@ -56,12 +60,12 @@ class Candidate(NetworkClassifier):
     def fit(self, X: Pixels, y: Any = None, **options: Any) -> Self:
         """Train, unless the folder has the outcome; see `NetworkClassifier.fit`."""
         key = fingerprint(self.settings)
-        self.outcome_ = _read(self.memory).get(key)
+        self.outcome_ = _read(self.memory, self.reporter).get(key)
         if self.outcome_ is not None:
             if self.outcome_["accuracy"] is None:
                 raise ProtocolError("training diverged, when it was tried before")
             return self
-        self.callbacks = [("checkpoint", Checkpoint(self._unfinished, key, SILENT))]
+        self.callbacks = [("checkpoint", Checkpoint(self._unfinished, key, self.reporter))]
         try:
             super().fit(X, y, **options)
         except ProtocolError:
@@ -89,14 +93,14 @@ class Candidate(NetworkClassifier):
     def _remember(self, accuracy: float | None) -> dict[str, Any]:
         seconds = sum(line.get("dur", 0.0) for line in self.history)
         self.outcome_ = {**self.settings, "accuracy": accuracy, "seconds": seconds}
-        known = _read(self.memory) | {fingerprint(self.settings): self.outcome_}
-        replace_text(self.memory / _OUTCOMES, json.dumps(known, indent=1) + "\n")
+        known = _read(self.memory, self.reporter) | {fingerprint(self.settings): self.outcome_}
+        replace_text(self.memory / _OUTCOMES, record_text(_KIND, {"outcomes": known}))
         self._unfinished.unlink(missing_ok=True)
         return self.outcome_
 
     @property
     def _unfinished(self) -> Path:
-        return self.memory / "candidate.pt"
+        return self.memory / f"candidate{ENDING}"
 
 
 def read_outcomes(memory: Path) -> list[dict[str, Any]]:
@@ -113,11 +117,16 @@ def read_outcomes(memory: Path) -> list[dict[str, Any]]:
         Settings by the names of the options, ``accuracy`` (None where the training diverged) and
         ``seconds``, as they were tried.
     """
-    return list(_read(memory).values())
+    return list(_read(memory, SILENT).values())
 
 
-def _read(memory: Path) -> dict[str, dict[str, Any]]:
+def _read(memory: Path, reporter: Reporter) -> dict[str, dict[str, Any]]:
+    path = memory / _OUTCOMES
+    if not path.exists():
+        return {}
     try:
-        return dict(json.loads((memory / _OUTCOMES).read_text(encoding="utf-8")))
-    except (OSError, ValueError):  # none yet
+        return dict(read_record(_KIND, path)["outcomes"])
+    except RecordError as error:
+        kept = f"it is kept as {set_aside(path)} until the search ends"
+        reporter.warn(f"{path} is not used: {error}: {kept}, and its settings are tried again")
         return {}

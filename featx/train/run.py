@@ -14,13 +14,16 @@ import pandas as pd
 import torch
 
 from featx.backbones import TrainedRecord, save_trained
+from featx.backbones.trained_file import read_contents
 from featx.engines import resolve_device, resolve_precision
+from featx.errors import WeightsError
 from featx.evaluate import FitResult, ResultsFolder
 from featx.evaluate.draws import Subset
 from featx.memory import available_bytes
 from featx.networks import count
 from featx.progress import SILENT, Reporter
 from featx.replacing import replace_text
+from featx.sealed import ENDING
 from featx.train.callbacks import Checkpoint, Progress, curves_of
 from featx.train.classifier import NetworkClassifier
 from featx.train.curves import save_curves, save_curves_plot
@@ -121,7 +124,7 @@ class _Job:
 
     def _known(self, subset: Subset) -> TrainResult | None:
         path = self._file("networks", subset, ".safetensors")
-        if self.plan.save and not path.exists():
+        if self.plan.save and not self._is_saved(path):
             return None
         found = next(self.results.find(self.question.fit_id(subset)), None)
         if found is None:
@@ -129,6 +132,16 @@ class _Job:
         trained = Trained.from_record(found.detail["trained"])
         self._save_curves(trained, subset)
         return TrainResult(found, trained, path if path.exists() else None, is_known=True)
+
+    def _is_saved(self, path: Path) -> bool:
+        if not path.exists():
+            return False
+        try:
+            read_contents(path)
+        except WeightsError as error:
+            self.reporter.warn(f"trained again: {error}")
+            return False
+        return True
 
     def _trained(self, subset: Subset) -> TrainResult:
         question = self.question
@@ -138,7 +151,7 @@ class _Job:
             found = search_settings(question, subset, self.device, memory, self.reporter)
             self._tell_search(found, subset)
             question, extra = question.with_plan(found.best), {"search": found.record()}
-        checkpoint = self._file("checkpoints", subset, ".pt")
+        checkpoint = self._file("checkpoints", subset, ENDING)
         label = f"training {question.recipe.text}, {subset.per_class} per class"
         callbacks = [
             ("checkpoint", Checkpoint(checkpoint, question.fit_id(subset), self.reporter)),

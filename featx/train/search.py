@@ -149,7 +149,9 @@ def search_settings(
             return right
 
         search = RandomizedSearchCV(
-            make_classifier(question, subset.seed, device, Candidate, memory=memory),
+            make_classifier(
+                question, subset.seed, device, Candidate, memory=memory, reporter=reporter
+            ),
             space_of(plan),
             n_iter=plan.search,
             scoring=accuracy,

@@ -320,11 +320,16 @@ def test_a_damaged_file_of_an_earlier_run_is_told_and_stays(
     (folder / "me-myself-old-full.json").write_text(
         json.dumps({"source": "Me, Myself", "outcomes": [{"colour": "red"}], "words": []})
     )
+    other = json.dumps(
+        {"featx": "reproduction", "version": 1, "source": "Me, Myself", "outcomes": [], "words": []}
+        | {"sha256": "0" * 64}
+    )
+    (folder / "me-myself-changed-full.json").write_text(other)
     (folder / "me-myself-and-i-own-full.json").write_text(json.dumps({"source": "others"}))
     assert run(FEATURES.format(split="test"), digits, *RANDOM) == 0
     told = capsys.readouterr().err
-    assert [name in told for name in ("torn", "old", "and-i")] == [True, True, False]
-    assert len(list(folder.iterdir())) == 4
+    assert [name in told for name in ("torn", "old", "changed", "and-i")] == [True] * 3 + [False]
+    assert len(list(folder.iterdir())) == 5
     assert len(pd.read_csv("reports/reproduce-me-myself.csv")) == 2
 
 
@@ -491,10 +496,19 @@ def test_lines_of_a_table_are_aligned() -> None:
 def test_times_of_damaged_files_are_forgotten(digits: Path) -> None:
     assert run(FEATURES.format(split="test"), digits, *RANDOM) == 0
     file = Path("reports/extraction-seconds.json")
-    assert len(json.loads(file.read_text())) == 2
+    seconds = json.loads(file.read_text())["seconds"]
+    assert len(seconds) == 2
+
+    def total() -> float:
+        assert run(FEATURES.format(split="test"), digits, *RANDOM) == 0
+        return float(pd.read_csv("reports/reproduce-me-myself.csv")["extract_seconds"][0])
+
+    file.write_text(json.dumps(dict.fromkeys(seconds, 3.0)))  # as an older featx wrote it
+    assert total() == 6.0
+    file.write_text(file.read_text().replace("3.0", "8.0", 1))
+    assert np.isnan(total())
     file.write_text("{")
-    assert run(FEATURES.format(split="test"), digits, *RANDOM) == 0
-    assert pd.read_csv("reports/reproduce-me-myself.csv")["extract_seconds"].isna().all()
+    assert np.isnan(total())
 
 
 def test_options_are_checked() -> None:

@@ -191,4 +191,4 @@ def test_sealed_mutants_never_crash(small: Path) -> None:
     """A stranger may seal anything: what HDF5 accepts then is data, what it refuses an error."""
     found = mutants(small, 500, "resealed")
     assert found["refused"] > 100
-    assert found["accepted"] > 100
+    assert found["accepted"] + found["damage"] > 100

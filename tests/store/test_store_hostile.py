@@ -233,6 +233,7 @@ ATTRIBUTES: dict[str, tuple[str, Any, str]] = {
     "array": ("block_rows", np.ones(3, "i8"), "not one value"),
     "large": ("block_rows", np.ones(60_000, "u1"), "not one value"),
     "zero": ("block_rows", np.int64(0), "features have the shape"),
+    "large blocks": ("block_rows", np.int64(1 << 40), "blocks of 1,099,511,627,776 rows"),
     "text": ("complete", np.array(b"yes", UTF8), "'complete' has another type"),
     "not JSON": ("meta", np.array(b"{", UTF8), "meta is not JSON"),
     "list": ("meta", np.array(b"[]", UTF8), "names no identity"),

@@ -10,12 +10,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
+from featx.errors import WeightsError
 from featx.progress import SILENT, Reporter
 from featx.train import TrainPlan, run_train
 from featx.train.callbacks import Checkpoint
+from featx.train.checkpoint import put_together, read_checkpoint, take_apart, write_checkpoint
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 
@@ -74,11 +78,14 @@ def outcome(reports: Path) -> tuple[Any, dict[str, Any]]:
     return (told, record["trained"]["best_epoch"]), load_file(network)
 
 
-def epochs_in(folder: Path) -> int:
-    import torch
+def state_in(path: Path) -> dict[str, Any]:
+    state: dict[str, Any] = read_checkpoint(path, path.stem.rpartition("-")[2])
+    return state
 
-    for path in folder.glob("*.pt"):
-        return len(torch.load(path, weights_only=True)["history"])
+
+def epochs_in(folder: Path) -> int:
+    for path in folder.glob("*.safetensors"):
+        return len(state_in(path)["history"])
     return 0
 
 
@@ -99,7 +106,7 @@ def test_killed_trainings_end_as_uninterrupted_ones(tmp_path: Path) -> None:
         _, told = process.communicate()
         assert (f"{last} epochs taken up" in told) == (last > 0)
         last = epochs_in(broken / "checkpoints")
-        (checkpoint,) = (broken / "checkpoints").glob("*.pt")
+        (checkpoint,) = (broken / "checkpoints").glob("*.safetensors")
         # As if it had been killed while it wrote one.
         checkpoint.with_name(f".{checkpoint.name}.abcdefgh.part").write_bytes(b"half")
     assert 5 <= last < 14
@@ -129,34 +136,33 @@ def test_ctrl_c_keeps_the_epochs_and_says_how_to_go_on(tmp_path: Path) -> None:
 
 
 def small(reports: Path, **options: Any) -> TrainPlan:
-    return TrainPlan(
-        network="auto-cnn(filters=4 blocks=1)",
-        data="digits",
-        per_class=(5,),
-        test_per_class=3,
-        epochs=2,
-        patience=0,
-        validation=0.0,
-        workers=0,
-        device="cpu",
-        reports_dir=str(reports),
-        **options,
-    )
+    usual: dict[str, Any] = {
+        "network": "auto-cnn(filters=4 blocks=1)",
+        "data": "digits",
+        "per_class": (5,),
+        "test_per_class": 3,
+        "epochs": 2,
+        "patience": 0,
+        "validation": 0.0,
+        "workers": 0,
+        "device": "cpu",
+        "reports_dir": str(reports),
+    }
+    return TrainPlan(**{**usual, **options})
 
 
-@pytest.mark.parametrize("damage", ["torn", "foreign", "nonsense"])
-def test_a_checkpoint_that_cannot_be_taken_up_is_told_and_not_used(
-    tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    heard: list[str] = []
+class Heard(Reporter):
+    """A reporter that keeps its warnings."""
 
-    class Heard(Reporter):
-        def warn(self, text: str) -> None:
-            heard.append(text)
+    def warn(self, text: str) -> None:
+        HEARD.append(text)
 
-    (wanted,) = run_train(small(tmp_path / "a"), SILENT, lambda line: None)
 
-    # A training that breaks off behind its first epoch leaves its checkpoint.
+HEARD: list[str] = []
+
+
+def break_off(reports: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Path:
+    """Leave the checkpoint of a training that broke off behind its first epoch."""
     original = Checkpoint.on_epoch_end
 
     def stop(self: Checkpoint, net: Any, **options: Any) -> None:
@@ -164,21 +170,63 @@ def test_a_checkpoint_that_cannot_be_taken_up_is_told_and_not_used(
         self.wait()
         raise KeyboardInterrupt
 
+    HEARD.clear()
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoint, "on_epoch_end", stop)
         with pytest.raises(KeyboardInterrupt):
-            run_train(small(tmp_path / "b"), SILENT, lambda line: None)
-    (path,) = (tmp_path / "b" / "checkpoints").glob("*.pt")
+            run_train(small(reports, **options), SILENT, lambda line: None)
+    (path,) = (reports / "checkpoints").iterdir()
+    return path
+
+
+@pytest.mark.parametrize("damage", ["torn", "of another training", "nonsense", "of an older featx"])
+def test_a_checkpoint_that_cannot_be_taken_up_is_told_and_kept(
+    tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (wanted,) = run_train(small(tmp_path / "a"), SILENT, lambda line: None)
+    path = break_off(tmp_path / "b", monkeypatch)
     if damage == "torn":
         path.write_bytes(path.read_bytes()[:-200])
     elif damage == "nonsense":
         path.write_bytes(b"nonsense")
+    elif damage == "of another training":
+        tensors: dict[str, Any] = {}
+        write_checkpoint(path, "another", take_apart(state_in(path), tensors), tensors)
     else:
-        import torch
-
-        state = torch.load(path, weights_only=True)
-        torch.save({**state, "key": "another"}, path)
+        path = path.rename(path.with_suffix(".pt"))
+    content = path.read_bytes()
     (found,) = run_train(small(tmp_path / "b"), Heard(quiet=True), lambda line: None)
-    assert any("training starts anew" in text for text in heard)
     assert [e["train_loss"] for e in found.curves] == [e["train_loss"] for e in wanted.curves]
     assert found.fit.detail["predictions"] == wanted.fit.detail["predictions"]
+    (kept,) = (tmp_path / "b" / "checkpoints").iterdir()
+    assert kept.read_bytes() == content
+    (text,) = HEARD
+    assert text.startswith(f"{path} ")
+    assert f"it is kept as {kept}" in text
+
+
+def test_no_flipped_bit_of_a_checkpoint_changes_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = break_off(tmp_path, monkeypatch, optimizer="Adam", patience=3, validation=0.3)
+    key, content = path.stem.rpartition("-")[2], path.read_bytes()
+    wanted = repr(read_checkpoint(path, key))
+    rng = np.random.default_rng(0)
+    for bit in [*rng.integers(0, 8 * len(content), 300).tolist(), 0, 8 * len(content) - 1]:
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        with pytest.raises(WeightsError, match=r"damaged|another training|no checkpoint|is not a"):
+            read_checkpoint(path, key)
+    path.write_bytes(content)
+    assert repr(read_checkpoint(path, key)) == wanted
+
+
+def test_whatever_a_training_keeps_comes_back_as_it_was() -> None:
+    values = [1.5, float("inf"), float("-inf"), True, None, "é", 1 << 40]
+    tensors = [torch.tensor(0.1, dtype=torch.bfloat16), torch.arange(3)[::2], torch.zeros(0, 2)]
+    state = {"a": {0: [*values, (0.9, 0.999)], "tensor": tensors}, "mapping": {}, 7: {"float": 1}}
+    apart: dict[str, torch.Tensor] = {}
+    plain = json.loads(json.dumps(take_apart(state, apart), allow_nan=False))
+    back = put_together(plain, apart)
+    assert repr(back) == repr(state)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from featx.backbones.trained_file import read_contents
 from featx.catalog import open_complete
 from featx.errors import ProtocolError, UsageError
 from featx.evaluate import ResultsFolder, Settings, compare, evaluate, pair_caches, read_results
@@ -137,7 +138,7 @@ def test_the_same_question_is_answered_from_reports(tmp_path: Path) -> None:
     assert anew.fit.log_loss == first.fit.log_loss
 
 
-def test_a_network_that_is_to_be_saved_and_is_not_there_is_trained_again(tmp_path: Path) -> None:
+def test_a_network_that_is_to_be_saved_and_is_not_whole_is_trained_again(tmp_path: Path) -> None:
     run(plan(tmp_path))
     (saved,) = run(plan(tmp_path, save=True))
     assert not saved.is_known
@@ -145,6 +146,13 @@ def test_a_network_that_is_to_be_saved_and_is_not_there_is_trained_again(tmp_pat
     (known,) = run(plan(tmp_path, save=True))
     assert known.is_known
     assert known.checkpoint == saved.checkpoint
+    content = saved.checkpoint.read_bytes()
+    saved.checkpoint.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    reporter = Heard()
+    (again,) = run(plan(tmp_path, save=True), reporter)
+    assert not again.is_known
+    assert any("trained again" in text for text in reporter.warnings)
+    assert read_contents(saved.checkpoint).sha256
 
 
 def test_a_fine_tuned_backbone_keeps_what_is_frozen(tmp_path: Path) -> None:

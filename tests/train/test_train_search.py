@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import torch
 from featx.errors import ProtocolError
 from featx.fewshot import split_holdout
 from featx.networks import SEARCH_SPACE, get_network
-from featx.progress import SILENT
+from featx.progress import SILENT, Reporter
 from featx.train import TrainPlan, TrainResult, run_train
 from featx.train.batches import PixelSet
 from featx.train.candidate import Candidate, read_outcomes
@@ -187,6 +188,39 @@ def test_a_candidate_that_diverged_is_not_tried_again(tmp_path: Path) -> None:
     accuracy = net.judge(images.pixels, images.labels)
     assert [line["accuracy"] for line in read_outcomes(tmp_path)] == [None, accuracy]
     assert [path.name for path in tmp_path.iterdir()] == ["outcomes.json"]
+
+
+@pytest.mark.parametrize("is_older", [False, True])
+def test_outcomes_that_do_not_verify_are_told_kept_and_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_older: bool
+) -> None:
+    heard: list[str] = []
+    kept: list[bytes] = []
+
+    class Heard(Reporter):
+        def warn(self, text: str) -> None:
+            heard.append(text)
+            kept.extend(path.read_bytes() for path in folder.glob("*.unused-1"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("featx.train.run.make_classifier", None)  # the search ends, no more
+        with pytest.raises(TypeError):
+            run_train(plan(tmp_path, search=2), SILENT, lambda line: None)
+    (folder,) = (tmp_path / "reports/searches").glob("*.unfinished")
+    path = folder / "outcomes.json"
+    record = json.loads(path.read_text())
+    wanted = {line["lr"]: line["accuracy"] for line in record["outcomes"].values()}
+    # The worst one would win.
+    worst = min(record["outcomes"].values(), key=lambda line: line["accuracy"] or 0.0)
+    worst["accuracy"] = 1.0
+    path.write_text(json.dumps(record["outcomes"] if is_older else record))
+    content = path.read_bytes()
+    (found,) = run_train(plan(tmp_path, search=2), Heard(quiet=True), lambda line: None)
+    tried = found.fit.detail["search"]["tried"]
+    assert {line["lr"]: line["accuracy"] for line in tried} == wanted
+    assert kept == [content]
+    (text,) = heard
+    assert text.startswith(f"{path} is not used")
 
 
 def test_the_part_that_judges_is_a_fifth_of_each_class() -> None:
