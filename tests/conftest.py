@@ -30,6 +30,8 @@ def _own_data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     """Nothing of the person who runs the tests is read or written."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEATX_DATA", str(tmp_path_factory.mktemp("data")))
+        # Kernels that torch compiled for other instructions of the processor end the process.
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
         yield
 
 
