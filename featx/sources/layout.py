@@ -14,6 +14,7 @@ from featx.progress import SILENT, Reporter
 from featx.sources.chosen import LayoutChoice, find_chosen
 from featx.sources.labels import name_classes
 from featx.sources.recognise import Recogniser, Root, masks_beside
+from featx.sources.splits import names_test
 from featx.sources.tree import Tree, View, ending, is_shown, some
 
 __all__ = [
@@ -29,6 +30,9 @@ __all__ = [
 
 LAYOUT = "featx reads <folder>/<class>/<image> or <folder>/train/<class>/<image> and test/ likewise"
 """What is allowed, for the texts of errors."""
+
+
+_LISTS = frozenset({".txt", ".lst", ".csv", ".tsv", ".json", ".jsonl", ".mat"})
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,8 @@ def list_images(
         n_read = sum(len(paths) for classes in images.values() for paths in classes.values())
         left_out.n_outside = sum(map(view.n_images, view.below(""))) - n_read
     left_out.tell(tree.name, reporter)
+    if not choice and [*roots] == ["all"]:
+        _tell_lists_of_splits(view, roots["all"], reporter)
     class_names = tuple(next(iter(labelled.values()), ()))
     check_two_classes(tree.path(""), class_names)
     return {split: _listing(class_names, classes) for split, classes in images.items()}
@@ -161,8 +167,29 @@ def _listing(class_names: tuple[str, ...], classes: dict[str, list[str]]) -> Lis
 def _n_outside(view: View, roots: Mapping[str, Root]) -> int:
     """Count the images in the folders that hold classes, and so in no class."""
     classes = {p for root in roots.values() for paths in root.classes.values() for p in paths}
-    above = {p[: i + 1] for p in classes for i, sign in enumerate(p[:-1]) if sign == "/"}
-    return sum(map(view.n_images, {"", *above} - classes))
+    return sum(map(view.n_images, _above(classes) - classes))
+
+
+def _above(prefixes: Iterable[str]) -> set[str]:
+    """Give all folders above some, with the root."""
+    found = {p[: i + 1] for p in prefixes for i, sign in enumerate(p[:-1]) if sign == "/"}
+    return {"", *found}
+
+
+def _tell_lists_of_splits(view: View, root: Root, reporter: Reporter) -> None:
+    """Warn of files such as ``meta/test.txt``: official splits that are not read."""
+    above = _above([path for paths in root.classes.values() for path in paths])
+    empty = [f"{p}{n}/" for p in above for n in view.folders(p) if not view.has_images(f"{p}{n}/")]
+    files = [
+        (prefix, entry.name) for prefix in (*sorted(above), *empty) for entry in view.files(prefix)
+    ]
+    lists = [prefix + name for prefix, name in files if ending(name) in _LISTS and names_test(name)]
+    if lists:
+        reporter.warn(
+            f"{view.tree.name!r}: {some(lists, 3)} may list official splits, and are not read: all "
+            "images are one set. To keep such splits apart, give a table with the columns path, "
+            "label and split after --data"
+        )
 
 
 def _images(
@@ -185,8 +212,10 @@ def _images(
     _check_no_empty_class(where, classes)
     left_out.masks += [path for paths in classes.values() for path in masks_beside(paths)]
     if "" not in classes:
-        depth = next(iter(root.classes.values()))[0].count("/") + 1
-        check_two_classes(where, classes, "" if is_chosen else f"--classes-at {depth}")
+        top = next(iter(root.classes.values()))[0]
+        forks = (prefix for prefix in view.below(top) if len(view.folders(prefix)) > 1)
+        fork = None if is_chosen else next(forks, None)
+        check_two_classes(where, classes, f"--classes-at {fork.count('/') + 1}" if fork else "")
     return classes
 
 

@@ -28,7 +28,7 @@ class Root:
     classes: dict[str, list[str]]
 
 
-_IMAGES = r"(images?|imgs?|photos?|pictures|jpegimages|jpe?gs?|pngs?|data|dataset)"
+_IMAGES = r"((jpeg|png)?images?|imgs?|photos?|pictures|jpe?gs?|pngs?|data|dataset)"
 _NO_CLASS = re.compile(_IMAGES)
 _WRAPPER = re.compile(rf"(.*[ _-])?({_IMAGES}|.*categories|.*classes|\d+)")  # 101_ObjectCategories
 _MASKS = re.compile(
@@ -249,6 +249,9 @@ class Recogniser:
 
     def _refuse_flat_splits(self, prefix: str, full: list[str], family: set[str]) -> None:
         """Refuse train_images and test_images without class folders, and train_a beside b."""
+        splits = {split_in(name)[0] for name in full}
+        if len(splits) > 1 and None not in splits:  # train and test1
+            family = {*full}
         if family:
             reason = f"{some(sorted(family))} are called like splits, but have no class folders"
             raise self.doubt(prefix, reason)
@@ -263,11 +266,14 @@ class Recogniser:
     # The classes
 
     def _classes(self, prefix: str) -> Root:
-        names = [name for name in self.folders(prefix) if split_of_folder(name) != "unlabeled"]
-        if len(names) < len(self.folders(prefix)):
-            depth = prefix.count("/") + 1
-            text = f"the folder of images without labels left out (--classes-at {depth} takes it)"
-            self.warnings.append(text)
+        folders = self.folders(prefix)
+        aside = [name for name in folders if _is_without_labels(name)]
+        names = [name for name in folders if name not in aside]
+        if aside:
+            self.warnings.append(
+                f"{some(aside)} left out: called like a folder of images without labels "
+                f"(--classes-at {prefix.count('/') + 1} takes it as a class)"
+            )
         self._refuse_doubtful(prefix, [n for n in names if self.view.has_images(f"{prefix}{n}/")])
         return Root(prefix, {name: [f"{prefix}{name}/"] for name in names})
 
@@ -280,7 +286,7 @@ class Recogniser:
             raise self.doubt(prefix, "folders of splits lie inside a split")
         hollow = [name for name in names if not self.view.n_images(f"{prefix}{name}/")]
         below = {name: self._with_images(self.inside(f"{prefix}{name}/")) for name in hollow}
-        for find in (_repeated, _of_parts, _of_siblings):
+        for find in (_repeated, _of_parts, _of_letters, _of_splits, _of_siblings, _of_masks):
             if reason := find(names, below):
                 raise self.doubt(prefix, reason)
         self._refuse_pairs(prefix, names)
@@ -319,9 +325,14 @@ class Recogniser:
                 raise self.doubt(prefix, reason)
         for name in odd:
             others = [f"{prefix}{other}/" for other in names if other != name]
-            if _MASKS.fullmatch(name.lower()) and self._are_masks(f"{prefix}{name}/", others):
-                reason = f"the images in {name!r} have the names of others, as masks have"
-                raise self.doubt(prefix, reason)
+            pairs = [(f"{prefix}{name}/", others)] if _MASKS.fullmatch(name.lower()) else []
+            if _NO_CLASS.fullmatch(name.lower()):  # JPEGImages beside SegmentationClass
+                pairs += [(other, [f"{prefix}{name}/"]) for other in others]
+            for masks, images in pairs:
+                if self._are_masks(masks, images):
+                    shown = masks[len(prefix) : -1]
+                    reason = f"the images in {shown!r} have the names of others, as masks have"
+                    raise self.doubt(prefix, reason)
 
     def _is_jpeg(self, prefix: str, name: str) -> bool:
         return ending(next(self.view.images(f"{prefix}{name}/"))) in _JPEG
@@ -330,10 +341,13 @@ class Recogniser:
         """Make the error of a layout that can be read in more than one way."""
         names = [n for n in self.view.folders(prefix) if self.view.has_images(f"{prefix}{n}/")]
         depth = prefix.count("/") + 1
-        tops = [self.inside(f"{prefix}{name}/") for name in names]
+        tops = self._filled([prefix])
         inner = sorted({name for top in tops for name in self._with_images(top)})
+        if inner and all(map(split_of_folder, inner)):
+            tops = self._filled(tops)
+            inner = sorted({name for top in tops for name in self._with_images(top)})
         ways = [f"--classes-at {depth} for the classes {some(names, 3)}"]
-        if inner:
+        if len(inner) > 1:
             below = 1 + max(top.count("/") for top in tops)
             ways.append(f"--classes-at {below} for {some(inner, 3)}")
         seen = ", ".join(self._describe(prefix, name) for name in names[:6])
@@ -343,10 +357,18 @@ class Recogniser:
             f"--test-folder FOLDER, or {', or '.join(ways)}"
         )
 
+    def _filled(self, tops: list[str]) -> list[str]:
+        """Give the folders with images in some, looked through."""
+        return [self.inside(f"{top}{name}/") for top in tops for name in self._with_images(top)]
+
     def _describe(self, prefix: str, name: str) -> str:
         n_folders = len(self.view.folders(f"{prefix}{name}/"))
         n_images = sum(1 for _ in self.view.images(f"{prefix}{name}/"))
         return f"{name!r} ({n_folders:,} folders, {n_images:,} images)"
+
+
+def _is_without_labels(name: str) -> bool:
+    return split_of_folder(name) == "unlabeled" or bool(_UNLABELLED.fullmatch(name.lower()))
 
 
 def _family(names: list[str]) -> set[str]:
@@ -387,6 +409,25 @@ def _of_parts(names: list[str], below: _Below) -> str:
     return f"{some(parts)} are called like parts of a data set, and hold folders" if parts else ""
 
 
+def _of_letters(names: list[str], below: _Below) -> str:
+    """Find the letters of an index: a/airfield, b/bank."""
+    words = [(name.lower(), other.lower()) for name in below for other in below[name]]
+    is_index = all(len(name) == 1 and name.isalpha() and name == other[0] for name, other in words)
+    if len(below) < len(names) or not words or not is_index:
+        return ""
+    return f"{some(names)} hold folders that begin with the same letter"
+
+
+def _of_splits(names: list[str], below: _Below) -> str:
+    """Find a class folder that holds folders called like two splits."""
+    del names
+    for name, inner in below.items():
+        splits = [other for other in inner if split_of_folder(other)]
+        if len({split_of_folder(other) for other in splits}) > 1:
+            return f"{name!r} holds folders called like splits ({some(splits, 3)})"
+    return ""
+
+
 def _of_siblings(names: list[str], below: _Below) -> str:
     """Find a class folder that holds folders called like the classes beside it."""
     siblings = {*names}
@@ -395,6 +436,14 @@ def _of_siblings(names: list[str], below: _Below) -> str:
         if same:
             return f"{name!r} holds folders called like those beside it ({some(same, 3)})"
     return ""
+
+
+def _of_masks(names: list[str], below: _Below) -> str:
+    """Find a folder called like another one with a word such as ``_mask``."""
+    del below
+    others = {name.lower() for name in names}
+    same = [name for name in names if _MASK_OF.sub("", name.lower()) in others - {name.lower()}]
+    return f"{some(same)} are called like masks of the others" if same else ""
 
 
 def masks_beside(paths: list[str]) -> list[str]:

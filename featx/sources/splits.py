@@ -8,7 +8,15 @@ from typing import TypeVar
 
 from featx.errors import SourceError
 
-__all__ = ["SPLIT_ORDER", "in_order", "split_in", "split_of", "split_of_folder", "split_of_shard"]
+__all__ = [
+    "SPLIT_ORDER",
+    "in_order",
+    "names_test",
+    "split_in",
+    "split_of",
+    "split_of_folder",
+    "split_of_shard",
+]
 
 _Value = TypeVar("_Value")
 
@@ -71,6 +79,11 @@ def split_in(name: str) -> tuple[str | None, str]:
             rest = rest[: match.start()] + rest[match.start() + len(word) :]
     split = found.pop() if len(found) == 1 else None
     return split, "".join(filter(str.isalnum, rest)).lower()
+
+
+def names_test(name: str) -> bool:
+    """Whether a file is called as if it listed images of a test or validation split."""
+    return any(split_of(word) in ("val", "test") for word in _WORDS.findall(name))
 
 
 def split_of_folder(name: str) -> str | None:

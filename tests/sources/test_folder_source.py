@@ -259,7 +259,7 @@ ERRORS = {
         "test/?' has no images and no class folders",
     ),
     "one class": (
-        ("a/1.jpg", "a/b/2.jpg"),
+        ("a/1.jpg", "a/b/2.jpg", "a/c/3.jpg"),
         r"has one class only \('a'\) .* or give --classes-at 2 if",
     ),
     "one class in train": (("train/a/1.jpg", "test/a/1.jpg"), r"one class only \('a'\)"),

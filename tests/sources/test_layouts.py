@@ -139,8 +139,19 @@ READ: dict[str, tuple[list[str], dict[str, dict[str, int]], str]] = {
     "images without labels beside classes": (
         [*tree(""), "unlabeled/1.jpg"],
         {"all": C},
-        "images without labels left out",
+        "'unlabeled' left out: called like a folder of images without labels",
     ),
+    "images to predict beside classes": (
+        [*tree(""), "pred/1.jpg"],
+        {"all": C},
+        "'pred' left out: called like a folder of images without labels (--classes-at 1 takes it",
+    ),
+    "official splits in lists": (
+        [*tree("food/images/"), "food/meta/train.txt", "food/meta/test.txt"],
+        {"all": C},
+        "'food/meta/test.txt' may list official splits, and are not read: all images are one set",
+    ),
+    "lists beside folders of splits": ([*tree("train/", "test/"), "test.txt"], TRAIN_TEST, ""),
     # What could be taken for a split, or for classes in classes, and is none.
     "a class called test": (tree("", classes=("bus", "test")), {"all": {"bus": 2, "test": 2}}, ""),
     "patients of equal numbers": (
@@ -177,6 +188,15 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "two for one split": (tree("train_b/", "test_b/", "test/"), "both 'test', 'test_b' for the"),
     "flat splits": (files("train_images/", "test_images/"), "'test_images', 'train_images' are"),
     "flat splits beside a class": (files("a/", "test/", "train/"), "'test', 'train' are called"),
+    "flat splits of other words": (files("train/", "test1/"), "'test1', 'train' are called like"),
+    "a wrapper of splits beside flat images": (
+        [*tree("Plants/Plants/train/", "Plants/Plants/valid/"), "test/test/1.jpg"],
+        r"'Plants' holds folders called like splits \('train', 'valid'\)",
+    ),
+    "an index by letters": (
+        ["a/airfield/1.jpg", "a/alley/1.jpg", "b/bar/1.jpg"],
+        "'a', 'b' hold folders that begin with the same letter",
+    ),
     "parts of train": (
         [*tree("train.X1/"), *tree("val.X/"), *tree("other/")],
         "'train.X1', 'val.X' may be a split",
@@ -208,6 +228,11 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         [*tree(""), "masks/cat0.png", "masks/dog1.png"],
         "in 'masks' have the names of",
     ),
+    "objects of some images": (
+        [*files("JPEGImages/"), "SegmentationClass/0.png", "SegmentationObject/0.png"],
+        "in 'SegmentationClass' have the names of",
+    ),
+    "masks of one class": ([*tree(""), "cat_mask/1.jpg"], "'cat_mask' are called like masks of"),
     "masks of any name": ([*files("x/"), *files("y/", ending="png")], "'x', 'y' have the same"),
     "thumbnails": (files("images/", "thumbnails/"), "'images', 'thumbnails' have the same names"),
 }
