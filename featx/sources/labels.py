@@ -21,6 +21,7 @@ __all__ = ["clean", "label_text", "name_classes", "number_labels", "sorted_names
 
 _UNKNOWN = re.compile(r"|-1(\.0*)?|nan|NaN|NaT|<NA>")
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
+_LEADING_ZEROS = re.compile(r"(?<![0-9.])0+(?=[0-9])")
 _MISSING = ("NAType", "NaTType")  # of pandas, which need not be imported for them
 _LONGEST_NUMBER = 40  # digits that are compared as one number
 
@@ -145,7 +146,7 @@ def _tell(
     spellings, in_lower_case = defaultdict(set), defaultdict(set)
     for text, name in known.items():
         spellings[name].add(text.strip())
-        in_lower_case[name.lower()].add(name)
+        in_lower_case[_LEADING_ZEROS.sub("", name.lower())].add(name)
     for name, same in spellings.items():
         if len(same) > 1:
             shown = ", ".join(map(ascii, sorted(same)))
@@ -153,7 +154,7 @@ def _tell(
     for close in in_lower_case.values():
         if len(close) > 1:
             shown = ", ".join(map(repr, sorted(close)))
-            reporter.say(f"{where}: classes that differ in upper and lower case only: {shown}")
+            reporter.say(f"{where}: classes that differ in case or leading zeros only: {shown}")
 
 
 def number_labels(

@@ -14,15 +14,17 @@ from featx.sources.folder import read_file
 from featx.sources.labels import number_labels
 from featx.sources.remembered import Stamp, stamp_file
 from featx.sources.split_columns import divide, find_split
+from featx.sources.splits import split_of_folder
 from featx.sources.tables import find_column, read_numbered_table
+from featx.sources.tree import some
 
-__all__ = ["ManifestSource", "list_paths", "open_manifest"]
+__all__ = ["LABEL_NAMES", "PATH_NAMES", "ManifestSource", "list_paths", "open_manifest"]
 
-_PATH_NAMES = (
+PATH_NAMES = (
     *("path", "image", "image_path", "file", "filename", "file_name", "filepath", "file_path"),
     "img",
 )
-_LABEL_NAMES = ("label", "class", "class_name", "category", "target")
+LABEL_NAMES = ("label", "class", "class_name", "category", "target")
 _LAYOUT = "the first line must name the columns, such as  path,label  or  path,label,split"
 _N_TRIED = 100
 
@@ -92,10 +94,10 @@ def open_manifest(
     Parameters
     ----------
     path : path-like
-        ``.csv``, ``.tsv`` or ``.parquet``, with columns for the path (``path``, ``image``,
-        ``file``, ``filename``, ...), the label (``label``, ``class``, ``category``, ``target``)
-        and perhaps the split (``split``; or another that is called so and holds only names of
-        splits, see `featx.sources.split_columns`).
+        ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet``, with columns for the path (``path``,
+        ``image``, ``file``, ``filename``, ...), the label (``label``, ``class``, ``category``,
+        ``target``) and perhaps the split (``split``; or another that is called so and holds only
+        names of splits, see `featx.sources.split_columns`).
     reporter : Reporter, optional
         Is told which columns were taken and what was left out.
 
@@ -153,7 +155,7 @@ def list_paths(path: str | os.PathLike[str]) -> list[Path]:
     """
     file = Path(path)
     columns, numbers = read_numbered_table(file)
-    name = _find(file, columns, _PATH_NAMES)
+    name = _find(file, columns, PATH_NAMES)
     words = columns[name]
     rows = _Rows(Path(os.path.abspath(file)), words, [], [], numbers)  # noqa: PTH100
     return [file.parent / word for word in _cleaned(rows)]
@@ -167,16 +169,33 @@ def _read(file: Path, reporter: Reporter) -> _Rows:
     columns, numbers = read_numbered_table(file)
     if not numbers:
         raise SourceError(f"{file} lists no images")
-    path = _find(file, columns, _PATH_NAMES)
-    label = _find(file, columns, _LABEL_NAMES)
+    path = _find(file, columns, PATH_NAMES)
+    label = _find(file, columns, LABEL_NAMES)
     others = {name: cells for name, cells in columns.items() if name not in (path, label)}
     split, splits = find_split(others, str(file), reporter) or ("", ["all"] * len(numbers))
+    if not split:
+        _tell_folders_of_splits(file, columns[path], reporter)
     if (path, label, split or "'split'") != ("path", "label", "'split'"):
         split_taken = f", split from {split}" if split else ""
         reporter.say(f"{file.name}: path from {path!r}, label from {label!r}{split_taken}")
     labels = [word.strip() for word in columns[label]]
     rows = _Rows(file, columns[path], labels, splits, numbers)
     return replace(rows, paths=_cleaned(rows))
+
+
+def _tell_folders_of_splits(file: Path, paths: list[str], reporter: Reporter) -> None:
+    """Warn where paths lie in folders of several splits, and no column keeps these apart."""
+    folders = {part for folder in set(map(_folder, paths)) for part in folder.split("/")}
+    splits = {folder: split for folder in folders if (split := split_of_folder(folder))}
+    if len({*splits.values()}) > 1:
+        reporter.warn(
+            f"{file.name}: no column gives the split, so all images are one set, though they lie "
+            f"in {some(sorted(splits))}: add a column  split  to keep these apart"
+        )
+
+
+def _folder(path: str) -> str:
+    return path.replace("\\", "/").rpartition("/")[0]
 
 
 def _find(file: Path, columns: dict[str, list[str]], wanted: tuple[str, ...]) -> str:

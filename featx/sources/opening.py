@@ -18,6 +18,7 @@ from featx.sources.archives import (
     open_webdataset,
 )
 from featx.sources.base import Source
+from featx.sources.beside import check_tables, tables_in
 from featx.sources.chosen import LayoutChoice
 from featx.sources.digits import open_digits
 from featx.sources.folder import ENDINGS, DiskTree, open_folder
@@ -36,7 +37,7 @@ _DIGITS = "1,797 handwritten digits of 8 x 8, 10 classes (part of scikit-learn)"
 
 FORMS = {
     "FOLDER": "class-per-folder tree, with or without train/, val/ and test/ above",
-    "FILE.csv|.tsv|.parquet": "manifest: columns path, label and perhaps split",
+    "FILE.csv|.tsv|.jsonl|.parquet": "manifest: columns path, label and perhaps split",
     "FILE.zip|.tar|.tar.gz": "archive with such a tree, read in place",
     "'train-{0000..0099}.tar'": "WebDataset shards, or a folder of them",
     "FOLDER|FILE.parquet": "Hugging Face data: save_to_disk, or Parquet with images",
@@ -125,6 +126,8 @@ def open_data(
         return _open_folder(path, layout, other is not None, reporter)
     if other is None and path.is_file() and is_archive(path):
         return open_archive(path, layout=layout, data_dir=folder, reporter=reporter)
+    if path.is_dir() and next(View(DiskTree(path), ENDINGS).images(""), ""):
+        reporter.say(f"{path}: images that lie in it as single files not read")
     return (other or _opener(path))(path, reporter=reporter)
 
 
@@ -152,9 +155,12 @@ def _open_folder(
     try:
         found = open_folder(path, layout=layout, reporter=reporter)
     except SourceError as error:
-        if beside:
-            error.add_note(f"to read {some(beside)} in it, give the file after --data")
+        tables = [table.relative_to(path).as_posix() for table in tables_in(path)]
+        if readable := sorted({*beside, *tables}):
+            error.add_note(f"to read {some(readable)} in it, give the file after --data")
         raise
+    if not layout:
+        check_tables(path.absolute(), found, reporter)
     if is_other:
         names = some(beside) if beside else "other data"
         reporter.warn(f"{path}: the class folders are read, and not {names} beside them")

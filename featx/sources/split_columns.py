@@ -40,14 +40,21 @@ _AROUND = frozenset(
     | {"official", "original", "name", "id", "type", "v"}
 )
 _OTHER_WORDS = frozenset(
-    {"dev", "development", "holdout", "eval", "evaluation", "trainval", "trn", "tst"}
+    {"dev", "development", "holdout", "heldout", "eval", "evaluation", "trainval"}
+    | {"tr", "te", "trn", "tst"}
     | {"publictest", "privatetest"}
 )
 """What others call a split, and means one split here and another there."""
 
+_OTHER_NAMES = frozenset({"holdout", "heldout", "eval", "trainval"})  # of columns
+
 _YES, _NO = frozenset({"1", "true", "yes", "y", "t"}), frozenset({"0", "false", "no", "n", "f"})
 _CODES = _YES | _NO | {"2", ""}
 _REST = {"train": "test", "test": "train", "val": "train", "unlabeled": "train"}
+
+
+# testset, kfold
+_GLUED = re.compile("(train|training|val|valid|validation|test|testing|k)(set|fold|split|data)")
 
 
 def _plain(cell: str) -> str:
@@ -55,7 +62,8 @@ def _plain(cell: str) -> str:
 
 
 def _words(name: str) -> list[str]:
-    return re.findall("[a-z]+", re.sub("([a-z])([A-Z])", r"\1_\2", name).lower())
+    apart = re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
+    return re.findall("[a-z]+", _GLUED.sub(r"\1_\2", apart))
 
 
 def is_split_name(name: str) -> bool:
@@ -65,7 +73,8 @@ def is_split_name(name: str) -> bool:
         return False
     has_split = any(split_of(word) or word in _NAMES for word in words)
     is_flag = words[0] in ("is", "in") and any(map(split_of, words))
-    return words[-1] in _NAMES or is_flag or (has_split and _is_about_splits(words))
+    is_other = "".join(word for word in words if word not in _AROUND) in _OTHER_NAMES
+    return words[-1] in _NAMES or is_flag or is_other or (has_split and _is_about_splits(words))
 
 
 def _is_about_splits(words: list[str]) -> bool:

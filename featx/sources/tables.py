@@ -1,8 +1,9 @@
-"""Tables of text: CSV, TSV and Parquet files, column by column, as strings."""
+"""Tables of text: CSV, TSV, JSON lines and Parquet files, column by column, as strings."""
 
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -12,7 +13,7 @@ from featx.sources.labels import label_text
 
 __all__ = ["TABLE_ENDINGS", "find_column", "read_numbered_table", "read_table"]
 
-TABLE_ENDINGS = (".csv", ".tsv", ".parquet")
+TABLE_ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
 """Endings of the files that `read_table` takes, in lower case."""
 
 _ENCODING = "utf-8-sig"  # a spreadsheet's byte-order mark is no part of the first name
@@ -25,14 +26,15 @@ def read_table(path: Path) -> dict[str, list[str]]:
     ----------
     path : Path
         ``.csv`` (commas; semicolons or tabs where the first line has those and no comma),
-        ``.tsv`` or ``.parquet``; the first line of a text file names the columns.
+        ``.tsv``, ``.jsonl`` or ``.parquet``; the first line of a CSV or TSV file names the
+        columns, each line of a ``.jsonl`` file is an object.
 
     Returns
     -------
     dict of str to list of str
         Each column by name, all of one length; empty cells and nulls are ``""``. White
         space around the names and before the cells is dropped; what is behind cells stays.
-        Columns of bytes, lists or structs of a Parquet file are left out.
+        Columns of bytes, lists or structs of a Parquet or JSON file are left out.
 
     Raises
     ------
@@ -104,6 +106,8 @@ def read_numbered_table(path: Path) -> tuple[dict[str, list[str]], Sequence[int]
         if path.suffix.lower() == ".parquet":
             return _read_parquet(path)
         with path.open(encoding=_ENCODING, newline="") as stream:
+            if path.suffix.lower() == ".jsonl":
+                return _read_json(path, stream)
             delimiter = _delimiter(path, stream)
             lines = csv.reader(stream, delimiter=delimiter, skipinitialspace=True, strict=True)
             return _columns(path, lines)
@@ -151,6 +155,20 @@ def _check_names(path: Path, names: list[str]) -> None:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise SourceError(f"{path} has two columns {repeated[0]!r}: rename one")
+
+
+def _read_json(path: Path, stream: TextIO) -> tuple[dict[str, list[str]], list[int]]:
+    rows: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate(stream, 1):
+        if line.strip():
+            try:
+                rows[number] = dict(json.loads(line).items())
+            except (ValueError, AttributeError, RecursionError) as error:
+                raise SourceError(f"{path}, line {number}: no JSON object") from error
+    names = dict.fromkeys(name for row in rows.values() for name in row)
+    columns = {name: [label_text(row.get(name)) for row in rows.values()] for name in names}
+    plain = {name: [text for text in cells if text is not None] for name, cells in columns.items()}
+    return {name: cells for name, cells in plain.items() if len(cells) == len(rows)}, [*rows]
 
 
 def _read_parquet(path: Path) -> tuple[dict[str, list[str]], Sequence[int]]:

@@ -144,7 +144,7 @@ def test_arrays_in_memory_give_the_same(
 
 def test_a_file_that_is_no_data_says_what_would_be(tmp_path: Path) -> None:
     (tmp_path / "photos.rar").write_bytes(b"Rar!")
-    with pytest.raises(SourceError, match=r"\.csv, \.tsv, \.parquet, an archive in \.zip"):
+    with pytest.raises(SourceError, match=r"\.csv, \.tsv, \.jsonl, \.parquet, an archive in \.zip"):
         open_data(tmp_path / "photos.rar")
     with pytest.raises(SourceError, match="no file"):
         open_data(tmp_path / "missing.zip")

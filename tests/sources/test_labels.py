@@ -233,6 +233,7 @@ SPLITS: dict[str, tuple[dict[str, list[Any]], list[str]]] = {
         {"is_val": [0, 1, 0], "is_test": [1, 0, 0]},
         ["test", "val", "train"],
     ),
+    "testset": ({"testset": ["no", "yes", "no"]}, ["train", "test", "train"]),
     "the right name wins": (
         {"subset": ["a", "test", "b"], "split": ["train", "test", "train"]},
         ["train", "test", "train"],
@@ -283,6 +284,9 @@ REFUSED: dict[str, tuple[dict[str, list[Any]], str]] = {
         "'train' looks like a split, but some values are none: '0', '1'; write",
     ),
     "valid or validation": ({"is_valid": [0, 1, 1]}, "'is_valid' looks like a split"),
+    "held out": ({"is_holdout": [0, 1, 1]}, "'is_holdout' looks like a split"),
+    "evaluated": ({"eval": [False, True, True]}, "'eval' looks like a split"),
+    "short words": ({"dataset": ["tr", "te", "tr"]}, "'dataset' holds names .* for 'tr', 'te'"),
     "folds with a test": (
         {"fold": ["1", "2", "test"]},
         "'fold' looks like a split, but some values are none: '1', '2'",
@@ -321,6 +325,7 @@ def test_a_split_that_is_not_understood_is_refused(form: str, case: str, tmp_pat
     [
         {"fold": [0, 1, 2]},
         {"trial phase": [1, 2, 1]},
+        {"kfold": [0, 1, 2]},
         {"set": ["lego", "car", "lego"]},
         {"moon_phase": ["new", "full", "new"]},
     ],
@@ -339,6 +344,8 @@ def test_other_columns_say_nothing(form: str, tmp_path: Path) -> None:
         "train_loss": [0.5, 0.1, 0.2],
         "phase_contrast": [0, 1, 0],
         "split_seed": [0, 0, 0],
+        "evaluation": [0, 1, 1],
+        "language": ["tr", "en", "de"],
         "dataset": ["A", "B", "A"],
         "source_path": ["train/1.jpg", "test/2.jpg", "train/3.jpg"],
         "subset": ["", "", ""],

@@ -93,6 +93,13 @@ def test_other_names_of_columns_are_told(tmp_path: Path, ending: str) -> None:
     assert said(file) == text
 
 
+def test_folders_of_splits_without_a_column_are_told(tmp_path: Path) -> None:
+    lines = ("train/cat/1.jpg,cat", "train/dog/1.jpg,dog", "Test/cat/1.jpg,cat")
+    text = said(write(tmp_path, "\n".join(["path,label", *lines])))
+    assert "no column gives the split, so all images are one set, though they lie in 'Test'" in text
+    assert said(write(tmp_path, "\n".join(["path,label", *lines[:2]]))) == ""
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

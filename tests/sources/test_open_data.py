@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from test_folder_source import make
 
 from featx.errors import SourceError, UsageError
 from featx.progress import Reporter
-from featx.sources import available_data, default_data_dir, open_data
+from featx.sources import LayoutChoice, available_data, default_data_dir, open_data
 from featx.sources.official.formats import FORMATS
 
 
@@ -126,3 +127,54 @@ def test_archives_in_a_folder_are_named_where_it_has_no_classes(tmp_path: Path) 
     for labels in ({}, {"1.cls": b"-1", "2.cls": b""}):
         with pytest.raises(SourceError, match="no class folders|has no class, and a classifier"):
             open_data(pack(tmp_path / "train-0.tar", {"1.jpg": b"", "2.jpg": b""} | labels))
+
+
+ROWS = [("cat/1.jpg", "x"), ("cat/2.jpg", "x"), ("dog/3.jpg", "y")]
+TABLES = {
+    "labels of the folders by other names": ("labels.csv", ROWS, ""),
+    "other labels": (
+        "metadata.csv",
+        [("cat/1.jpg", "x"), ("cat/2.jpg", "y")],
+        "gives other classes",
+    ),
+    "other labels as JSON": ("metadata.jsonl", [("cat/1.jpg", "a"), ("cat/2.jpg", "b")], "gives"),
+    "other labels by name": ("train.csv", [("1.jpg", "a"), ("2.jpg", "b")], "gives other classes"),
+    "other images": ("a.csv", [("1.png", "a"), ("2.png", "a"), ("3.png", "a")], ""),
+    "unknown labels": ("a.csv", [("cat/1.jpg", "x"), ("cat/2.jpg", "")], ""),
+}
+
+
+@pytest.mark.parametrize("top", ["", "train/"])
+@pytest.mark.parametrize("name", TABLES)
+def test_no_table_beside_the_folders_is_passed_over(tmp_path: Path, name: str, top: str) -> None:
+    file, rows, reason = TABLES[name]
+    root = make(tmp_path / "x", *(f"{top}{path}" for path, _ in ROWS))
+    if file.endswith(".jsonl"):
+        lines = [json.dumps({"file_name": path, "label": label}) for path, label in rows]
+    else:
+        lines = ["file_name,label", *map(",".join, rows)]
+    table = root / top / file
+    table.write_text("\n".join(lines))
+    if not reason:
+        assert open_data(root).popitem()[1].class_names == ("cat", "dog")
+        return
+    with pytest.raises(SourceError, match=reason) as caught:
+        open_data(root)
+    assert f"--data {table} for its labels, or --classes-at {1 + bool(top)} " in str(caught.value)
+    layout = LayoutChoice(classes_at=1 + bool(top))
+    assert open_data(root, layout=layout).popitem()[1].class_names == ("cat", "dog")
+    if "/" in rows[0][0]:
+        assert open_data(table)["all"].class_names == tuple(sorted({label for _, label in rows}))
+
+
+def test_a_table_of_hugging_face_is_named(tmp_path: Path) -> None:
+    def said(path: Path) -> str:
+        stream = io.StringIO()
+        assert open_data(path, reporter=Reporter(stream=stream, quiet=True))
+        return stream.getvalue()
+
+    root = make(tmp_path / "x", "cat/1.jpg", "dog/2.jpg")
+    (root / "metadata.csv").write_text("file_name,text\ncat/1.jpg,hello\n")
+    assert "names these images and is not read: the classes are the folders" in said(root)
+    packed = pack(tmp_path / "y.zip", {"cat/1.jpg": b"", "dog/2.jpg": b"", "metadata.csv": b""})
+    assert "'metadata.csv' in the archive not read" in said(packed)

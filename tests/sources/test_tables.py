@@ -32,6 +32,7 @@ def write(path: Path, text: str | bytes) -> Path:
         ("a.csv", "x;y\n1;b\n;c d\n"),
         ("a.csv", "x\ty\n1\tb\n\tc d\n"),
         ("a.tsv", "x\ty\n1\tb\n\tc d\n"),
+        ("a.jsonl", '{"x": 1.0, "y": "b", "box": [1]}\n\n{"x": null, "y": "c d"}\n'),
     ],
 )
 def test_ways_to_write_the_same(tmp_path: Path, name: str, text: str) -> None:
@@ -88,7 +89,13 @@ def test_wrong_tables(tmp_path: Path, text: str | bytes, reason: str) -> None:
     assert str(tmp_path / "a.csv") in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_wrong_lines_of_json(tmp_path: Path) -> None:
+    for text in ('{"x": 1}\n[2]\n', '{"x": 1}\n{"x": 2'):
+        with pytest.raises(SourceError, match="a.jsonl, line 2: no JSON object"):
+            read_table(write(tmp_path / "a.jsonl", text))
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
 def test_no_such_file(tmp_path: Path, name: str) -> None:
     with pytest.raises(SourceError, match=f"cannot read .*{name}: No such file"):
         read_table(tmp_path / name)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -267,6 +268,17 @@ def test_labels_that_do_not_fit_together(tmp_path: Path) -> None:
     shard(tmp_path / "x.tar", {"1": 5, "2": 5})
     with pytest.raises(SourceError, match=r"one class only \('5'\) and a classifier needs two"):
         open_webdataset(tmp_path / "x.tar")
+
+
+def test_splits_inside_json_files(tmp_path: Path) -> None:
+    cells = [json.dumps({"label": i % 2, "meta": {"split": "test" if i > 1 else "train"}})
+             for i in range(4)]  # fmt: skip
+    members = {f"{i}.{end}": text for i, cell in enumerate(cells)
+               for end, text in (("jpg", b""), ("json", cell.encode()))}  # fmt: skip
+    splits = open_webdataset(pack(tmp_path / "x.tar", members))
+    assert {split: len(source) for split, source in splits.items()} == {"train": 2, "test": 2}
+    with pytest.raises(SourceError, match=r"'train-0' is called 'train', .* '2.jpg' says 'test'"):
+        open_webdataset(pack(tmp_path / "train-0.tar", members))
 
 
 def test_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

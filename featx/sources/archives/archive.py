@@ -21,8 +21,9 @@ from featx.sources.archives.unpacked import is_compressed, plain_tar
 from featx.sources.archives.webdataset import looks_like_webdataset, open_indexed
 from featx.sources.archives.zip import ZipSource, index_zip
 from featx.sources.base import Source
+from featx.sources.beside import is_metadata
 from featx.sources.chosen import LayoutChoice
-from featx.sources.layout import ENDINGS, ending, is_shown, list_images
+from featx.sources.layout import ENDINGS, ending, is_shown, list_images, some
 from featx.sources.recognise import wrapper
 from featx.sources.tree import MemberTree, View
 
@@ -158,6 +159,11 @@ def _open(
 ) -> dict[str, Source]:
     index.tell(reporter)
     tree = MemberTree(archive_stem(path), str(path), index.files, index.folders)
+    if not choice and (metadata := [name for name in index.files if is_metadata(name)]):
+        reporter.warn(
+            f"{str(path)!r}: {some(metadata)} in the archive not read, the classes are the "
+            "folders: to take its labels, unpack the archive and give that file after --data"
+        )
     top = wrapper(View(tree, ENDINGS))
     return {
         split: kind(

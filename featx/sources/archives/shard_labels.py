@@ -65,6 +65,8 @@ def read_label(stream: BinaryIO, index: Index, files: Mapping[str, str]) -> str:
 def read_split_cells(stream: BinaryIO, index: Index, files: Mapping[str, str]) -> dict[str, str]:
     """Read what the ``.json`` file of one sample may say of its split; see `read_label`."""
     values = _parsed(_read_text(stream, index, files, "json"))
+    inner = [part for part in values.values() if isinstance(part, dict)]  # {"meta": {"split": …}}
+    values = {key: value for part in (*inner, values) for key, value in part.items()}
     texts = {key: label_text(value) for key, value in values.items() if key not in _KEYS}
     return {
         key: text

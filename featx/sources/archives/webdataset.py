@@ -25,11 +25,12 @@ from featx.sources.archives.unpacked import plain_tar
 from featx.sources.base import Source
 from featx.sources.layout import ENDINGS, ending, is_shown, some
 from featx.sources.split_columns import divide, find_split
-from featx.sources.splits import in_order
+from featx.sources.splits import in_order, split_of
 
 __all__ = ["is_webdataset", "looks_like_webdataset", "open_indexed", "open_webdataset"]
 
 _PEEK = 256  # members that tell what kind a shard is of
+_N_COMPARED = 100  # samples of a shard whose JSON files may not name another split than it
 _UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, SourceError)
 
 
@@ -46,7 +47,7 @@ class _Split:
     second_images: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, shard: Shard, index: Index) -> None:
-        number = len(self.archives)
+        number, n_before = len(self.archives), len(self.paths)
         self.archives.append(index.archive)
         with index.archive.open() as stream:
             for key, files in _samples(index).items():
@@ -61,6 +62,17 @@ class _Split:
                 self.labels.append(read_label(stream, index, files))
                 if shard.split is None:
                     self.cells.append(read_split_cells(stream, index, files))
+                elif len(self.paths) - n_before <= _N_COMPARED:
+                    _check_split(shard, image, read_split_cells(stream, index, files))
+
+
+def _check_split(shard: Shard, image: str, cells: dict[str, str]) -> None:
+    inside = split_of(cells.get("split", "").strip())
+    if inside not in (None, shard.split):
+        raise SourceError(
+            f"the shard {shard.name!r} is called {shard.split!r}, but the JSON file of {image!r} "
+            f"says {inside!r}: rename the shard, or correct its files"
+        )
 
 
 def is_webdataset(spec: str | os.PathLike[str]) -> bool:
