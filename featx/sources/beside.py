@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from featx.errors import MissingExtraError, SourceError
-from featx.progress import Reporter
+from featx.progress import SILENT, Reporter
 from featx.sources.base import Source
+from featx.sources.labels import name_classes
 from featx.sources.manifest import LABEL_NAMES, PATH_NAMES
 from featx.sources.splits import split_of_folder
 from featx.sources.tables import TABLE_ENDINGS, find_column, read_table
 from featx.sources.tree import is_shown
 
 __all__ = ["check_tables", "is_metadata", "tables_in"]
+
+
+_PREDICTED = frozenset({"score", "probability", "confidence", "rank"})  # no labels, but a guess
 
 
 def is_metadata(name: str) -> bool:
@@ -82,8 +87,11 @@ def _check(table: Path, root: Path, classes: _Classes, reporter: Reporter) -> No
         columns = read_table(table)
         path = find_column(str(table), columns, PATH_NAMES)
         label = find_column(str(table), columns, LABEL_NAMES)
+        name_of = name_classes(Counter(columns.get(label or "", [])), str(table), SILENT)
     except SourceError:
         return  # no table of images
+    if any(name.strip().lower() in _PREDICTED for name in columns):
+        return
     folder = table.parent.relative_to(root).as_posix()
     rows = [classes.find(folder, cell) for cell in columns.get(path or "", [])]
     if path is None or not any(rows):
@@ -94,11 +102,13 @@ def _check(table: Path, root: Path, classes: _Classes, reporter: Reporter) -> No
                 f"{table} names these images and is not read: the classes are the folders"
             )
         return
-    cells = zip(columns[label], rows, strict=True)
-    named = {(cell.strip(), row[1]): row[0] for cell, row in cells if row and cell.strip()}
+    names = map(name_of.get, columns[label])
+    labels = {(*row, name) for name, row in zip(names, rows, strict=True) if row and name}
+    if len({image for image, _, _ in labels}) < len(labels):
+        return  # an image has several labels, as of objects in it
     label_of: dict[str, str] = {}
     class_of: dict[str, str] = {}
-    for (text, class_name), image in named.items():
+    for image, class_name, text in sorted(labels):
         one = (label_of.setdefault(class_name, text), class_of.setdefault(text, class_name))
         if one != (text, class_name):
             raise SourceError(

@@ -327,7 +327,8 @@ class Recogniser:
             others = [f"{prefix}{other}/" for other in names if other != name]
             pairs = [(f"{prefix}{name}/", others)] if _MASKS.fullmatch(name.lower()) else []
             if _NO_CLASS.fullmatch(name.lower()):  # JPEGImages beside SegmentationClass
-                pairs += [(other, [f"{prefix}{name}/"]) for other in others]
+                differ = [n for n in names if is_jpeg[n] != is_jpeg[name]]
+                pairs += [(f"{prefix}{other}/", [f"{prefix}{name}/"]) for other in differ]
             for masks, images in pairs:
                 if self._are_masks(masks, images):
                     shown = masks[len(prefix) : -1]
@@ -413,7 +414,8 @@ def _of_letters(names: list[str], below: _Below) -> str:
     """Find the letters of an index: a/airfield, b/bank."""
     words = [(name.lower(), other.lower()) for name in below for other in below[name]]
     is_index = all(len(name) == 1 and name.isalpha() and name == other[0] for name, other in words)
-    if len(below) < len(names) or not words or not is_index:
+    is_numbered = all(_NUMBERED.fullmatch(other) for _, other in words)
+    if len(below) < len(names) or is_numbered or not is_index:
         return ""
     return f"{some(names)} hold folders that begin with the same letter"
 
@@ -442,7 +444,7 @@ def _of_masks(names: list[str], below: _Below) -> str:
     """Find a folder called like another one with a word such as ``_mask``."""
     del below
     others = {name.lower() for name in names}
-    same = [name for name in names if _MASK_OF.sub("", name.lower()) in others - {name.lower()}]
+    same = [n for n in names if "mask" in n.lower() and _MASK_OF.sub("", n.lower()) in others]
     return f"{some(same)} are called like masks of the others" if same else ""
 
 

@@ -164,6 +164,16 @@ READ: dict[str, tuple[list[str], dict[str, dict[str, int]], str]] = {
         {"all": {"Acer": 4, "Salix": 2}},
         "the classes are the folders at depth 1, as 'Acer'; those in them, as 'alba', count",
     ),
+    "letters and their writers": (
+        ["A/a1/1.jpg", "A/a2/1.jpg", "B/b1/1.jpg"],
+        {"all": {"A": 2, "B": 1}},
+        "",
+    ),
+    "photos and sketches of equal numbers": (
+        [*files("photos/"), "sketches/0.jpg", "sketches/1.jpg"],
+        {"all": {"photos": 3, "sketches": 2}},
+        "",
+    ),
     "a station": (
         ["x/train_station/roof/1.jpg", "x/airport/roof/1.jpg"],
         {"all": {"airport": 1, "train_station": 1}},

@@ -140,7 +140,9 @@ TABLES = {
     "other labels as JSON": ("metadata.jsonl", [("cat/1.jpg", "a"), ("cat/2.jpg", "b")], "gives"),
     "other labels by name": ("train.csv", [("1.jpg", "a"), ("2.jpg", "b")], "gives other classes"),
     "other images": ("a.csv", [("1.png", "a"), ("2.png", "a"), ("3.png", "a")], ""),
-    "unknown labels": ("a.csv", [("cat/1.jpg", "x"), ("cat/2.jpg", "")], ""),
+    "objects in images": ("a.csv", [("cat/1.jpg", "x"), ("cat/1.jpg", "y")], ""),
+    "predictions": ("a.csv", [("cat/1.jpg", "x"), ("cat/2.jpg", "y"), ("rank", "")], ""),
+    "unknown labels": ("a.csv", [("cat/1.jpg", "1.0"), ("cat/2.jpg", "-1")], ""),
 }
 
 
@@ -153,6 +155,9 @@ def test_no_table_beside_the_folders_is_passed_over(tmp_path: Path, name: str, t
         lines = [json.dumps({"file_name": path, "label": label}) for path, label in rows]
     else:
         lines = ["file_name,label", *map(",".join, rows)]
+        if rows[-1][0] == "rank":
+            lines = [f"{line},1" for line in lines[:-1]]
+            lines[0] = "path,class,rank"
     table = root / top / file
     table.write_text("\n".join(lines))
     if not reason:
