@@ -12,8 +12,9 @@ from featx.errors import SourceError
 from featx.images import ENDINGS
 from featx.progress import SILENT, Reporter
 from featx.sources.chosen import LayoutChoice, find_chosen
+from featx.sources.doubts import masks_beside
 from featx.sources.labels import name_classes
-from featx.sources.recognise import Recogniser, Root, masks_beside
+from featx.sources.recognise import Recogniser, Root
 from featx.sources.splits import names_test
 from featx.sources.tree import Tree, View, ending, is_shown, some
 

@@ -7,17 +7,17 @@ the flags that settle it. docs/data.md has the rules.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 
 from featx.errors import SourceError
 from featx.progress import Reporter
+from featx.sources.doubts import IMAGES, NO_CLASS, NUMBERED, find_doubt, stem
 from featx.sources.splits import in_order, split_in, split_of_folder
 from featx.sources.tree import View, ending, some
 
-__all__ = ["Recogniser", "Root", "masks_beside", "wrapper"]
+__all__ = ["Recogniser", "Root", "wrapper"]
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,7 @@ class Root:
     classes: dict[str, list[str]]
 
 
-_IMAGES = r"((jpeg|png)?images?|imgs?|photos?|pictures|jpe?gs?|pngs?|data|dataset)"
-_NO_CLASS = re.compile(_IMAGES)
-_WRAPPER = re.compile(rf"(.*[ _-])?({_IMAGES}|.*categories|.*classes|\d+)")  # 101_ObjectCategories
+_WRAPPER = re.compile(rf"(.*[ _-])?({IMAGES}|.*categories|.*classes|\d+)")  # 101_ObjectCategories
 _MASKS = re.compile(
     r"(masks?|msks?|annotations?|labels?|segmentations?|segmaps?|segs?|ground.?truths?|gts?|trimaps?"
     r"|bbox(es)?|boxes)"
@@ -39,13 +37,6 @@ _NO_IMAGES = re.compile(
     r"(imagesets?|lists|meta(data)?|docs?|code|src|scripts|models|papers|figures|assets|samples?)"
 )
 _UNLABELLED = re.compile(r"(.*[ _-])?(pred|predict|prediction)s?([ _-].*)?")
-_PARTS = re.compile(r"(cv|fold|part|partition|batch|chunk|set|subset)[ _.-]?(\d{1,3}|[a-z])")
-_IMAGES_OF_PART = re.compile(r"(.*[ _-])?(images?|imgs?|photos?|data)([ _-]?part)?[ _.-]?\d+")
-# patient1, 007, 20231; but not the synset n01440764, and not class1
-_NUMBERED = re.compile(
-    r"(?!n\d{8}$)(?!(class|label|grade|stage|type|level)\W?\d)\D+\d+|0\d+|\d{4,}"
-)
-_MASK_OF = re.compile(r"(^|[ _.-]+)(mask|seg|segmentation|labels?|gt|annotation)s?([ _.-]+|$)")
 _JPEG = frozenset({".jpg", ".jpeg"})
 _N_COMPARED = 200  # names of files
 _N_ALIKE = 3  # fewer files of equal names may be chance
@@ -147,16 +138,16 @@ class Recogniser:
         return True
 
     def _may_be_class(self, prefix: str, name: str) -> bool:
-        is_plain = not (_NO_CLASS.fullmatch(name.lower()) or split_in(name)[0])
+        is_plain = not (NO_CLASS.fullmatch(name.lower()) or split_in(name)[0])
         return is_plain and bool(self.view.n_images(f"{prefix}{name}/"))
 
     def _are_masks(self, masks: str, images: list[str]) -> bool:
         """Whether files have the names of images beside them, but for words such as ``_mask``."""
         parent = masks[: masks.rfind("/", 0, -1) + 1]
-        stems = {_stem(e.name) for e in self.view.files(parent) if self.view.is_image(e)}
-        stems |= {_stem(path) for prefix in images for path in self.view.images(prefix)}
+        stems = {stem(e.name) for e in self.view.files(parent) if self.view.is_image(e)}
+        stems |= {stem(path) for prefix in images for path in self.view.images(prefix)}
         sample = [*islice(self.view.images(masks), _N_COMPARED)]
-        return 2 * sum(_stem(path) in stems for path in sample) > len(sample)
+        return 2 * sum(stem(path) in stems for path in sample) > len(sample)
 
     # The folder that holds splits or classes
 
@@ -286,9 +277,8 @@ class Recogniser:
             raise self.doubt(prefix, "folders of splits lie inside a split")
         hollow = [name for name in names if not self.view.n_images(f"{prefix}{name}/")]
         below = {name: self._with_images(self.inside(f"{prefix}{name}/")) for name in hollow}
-        for find in (_repeated, _of_parts, _of_letters, _of_splits, _of_siblings, _of_masks):
-            if reason := find(names, below):
-                raise self.doubt(prefix, reason)
+        if reason := find_doubt(names, below):
+            raise self.doubt(prefix, reason)
         self._refuse_pairs(prefix, names)
         inner = [name for found in below.values() for name in found]
         if len(hollow) == len(names) < len(inner):
@@ -300,7 +290,7 @@ class Recogniser:
             f"in them, as {min(inner)!r}, count to their class (--classes-at {depth + 1} takes "
             "them as the classes)"
         )
-        is_numbered = all(map(_NUMBERED.fullmatch, inner))
+        is_numbered = all(map(NUMBERED.fullmatch, inner))
         (self.notes if is_numbered else self.warnings).append(text)
 
     def _refuse_pairs(self, prefix: str, names: list[str]) -> None:
@@ -309,14 +299,14 @@ class Recogniser:
         odd = [
             name
             for name in names
-            if _NO_CLASS.fullmatch(name.lower())
+            if NO_CLASS.fullmatch(name.lower())
             or (_MASKS.fullmatch(name.lower()) and not is_jpeg[name])
         ]
         if not odd and len(set(is_jpeg.values())) == 1:
             return
         alike: dict[frozenset[str], list[str]] = {}
         for name in names:
-            stems = frozenset(map(_stem, self.view.images(f"{prefix}{name}/")))
+            stems = frozenset(map(stem, self.view.images(f"{prefix}{name}/")))
             alike.setdefault(stems, []).append(name)
         for stems, same in alike.items():
             differ = len(stems) >= _N_ALIKE and len({is_jpeg[name] for name in same}) > 1
@@ -326,9 +316,9 @@ class Recogniser:
         for name in odd:
             others = [f"{prefix}{other}/" for other in names if other != name]
             pairs = [(f"{prefix}{name}/", others)] if _MASKS.fullmatch(name.lower()) else []
-            if _NO_CLASS.fullmatch(name.lower()):  # JPEGImages beside SegmentationClass
-                differ = [n for n in names if is_jpeg[n] != is_jpeg[name]]
-                pairs += [(f"{prefix}{other}/", [f"{prefix}{name}/"]) for other in differ]
+            if NO_CLASS.fullmatch(name.lower()):  # JPEGImages beside SegmentationClass
+                other_kind = [n for n in names if is_jpeg[n] != is_jpeg[name]]
+                pairs += [(f"{prefix}{other}/", [f"{prefix}{name}/"]) for other in other_kind]
             for masks, images in pairs:
                 if self._are_masks(masks, images):
                     shown = masks[len(prefix) : -1]
@@ -381,80 +371,3 @@ def _family(names: list[str]) -> set[str]:
             by_rest.setdefault(rest, {})[name] = split
     found = [splits for splits in by_rest.values() if len({*splits.values()}) > 1]
     return {name for splits in found for name in splits}
-
-
-_Below = Mapping[str, list[str]]
-_Finder = Callable[[list[str], _Below], str]
-
-
-def _repeated(names: list[str], below: _Below) -> str:
-    """Find folders of equal names in classes without images of their own."""
-    n_times: dict[str, int] = {}
-    for inner in below.values():
-        for name in inner:
-            n_times[name] = n_times.get(name, 0) + 1
-    shared = [name for name, n in n_times.items() if n > 1]
-    is_most = 2 * sum(n_times[name] for name in shared) > sum(n_times.values())
-    if len(shared) < 2 or not is_most or all(map(_NUMBERED.fullmatch, shared)):
-        return ""
-    return f"the folders {some(below)} hold folders of the same names ({some(sorted(shared), 3)})"
-
-
-def _of_parts(names: list[str], below: _Below) -> str:
-    """Find class folders called like parts of a data set, or like images and with folders only."""
-    if all(_IMAGES_OF_PART.fullmatch(name.lower()) for name in names):
-        return f"{some(names)} are called like parts of a data set"
-    parts = [name for name in below if _PARTS.fullmatch(name.lower())]
-    if len(parts) < len(names):
-        parts = [name for name in below if _NO_CLASS.fullmatch(name.lower())]
-    return f"{some(parts)} are called like parts of a data set, and hold folders" if parts else ""
-
-
-def _of_letters(names: list[str], below: _Below) -> str:
-    """Find the letters of an index: a/airfield, b/bank."""
-    words = [(name.lower(), other.lower()) for name in below for other in below[name]]
-    is_index = all(len(name) == 1 and name.isalpha() and name == other[0] for name, other in words)
-    is_numbered = all(_NUMBERED.fullmatch(other) for _, other in words)
-    if len(below) < len(names) or is_numbered or not is_index:
-        return ""
-    return f"{some(names)} hold folders that begin with the same letter"
-
-
-def _of_splits(names: list[str], below: _Below) -> str:
-    """Find a class folder that holds folders called like two splits."""
-    del names
-    for name, inner in below.items():
-        splits = [other for other in inner if split_of_folder(other)]
-        if len({split_of_folder(other) for other in splits}) > 1:
-            return f"{name!r} holds folders called like splits ({some(splits, 3)})"
-    return ""
-
-
-def _of_siblings(names: list[str], below: _Below) -> str:
-    """Find a class folder that holds folders called like the classes beside it."""
-    siblings = {*names}
-    for name, inner in below.items():
-        same = [other for other in inner if other in siblings]
-        if same:
-            return f"{name!r} holds folders called like those beside it ({some(same, 3)})"
-    return ""
-
-
-def _of_masks(names: list[str], below: _Below) -> str:
-    """Find a folder called like another one with a word such as ``_mask``."""
-    del below
-    others = {name.lower() for name in names}
-    same = [n for n in names if "mask" in n.lower() and _MASK_OF.sub("", n.lower()) in others]
-    return f"{some(same)} are called like masks of the others" if same else ""
-
-
-def masks_beside(paths: list[str]) -> list[str]:
-    """Find images of a class that are called like others, but for ``_mask``."""
-    named = [path for path in paths if "_mask" in path.lower()]
-    others = {_stem(path) for path in {*paths} - {*named}} if named else set()
-    return [path for path in named if _stem(path) in others]
-
-
-def _stem(path: str) -> str:
-    name = path[path.rfind("/") + 1 :].lower()
-    return _MASK_OF.sub("", name[: len(name) - len(ending(name))]) or name

@@ -180,6 +180,7 @@ READ: dict[str, tuple[list[str], dict[str, dict[str, int]], str]] = {
         "",
     ),
     "masks that people wear": (files("mask/", "no_mask/"), {"all": {"mask": 3, "no_mask": 3}}, ""),
+    "masked and not": (files("masked/", "un_mask/"), {"all": {"masked": 3, "un_mask": 3}}, ""),
     "synsets": (
         tree("", classes=("n01440764", "n01443537")),
         {"all": {"n01440764": 2, "n01443537": 2}},
@@ -220,6 +221,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "office31": (tree("amazon/images/", "dslr/images/"), r"same names .*--classes-at 3 for"),
     "patients of classes": (tree("8863/", "8864/", classes=("0", "1")), "hold folders of the same"),
     "folds": (["fold1/cat/1.jpg", "fold2/dog/2.jpg"], "'fold1', 'fold2' are called like parts"),
+    "folds of flat images": (["fold1/1.jpg", "fold2/2.jpg"], "'fold1', 'fold2' are called like"),
     "parts of flat images": (
         files("ham_images_part_1/", "ham_images_part_2/"),
         "called like parts",
