@@ -201,8 +201,9 @@ def _images(
     where, n_outside = view.tree.path(root.prefix), view.n_images(root.prefix)
     if n_outside and not root.classes:
         raise SourceError(
-            f"{where!r} has {n_outside:,} images but no class folders: move the images of "
-            "each class into a folder with the name of the class"
+            f"{where!r} has {n_outside:,} images but no class folders: move the images of each "
+            "class into a folder with the name of the class, or give a table with the columns "
+            "path and label after --data"
         )
     if not root.classes:
         raise SourceError(f"{where!r} has no images and no class folders: {LAYOUT}")

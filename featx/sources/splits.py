@@ -127,8 +127,8 @@ def split_of_shard(name: str) -> str | None:
     if words[-1] != last or pair[0] not in (None, split) or not in_folders <= {split}:
         shown = ", ".join(repr(word[0]) for word, _ in found)
         raise SourceError(
-            f"the shard {name!r} names more than one split ({shown}): end its name with the split "
-            "and a number, as in  tubes-train-000.tar"
+            f"the file {name!r} names more than one split ({shown}): end its name with the split "
+            "and a number, as in  tubes-train-000"
         )
     return split
 

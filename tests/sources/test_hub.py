@@ -318,6 +318,19 @@ def test_files_that_do_not_fit_together(
         open_hub(tmp_path)
 
 
+def test_a_file_whose_column_names_another_split(tmp_path: Path) -> None:
+    for file, cells in (("train", ["train", "test"]), ("test", ["test", "test"])):
+        write(tmp_path, image=[b"1", b"2"], label=["a", "b"], split=cells).rename(
+            tmp_path / f"{file}.parquet"
+        )
+    with pytest.raises(SourceError, match="'train', but its column 'split' has rows of 'test'"):
+        open_hub(tmp_path)
+    write(tmp_path, image=[b"1", b"2"], label=["a", "b"], split=["Train", ""]).rename(
+        tmp_path / "train.parquet"
+    )
+    assert list(open_hub(tmp_path)) == ["train", "test"]
+
+
 def test_a_pointer_of_git_lfs(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     file = tmp_path / "data" / "train-00000-of-00001.parquet"

@@ -30,7 +30,8 @@ from featx.sources.hub.columns import (
 from featx.sources.hub.files import HubFiles, find_files, is_saved, parquet_files
 from featx.sources.hub.shards import Recent, Shard, open_shard
 from featx.sources.split_columns import divide, find_split
-from featx.sources.splits import in_order
+from featx.sources.splits import in_order, split_of
+from featx.sources.tree import some
 
 __all__ = ["HubSource", "is_hub_dataset", "open_hub"]
 
@@ -170,7 +171,26 @@ def open_hub(path: str | os.PathLike[str], *, reporter: Reporter = SILENT) -> di
     }
     if len(sources) == 1:
         return _divided(found, columns, next(iter(sources.values())), reporter)
+    _check_splits(found, columns)
     return in_order(sources)
+
+
+def _check_splits(found: HubFiles, columns: Columns) -> None:
+    """Refuse a file of one split whose column of splits names another."""
+    for split, files in found.splits.items():
+        for file in files:
+            shard = open_shard(file)
+            if "split" not in shard.schema.names:
+                continue
+            features = found.features.get(file) or features_of(shard.schema)
+            cells = read_short_columns(shard, columns, features).get("split", [])
+            others = {split_of(cell.strip()) for cell in set(cells)} - {None, split}
+            if others:
+                raise SourceError(
+                    f"{file} belongs to the split {split!r}, but its column 'split' has rows of "
+                    f"{some(sorted(map(str, others)))}: write one file for each split, or give a "
+                    "folder with this file alone"
+                )
 
 
 def _divided(
