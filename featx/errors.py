@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import difflib
 import errno
+import json
 import os
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -63,10 +65,12 @@ class CodeError(UsageError):
 
     def __str__(self) -> str:
         found = f"{' -> '.join(self.files)} names the code" if self.files else "this is code:"
+        # The name may be a stranger's: what is copied from here must not be another command.
+        name = self.name if self.name.isprintable() else repr(self.name)
         return (
-            f"{found} {self.name}, and code runs only where you name it yourself: nothing was "
-            f"imported. If you trust it, add  --allow-code {self.name}  to the command, or in "
-            f'Python allow_code=("{self.name}",)'
+            f"{found} {name}, and code runs only where you name it yourself: nothing was "
+            f"imported. If you trust it, add  --allow-code {shlex.quote(name)}  to the command, or "
+            f"in Python allow_code=({json.dumps(self.name)},)"
         )
 
 

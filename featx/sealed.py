@@ -17,6 +17,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from featx.errors import FeatxError
+from featx.json_text import parse_json
 from featx.replacing import replace_file
 
 __all__ = ["ENDING", "SealedFiles"]
@@ -123,7 +124,7 @@ class SealedFiles:
 
     def _parsed(self, path: Path, text: str) -> dict[str, Any]:
         try:
-            record: dict[str, Any] = json.loads(text)
+            record: dict[str, Any] = parse_json(text)
             kind, version = record.get(_FORMAT), record.get(_VERSION)
             is_whole = record.pop(_DIGEST, None) == _digest(record)
         except (ValueError, TypeError, AttributeError, RecursionError) as error:

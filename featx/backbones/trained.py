@@ -24,6 +24,7 @@ from featx.backbones.trained_file import TrainedRecord, is_trained, read_content
 from featx.errors import BackboneError, UsageError
 from featx.networks import FineTuned, get_network, get_top
 from featx.networks.parts import named
+from featx.networks.spec import require_memory
 from featx.plugins import named_by
 from featx.progress import SILENT, Reporter
 from featx.weights import Weights, load_into, stored
@@ -193,6 +194,8 @@ def _inner(record: TrainedRecord, allow_code: Collection[str]) -> _Parts:
     name = str(record.backbone)
     weights = None if is_factory(name) else "random"
     overrides = {"input_size": record.input_px}
+    if weights is not None:
+        require_memory(name, load_network(name, OUTLINE, overrides, SILENT).network)
     loaded = load_network(name, weights, overrides, SILENT, allow_code)
     if PLAIN_INPUT in (record.variant or ""):
         feed_plainly(loaded.network)

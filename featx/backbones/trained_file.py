@@ -40,6 +40,8 @@ _FILES = SealedFiles(
     damaged="train it again with  featx train --save",
 )
 _MOST_PX = 1 << 14
+_MOST_BASES = 16
+_TEXTS = ("network", "backbone", "layer", "top", "variant")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,13 +105,15 @@ class TrainedRecord:
         return values
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> TrainedRecord:
+    def from_json(cls, values: Mapping[str, Any], n_bases: int = 0) -> TrainedRecord:
         """Read what `as_json` gave.
 
         Parameters
         ----------
         values : mapping
             Plain values; unknown ones are an error.
+        n_bases : int, default=0
+            Of how many networks, each made from the next, this is the last.
 
         Returns
         -------
@@ -120,6 +124,15 @@ class TrainedRecord:
         KeyError, TypeError, ValueError, UsageError
             If it is something else.
         """
+        if not isinstance(values, Mapping):
+            raise TypeError("it is no object")
+        for key in _TEXTS:
+            if not isinstance(values.get(key), str | None):
+                raise TypeError(f"its {key} is no text")
+        if values.get("base") is not None:
+            if n_bases == _MOST_BASES:
+                raise ValueError(f"more than {_MOST_BASES} networks on each other")
+            cls.from_json(values["base"], n_bases + 1)
         image = dict(values["preprocessing"])
         image |= {name: tuple(map(float, image[name])) for name in ("mean", "std")}
         preprocessing = Preprocessing(**image, origin="as it was trained")

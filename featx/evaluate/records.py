@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from featx.errors import FeatxError
+from featx.json_text import parse_json
 from featx.replacing import replace_text
 
 __all__ = ["RecordError", "read_older_too", "read_record", "record_text", "write_record"]
@@ -73,7 +74,7 @@ def read_record(kind: str, path: Path) -> dict[str, Any]:
         If it is something else, of another version, or damaged.
     """
     try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
+        whole = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RecordError(f"it cannot be read as JSON ({error})") from error
     if not isinstance(whole, dict) or whole.get(_TYPE) != kind or whole.get(_VERSION) != _NOW:
@@ -86,7 +87,7 @@ def read_record(kind: str, path: Path) -> dict[str, Any]:
 
 def read_older_too(kind: str, path: Path) -> dict[str, Any]:
     """Read a record, or an object of a featx that gave files of this kind no digest."""
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = parse_json(path.read_text(encoding="utf-8"))
     is_older = isinstance(values, dict) and _DIGEST not in values
     return values if is_older else read_record(kind, path)
 

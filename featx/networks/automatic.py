@@ -59,7 +59,7 @@ class AutoCnn(NetworkSpec):
     usual_px: int = 32
     filters: int = setting(32, within="[1, inf)")
     blocks: int = setting(0, within="[0, 8]")
-    convs: int = setting(2, within="[1, inf)")
+    convs: int = setting(2, within="[1, 100]")
     max_filters: int = setting(256, within="[1, inf)")
     dropout: float = setting(0.2, within="[0, 1)")
 

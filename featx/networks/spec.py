@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
@@ -13,8 +12,9 @@ from torch import nn
 
 from featx.configurable import Configurable, words_of
 from featx.errors import UsageError
+from featx.memory import available_bytes
 
-__all__ = ["NetworkSpec", "seeded", "text_of"]
+__all__ = ["NetworkSpec", "build_seeded", "require_memory", "text_of"]
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,7 @@ class NetworkSpec(Configurable, ABC):
         if n_classes < 2:
             raise UsageError(f"{self.name} needs 2 classes or more, there is {n_classes}")
         self._check_size(input_px)
-        with seeded(seed):
-            return self._build(n_classes, input_px)
+        return build_seeded(self.text, lambda: self._build(n_classes, input_px), seed)
 
     def _check_size(self, input_px: int) -> None:
         if input_px < self.least_px:
@@ -108,15 +107,48 @@ def text_of(spec: Configurable) -> str:
     return f"{spec.name}({words_of(changed)})" if changed else spec.name
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's generator on the CPU for a while, and put it back as it was.
+def build_seeded(what: str, build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """Build a network, or a part of one, if memory holds it: its settings may be a stranger's.
 
     Parameters
     ----------
+    what : str
+        Its name, for the error.
+    build : callable
+        Builds it.
     seed : int
-        0 or more.
+        Of the values, 0 or more; torch's own generator is left as it was.
+
+    Returns
+    -------
+    torch.nn.Module
+        On the CPU.
+
+    Raises
+    ------
+    UsageError
+        If memory does not hold it.
     """
+    try:
+        with torch.device("meta"):
+            outline = build()
+    except (RuntimeError, OverflowError, TypeError) as error:
+        raise UsageError(f"{what} is too large for any memory: {_first_line(error)}") from error
+    require_memory(what, outline)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        yield
+        return build()
+
+
+def require_memory(what: str, outline: nn.Module) -> None:
+    """Refuse a network that memory does not hold, by one with the same shapes and no values."""
+    n_bytes = sum(value.numel() * value.element_size() for value in outline.state_dict().values())
+    if n_bytes > (free := available_bytes()):
+        raise UsageError(
+            f"{what} needs {n_bytes / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free: "
+            "take a smaller network, or smaller images"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -13,7 +13,7 @@ from torch import nn
 
 from featx.configurable import Configurable, parse, setting
 from featx.errors import UsageError, unknown_name
-from featx.networks.spec import seeded, text_of
+from featx.networks.spec import build_seeded, text_of
 
 __all__ = ["AveragePool", "Top", "available_tops", "get_top"]
 
@@ -77,8 +77,7 @@ class Top(Configurable, ABC):
         torch.nn.Module
             On the CPU, in training mode; maps features to logits of shape (n, n_classes).
         """
-        with seeded(seed):
-            return self._build(map_shape, n_classes)
+        return build_seeded(self.text, lambda: self._build(map_shape, n_classes), seed)
 
     @abstractmethod
     def _build(self, map_shape: Shape, n_classes: int) -> nn.Module:

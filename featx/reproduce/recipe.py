@@ -285,7 +285,7 @@ def read_recipe(path: Path, allow_code: tuple[str, ...] = ()) -> Recipe:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"there is no recipe {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path} is no TOML: {error}") from error
     check_keys(str(path), values, [*_SECTIONS, "small"])
     sections = {name: _section(path, name, values[name]) for name in _SECTIONS if name in values}

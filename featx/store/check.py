@@ -7,7 +7,6 @@ piece that lies inside the file, of the one type that featx writes.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import numpy as np
 
 from featx.errors import CacheError
 from featx.fingerprint import fingerprint
+from featx.json_text import parse_json
 from featx.store import layout
 from featx.store.seal import Seal
 
@@ -142,8 +142,8 @@ def _names(root: Any) -> list[str]:
 
 def _meta(text: str, digest: str) -> dict[str, Any]:
     try:
-        meta = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        meta = parse_json(text)
+    except ValueError as error:
         raise CacheError(f"its meta is not JSON: {error}") from error
     if not isinstance(meta, dict) or not isinstance(meta.get("identity"), dict):
         raise CacheError("its meta names no identity")

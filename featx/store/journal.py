@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from featx.errors import CacheError
+from featx.json_text import parse_json
 from featx.store import disk
 
 __all__ = ["Journal", "JournalHeader", "Range", "read_journal"]
@@ -89,7 +90,10 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     check, _, body = line.partition(b" ")
     if hashlib.sha256(body).hexdigest()[:_CHECK_DIGITS].encode() != check:
         return None
-    value = json.loads(body)
+    try:
+        value = parse_json(body)
+    except ValueError:
+        return None
     return value if isinstance(value, dict) else None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import stat
@@ -10,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from featx.json_text import parse_json
 from featx.store.layout import USERBLOCK_BYTES
 from featx.store.seal import is_archive, is_featx
 
@@ -116,6 +116,6 @@ def is_lock(path: Path) -> bool:
         return False
     text = first_bytes(path)
     try:
-        return not text or {"pid", "host", "since"} <= set(json.loads(text))
+        return not text or {"pid", "host", "since"} <= set(parse_json(text))
     except (ValueError, TypeError):
         return False

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from featx.errors import CacheBusyError
 from featx.flock import is_open_as, try_flock, unlock
+from featx.json_text import parse_json
 
 __all__ = ["Lock"]
 
@@ -71,7 +72,7 @@ class Lock:
 
     def _busy(self, fd: int) -> str:
         try:
-            owner = json.loads(os.pread(fd, 4096, 0))
+            owner = parse_json(os.pread(fd, 4096, 0))
             who = f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
         except (ValueError, KeyError, TypeError):
             who = "another process"

@@ -13,7 +13,7 @@ import argparse
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ from featx.weights.entries import PREFIXES, Entry, find_entry
 __all__ = ["check_exists", "few", "program_error", "read_state_dict"]
 
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+
+_MOST_TIMES = 10
+"""Bytes of tensors in memory, by bytes of the file: shared weights count more than once."""
 
 
 def read_state_dict(
@@ -56,9 +59,11 @@ def read_state_dict(
         networks of which none is known to be the one.
     """
     check_exists(path)
-    kind = _program_kind(path)
+    members = _members(path)
+    kind = _program_kind(path, members)
     if kind:
         raise program_error(path, kind)
+    _check_size(path, sum(members.values()))
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -122,17 +127,30 @@ def program_error(path: Path, kind: str) -> WeightsError:
     )
 
 
-def _program_kind(path: Path) -> str:
+def _members(path: Path) -> dict[str, int]:
+    """Give names and unpacked bytes of what is inside, where the file is an archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {member.filename: member.file_size for member in archive.infolist()}
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return {}
+
+
+def _check_size(path: Path, n_bytes: int) -> None:
+    """Refuse a small file that would fill the memory: packed zeros, or one value repeated."""
+    n_on_disk = path.stat().st_size
+    if n_bytes > _MOST_TIMES * n_on_disk:
+        raise WeightsError(
+            f"{path} is refused: its {n_on_disk:,} bytes would become {n_bytes:,} in memory, as "
+            "those of no network do. Save it again with torch.save(network.state_dict(), path)"
+        )
+
+
+def _program_kind(path: Path, members: Iterable[str]) -> str:
     """Tell TorchScript and exported programs from weights by the names inside the archive."""
     if path.suffix == ".pt2":
         return "an exported program (torch.export)"
-    if not zipfile.is_zipfile(path):
-        return ""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            parts = {name.partition("/")[2] or name for name in archive.namelist()}
-    except (zipfile.BadZipFile, OSError):
-        return ""
+    parts = {name.partition("/")[2] or name for name in members}
     if "constants.pkl" in parts or any(part.startswith("code/") for part in parts):
         return "a TorchScript program (torch.jit)"
     if parts & {"archive_format", "serialized_exported_program.json"}:
@@ -143,19 +161,42 @@ def _program_kind(path: Path) -> str:
 def _unwrap(found: Any, path: Path, key: str | None, reporter: Reporter) -> dict[str, torch.Tensor]:
     if not isinstance(found, Mapping) or not found:
         raise WeightsError(f"{path} holds no state dict, but a {type(found).__name__}")
-    entry = find_entry(found, key, str(path))
+    try:
+        entry = find_entry(found, key, str(path))
+    except RecursionError as error:
+        raise WeightsError(f"{path} is no state dict: its entries are nested too deep") from error
     found = entry.found
-    wrong = [str(name) for name, value in found.items() if not isinstance(value, torch.Tensor)]
+    wrong = [str(name) for name, value in found.items() if not _is_plain(value)]
     if wrong or not found:
-        raise WeightsError(f"{path} is no plain state dict: {few(wrong)} are not tensors")
+        raise WeightsError(
+            f"{path} is no plain state dict: {few(wrong)} are not tensors of real numbers (sparse, "
+            "quantised and complex ones are not read)"
+        )
     state = OrderedDict((str(name), found[name]) for name in found)
     prefixes = []
     while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in state)), ""):
         state = OrderedDict((name.removeprefix(prefix), state[name]) for name in state)
         prefixes.append(f"the prefix {prefix!r}")
     _say(path, entry, prefixes, reporter)
-    state._metadata = getattr(found, "_metadata", None)  # type: ignore[attr-defined]
+    _check_size(path, sum(value.numel() * value.element_size() for value in state.values()))
+    state._metadata = _versions(found)  # type: ignore[attr-defined]
     return state
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a tensor that can be copied into a parameter as it is."""
+    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
+        return False
+    return not (value.is_quantized or value.is_complex() or value.is_meta)
+
+
+def _versions(found: Any) -> dict[str, dict[str, int]] | None:
+    """Give the versions of modules that PyTorch notes beside a state dict, if they are numbers."""
+    noted = getattr(found, "_metadata", None)
+    if not isinstance(noted, Mapping):
+        return None
+    known = {name: one.get("version") for name, one in noted.items() if isinstance(one, Mapping)}
+    return {name: {"version": n} for name, n in known.items() if type(n) is int}
 
 
 def _say(path: Path, entry: Entry, prefixes: list[str], reporter: Reporter) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from featx.errors import SourceError
+from featx.json_text import parse_json
 from featx.progress import Reporter
 from featx.sources.archives.members import Index
 from featx.sources.archives.tar import read_tar_member
@@ -90,8 +90,8 @@ def _read_text(stream: BinaryIO, index: Index, files: Mapping[str, str], extensi
 
 def _parsed(text: str) -> dict[str, Any]:
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
+        values = parse_json(text)
+    except ValueError:
         return {}
     return values if isinstance(values, dict) else {}
 

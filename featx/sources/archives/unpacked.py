@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from filelock import FileLock
 
 from featx.errors import SourceError
+from featx.json_text import parse_json
 from featx.progress import SILENT, Reporter
 from featx.replacing import replace_text
 from featx.sources.archives.members import ArchiveFile, archive_stem
@@ -195,7 +196,7 @@ def _record(archive: ArchiveFile) -> dict[str, Any]:
 def _recorded(record_file: Path, archive: ArchiveFile) -> Path | None:
     """Give what was unpacked before, if the archive is the same; delete it if it is not whole."""
     try:
-        record = json.loads(record_file.read_text(encoding="utf-8"))
+        record = parse_json(record_file.read_text(encoding="utf-8"))
         target, n_bytes = record_file.with_name(record.pop("target")), record.pop("target_bytes")
         if record != _record(archive):
             return None

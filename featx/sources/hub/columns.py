@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from featx.errors import SourceError
+from featx.json_text import parse_json
 from featx.progress import Reporter
 from featx.sources.hub.shards import Shard, import_pyarrow
 from featx.sources.labels import clean, label_text, number_labels
@@ -60,7 +60,7 @@ def features_of(schema: Any) -> Features:
         The features by column; empty where there are none.
     """
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, TypeError, ValueError):
         return {}
     return features if isinstance(features, dict) else {}

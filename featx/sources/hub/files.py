@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from featx.errors import SourceError
+from featx.json_text import parse_json
 from featx.progress import Reporter
 from featx.sources.splits import split_of, split_of_shard
 
@@ -205,7 +205,7 @@ def _saved_split(folder: Path, features: dict[str, Any]) -> tuple[list[str], str
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SourceError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
