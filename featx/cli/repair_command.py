@@ -54,4 +54,6 @@ def _request(cache: Cache) -> dict[str, Any]:
     if not isinstance(request, dict) or not request.get("backbone"):
         raise CacheError(f"{cache.path} does not record the command that made it")
     fields = read_fields(f"the record of {cache.path}", request, Plan, NOT_RECORDED)
+    # Of the batch size, that of the rows that are there is taken up, where memory holds it.
+    fields.pop("batch_size", None)
     return {**fields, "split": (cache.meta["split"],), "layer": (cache.meta["layer"],)}

@@ -14,6 +14,8 @@ from featx.errors import UsageError
 
 __all__ = ["Weights", "parse_random", "state_sha256"]
 
+_MOST_DIGITS = 18  # what torch takes as a seed
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -72,8 +74,11 @@ def parse_random(spec: str) -> int | None:
     kind, _, seed = spec.partition(":")
     if kind != "random":
         return None
-    if seed and not seed.isdecimal():
-        raise UsageError(f"weights {spec!r}: the seed must be an integer, as in random:0")
+    if seed and not (seed.isdecimal() and len(seed) <= _MOST_DIGITS):
+        raise UsageError(
+            f"weights {spec!r}: the seed must be an integer of {_MOST_DIGITS} digits or fewer, as "
+            "in random:0"
+        )
     return int(seed or 0)
 
 
