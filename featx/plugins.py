@@ -12,6 +12,7 @@ import ast
 import hashlib
 import importlib
 import os
+import struct
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -156,8 +157,21 @@ def _source(module: ModuleType, found: Any) -> bytes:
     key = module.__name__, id(loaded)
     if key not in _sources:
         file = getattr(module, "__file__", None)
-        _sources[key] = loaded, Path(file).read_bytes() if file else uuid4().bytes
+        is_known = file is not None and not _is_edited(module, file)
+        _sources[key] = loaded, Path(file).read_bytes() if file and is_known else uuid4().bytes
     return _sources[key][1]
+
+
+def _is_edited(module: ModuleType, file: str) -> bool:
+    """Whether a file changed since Python loaded it: Python notes time and size in its cache."""
+    try:
+        noted = Path(module.__spec__.cached).read_bytes()[:16]  # type: ignore[union-attr,arg-type]
+        flags, changed, size = struct.unpack("<4x3I", noted)
+        now = os.stat(file)  # noqa: PTH116 - as Python itself does
+    except (OSError, AttributeError, TypeError, struct.error):
+        return False  # there is no cache
+    found = int(now.st_mtime) & 0xFFFFFFFF, now.st_size & 0xFFFFFFFF
+    return not flags and found != (changed, size)
 
 
 def _is_installed(module: ModuleType) -> bool:

@@ -15,12 +15,15 @@ The contract: the function is called without arguments and returns ::
 A transformer may tell its number of class and register tokens in an attribute
 ``num_prefix_tokens``; without it, the mean of the tokens counts all of them. A package offers such
 a function under a plain name by an entry point of the group ``featx.backbones``. The identity
-of the network is its name, the SHA-256 of its state dict, and that of its source: the file of the
-function, and files of the user's that it imports (see `featx.plugins`).
+of the network is its name, the SHA-256 of its state dict, and that of its source and modules: the
+file of the function, files of the user's that it imports (see `featx.plugins`), and how PyTorch
+prints the network.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from statistics import mode
@@ -124,7 +127,7 @@ def load(
         tap=lambda input_px: make_taps(network, input_px, layer),
         unfilled=unfilled,
         is_own_code=True,
-        source_sha256=code.source_sha256,
+        source_sha256=_sha256(code, network),
     )
 
 
@@ -194,6 +197,12 @@ def _fill(
         reporter.say(f"{path}: its classifier is another one than that of {name} and is not used")
     record = Weights.of_file(path, state_sha256(state), stored(path).sha256, weights_key)
     return record, () if is_whole else heads
+
+
+def _sha256(code: Imported, network: nn.Module) -> str:
+    """Digest the user's source, and the modules that it made: their settings may lie elsewhere."""
+    source, modules = code.source_sha256, re.sub(r" at 0x[0-9a-f]+", "", repr(network))
+    return source and hashlib.sha256(f"{source}\n{modules}".encode()).hexdigest()
 
 
 def _call(name: str, code: Imported) -> tuple[nn.Module, Any, str | None]:

@@ -199,7 +199,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         runtime, _ = resolve_runtime(self.runtime, device, precision)
         self.precision_, self.runtime_ = precision, runtime
         self._engine()
-        backbone = self._open()
+        backbone = self._open(is_anew=True)
         self.n_features_out_ = backbone.n_features
         self.layer_ = backbone.layer
         self.input_size_ = backbone.input_size
@@ -291,13 +291,14 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         device = resolve_device(self.device)
         return engine_once(device, self.precision_, self.batch_size, self.workers, self.runtime_)
 
-    def _open(self) -> Backbone:
+    def _open(self, *, is_anew: bool = False) -> Backbone:
         names = ("input_size", "crop_pct", "interpolation", "mean", "std", "bits")
         return open_once(
             self.backbone,
             {name: getattr(self, name) for name in names},
             resolve_device(self.device),
             allow_code=self.allow_code,
+            is_anew=is_anew,
             weights=self.weights,
             weights_key=self.weights_key,
             layer=self.layer,

@@ -26,6 +26,7 @@ def open_once(
     device: torch.device,
     *,
     allow_code: Collection[str],
+    is_anew: bool = False,
     **options: str | None,
 ) -> Backbone:
     """Open a backbone, or take one of the last two that were opened.
@@ -38,7 +39,11 @@ def open_once(
         Keyword arguments of `Preprocessing.override`; None where nothing is changed.
     device : torch.device
         Where an engine moves the network.
-    allow_code, **options
+    allow_code
+        As for `featx.open_backbone`.
+    is_anew : bool, default=False
+        Whether the user's code is called again: it may read files that have changed.
+    **options
         As for `featx.open_backbone`.
 
     Returns
@@ -60,6 +65,8 @@ def open_once(
     check_scale(values.get("mean", (0.0,)), values.get("std", (0.0,)))
     allowed = tuple(allow_code)
     key = name, tuple(options.items()), chosen, allowed, str(device)
+    if is_anew and _codes(name, allowed):
+        _open_once.cache_clear()
     found, codes = _open_once(*key)
     file, sha256 = found.weights.file, found.weights.file_sha256
     if (file and digest_file(Path(file)) != sha256) or _codes(name, allowed) != codes:

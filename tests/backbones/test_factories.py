@@ -438,3 +438,34 @@ def test_networks_of_libraries_have_no_source(name):
     identity = open_backbone(name, weights="random").identity()
     names = ["backbone", "weights_sha256", "preprocessing", "input_size", "point"]
     assert list(identity) == names
+
+
+def test_what_the_code_reads_elsewhere_is_no_longer_what_it_was(changing):
+    """Tensors and settings that lie in files beside the source, which is the same."""
+    Path("kind").write_text("ReLU")
+    torch.save(nn.Conv2d(3, 4, 3).state_dict(), "own.pth")
+    filled = "    layers[0].load_state_dict(torch.load('own.pth'))\n"
+    chosen = (
+        "    return nn.Sequential(layers[0], getattr(nn, Path('kind').read_text())(), layers[2])"
+    )
+    own = CODE.replace("    return nn.Sequential(*layers)", filled + chosen)
+    write_code("changing.py", f"from pathlib import Path\n{own}")
+    before = FeatureExtractor("changing:net").fit([changing])
+    Path("kind").write_text("Tanh")
+    settings = FeatureExtractor("changing:net").fit([changing])
+    assert settings.identity_["source_sha256"] != before.identity_["source_sha256"]
+    torch.save(nn.Conv2d(3, 4, 3).state_dict(), "own.pth")
+    tensors = FeatureExtractor("changing:net").fit([changing])
+    assert tensors.identity_["weights_sha256"] != settings.identity_["weights_sha256"]
+
+
+def test_code_edited_after_python_loaded_it_is_not_taken_for_what_runs(changing, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    write_code("changing.py", CODE)
+    module = importlib.import_module("changing")
+    Path("changing.py").write_text(CODE.replace("Scaled()", "nn.Tanh()"))
+    runs = plugins.Imported(None, module).source_sha256
+    importlib.reload(module)
+    now = plugins.Imported(None, module).source_sha256
+    assert runs != now == plugins.Imported(None, module).source_sha256
