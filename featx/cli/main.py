@@ -97,7 +97,7 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         _print_error(error)
         return error.exit_code
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         if "--debug" in words:
             raise
         _print_error(error)

@@ -444,11 +444,9 @@ def test_what_the_code_reads_elsewhere_is_no_longer_what_it_was(changing):
     """Tensors and settings that lie in files beside the source, which is the same."""
     Path("kind").write_text("ReLU")
     torch.save(nn.Conv2d(3, 4, 3).state_dict(), "own.pth")
-    filled = "    layers[0].load_state_dict(torch.load('own.pth'))\n"
-    chosen = (
-        "    return nn.Sequential(layers[0], getattr(nn, Path('kind').read_text())(), layers[2])"
-    )
-    own = CODE.replace("    return nn.Sequential(*layers)", filled + chosen)
+    more = "layers[0].load_state_dict(torch.load('own.pth'))\n    layers = layers[0], "
+    more += "getattr(nn, Path('kind').read_text())(), layers[2]\n    return nn.Seq"
+    own = CODE.replace("return nn.Seq", more)
     write_code("changing.py", f"from pathlib import Path\n{own}")
     before = FeatureExtractor("changing:net").fit([changing])
     Path("kind").write_text("Tanh")
