@@ -202,7 +202,7 @@ def _open(plan: _Plan, reporter: Reporter) -> tuple[Backbone, Reference, LocalEn
         weights=plan.weights,
         overrides=plan.overrides,
         weights_key=plan.weights_key,
-        allow_code=(plan.backbone, *plan.allow_code),
+        allow_code=plan.allow_code,
     )
     engine = LocalEngine(device, precision, plan.batch_size, 0, runtime=runtime)
     return backbone, reference, engine

@@ -105,14 +105,16 @@ def open_reference(
     weights_key : str, optional
         As given to `featx.open_backbone`.
     allow_code : collection of str, optional
-        As given to `featx.open_backbone`, with the backbone's own name.
+        As given to `featx.open_backbone`.
 
     Returns
     -------
     Reference
         Of the same layer and pooling.
     """
-    built = build(backbone, weights, overrides or {}, weights_key, allow_code)
+    # Whoever holds the backbone has named its code: it has run already.
+    allowed = (backbone.name, *allow_code)
+    built = build(backbone, weights, overrides or {}, weights_key, allowed)
     transform, origin = built.transform, built.origin
     changed = sorted(set(overrides or {}) - {"input_size"})
     if changed:

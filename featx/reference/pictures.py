@@ -61,10 +61,10 @@ class Picture:
             if bits and ";16" in str(image.tile) and not image.mode.startswith("I"):
                 raise ValueError("it has 16-bit colours, and Pillow gives the high bytes alone")
             upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I"):
-            grey = np.asarray(upright) * (255.0 / (2 ** (bits or 16) - 1))
-            upright = Image.fromarray(np.rint(grey).astype(np.uint8))
-        return upright.convert("RGB")
+            if upright.mode.startswith("I"):
+                grey = np.asarray(upright) * (255.0 / (2 ** (bits or 16) - 1))
+                upright = Image.fromarray(np.rint(grey).astype(np.uint8))
+            return upright.convert("RGB")
 
     @property
     def size_px(self) -> tuple[int, int]:
