@@ -129,7 +129,7 @@ def find_dim(source: Source, summary: SourceSummary) -> str:
     largest = []
     for row in summary.deep[:_MOST_DECODED]:
         with suppress(ImageError):
-            largest.append(source.image(row).info[LARGEST])
+            largest += [n] if (n := source.image(row).info.get(LARGEST)) else []
     return describe_dim(largest, None)
 
 

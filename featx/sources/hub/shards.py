@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import bisect
+import errno
+import io
 import os
 import threading
 from abc import ABC, abstractmethod
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from featx.errors import ImageError, MissingExtraError, SourceError, read_error
+from featx.sources.archives.members import read_range
 
 __all__ = ["ArrowShard", "ParquetShard", "Recent", "Shard", "import_pyarrow", "open_shard"]
 
@@ -174,10 +177,27 @@ class ParquetShard(Shard):
         """Decode one row group; see `Shard.part`."""
         pyarrow = import_pyarrow()
         is_struct = pyarrow.types.is_struct(self.schema.field(name).type)
+        stored = f"{name}.bytes" if is_struct else name
         with _translated(self.file, ImageError):
-            table = self._file.read_row_group(index, [f"{name}.bytes" if is_struct else name])
+            try:
+                table = self._file.read_row_group(index, [stored])
+            except OSError:
+                self._require_bytes(index, stored)
+                raise
             column = pyarrow.concat_arrays(table.column(name).chunks)
         return _bytes_of(column), table.nbytes
+
+    def _require_bytes(self, index: int, stored: str) -> None:
+        """Tell bytes that do not come from damaged ones: pyarrow has one error for both."""
+        group = self._file.metadata.row_group(index)
+        for chunk in map(group.column, range(group.num_columns)):
+            if chunk.path_in_schema != stored:
+                continue
+            start = chunk.dictionary_page_offset or chunk.data_page_offset
+            with io.FileIO(self.file) as stream:
+                n_bytes = len(read_range(stream, start, chunk.total_compressed_size))
+            if n_bytes < chunk.total_compressed_size:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 def _bytes_of(column: Any) -> Any:
