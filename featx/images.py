@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import io
 import os
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -45,6 +46,7 @@ MAX_ASPECT = 256
 """Longest side over shortest: resizing the short side to 256 of more would fill the memory."""
 
 _NO_MEMORY = "out of memory"  # in an OSError of Pillow: it says nothing about the image
+_CLOSED = re.compile(r"on closed (image|file)")  # in a ValueError of Pillow, of images in memory
 
 LARGEST = "largest"
 """Key of a decoded image's ``info``: the largest value, where values were stored in 16 bits."""
@@ -258,6 +260,8 @@ def _guarded(work: Callable[[_G], _T], given: _G, head: bytes) -> _T:
     except Exception as error:  # Pillow's parsers raise nearly anything on bad bytes
         if _NO_MEMORY in str(error):
             raise MemoryError(str(error)) from error
+        if isinstance(error, ValueError) and _CLOSED.search(str(error)):
+            raise ImageError("it is closed: give its path, or a copy made before") from error
         raise ImageError(f"damaged or truncated ({_short(error)})") from error
 
 

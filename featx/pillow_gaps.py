@@ -24,7 +24,6 @@ _BITS, _COMPRESSION, _PHOTOMETRIC, _PLANAR, _COLOURS, _FORMAT = 258, 259, 262, 2
 _PLANES = "planes"
 _NATIVE = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
 _OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
-_PLANES = "planes"
 
 
 @dataclass(frozen=True)

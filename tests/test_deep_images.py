@@ -35,6 +35,7 @@ from featx.errors import ImageError, SourceError, UsageError
 from featx.images import LARGEST, decode, measure
 from featx.pillow_gaps import MAX_SCANS
 from featx.sources import from_arrays
+from featx.sources.look import find_dim, summarise
 
 tifffile = pytest.importorskip("tifffile")
 
@@ -139,6 +140,8 @@ def test_other_forms_of_tiff() -> None:
     twelve[start : start + packed.size] = packed.tobytes()
     expected = grey_rgb(np.rint((GREY16 >> 4) * (255 / 4095)))
     np.testing.assert_array_equal(np.asarray(decode(bytes(twelve))), expected)
+    source = from_arrays([bytes(twelve)])
+    assert find_dim(source, summarise(source)) == ""  # its bits are known
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 15])

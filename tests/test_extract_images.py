@@ -320,7 +320,7 @@ def test_an_error_of_the_machine_ends_the_run_and_stays_nowhere(
         elif isinstance(source, FolderSource) or form is in_table:
             monkeypatch.setattr("featx.sources.folder.os.open", fail)
         else:
-            monkeypatch.setattr("featx.sources.archives.members.io.FileIO", fail)
+            monkeypatch.setattr("featx.sources.archives.members._Stream", fail)
 
     break_disk() if at == 0 else calls.update({at: break_disk})
     with pytest.raises(ReadError, match=rf"cannot read .*: {os.strerror(error)}") as caught:

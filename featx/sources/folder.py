@@ -15,7 +15,7 @@ from featx.sources.base import Source
 from featx.sources.chosen import LayoutChoice
 from featx.sources.layout import ENDINGS, LAYOUT, list_images
 from featx.sources.remembered import Stamp, stamp_file
-from featx.sources.tree import Entry, Tree
+from featx.sources.tree import Entry, Tree, ending
 
 __all__ = ["ENDINGS", "MOST_IMAGE_BYTES", "DiskTree", "FolderSource", "open_folder", "read_file"]
 
@@ -99,8 +99,8 @@ def open_folder(
 
     Images are the files with one of `ENDINGS` inside a class folder, also in its
     sub-folders, in the order of their names. Hidden files, pipes, sockets and devices are
-    left out, symbolic links are followed. A link that leads nowhere is listed, and
-    reading it is an error.
+    left out, symbolic links are followed. A link that leads nowhere is taken as an image, or as a
+    folder where it has no ending; reading it is an error.
 
     Parameters
     ----------
@@ -179,6 +179,8 @@ def _entry(found: os.DirEntry[str]) -> Entry:
     except OSError as error:  # such a link is listed, and reading it is the error
         if error.errno not in _LEADS_NOWHERE:
             raise
+        if error.errno != errno.ELOOP and not ending(found.name):
+            return Entry(found.name, "folder")  # perhaps a class, on a disk that is not mounted
     return Entry(found.name, "file")
 
 

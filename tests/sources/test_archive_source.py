@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -343,6 +345,38 @@ BAD_MEMBERS = {
 }
 
 
+class _Slow(io.FileIO):
+    def readinto(self, buffer: Any) -> int | None:
+        return super().readinto(memoryview(buffer)[:13])
+
+    def read(self, size: int | None = -1) -> bytes | None:
+        return super().read(13 if size is None or size < 0 else min(size, 13))
+
+
+class _Broken(io.FileIO):
+    def read(self, *_: Any) -> Any:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    readinto = read
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_a_disk_that_is_slow_or_broken_while_members_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    path = pack(tmp_path / f"x{kind}", {"a/1.jpg": b"one" * 50, "b/2.jpg": b"two" * 50})
+    for disk in (_Slow, _Broken):
+        stream = type("Stream", (members_module._Stream, disk), {})
+        with monkeypatch.context() as patch:
+            patch.setattr(members_module, "_Stream", stream)
+            if disk is _Slow:
+                source = open_archive(path)["all"]
+                assert (source.read(0), source.read(1)) == (b"one" * 50, b"two" * 50)
+                continue
+            with pytest.raises(ReadError, match=f"^cannot read '.*x{kind}': Input/output error"):
+                open_archive(path)
+
+
 @pytest.mark.parametrize("name", BAD_MEMBERS)
 def test_a_bad_member_of_a_zip_is_one_bad_image(tmp_path: Path, name: str) -> None:
     change, reason = BAD_MEMBERS[name]
@@ -574,11 +608,8 @@ def test_a_disk_that_fails_is_no_bad_image(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = open_archive(pack(tmp_path / f"x{kind}", named(*TWO)))["all"]
-
-    def fail(*_: object) -> bytes:
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(type(source), "_read", fail)
+    broken = type("Stream", (members_module._Stream, _Broken), {})
+    monkeypatch.setattr(members_module, "_Stream", broken)
     with pytest.raises(ReadError, match=r"^cannot read '.*/x\..*': Input/output error\."):
         source.read(0)
     with pytest.raises(ImageError, match="^cannot be read: the archive ends before it does$"):

@@ -167,6 +167,13 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
         source.read(5)
 
 
+def test_a_class_on_a_disk_that_is_not_mounted_is_not_left_out(tmp_path: Path) -> None:
+    root = make(tmp_path / "data", "a/1.jpg", "b/1.jpg")
+    (root / "c").symlink_to("/not-mounted/c")
+    with pytest.raises(SourceError, match=r"^cannot list '.*/data/c': No such file"):
+        open_folder(root)
+
+
 def test_special_files_are_never_opened(tmp_path: Path) -> None:
     root = make(tmp_path, "a/1.jpg", "b/1.jpg")
     os.mkfifo(root / "a" / "pipe.jpg")

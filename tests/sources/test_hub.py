@@ -4,6 +4,7 @@ import builtins
 import io
 import json
 import multiprocessing
+import os
 import pickle
 import shutil
 import socket
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from test_source_contract import SourceContract
 
-from featx.errors import ImageError, MissingExtraError, SourceError
+from featx.errors import ImageError, MissingExtraError, ReadError, SourceError
 from featx.progress import Reporter
 from featx.sources import FolderSource, Source, open_data
 from featx.sources.hub.dataset import HubSource, is_hub_dataset, open_hub
@@ -408,6 +409,18 @@ def test_a_damaged_row_group_is_a_row_that_fails(
     with pytest.raises(ImageError, match="cannot be read: "):
         source.read(7)
     assert source.read(12) == folder.read(12)
+
+
+def test_bytes_that_do_not_come_are_no_damage(
+    datasets: Any, folder: FolderSource, tmp_path: Path
+) -> None:
+    file = tmp_path / "train.parquet"
+    dataset_of(datasets, folder).to_parquet(file, batch_size=5)
+    source = open_hub(file)["train"]
+    assert source.read(0) == folder.read(0)
+    os.truncate(file, pq.ParquetFile(file).metadata.row_group(1).column(1).data_page_offset)
+    with pytest.raises(ReadError, match="cannot read .*: Input/output error"):
+        source.read(7)
 
 
 def test_a_file_that_vanished(datasets: Any, folder: FolderSource, tmp_path: Path) -> None:

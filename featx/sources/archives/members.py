@@ -43,6 +43,22 @@ _LONGEST_NAME = 4096  # as the paths of Linux
 _DRIVE = re.compile("[A-Za-z]:")
 
 
+class _Stream(io.FileIO):
+    """A file whose errors of reading name it."""
+
+    def readinto(self, buffer: Any) -> int | None:
+        try:
+            return super().readinto(buffer)
+        except OSError as error:
+            raise read_error(self.name, error) from error
+
+    def read(self, size: int | None = -1) -> bytes:
+        try:
+            return super().read(size) or b""
+        except OSError as error:
+            raise read_error(self.name, error) from error
+
+
 @dataclass(frozen=True)
 class ArchiveFile:
     """An archive on the disk, and what tells whether it is still the same.
@@ -104,7 +120,7 @@ class ArchiveFile:
             If the file is gone, or is not what it was.
         """
         try:
-            stream = io.FileIO(self.path)
+            stream = _Stream(self.path)
             status = os.fstat(stream.fileno())
         except OSError as error:
             raise read_error(self.path, error) from error
@@ -236,10 +252,7 @@ class ArchiveSource(Source):
         """Read the bytes of one member; see `Source.read`."""
         member = self.members[row]
         with self.archives[member["file"]].open() as stream:
-            try:
-                return self._read(stream, member)
-            except OSError as error:
-                raise read_error(stream.name, error) from error
+            return self._read(stream, member)
 
     @classmethod
     def table(cls, rows: Iterable[tuple[int, ...]]) -> np.ndarray:
@@ -304,7 +317,7 @@ def read_range(stream: BinaryIO, offset: int, n_bytes: int) -> bytes:
 
     Raises
     ------
-    OSError
+    OSError, ReadError
         If the disk fails, or gives less than the file has.
     """
     stream.seek(offset)
@@ -312,5 +325,6 @@ def read_range(stream: BinaryIO, offset: int, n_bytes: int) -> bytes:
     while len(data) < n_bytes and (more := stream.read(n_bytes - len(data))):
         data += more
     if len(data) < n_bytes and offset + len(data) < stream.seek(0, os.SEEK_END):
-        raise OSError(errno.EIO, f"{len(data):,} of {n_bytes:,} bytes came")
+        error = OSError(errno.EIO, f"{len(data):,} of {n_bytes:,} bytes came")
+        raise read_error(stream.name, error)
     return data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import io
 import stat
 import struct
 import zipfile
@@ -121,7 +122,7 @@ def index_zip(path: Path) -> Index:
     with index.archive.open() as stream:
         _check_directory(stream, index.archive)
         try:
-            with zipfile.ZipFile(stream) as archive:
+            with io.BufferedReader(stream) as whole, zipfile.ZipFile(whole) as archive:
                 members, end = archive.infolist(), archive.start_dir
         except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
             raise SourceError(
