@@ -201,16 +201,14 @@ def test_failed_rows_are_tried_again(tmp_path, monkeypatch, how):
     words = ["extract", "--data", "d", "--backbone", "squeezenet1_1", "--weights", "random"]
     words += ["--input-size", "48", "--pool", "avg", "-j", "0", "-b", "4", "--quiet"]
     with monkeypatch.context() as patch:
-        from featx.engines import loader
+        real, n_decoded = Source.decoded, iter(range(99))
 
-        real, n_decoded = loader.decode, iter(range(99))
-
-        def fail(data):
+        def fail(self, *what):
             if next(n_decoded) == 7:
                 raise ImageError("cannot be read: Input/output error")
-            return real(data)
+            return real(self, *what)
 
-        patch.setattr(loader, "decode", fail)
+        patch.setattr(Source, "decoded", fail)
         assert main(words) == 0
     (target,) = Path("cache").glob("*.h5")
     assert len(Cache.open(target).errors) == 1
