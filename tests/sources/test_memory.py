@@ -121,6 +121,10 @@ def test_a_pil_image_that_is_cut_short() -> None:
     with pytest.raises(UsageError, match=r"images\[1\] cannot be read: .*image file is truncated"):
         from_arrays([data, Image.open(io.BytesIO(data[:-3000]))])
     assert len(from_arrays([data, data[:-3000]])) == 2  # bytes are decoded when they are read
+    closed = Image.open(io.BytesIO(data))
+    closed.close()
+    with pytest.raises(UsageError, match="cannot be read: it is closed: give its path"):
+        from_arrays([closed])
 
 
 @pytest.mark.parametrize(
