@@ -31,11 +31,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from featx.backbones.base import LoadedNetwork
 from featx.backbones.graph_taps import GraphTaps
 from featx.backbones.local_files import as_preprocessing, preprocessing_from_options
 from featx.backbones.module_taps import ModuleTaps
+from featx.backbones.own_code import steps_of
 from featx.backbones.taps import Layout, Taps
 from featx.backbones.timm_taps import TimmTaps, is_like_timm
 from featx.backbones.torchvision_models import check_input, classifiers
@@ -44,6 +46,7 @@ from featx.plugins import Imported, import_named, is_plugin, offered
 from featx.progress import Reporter
 from featx.weights import (
     Weights,
+    few,
     load_into,
     parse_random,
     read_state_dict,
@@ -149,7 +152,7 @@ def make_taps(network: nn.Module, input_px: int, default: str | None) -> Taps:
         timm's way where the network has its methods, else by tracing, else by hooks: where it
         cannot be traced, or where the trace computes something else than the network.
     """
-    if default is None and is_like_timm(network):
+    if default is None and is_like_timm(network) and _runs_by_halves(network, input_px):
         return TimmTaps(network, input_px)
     n_prefix = getattr(network, "num_prefix_tokens", 0)
     taps = _trace_or_watch(network, input_px, default)
@@ -160,6 +163,22 @@ def make_taps(network: nn.Module, input_px: int, default: str | None) -> Taps:
     if isinstance(taps, GraphTaps):
         return GraphTaps(network, input_px, layout=layout)
     return ModuleTaps(network, input_px, taps.default, layout, taps.points[0].variant)
+
+
+def _runs_by_halves(network: Any, input_px: int) -> bool:
+    """Whether the forward pass is that of the two halves, and nothing before or between them."""
+    image = torch.randn(1, 3, input_px, input_px, generator=torch.Generator().manual_seed(0))
+
+    def halves(images: torch.Tensor) -> Any:
+        return network.forward_head(network.forward_features(images))
+
+    try:
+        by_halves, whole = (
+            steps_of(network, run, lambda *_: True, image) for run in (halves, network)
+        )
+    except Exception:  # whatever somebody's code runs into: the taps say what it is
+        return True
+    return by_halves == whole
 
 
 _HOOKS = "hooks"
@@ -188,6 +207,7 @@ def _fill(
     name: str, network: nn.Module, weights: str | None, weights_key: str | None, reporter: Reporter
 ) -> tuple[Weights, tuple[str, ...]]:
     if weights is None:
+        _check_values(name, network)
         return Weights("own", state_sha256(network.state_dict()), is_default=True), ()
     path = Path(weights).expanduser()
     state = read_state_dict(path, key=weights_key, reporter=reporter)
@@ -205,6 +225,19 @@ def _sha256(code: Imported, network: nn.Module) -> str:
     return source and hashlib.sha256(f"{source}\n{modules}".encode()).hexdigest()
 
 
+def _check_values(name: str, network: nn.Module) -> None:
+    """Refuse parameters without values, and packed ones: nothing tells which weights these are."""
+
+    def has_values(value: object) -> bool:
+        return isinstance(value, torch.Tensor) and not (is_lazy(value) or value.is_quantized)
+
+    if odd := [key for key, value in network.state_dict().items() if not has_values(value)]:
+        raise BackboneError(
+            f"{name} returns a network whose {few(odd)} have no plain values: run a network with "
+            "lazy modules once before it is returned, and return a quantised one as it was before"
+        )
+
+
 def _call(name: str, code: Imported) -> tuple[nn.Module, Any, str | None]:
     try:
         with torch.random.fork_rng(devices=[]):
@@ -220,5 +253,10 @@ def _call(name: str, code: Imported) -> tuple[nn.Module, Any, str | None]:
     if not 2 <= len(parts) <= 3 or not isinstance(parts[0], nn.Module):
         kinds = ", ".join(type(part).__name__ for part in parts)
         raise BackboneError(f"{name} returns ({kinds}): {_CONTRACT}")
+    if isinstance(parts[0], torch.jit.ScriptModule):
+        raise BackboneError(
+            f"{name} returns a TorchScript program, whose layers cannot be tapped: return the "
+            "network as it was before torch.jit.script or torch.jit.trace"
+        )
     layer = parts[2] if len(parts) == 3 else None
     return parts[0].eval().to("cpu"), parts[1], layer

@@ -183,11 +183,11 @@ def without_values(build: Callable[[], nn.Module]) -> nn.Module:
 def unchanged(network: nn.Module) -> Iterator[None]:
     """Put back what modules hold: some keep tensors of a pass (LeViT), and fake ones are useless.
 
-    Attributes are restored, and the content of those that are dictionaries, among them
+    Attributes are restored, and the content of those that are dictionaries or lists, among them
     the parameters, buffers and hooks of every module.
     """
     before = [
-        (vars(module), dict(vars(module)), [(d, dict(d)) for d in _dictionaries(module)])
+        (vars(module), dict(vars(module)), [(held, held.copy()) for held in _containers(module)])
         for module in network.modules()
     ]
     try:
@@ -195,8 +195,8 @@ def unchanged(network: nn.Module) -> Iterator[None]:
     finally:
         for attributes, values, contents in before:
             _restore(attributes, values)
-            for dictionary, content in contents:
-                _restore(dictionary, content)
+            for container, content in contents:
+                _restore(container, content)
 
 
 @contextmanager
@@ -210,10 +210,10 @@ def buffers_kept(network: nn.Module) -> Iterator[None]:
             buffer.copy_(values)
 
 
-def _dictionaries(module: nn.Module) -> list[dict[Any, Any]]:
-    return [value for value in vars(module).values() if isinstance(value, dict)]
+def _containers(module: nn.Module) -> list[dict[Any, Any] | list[Any]]:
+    return [value for value in vars(module).values() if isinstance(value, dict | list)]
 
 
-def _restore(target: dict[Any, Any], content: dict[Any, Any]) -> None:
+def _restore(target: Any, content: Any) -> None:
     target.clear()
-    target.update(content)
+    (target.update if isinstance(target, dict) else target.extend)(content)

@@ -18,8 +18,8 @@ from torch.fx import Graph, GraphModule, Interpreter, Node, Proxy
 from torchvision.models.feature_extraction import NodePathTracer
 
 from featx.backbones.default_point import find_default
-from featx.backbones.fake import N_FAKE, buffers_kept, run_fake
-from featx.backbones.own_code import steps_of
+from featx.backbones.fake import N_FAKE, buffers_kept, run_fake, unchanged
+from featx.backbones.own_code import random_states, steps_of
 from featx.backbones.taps import CLASS_TOKEN, Layout, Taps
 
 __all__ = ["GraphTaps"]
@@ -60,8 +60,13 @@ class GraphTaps(Taps):
         default: str | None = None,
     ) -> None:
         tracer = _Tracer()
-        with buffers_kept(network):
+        before = random_states()
+        with buffers_kept(network), unchanged(network):
             self._graph: Graph = tracer.trace(network)
+            read = {str(node.target) for node in self._graph.nodes if node.op == "get_attr"}
+            made = {name: value for name, value in vars(network).items() if name in read}
+        vars(network).update(made | vars(network))  # tensors that the forward pass makes itself
+        self._is_by_chance = random_states() != before
         self._root, self._input_px = network, input_px
         self._is_leaf = tracer.is_leaf_module
         self.aliases = dict(aliases or {})
@@ -105,11 +110,17 @@ class GraphTaps(Taps):
         root, is_leaf = self._root, self._is_leaf
         generator = torch.Generator().manual_seed(0)
         image = torch.randn(1, 3, self._input_px, self._input_px, generator=generator)
+        # Older versions left out steps whose output is not used, though they may write in place.
+        used = GraphModule(root, self._copy_until([])[0])
+        used.graph.eliminate_dead_code()
         try:
-            by_trace = steps_of(root, Interpreter(root, graph=self._graph).run, is_leaf, image)
-            return by_trace == steps_of(root, root, is_leaf, image, n_before=1)
+            by_trace = steps_of(root, Interpreter(root, graph=used.graph).run, is_leaf, image)
+            by_itself = steps_of(root, root, is_leaf, image, n_before=2)
         except Exception:  # whatever the trace of somebody's code runs into
             return False
+        paths = {path for path, _ in by_trace}
+        is_equal = by_trace == [(path, digest) for path, digest in by_itself if path in paths]
+        return is_equal and not self._is_by_chance
 
     def _canonical(self, name: str) -> str:
         path = self.aliases.get(name, name)
@@ -151,10 +162,8 @@ class GraphTaps(Taps):
 
     def _finish(self, graph: Graph) -> nn.Module:
         cut = GraphModule(self._root, graph)
-        cut.graph.eliminate_dead_code()
-        cut.recompile()
         cut.delete_all_unused_submodules()
-        return cut.eval()
+        return cut
 
 
 class _Tracer(NodePathTracer):  # type: ignore[misc]

@@ -191,7 +191,7 @@ def describe(
         Names of those whose output must be permuted.
     """
     modules = dict(network.named_modules())
-    makers = {name: modules.get(name) or modules.get(name.rpartition("_")[0]) for name in shapes}
+    makers = {name: modules.get(name, modules.get(name.rpartition("_")[0])) for name in shapes}
     points = [layout.point(name, raw, makers[name]) for name, raw in shapes.items()]
     last = [n for n, raw in shapes.items() if layout.puts_channels_last(raw, makers[n])]
     return tuple(points), frozenset(last)

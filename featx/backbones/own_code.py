@@ -8,11 +8,14 @@ normalisation by the batch.
 
 from __future__ import annotations
 
+import pickle
+import random
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
@@ -22,7 +25,7 @@ from featx.backbones.fake import buffers_kept, unchanged
 from featx.backbones.module_taps import in_this_thread
 from featx.errors import BackboneError
 
-__all__ = ["check_own_code", "steps_of"]
+__all__ = ["check_own_code", "random_states", "steps_of"]
 
 _N_PASSES = 3
 
@@ -37,9 +40,9 @@ def steps_of(
     is_leaf: Callable[[nn.Module, str], bool],
     images: torch.Tensor,
     n_before: int = 0,
-) -> list[Any]:
+) -> list[tuple[str, Any]]:
     """Digest what torch's own modules and the network give, in order, after some passes before."""
-    seen: list[Any] = []
+    seen: list[tuple[str, Any]] = []
 
     def hook_of(path: str) -> Any:
         return in_this_thread(lambda module, args, output: seen.append((path, _digest(output))))
@@ -47,11 +50,11 @@ def steps_of(
     leaves = [(path, m) for path, m in network.named_modules() if path and is_leaf(m, path)]
     with _trial(network):
         for _ in range(n_before):
-            run(images)
+            run(images.clone())
         torch.manual_seed(0)
         handles = [module.register_forward_hook(hook_of(path)) for path, module in leaves]
         try:
-            return [_digest(run(images)), *seen]
+            return [("", _digest(run(images.clone()))), *seen]
         finally:
             for handle in handles:
                 handle.remove()
@@ -75,33 +78,50 @@ def _digest(output: Any) -> list[int]:
     return [zlib.crc32(values.numpy().data) for values in flat]
 
 
+def random_states() -> bytes:
+    """States of the generators of random numbers that a forward pass may draw from."""
+    states = torch.get_rng_state().numpy(), random.getstate(), np.random.get_state()
+    return pickle.dumps(states)
+
+
 def check_own_code(group: BackboneGroup) -> None:
     """Refuse a network whose features of an image depend on chance, or on other images.
 
-    An image is computed alone, several times, and beside another one.
+    An image is computed alone, several times, and beside others, before and behind it.
     """
     side = group.preprocessing.crop_px
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (2, side, side, 3), generator=generator, dtype=torch.uint8)
-    images = group.preprocessing.normalise(pixels)
-    images[1] *= 3  # other averages, deviations and extremes than those of the first
-    with _trial(group.network):
-        first, *others = (group.network(images[:1]) for _ in range(_N_PASSES))
-        beside = group.network(images)
+    image, other = group.preprocessing.normalise(pixels)
+    other = 3 * other + 1  # other averages, deviations and extremes than those of the first
     name = f"{group[0].name} at layer {', '.join(member.layer for member in group)}"
-    if not all(map(_is_same, first * len(others), sum(others, ()))):
+
+    def features(row: int, *images: torch.Tensor) -> list[torch.Tensor]:
+        return [output[row : row + 1] for output in group.network(torch.stack(images))]
+
+    with _trial(group.network):
+        before = random_states()
+        first, *again = (features(0, image) for _ in range(_N_PASSES))
+        is_drawn = random_states() != before
+        beside = [features(0, image, other), features(1, -other, image)]
+    if is_drawn or not all(_are_same(first, outputs) for outputs in again):
+        what = "draws random numbers" if is_drawn else "gives other features each time"
         raise BackboneError(
-            f"{name} gives other features each time for the same image, so it cannot be cached: "
-            "take out what is random in forward. A dropout must stop in evaluation mode: "
-            "nn.Dropout, or F.dropout(x, training=self.training)"
+            f"{name} {what} for the same image, so it cannot be cached: take out what is random in "
+            "forward. A dropout must stop in evaluation mode: nn.Dropout, or "
+            "F.dropout(x, training=self.training)"
         )
-    if not all(map(_is_same, first, (output[:1] for output in beside))):
+    if not all(_are_same(first, outputs) for outputs in beside):
         raise BackboneError(
             f"the features of an image by {name} depend on the other images of the batch, so they "
             "cannot be cached: normalise by running averages (BatchNorm with "
             "track_running_stats=True, in evaluation mode), not by the batch, and keep the first "
             "dimension (flatten(1), not squeeze())"
         )
+
+
+def _are_same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return all(map(_is_same, one, other))
 
 
 def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:

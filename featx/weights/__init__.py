@@ -10,7 +10,7 @@ from __future__ import annotations
 from featx.weights.base import Weights, parse_random, state_sha256
 from featx.weights.files import StoredFile, WeightsFile, download, own_folder, stored
 from featx.weights.loading import load_into
-from featx.weights.reading import check_exists, program_error, read_state_dict
+from featx.weights.reading import check_exists, few, program_error, read_state_dict
 
 __all__ = [
     "StoredFile",
@@ -18,6 +18,7 @@ __all__ = [
     "WeightsFile",
     "check_exists",
     "download",
+    "few",
     "load_into",
     "own_folder",
     "parse_random",

@@ -50,6 +50,21 @@ def drifting(network, x):
     return x * (1 + network.seen)
 
 
+def flipped(network, x):
+    return x.flip(3) if random.random() < 0.01 else x
+
+
+def in_place(write):
+    """A step whose output is not used, for it writes into its input."""
+
+    def line(network, x):
+        x = x - 0.1
+        write(x)
+        return x
+
+    return line
+
+
 def halved(network, x):
     while x.abs().max() > 0.1:
         x = x / 2
@@ -63,18 +78,23 @@ MISSED = {
     "kind": lambda n, x: x * 2 if type(x) is torch.Tensor else x,
     "gradients": lambda n, x: x if torch.is_grad_enabled() else x * 2,
     "inference": lambda n, x: x * 2 if torch.is_inference_mode_enabled() else x,
+    "method in place": in_place(lambda x: x.mul_(-2)),
+    "function in place": in_place(lambda x: F.relu(x, inplace=True)),
+    "part in place": in_place(lambda x: x[:, :4].add_(1)),
 }
 # Followed by a trace, or not traced at all.
 RIGHT = {
     "nothing": lambda n, x: x,
     "stopped dropout": lambda n, x: F.dropout(x, 0.5, training=n.training),
     "size": lambda n, x: x * 2 if x.shape[-1] > 8 else x,
-    "values": lambda n, x: x * 2 if x.mean() > 0 else x,
+    "values": lambda n, x: x * 2 if x.mean() > 1e3 else x,
 }
 RANDOM = {
     "dropout": lambda n, x: F.dropout(x, 0.5),
     "noise": lambda n, x: x + torch.randn(8, 22, 22),
+    "a little noise": lambda n, x: x + 1e-5 * torch.randn_like(x),
     "python": lambda n, x: x * random.random(),
+    "rarely": flipped,
     "module state": counted,
     "buffer": drifting,
 }
@@ -82,6 +102,9 @@ BATCHED = {
     "mean": lambda n, x: x - x.mean(0),
     "scale": lambda n, x: x / x.abs().max(),
     "loop": halved,
+    "first": lambda n, x: x + x[:1],
+    "order": lambda n, x: x[x.flatten(1).sum(1).argsort()],
+    "sign": lambda n, x: -x if x.mean() > 0.5 else x,
 }
 
 
@@ -134,7 +157,9 @@ def test_what_a_trace_follows_stays_as_it_was(backbone_of, name):
 @pytest.mark.parametrize("layer", ["mid", "pool"])
 @pytest.mark.parametrize("name", RANDOM)
 def test_features_by_chance_are_refused(backbone_of, name, layer):
-    with pytest.raises(BackboneError, match="other features each time for the same image.*F.dropo"):
+    with pytest.raises(
+        BackboneError, match="(each time|random numbers) for the same image.*F.dropo"
+    ):
         backbone_of(Own(RANDOM[name]), layer=layer)
     assert backbone_of(Own(RANDOM[name]), layer="body").layer == "body"
 
@@ -166,7 +191,8 @@ def test_a_network_that_stays_in_training_is_refused(backbone_of):
     with pytest.raises(BackboneError, match="depend on the other images"):
         backbone_of(Stubborn(RIGHT["values"]), layer="mid")
     network = Stubborn(RIGHT["nothing"])
-    backbone_of(network)  # the trace stops it
+    with pytest.raises(BackboneError, match="depend on the other images"):
+        backbone_of(network)
     assert torch.equal(network.body[1].running_var, torch.ones(8))
 
 
@@ -178,6 +204,64 @@ def test_trying_a_network_out_changes_nothing(backbone_of):
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(network.state_dict()[name], value) for name, value in before.items())
     assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_what_a_trace_writes_into_a_network_is_taken_back(backbone_of):
+    class Keeping(Own):
+        def forward(self, images):
+            self.body[1].train()
+            self.kept = [*getattr(self, "kept", []), images.mean()]
+            return super().forward(images)
+
+    network = Keeping(RIGHT["nothing"])
+    with pytest.raises(BackboneError, match="depend on the other images"):
+        backbone_of(network)
+    assert (network.body[1].training, hasattr(network, "kept")) == (False, False)
+
+
+def test_input_that_is_changed_in_place_is_no_chance(backbone_of):
+    class Scaling(Own):
+        def forward(self, images):
+            return super().forward(images.sub_(0.3).div_(0.2))
+
+    network = Scaling(RIGHT["nothing"]).eval()
+    images = torch.randn(1, 3, 24, 24)
+    with torch.inference_mode():
+        wanted = network.mid(network.body((images - 0.3) / 0.2))
+        assert torch.equal(backbone_of(network).network(images.clone()), wanted)
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_halves_like_those_of_timm_must_be_the_whole_pass(backbone_of, is_whole):
+    class Halved(Own):
+        def forward_features(self, images):
+            return self.mid(self.body(images))
+
+        def forward_head(self, mapped, pre_logits=False):
+            pooled = torch.flatten(self.pool(mapped), 1)
+            return pooled if pre_logits else self.fc(pooled)
+
+        def forward(self, images):
+            images = images if is_whole else (images - 0.3) / 0.2
+            return self.forward_head(self.forward_features(images))
+
+    backbone = backbone_of(Halved(None))
+    assert backbone.layer == ("forward_features" if is_whole else "mid")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(2)),
+        lambda: torch.jit.script(Own(None).body),
+        lambda: torch.ao.quantization.quantize_dynamic(Own(None), {nn.Linear}),
+    ],
+    ids=["lazy", "script", "quantised"],
+)
+@pytest.mark.filterwarnings("ignore")  # torch.jit and torch.ao are deprecated
+def test_networks_that_cannot_be_tapped_are_refused(backbone_of, make):
+    with pytest.raises(BackboneError, match="return"):
+        backbone_of(make())
 
 
 def test_features_that_are_all_zero_are_no_reason(backbone_of):
