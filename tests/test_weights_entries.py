@@ -52,6 +52,8 @@ TAKEN = {
     "model": ({"model": state(1), "model_ema": state(2, "module.")}, "model", 1),
     "ema": ({"model": state(1), "ema": {"state_dict": state(2)}}, None, 2),
     "module_ema": ({"module_ema": state(2), "state_dict": state(1)}, None, 2),
+    "ema in module": ({"state_dict": state(1), "ema": {"module": state(2), "decay": 0.9}}, None, 2),
+    "deepspeed": ({"module": state(1), "module_ema": state(2)}, None, 2),
     "no state dict": ({"model": state(1), "ema": {"decay": 0.9, "shadow": [1, 2]}}, None, 1),
     "a loss with weights": ({"model": state(1), "criterion": {"centre": torch.zeros(1)}}, None, 1),
     "the only one": ({"net": state(1, "module."), "acc": 0.9, **REST}, None, 1),
@@ -79,6 +81,34 @@ def test_one_network_of_a_checkpoint_is_taken(name, tmp_path):
     if "ema" in name and others == {"state_dict", "state_dict_ema"}:
         by_timm = load_by_timm(str(tmp_path / "w.pth"), use_ema=key is None)
         assert all(torch.equal(by_timm[name], tensor) for name, tensor in found.items())
+
+
+MMENGINE = {
+    "state_dict": state(2),
+    "ema_state_dict": {**state(1, "module."), "steps": torch.ones(())},
+}
+LEFT = {  # the checkpoint, the entry that is asked for, the value of its tensors, what is left
+    "mmengine": (MMENGINE, None, 2, "left: ema_state_dict"),
+    "mmengine, plain": (MMENGINE, "ema_state_dict", 1, ""),
+    "its own file": ({**state(2, "module."), "n_averaged": torch.ones(())}, None, 2, ""),
+    "callback": (
+        {"state_dict": state(1), "callbacks": {"EMA": {"ema_state_dict": state(2)}}, **REST},
+        *(None, 1, "left: callbacks"),
+    ),
+    "shadow": ({"model": state(1), "ema": {"shadow_params": [1]}, **REST}, None, 1, "left: ema"),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_averaged_weights_that_are_left_are_named(name, tmp_path):
+    checkpoint, key, value, text = LEFT[name]
+    torch.save(checkpoint, tmp_path / "w.pth")
+    log = Log()
+    found = read_state_dict(tmp_path / "w.pth", key=key, reporter=log)
+    assert {name: float(tensor[0]) for name, tensor in found.items()} == dict.fromkeys(
+        ("weight", "bias"), value
+    )
+    assert text in "".join(log.lines)
 
 
 def test_the_counter_of_averaged_weights_is_no_weight(tmp_path):

@@ -8,7 +8,7 @@ between networks of which none is known to be the one, nothing is guessed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,8 +22,8 @@ _AVERAGED = (
     *("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict"),
     *("ema_model", "ema", "module_ema"),
 )
-_PLAIN = ("state_dict", "model", "model_state_dict")
-_COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel
+_PLAIN = ("state_dict", "model", "model_state_dict", "module")
+_COUNTERS = {"n_averaged", "steps"}  # of averaged models in torch.optim.swa_utils and MMEngine
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,11 @@ def find_entry(found: Mapping[Any, Any], key: str | None, source: str) -> Entry:
     """Take the entry that `key` names, and off it what training programs wrap around networks."""
     entry = Entry(found) if key is None else Entry(_below(found, key, source), (key,))
     while name := _known(entry.found, source):
-        others = [k for k in entry.found if k != name and _is_network(entry.found, k)]
+        others = [k for k in entry.found if k != name and _is_worth_naming(entry.found, k)]
         entry = Entry(entry.found[name], (*entry.names, name), (*entry.left, *map(str, others)))
-    if entry.is_averaged and _COUNTER in entry.found:
-        rest = {k: value for k, value in entry.found.items() if k != _COUNTER}
-        entry = Entry(rest, entry.names, entry.left)
-    return entry
+    rest = {k: value for k, value in entry.found.items() if k not in _COUNTERS}
+    is_counted = len(rest) < len(entry.found) and all(str(k).startswith("module.") for k in rest)
+    return replace(entry, found=rest) if is_counted else entry
 
 
 def _below(found: Mapping[Any, Any], key: str, source: str) -> Mapping[Any, Any]:
@@ -71,7 +70,8 @@ def _below(found: Mapping[Any, Any], key: str, source: str) -> Mapping[Any, Any]
 def _known(found: Mapping[Any, Any], source: str) -> str | None:
     """Name of the network in a checkpoint; None where it is a state dict, or nothing known."""
     networks = [str(name) for name in found if _is_network(found, name)]
-    known = next((n for n in (*_AVERAGED, *_PLAIN) if n in networks), None)
+    names = (*_PLAIN, *_AVERAGED) if _is_swapped(found) else (*_AVERAGED, *_PLAIN)
+    known = next((n for n in names if n in networks), None)
     if known is None and len(networks) > 1:
         raise WeightsError(
             f"{source} holds several networks: choose one with --weights-key "
@@ -100,8 +100,26 @@ def _is_network(found: Mapping[Any, Any], name: Any) -> bool:
     return wrapped or name in _PLAIN
 
 
+def _is_swapped(found: Mapping[Any, Any]) -> bool:
+    """Whether the averaged weights stand in ``state_dict``, and the plain ones in the other entry.
+
+    MMEngine's hook saves them so. Its averaged model counts its steps.
+    """
+    return "state_dict" in found and "steps" in (found.get("ema_state_dict") or ())
+
+
+def _is_worth_naming(found: Mapping[Any, Any], name: Any) -> bool:
+    """Whether an entry is a network, or averaged weights, or has such in it (in callbacks)."""
+    value = found[name]
+    if not isinstance(value, Mapping) or not value:
+        return False
+    parts = ({name}, value, *filter(lambda part: isinstance(part, Mapping), value.values()))
+    is_averaged = any({*_AVERAGED} & {*part} for part in parts)
+    return is_averaged or _is_network(found, name)
+
+
 def _keys(state: Mapping[str, Any]) -> set[str]:
-    keys = set(state) - {_COUNTER}
+    keys = set(state) - _COUNTERS
     for prefix in PREFIXES:
         keys = {key.removeprefix(prefix) for key in keys}
     return keys

@@ -157,9 +157,7 @@ def test_what_a_trace_follows_stays_as_it_was(backbone_of, name):
 @pytest.mark.parametrize("layer", ["mid", "pool"])
 @pytest.mark.parametrize("name", RANDOM)
 def test_features_by_chance_are_refused(backbone_of, name, layer):
-    with pytest.raises(
-        BackboneError, match="(each time|random numbers) for the same image.*F.dropo"
-    ):
+    with pytest.raises(BackboneError, match="(time|numbers) for the same image.*F.dropo"):
         backbone_of(Own(RANDOM[name]), layer=layer)
     assert backbone_of(Own(RANDOM[name]), layer="body").layer == "body"
 
