@@ -110,10 +110,7 @@ _FOREIGN = {  # what files that are no image for us often are, by a piece of the
     b"pk\x03\x04": "a ZIP archive",
     b"8bps": "a Photoshop file",
     b"ftypavi": _AVIF,
-    b"ftyphei": _HEIC,
-    b"ftyphev": _HEIC,
-    b"ftypmsf1": _HEIC,
-    b"ftypmif1": _HEIC,
+    **dict.fromkeys((b"ftyphei", b"ftyphev", b"ftypmsf1", b"ftypmif1"), _HEIC),
     b"jp  \r\n": "a JPEG 2000 file",
     b"version https://git-lfs": "a Git LFS pointer (run  git lfs pull)",
 }
@@ -209,27 +206,7 @@ def _in_memory(image: Image.Image) -> bytes | np.ndarray:
 
 
 def measure(data: bytes | np.ndarray) -> tuple[str, int, int, bool]:
-    """Look at an image's header without decoding its pixels.
-
-    Parameters
-    ----------
-    data : bytes or ndarray of uint8, shape (H, W[, 3])
-        An encoded file, or pixels.
-
-    Returns
-    -------
-    kind : str
-        A name of `FORMATS` (or MPO), or ``"pixels"``.
-    width, height : int
-        In pixels, as stored: an orientation in the EXIF data is not applied.
-    is_deep : bool
-        Whether its values are stored in 16 bits or more.
-
-    Raises
-    ------
-    ImageError
-        If there is no such image; one that is damaged behind its header is not noticed.
-    """
+    """Read kind, width, height (px, as stored) and "more than 8 bits" from an image's header."""
     if isinstance(data, np.ndarray):
         check_array(data)
         return "pixels", data.shape[1], data.shape[0], data.dtype.kind in "ui" and data.itemsize > 1

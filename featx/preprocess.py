@@ -246,9 +246,8 @@ class Preprocessing:
     def describe(self) -> str:
         """Return one line that a person can check."""
         mean, std = (" ".join(f"{v:g}" for v in values) for values in (self.mean, self.std))
-        others = (", BGR" if self.channels == "bgr" else "") + (
-            f", {self.bits} bits" if self.bits else ""
-        )
+        others = ", BGR" if self.channels == "bgr" else ""
+        others += f", {self.bits} bits" if self.bits else ""
         how = {"squash": "both sides to ", "border": "longer side to "}.get(self.crop_mode, "")
         return (
             f"resize {how}{self.resize_px} {self.interpolation}, centre crop {self.crop_px}, "

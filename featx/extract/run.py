@@ -115,20 +115,10 @@ def extract_many(
     reused = [_reused(*pair, settings) for pair in zip(targets, specs, strict=True)]
     engine, specs = go_on(engine, group, targets, specs, reused, reporter=reporter)
     with ExitStack() as stack:
-        writers = []
-        for spec, target, reuse in zip(specs, targets, reused, strict=True):
-            _make_folder(target.parent)
-            writer = CacheWriter.open(
-                target,
-                spec,
-                overwrite=settings.overwrite,
-                reuse=reuse,
-                reporter=reporter,
-            )
-            writers.append(stack.enter_context(writer))
-            writer.take_unfinished(reporter)
-            for notice in writer.notices:
-                reporter.say(notice)
+        writers = [
+            _open_writer(stack, *given, settings, reporter)
+            for given in zip(targets, specs, reused, strict=True)
+        ]
         n_computed = [int(writer.missing().sum()) for writer in writers]
         times = None
         if any(n_computed):
@@ -160,6 +150,24 @@ def _reused(target: Path, spec: CacheSpec, settings: Settings) -> Path | None:
     """Choose the file whose rows are taken over: the one that is there, where that is wanted."""
     is_wanted = settings.reuse and target.exists()
     return target if is_wanted or is_reusable(target, spec, overwrite=settings.overwrite) else None
+
+
+def _open_writer(
+    stack: ExitStack,
+    target: Path,
+    spec: CacheSpec,
+    reuse: Path | None,
+    settings: Settings,
+    reporter: Reporter,
+) -> CacheWriter:
+    _make_folder(target.parent)
+    overwrite = settings.overwrite
+    writer = CacheWriter.open(target, spec, overwrite=overwrite, reuse=reuse, reporter=reporter)
+    stack.enter_context(writer)
+    writer.take_unfinished(reporter)
+    for notice in writer.notices:
+        reporter.say(notice)
+    return writer
 
 
 def _require_an_image(failed: Mapping[int, str], source: Source) -> None:
