@@ -8,7 +8,6 @@ normalisation by the batch.
 
 from __future__ import annotations
 
-import pickle
 import random
 import zlib
 from collections.abc import Callable, Iterator
@@ -80,8 +79,9 @@ def _digest(output: Any) -> list[int]:
 
 def random_states() -> bytes:
     """States of the generators of random numbers that a forward pass may draw from."""
-    states = torch.get_rng_state().numpy(), random.getstate(), np.random.get_state()
-    return pickle.dumps(states)
+    state: Any = np.random.get_state(legacy=False)
+    of_numpy = state["state"]["key"].tobytes() + repr(state["state"]["pos"]).encode()
+    return torch.get_rng_state().numpy().tobytes() + of_numpy + repr(random.getstate()).encode()
 
 
 def check_own_code(group: BackboneGroup) -> None:
