@@ -80,7 +80,7 @@ def _digest(output: Any) -> list[int]:
 def random_states() -> bytes:
     """States of the generators of random numbers that a forward pass may draw from."""
     state: Any = np.random.get_state(legacy=False)
-    of_numpy = state["state"]["key"].tobytes() + repr(state["state"]["pos"]).encode()
+    of_numpy: bytes = state["state"]["key"].tobytes() + repr(state["state"]["pos"]).encode()
     return torch.get_rng_state().numpy().tobytes() + of_numpy + repr(random.getstate()).encode()
 
 
