@@ -140,8 +140,10 @@ def test_vgg16s_features_only_weights_have_their_own_scaling_and_no_classifier(
     """IMAGENET1K_FEATURES: pixels of 0 to 255 with the mean taken off, a classifier of NaN."""
     with torch.device("meta"):
         shapes = models.vgg16().state_dict()
-    state = {
-        key: torch.full((1,), torch.nan if key.startswith("classifier") else 0.5).expand(v.shape)
+    state = {  # the classifier is stored as one value, and the file is not too small all the same
+        key: torch.full((1,), torch.nan).expand(v.shape)
+        if key.startswith("classifier")
+        else torch.full(v.shape, 0.5)
         for key, v in shapes.items()
     }
     torch.save(state, tmp_path / "vgg16_features.pth")
