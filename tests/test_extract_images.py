@@ -347,18 +347,23 @@ def test_a_folder_that_is_gone_for_a_while(tmp_path, backbone, calls):
     assert_right(target, source, backbone, tmp_path)
 
 
-def test_one_file_that_stays_unreadable_is_named_with_a_way_on(tmp_path, monkeypatch, capsys):
+def test_files_that_stay_unreadable_are_named_with_a_way_on(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (pictures(tmp_path / "d") / "cats" / "07.jpg").symlink_to("/nowhere/7.jpg")
+    names, root = [f"{i:02}.jpg" for i in range(7, 14)], pictures(tmp_path / "d")
+    for name in names:
+        (root / "cats" / name).symlink_to(f"/nowhere/{name}")
     words = ["extract", "--data", "d", "--backbone", "squeezenet1_1", "--weights", "random"]
     words += ["--input-size", "48", "--pool", "avg", "-j", "0"]
     assert main(words) == 1
     said = capsys.readouterr().err
     assert "d/cats/07.jpg': No such file or directory" in said
     assert "Make the file readable, or take it out of the data" in said
+    assert "6 more cannot be read" in said
+    assert [name in said for name in names] == [True] * 6 + [False]
     assert main(["info", "--data", "d"]) == 0
     assert "cats/07.jpg" in capsys.readouterr().out
-    (tmp_path / "d" / "cats" / "07.jpg").unlink()
+    for name in names:
+        (root / "cats" / name).unlink()
     assert main(words) == 0
 
 

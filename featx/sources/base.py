@@ -23,6 +23,8 @@ __all__ = ["ArraySource", "Source"]
 
 _ROWS_PER_TASK = 128
 _MOST_THREADS = 8
+_MOST_NAMED = 5
+_MOST_UNREAD = 1000  # then hashing stops: a disk that is gone may answer slowly
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -230,17 +232,25 @@ class Source(ABC):
         found = [remembered.find(*item) for item in zip(self.paths, stamps, strict=True)]
         # Older versions remembered what could not be read as well.
         unknown = [row for row, digest in enumerate(found) if digest in (None, self._none(row))]
+        unread: list[ReadError] = []
         try:
             for row, digest in zip(unknown, self._hash_all(unknown, reporter), strict=True):
+                if isinstance(digest, ReadError):
+                    unread.append(digest)
+                    if len(unread) == _MOST_UNREAD:
+                        break
+                    continue
                 found[row] = digest
                 if digest != self._none(row):
                     remembered.add(self.paths[row], stamps[row], digest)
         finally:
             remembered.save()
+        if unread:
+            raise _together(unread)
         joined = b"".join(digest for digest in found if digest is not None)
         return np.frombuffer(joined, np.uint8).reshape(len(self), 32).copy()
 
-    def _hash_all(self, rows: list[int], reporter: Reporter) -> Iterator[bytes]:
+    def _hash_all(self, rows: list[int], reporter: Reporter) -> Iterator[bytes | ReadError]:
         parts = [rows[i : i + _ROWS_PER_TASK] for i in range(0, len(rows), _ROWS_PER_TASK)]
         threads = min(_MOST_THREADS, os.cpu_count() or 1)
         if not rows:
@@ -249,9 +259,15 @@ class Source(ABC):
             reporter.bar(len(rows), f"hashing {self.name} {self.split}") as bar,
             ThreadPoolExecutor(threads) as pool,
         ):
-            for part in pool.map(lambda part: [self.fetch(row)[1] for row in part], parts):
+            for part in pool.map(lambda part: [self._hash(row) for row in part], parts):
                 yield from part
                 bar.update(len(part))
+
+    def _hash(self, row: int) -> bytes | ReadError:
+        try:
+            return self.fetch(row)[1]
+        except ReadError as error:
+            return error
 
     def content_id(self, digests: np.ndarray | None = None, *, reporter: Reporter = SILENT) -> str:
         """Hash the images and the names of their classes.
@@ -304,6 +320,16 @@ class Source(ABC):
     def _class_name(self, row: int) -> str:
         label = int(self.labels[row])
         return self.class_names[label] if label >= 0 else ""
+
+
+def _together(unread: list[ReadError]) -> ReadError:
+    """Give the first of the errors, with a note about the others."""
+    _, *others = dict.fromkeys(str(error).partition(". ")[0] for error in unread)
+    if others:
+        unread[0].add_note(f"{len(others):,} more cannot be read:")
+    for line in others[:_MOST_NAMED]:
+        unread[0].add_note(line)
+    return unread[0]
 
 
 def _pick(values: np.ndarray | tuple[Any, ...], rows: np.ndarray) -> np.ndarray | tuple[Any, ...]:
