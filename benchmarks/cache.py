@@ -183,7 +183,8 @@ def measure_reading(folder: Path, options: argparse.Namespace) -> list[Row]:
                 }
                 title = f"{what} {n:,} of {n_rows:,} x {n_features:,}, {state}"
                 table += compare(title, n * 2 * n_features, options.repeats, contenders)
-    return table
+    order = np.random.default_rng(1).permutation(n_rows)
+    return table + measure_first_reads(paths[0], order, options.repeats)
 
 
 def reading_actions(
@@ -215,6 +216,27 @@ def reading_actions(
             lambda: [chunked[span] for span in spans],
         ),
     }
+
+
+def measure_first_reads(path: Path, rows: np.ndarray, repeats: int) -> list[Row]:
+    """Time reads of a file that was just opened: its blocks are compared with their digests."""
+    table: list[Row] = []
+    with Cache.open(path) as checked:
+        row_bytes, everything = checked.X.nbytes // len(checked), slice(None)
+        checked.X.check()
+
+        def first(key: np.ndarray | slice) -> Timed:
+            def run() -> float:
+                with Cache.open(path) as opened:
+                    return clock(lambda: opened.X[key])
+
+            return run
+
+        for what, key, n in (("256 random rows", rows[:256], 256), ("all", everything, len(rows))):
+            again = reading(lambda key=key: checked.X[key], path, is_cold=False)
+            contenders = {"first read": first(key), "later read": again}
+            table += compare(f"{what}, warm", n * row_bytes, repeats, contenders)
+    return table
 
 
 def reading(function: Callable[[], object], path: Path, *, is_cold: bool) -> Timed:

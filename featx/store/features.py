@@ -173,9 +173,12 @@ class FeatureArray:
 
     def _span(self, start: int, stop: int) -> np.ndarray:
         out = np.empty((stop - start, self.shape[1]), self.dtype)
-        size = self._block_rows
         if len(out):
-            edges = np.array([start, *range((start // size + 1) * size, stop, size), stop])
+            size = self._block_rows
+            blocks = np.arange(start // size, (stop - 1) // size + 1)
+            shares = np.arange(start, stop, -(-len(out) // N_THREADS))
+            edges = np.concatenate((shares, blocks[1:][self._is_edge(blocks)] * size, [stop]))
+            edges = np.unique(edges)
             self._read_runs(out, edges[:-1] - start, np.diff(edges), edges[:-1])
         return out
 
@@ -186,16 +189,21 @@ class FeatureArray:
             order = np.argsort(rows, kind="stable")
             sorted_rows = rows[order]
             is_end = (np.diff(sorted_rows) != 1) | (np.diff(order) != 1)
-            is_end |= np.diff(sorted_rows // self._block_rows) != 0
+            is_end |= self._is_edge(sorted_rows // self._block_rows)
             starts = np.flatnonzero(np.concatenate(([True], is_end)))
             n_rows = np.diff(np.concatenate((starts, [len(rows)])))
             self._read_runs(out, order[starts], n_rows, sorted_rows[starts])
         return out
 
+    def _is_edge(self, blocks: np.ndarray) -> np.ndarray:
+        """Whether a read must end between neighbours: blocks are checked one at a time."""
+        is_checked = self._is_checked[blocks]
+        return np.asarray((np.diff(blocks) != 0) & ~(is_checked[1:] & is_checked[:-1]))
+
     def _read_runs(
         self, out: np.ndarray, at: np.ndarray, n_rows: np.ndarray, first: np.ndarray
     ) -> None:
-        """Fill `out` by runs, each inside a block: place in `out`, rows, first row in the file."""
+        """Fill `out` by runs, in checked blocks or in one: place, rows, first row in the file."""
 
         def read(some: list[tuple[int, int, int]]) -> None:
             for low, n, row in some:
@@ -212,27 +220,32 @@ class FeatureArray:
             pass
 
     def _read(self, out: np.ndarray, row: int) -> None:
-        """Fill `out` by neighbouring rows of one block, which is checked the first time."""
+        """Fill `out` by neighbouring rows; a block is read whole and checked the first time."""
         block, place = divmod(row, self._block_rows)
+        n_rows = self._rows_of(block)
         if self._is_checked[block]:
             self._handle.read_into(out, self._extent.offset + row * self._row_bytes)
+        elif len(out) == n_rows:
+            self._read_block(block, out)
         else:
-            out[:] = self._read_block(block)[place : place + len(out)]
+            whole = np.empty((n_rows, self.shape[1]), self.dtype)
+            self._read_block(block, whole)
+            out[:] = whole[place : place + len(out)]
 
-    def _read_block(self, block: int) -> np.ndarray:
-        """Read a block of rows and compare it with its digest."""
+    def _rows_of(self, block: int) -> int:
+        return min(self._block_rows, len(self) - block * self._block_rows)
+
+    def _read_block(self, block: int, rows: np.ndarray) -> None:
+        """Fill `rows` by a block and compare it with its digest."""
         first = block * self._block_rows
-        stop = min(first + self._block_rows, len(self))
-        rows = np.empty((stop - first, self.shape[1]), self.dtype)
         self._handle.read_into(rows, self._extent.offset + first * self._row_bytes)
         if hashlib.sha256(disk.bytes_of(rows)).digest() != self._digests[block].tobytes():
             path = self._handle.path
             raise CacheError(
-                f"{path}: damaged: features rows {first}-{stop - 1} changed since they were "
-                f"written:  featx repair {path}  computes them again"
+                f"{path}: damaged: features rows {first}-{first + len(rows) - 1} changed since "
+                f"they were written:  featx repair {path}  computes them again"
             )
         self._is_checked[block] = True
-        return rows
 
     def check(self) -> None:
         """Compare every block that was not read yet with its digest.
@@ -244,7 +257,7 @@ class FeatureArray:
         """
 
         def check(block: int) -> None:
-            self._read_block(block)
+            self._read_block(block, np.empty((self._rows_of(block), self.shape[1]), self.dtype))
 
         for _ in in_threads(check, np.flatnonzero(~self._is_checked).tolist()):
             pass
