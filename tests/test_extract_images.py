@@ -414,6 +414,16 @@ def test_a_worker_without_memory_is_no_bad_image(tmp_path, backbone, kind):
     assert_right(target, source, backbone, tmp_path)
 
 
+def test_a_worker_that_ends_is_named_wherever_its_signal_arrives(tmp_path, backbone, monkeypatch):
+    def struck(*_):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    monkeypatch.setattr("featx.extract.fill._check", struck)
+    source = open_data(pictures(tmp_path / "d"))["all"]
+    with pytest.raises(SourceError, match="No image is marked as failed"):
+        run(source, backbone, tmp_path / "c.h5")
+
+
 # What is decoded is what was hashed.
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -18,7 +19,7 @@ from featx.preprocess import Preprocessing
 from featx.sources import Source
 from featx.store.threads import give_way
 
-__all__ = ["Loading", "PixelBatch", "iter_pixels"]
+__all__ = ["Loading", "PixelBatch", "iter_pixels", "worker_deaths_named"]
 
 
 @dataclass(frozen=True)
@@ -234,11 +235,18 @@ def iter_pixels(
                 worker_init_fn=_give_way if is_giving_way else None,
             )
         )
-    try:
+    with worker_deaths_named():
         for batch in loader:
             if isinstance(batch, FeatxError):
                 raise batch
             yield batch
+
+
+@contextmanager
+def worker_deaths_named() -> Iterator[None]:
+    """Say in words that a worker ended: torch raises that out of a signal, wherever Python is."""
+    try:
+        yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise

@@ -11,6 +11,7 @@ import numpy as np
 
 from featx.backbones import BackboneGroup
 from featx.engines import Engine, FeatureBatch
+from featx.engines.loader import worker_deaths_named
 from featx.errors import FeatxError, ImageError
 from featx.extract.times import StageTimes
 from featx.progress import Reporter
@@ -77,16 +78,17 @@ def fill(
         reporter.bar(len(source), label, initial=n_done) as bar,
     ):
         try:
-            for parts in engine.run_many(group, source, batches, dtype=dtype):
-                _check(parts[0], source, writers[0].spec.image_digests, on_error)
-                waiting.append(pool.submit(_write, writers, parts, missing, times))
-                start, n_rows = parts[0].start, len(parts[0].features)
-                times.add(n_rows, parts[0].seconds)
-                bar.update(int(wanted[start : start + n_rows].sum()), times.note())
-                while len(waiting) > _MOST_WAITING_BATCHES:
+            with worker_deaths_named():
+                for parts in engine.run_many(group, source, batches, dtype=dtype):
+                    _check(parts[0], source, writers[0].spec.image_digests, on_error)
+                    waiting.append(pool.submit(_write, writers, parts, missing, times))
+                    start, n_rows = parts[0].start, len(parts[0].features)
+                    times.add(n_rows, parts[0].seconds)
+                    bar.update(int(wanted[start : start + n_rows].sum()), times.note())
+                    while len(waiting) > _MOST_WAITING_BATCHES:
+                        waiting.popleft().result()
+                while waiting:
                     waiting.popleft().result()
-            while waiting:
-                waiting.popleft().result()
             times.finish()
         except BaseException as error:
             # Interrupted or failed: what was computed is kept for the next run.

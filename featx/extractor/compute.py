@@ -9,6 +9,7 @@ import numpy as np
 
 from featx.backbones import Backbone
 from featx.engines import LocalEngine
+from featx.engines.loader import worker_deaths_named
 from featx.errors import FeatxError, ImageError
 from featx.progress import Reporter
 from featx.sources import Source
@@ -87,7 +88,7 @@ class Setup:
         features = np.empty((n, self.backbone.n_features), self.dtype)
         failed: dict[int, str] = {}
         batches = range(-(-n // size))
-        with self.reporter.bar(n, self.backbone.name) as bar:
+        with worker_deaths_named(), self.reporter.bar(n, self.backbone.name) as bar:
             for batch in self.engine.run(self.backbone, source, batches, dtype=self.dtype):
                 if digests is not None:
                     source.require_unchanged(batch.start, batch.digests, digests)

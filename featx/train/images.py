@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.depth import describe_dim
-from featx.engines.loader import Loading, iter_pixels
+from featx.engines.loader import Loading, iter_pixels, worker_deaths_named
 from featx.errors import ProtocolError
 from featx.preprocess import Preprocessing
 from featx.progress import Reporter
@@ -111,7 +111,8 @@ class Decoder:
         loading = Loading(part, self.preprocessing, _BATCH)
         batches = iter_pixels(loading, range(-(-len(rows) // _BATCH)), workers=self.workers)
         deep: list[int] = []
-        with self.reporter.bar(len(rows), f"decoding {source.name} {source.split}") as bar:
+        label = f"decoding {source.name} {source.split}"
+        with worker_deaths_named(), self.reporter.bar(len(rows), label) as bar:
             for batch in batches:
                 part.require_unchanged(batch.start, batch.digests, wanted)
                 stop = batch.start + batch.n_images
