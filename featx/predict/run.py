@@ -77,13 +77,15 @@ def iter_predictions(
     Prediction
         One an image, in order; memory does not grow with their number.
     """
+    from featx.engines.loader import worker_deaths_named
+
     engine, backbone = network.engine, network.backbone
     batches = range(-(-len(source) // engine.batch_size))
     row_bytes = backbone.n_features * np.dtype(network.dtype).itemsize
     n_rows = max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // row_bytes))
     waiting: list[FeatureBatch] = []
     label = f"{source.name}, {backbone.name}"
-    with reporter.bar(len(source), label) as bar:
+    with worker_deaths_named(), reporter.bar(len(source), label) as bar:
         for batch in engine.run(backbone, source, batches, dtype=network.dtype):
             waiting.append(batch)
             n_waiting = sum(len(part.features) for part in waiting)

@@ -11,6 +11,7 @@ import numpy as np
 
 from featx.backbones import BackboneGroup
 from featx.engines import Engine
+from featx.engines.loader import worker_deaths_named
 from featx.errors import CacheError, FeatxError
 from featx.evaluate import FitResult, ResultsFolder, Settings, evaluate, pair_caches
 from featx.extract import NATIVE, Job, Plan, prepare
@@ -197,10 +198,11 @@ def images_per_second(
         return float("nan")
     some = source.take(np.arange(n_batches * engine.batch_size))
     times: list[float] = []
-    for _ in engine.run_many(group, some, range(n_batches), dtype=dtype):
-        times.append(time.perf_counter())
-        if times[-1] - times[0] > _ENOUGH_SECONDS:
-            break
+    with worker_deaths_named():
+        for _ in engine.run_many(group, some, range(n_batches), dtype=dtype):
+            times.append(time.perf_counter())
+            if times[-1] - times[0] > _ENOUGH_SECONDS:
+                break
     return (len(times) - 1) * engine.batch_size / (times[-1] - times[0])
 
 

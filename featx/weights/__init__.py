@@ -8,9 +8,10 @@ repositories on the Hugging Face hub, a local file (``.pth`` read with ``weights
 from __future__ import annotations
 
 from featx.weights.base import Weights, parse_random, state_sha256
+from featx.weights.entries import few
 from featx.weights.files import StoredFile, WeightsFile, download, own_folder, stored
 from featx.weights.loading import load_into
-from featx.weights.reading import check_exists, few, program_error, read_state_dict
+from featx.weights.reading import check_exists, program_error, read_state_dict
 
 __all__ = [
     "StoredFile",

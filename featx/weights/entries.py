@@ -15,7 +15,7 @@ import torch
 
 from featx.errors import WeightsError
 
-__all__ = ["PREFIXES", "Entry", "find_entry"]
+__all__ = ["PREFIXES", "Entry", "few", "find_entry"]
 
 PREFIXES = ("module.", "_orig_mod.")
 _AVERAGED = (
@@ -23,6 +23,7 @@ _AVERAGED = (
     *("ema_model", "ema", "module_ema"),
 )
 _PLAIN = ("state_dict", "model", "model_state_dict", "module")
+_MOST_LISTED = 12
 _COUNTERS = {"n_averaged", "steps"}  # of averaged models in torch.optim.swa_utils and MMEngine
 
 
@@ -64,7 +65,9 @@ def _below(found: Mapping[Any, Any], key: str, source: str) -> Mapping[Any, Any]
         return below
     names = [str(k) for k, value in found.items() if isinstance(value, Mapping)]
     names = names or sorted({str(k).partition(".")[0] for k in found})
-    raise WeightsError(f"{source} has no entry {key!r}: --weights-key takes {_listed(names)}")
+    raise WeightsError(
+        f"{source} has no entry {key!r}: --weights-key takes {few(names, _MOST_LISTED)}"
+    )
 
 
 def _known(found: Mapping[Any, Any], source: str) -> str | None:
@@ -75,7 +78,7 @@ def _known(found: Mapping[Any, Any], source: str) -> str | None:
     if known is None and len(networks) > 1:
         raise WeightsError(
             f"{source} holds several networks: choose one with --weights-key "
-            f"(weights_key in Python): {_listed(networks)}"
+            f"(weights_key in Python): {few(networks, _MOST_LISTED)}"
         )
     if known is None:
         return networks[0] if networks else None
@@ -84,7 +87,7 @@ def _known(found: Mapping[Any, Any], source: str) -> str | None:
     if alike:
         raise WeightsError(
             f"{source} holds several networks of one kind: choose one with --weights-key "
-            f"(weights_key in Python): {_listed([known, *alike])}"
+            f"(weights_key in Python): {few([known, *alike], _MOST_LISTED)}"
         )
     return known
 
@@ -125,6 +128,7 @@ def _keys(state: Mapping[str, Any]) -> set[str]:
     return keys
 
 
-def _listed(names: Sequence[str], n: int = 12) -> str:
+def few(names: Sequence[str], n: int = 3) -> str:
+    """Name the first `n` of many, and say how many more there are."""
     more = f", and {len(names) - n} more" if len(names) > n else ""
     return ", ".join(names[:n]) + more

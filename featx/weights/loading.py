@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from featx.errors import WeightsError
-from featx.weights.reading import few
+from featx.weights.entries import few
 
 __all__ = ["load_into"]
 

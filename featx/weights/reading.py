@@ -21,9 +21,9 @@ import torch
 
 from featx.errors import WeightsError
 from featx.progress import SILENT, Reporter
-from featx.weights.entries import PREFIXES, Entry, find_entry
+from featx.weights.entries import PREFIXES, Entry, few, find_entry
 
-__all__ = ["check_exists", "few", "program_error", "read_state_dict"]
+__all__ = ["check_exists", "program_error", "read_state_dict"]
 
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
@@ -209,22 +209,3 @@ def _say(path: Path, entry: Entry, prefixes: list[str], reporter: Reporter) -> N
     if entry.left:
         text += f"; left: {', '.join(entry.left)} (--weights-key NAME takes another entry)"
     reporter.say(text)
-
-
-def few(names: list[str], n: int = 3) -> str:
-    """Name some of many.
-
-    Parameters
-    ----------
-    names : list of str
-        All of them.
-    n : int, default=3
-        The most names given.
-
-    Returns
-    -------
-    str
-        The first `n`, and how many more there are.
-    """
-    more = f", and {len(names) - n} more" if len(names) > n else ""
-    return ", ".join(names[:n]) + more
