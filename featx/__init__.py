@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from featx.backbones import available_backbones, open_backbone
     from featx.catalog import load
+    from featx.concat import concat_caches
     from featx.errors import FeatxError
     from featx.extractor import FeatureExtractor
     from featx.fewshot import draw_subset
     from featx.heads.classifier import Classifier
+    from featx.own_features import write_cache
     from featx.predict import load_model
     from featx.sources import open_data
     from featx.store import Cache
@@ -28,11 +30,13 @@ _HOME = {
     "FeatureExtractor": "featx.extractor",
     "FeatxError": "featx.errors",
     "available_backbones": "featx.backbones",
+    "concat_caches": "featx.concat",
     "draw_subset": "featx.fewshot",
     "load": "featx.catalog",
     "load_model": "featx.predict",
     "open_backbone": "featx.backbones",
     "open_data": "featx.sources",
+    "write_cache": "featx.own_features",
 }
 
 __all__ = [
@@ -42,11 +46,13 @@ __all__ = [
     "FeatxError",
     "__version__",
     "available_backbones",
+    "concat_caches",
     "draw_subset",
     "load",
     "load_model",
     "open_backbone",
     "open_data",
+    "write_cache",
 ]
 
 

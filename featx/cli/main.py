@@ -32,6 +32,8 @@ _COMMANDS = {
     "pack": "Write a compressed copy of a cache, for archives.",
     "unpack": "Give back the cache that was packed.",
     "export": "Write features as npz, Parquet or for TensorBoard's projector.",
+    "import": "Make caches of features that another program computed.",
+    "concat": "Put features of the same images side by side.",
     "cache": "List, remove or tidy up cache files.",
     "repair": "Compute the damaged rows of cache files again.",
     "demo": "Extract and fit on handwritten digits, offline.",

@@ -48,9 +48,15 @@ def command(files: tuple[Path, ...], allow_code: tuple[str, ...], reporter: Repo
 def _request(cache: Cache) -> dict[str, Any]:
     from featx.extract import Plan
     from featx.extract.plan import NOT_RECORDED
+    from featx.own_features import is_own
     from featx.reproduce.schema import read_fields
 
     request = cache.meta.get("request")
+    if is_own(cache.meta["identity"]):
+        raise CacheError(
+            f"{cache.path} holds features that featx did not compute: make it again, with "
+            "featx import  or  featx concat  and --overwrite"
+        )
     if not isinstance(request, dict) or not request.get("backbone"):
         raise CacheError(f"{cache.path} does not record the command that made it")
     fields = read_fields(f"the record of {cache.path}", request, Plan, NOT_RECORDED)

@@ -88,8 +88,14 @@ def open_network(  # noqa: PLR0913 - options of a command, all by name
     """
     from featx.backbones import open_backbones
     from featx.engines import PRECISIONS, LocalEngine, resolve_device, resolve_runtime
+    from featx.own_features import is_own
 
     features = saved.meta["features"]
+    if is_own(features):
+        raise ModelError(
+            f"{saved.path} was fitted on features that featx did not compute: it cannot make them "
+            "from images. Give it such features: featx.load_model(FILE).predict(X)"
+        )
     name = _name(saved, backbone)
     preprocessing = _preprocessing(features)
     place = resolve_device(device)

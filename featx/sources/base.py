@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from featx.images import decode
 from featx.progress import SILENT, Reporter
 from featx.sources.remembered import Remembered, Stamp
 
-__all__ = ["ArraySource", "Source"]
+__all__ = ["ArraySource", "Source", "content_of"]
 
 _ROWS_PER_TASK = 128
 _MOST_THREADS = 8
@@ -290,12 +290,7 @@ class Source(ABC):
         """
         if digests is None:
             digests = self.image_digests(reporter=reporter)
-        names = (_encode(self._class_name(row)) for row in range(len(self)))
-        entries = sorted(zip(map(bytes, digests), names, strict=True))
-        state = hashlib.sha256(b"featx content 1\n")
-        for digest, class_name in entries:
-            state.update(digest + len(class_name).to_bytes(4, "little") + class_name)
-        return state.hexdigest()
+        return content_of(map(bytes, digests), map(self._class_name, range(len(self))))
 
     def require_unchanged(self, start: int, found: np.ndarray, wanted: np.ndarray) -> None:
         """Refuse what was read from row `start` on, if its digests are not those of before."""
@@ -320,6 +315,15 @@ class Source(ABC):
     def _class_name(self, row: int) -> str:
         label = int(self.labels[row])
         return self.class_names[label] if label >= 0 else ""
+
+
+def content_of(digests: Iterable[bytes], class_names: Iterable[str]) -> str:
+    """Hash images and the names of their classes, in any order; see `Source.content_id`."""
+    entries = sorted(zip(digests, map(_encode, class_names), strict=True))
+    state = hashlib.sha256(b"featx content 1\n")
+    for digest, class_name in entries:
+        state.update(digest + len(class_name).to_bytes(4, "little") + class_name)
+    return state.hexdigest()
 
 
 def _together(unread: list[ReadError]) -> ReadError:

@@ -1,0 +1,275 @@
+"""Files of features that other programs wrote: npz, npy, Parquet, HDF5; nothing in them is run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featx.errors import MissingExtraError, SourceError, UsageError, unknown_name
+from featx.memory import available_bytes
+from featx.sources.tables import TABLE_ENDINGS, find_column, read_table
+from featx.store.layout import ENCODING_TYPE
+
+__all__ = ["FeatureFile", "open_features"]
+
+_FEATURES = ("features", "x", "embeddings", "embedding", "feats", "feature")
+_LABELS = ("labels", "label", "y", "targets", "target", "class_name", "class")
+_PATHS = ("paths", "path", "file", "files", "filename", "filenames", "image")
+_SPLITS = ("split", "splits", "subset", "partition")
+_CLASSES = ("class_names", "classes")
+_NAMED = "class_name"
+_ENDINGS = (".npz", ".npy", ".parquet", ".h5", ".hdf5")
+_TEXT_KINDS = "SUO"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureFile:
+    """What a file holds; each row is an image.
+
+    Parameters
+    ----------
+    X : array-like of shape (N, D)
+        Features; rows are read when they are asked for, where the format allows it.
+    labels : sequence of N names or numbers, optional
+        Class of each row.
+    paths : sequence of N str, optional
+        Image of each row.
+    splits : sequence of N str, optional
+        Split of each row.
+    class_names : sequence of str, optional
+        Names of the classes that `labels` number.
+    """
+
+    X: Any
+    labels: Sequence[Any] | None = None
+    paths: Sequence[str] | None = None
+    splits: Sequence[str] | None = None
+    class_names: Sequence[str] | None = None
+
+
+@contextmanager
+def open_features(
+    path: Path,
+    *,
+    features: str | None = None,
+    labels: str | None = None,
+    paths: str | None = None,
+    splits: str | None = None,
+) -> Iterator[FeatureFile]:
+    """Open a file of features.
+
+    Parameters
+    ----------
+    path : Path
+        ``.npz``, ``.npy``, ``.parquet`` or ``.h5``.
+    features, labels, paths, splits : str, optional
+        Names of the arrays or columns, as ``embeddings``; `labels`, `paths` and `splits` may also
+        be the path of a file of their own (``.npy``, a text file of one a line, or a table with
+        such a column). By default the usual names are looked for.
+
+    Yields
+    ------
+    FeatureFile
+        Usable inside the ``with`` block.
+
+    Raises
+    ------
+    SourceError
+        If the file is missing, damaged, or lacks what is needed.
+    UsageError
+        If an array is named that is not there.
+    MissingExtraError
+        If it is a Parquet file and pyarrow is not installed.
+    """
+    kind = path.suffix.lower()
+    if kind not in _ENDINGS:
+        raise UsageError(f"{path} is none of {', '.join(_ENDINGS)}: save the features as one")
+    if not path.is_file():
+        raise SourceError(f"there is no file {path}")
+    readers = {".npz": _open_npz, ".npy": _open_npy, ".parquet": _open_parquet}
+    with readers.get(kind, _open_hdf5)(path) as arrays:
+        yield _found(path, arrays, features, {"labels": labels, "paths": paths, "splits": splits})
+
+
+def _found(
+    path: Path, arrays: Mapping[str, Any], features: str | None, named: Mapping[str, str | None]
+) -> FeatureFile:
+    X = arrays[_pick(path, arrays, features, _FEATURES) or _only_matrix(path, arrays)]
+    if len(X.shape) != 2:
+        raise SourceError(f"the features of {path} have the shape {tuple(X.shape)}, not (N, D)")
+    n = X.shape[0]
+    usual = {"labels": _LABELS, "paths": _PATHS, "splits": _SPLITS}
+    columns = {what: _column(path, arrays, what, named[what], usual[what], n) for what in usual}
+    classes = _pick(path, arrays, None, _CLASSES)
+    names = None if classes is None or named["labels"] else _texts(arrays[classes])
+    return FeatureFile(X=X, class_names=names, **columns)
+
+
+def _pick(
+    path: Path, arrays: Mapping[str, Any], name: str | None, usual: Sequence[str]
+) -> str | None:
+    if name is None:
+        return find_column(str(path), arrays, usual)
+    if name not in arrays:
+        raise unknown_name(f"array of {path.name}", name, arrays)
+    return name
+
+
+def _only_matrix(path: Path, arrays: Mapping[str, Any]) -> str:
+    found = [name for name, array in arrays.items() if len(array.shape) == 2]
+    if len(found) != 1:
+        has = ", ".join(f"{name} {tuple(a.shape)}" for name, a in arrays.items()) or "nothing"
+        raise SourceError(f"{path} has no array of features, it has {has}: give --features NAME")
+    return found[0]
+
+
+def _column(
+    path: Path,
+    arrays: Mapping[str, Any],
+    what: str,
+    name: str | None,
+    usual: Sequence[str],
+    n: int,
+) -> Sequence[Any] | None:
+    if name is not None and name not in arrays and Path(name).is_file():
+        values = _read_column(Path(name), usual)
+    elif (found := _pick(path, arrays, name, usual)) is None:
+        return None
+    else:
+        array = np.asarray(arrays[found])
+        values = _texts(array) if array.dtype.kind in _TEXT_KINDS else array.tolist()
+    if len(values) != n:
+        raise SourceError(f"{name or path}: {len(values):,} {what} for {n:,} rows of features")
+    return values
+
+
+def _read_column(file: Path, usual: Sequence[str]) -> Sequence[Any]:
+    """Read a file that holds nothing but a column, or a table that has it."""
+    if file.suffix.lower() == ".npy":
+        with _open_npy(file) as arrays:
+            (array,) = arrays.values()
+            return _texts(array) if array.dtype.kind in _TEXT_KINDS else array.tolist()
+    if file.suffix.lower() in TABLE_ENDINGS:
+        table = read_table(file)
+        column = find_column(str(file), table, usual)
+        if column is None:
+            raise SourceError(f"{file} has no column {usual[0]}: it has {', '.join(table)}")
+        return table[column]
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"cannot read {file} as UTF-8 text: {error}") from error
+
+
+def _texts(values: Iterable[Any]) -> list[Any]:
+    return [v.decode("utf-8", "surrogateescape") if isinstance(v, bytes) else v for v in values]
+
+
+@contextmanager
+def _open_npy(path: Path) -> Iterator[Mapping[str, Any]]:
+    with _read_as(path, "an array of NumPy"):
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    yield {"features": array}
+
+
+@contextmanager
+def _open_npz(path: Path) -> Iterator[Mapping[str, Any]]:
+    with (
+        _read_as(path, "arrays of NumPy"),
+        path.open("rb") as stream,
+        np.load(stream, allow_pickle=False) as archive,
+    ):
+        sizes = sum(item.file_size for item in archive.zip.infolist())
+        _require_memory(path, sizes)
+        arrays = {name: archive[name] for name in archive.files}
+    yield arrays
+
+
+@contextmanager
+def _open_parquet(path: Path) -> Iterator[Mapping[str, Any]]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise MissingExtraError("pyarrow", "parquet", f"reading {path.name}") from error
+    with _read_as(path, "a Parquet file"):
+        meta = pq.read_metadata(path)
+        groups = [meta.row_group(i) for i in range(meta.num_row_groups)]
+        _require_memory(path, sum(group.total_byte_size for group in groups))
+        table = pq.read_table(path)
+        lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+        arrays: dict[str, Any] = {}
+        for name in table.column_names:
+            column = table[name].combine_chunks()
+            if any(is_list(column.type) for is_list in lists):
+                arrays[name] = _matrix(path, name, column)
+            elif not pa.types.is_nested(column.type):
+                arrays[name] = np.array(column.to_pylist(), object)
+    yield _named_first(arrays)
+
+
+def _matrix(path: Path, name: str, column: Any) -> np.ndarray:
+    """Stack lists of one length."""
+    n = len(column)
+    flat = column.flatten()
+    width = len(flat) // n if n else 0
+    lengths = {len(column[i]) if column[i].is_valid else None for i in range(n)}
+    if lengths - {width} or column.null_count or flat.null_count:
+        raise SourceError(f"{path}: lists of the column {name!r} differ in length, or are missing")
+    return np.asarray(flat.to_numpy(zero_copy_only=False)).reshape(n, width)
+
+
+@contextmanager
+def _open_hdf5(path: Path) -> Iterator[Mapping[str, Any]]:
+    import h5py
+
+    with _read_as(path, "an HDF5 file"):
+        file = h5py.File(path, "r")
+    with file:
+        if file.attrs.get("encoding-type") in (ENCODING_TYPE, ENCODING_TYPE.encode()):
+            raise UsageError(f"{path} is a cache of featx already: copy it into the cache folder")
+        with _read_as(path, "an HDF5 file"):
+            arrays = {
+                name: file[name]
+                for name in file
+                if isinstance(file.get(name, getlink=True), h5py.HardLink)
+                and isinstance(file[name], h5py.Dataset)
+            }
+        if outside := [n for n, d in arrays.items() if d.is_virtual or d.external]:
+            raise SourceError(
+                f"{path}: {', '.join(outside)} lie in other files, which are not opened: write "
+                "the values themselves into the file"
+            )
+        yield {name: d for name, d in arrays.items() if d.shape}
+
+
+def _named_first(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Put the column of class names, which says more than their numbers, in the labels' place."""
+    if _NAMED in arrays and {"label", "labels"} & arrays.keys():
+        return {name: a for name, a in arrays.items() if name not in ("label", "labels")}
+    return arrays
+
+
+@contextmanager
+def _read_as(path: Path, what: str) -> Iterator[None]:
+    """Say in words that a file is no such file, whatever its reader raises."""
+    try:
+        yield
+    except (SourceError, MemoryError):
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), repr(error))
+        raise SourceError(f"{path} cannot be read as {what}: {reason}") from error
+
+
+def _require_memory(path: Path, n_bytes: int) -> None:
+    if n_bytes > available_bytes():
+        raise SourceError(
+            f"{path} holds {n_bytes / 1e9:.1f} GB of values, and {available_bytes() / 1e9:.1f} GB "
+            "of memory are available: save the features as .npy or .h5, which are read in parts"
+        )
