@@ -40,11 +40,13 @@ def test_every_public_name_is_there_and_listed():
         "FeatxError",
         "__version__",
         "available_backbones",
+        "concat_caches",
         "draw_subset",
         "load",
         "load_model",
         "open_backbone",
         "open_data",
+        "write_cache",
     }
     assert set(featx.__all__) == public == set(dir(featx))
     assert all(getattr(featx, name) for name in public)
