@@ -18,7 +18,6 @@ import os
 import platform
 import shutil
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,13 +25,10 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
-import h5py
 import numpy as np
 import torch
+from loops import Setting, bare, rate, script, timm_loop
 from PIL import Image
-from torch.utils.data import DataLoader
-from torchvision.datasets import ImageFolder
-from torchvision.transforms import Compose, InterpolationMode, transforms
 
 from featx.backbones import BackboneGroup, open_backbones
 from featx.engines import LocalEngine
@@ -57,84 +53,9 @@ def make_tree(source: Source, n: int, side: int | None, folder: Path) -> Path:
     return folder
 
 
-def transform_of(group: BackboneGroup) -> Compose:
-    """Write torchvision's transform as a person would."""
-    p = group.preprocessing
-    return transforms.Compose(
-        [
-            transforms.Resize(p.resize_px, InterpolationMode(p.interpolation)),
-            transforms.CenterCrop(p.crop_px),
-            transforms.ToTensor(),
-            transforms.Normalize(p.mean, p.std),
-        ]
-    )
-
-
-def bare(group: BackboneGroup, precision: str, n: int) -> float:
-    """Give (a): images per second of the plain loop."""
-    side = group.preprocessing.crop_px
-    network = group.network.to(memory_format=torch.channels_last)
-    images = torch.rand(BATCH, 3, side, side).contiguous(memory_format=torch.channels_last)
-    with torch.inference_mode(), torch.autocast("cpu", enabled=precision == "bf16"):
-        return rate(lambda: network(images), n)
-
-
-def rate(step: Callable[[], object], n: int) -> float:
-    """Give images per second of a step that computes one batch."""
-    step()
-    started = time.perf_counter()
-    for _ in range(n // BATCH):
-        step()
-    return n / (time.perf_counter() - started)
-
-
-def script(group: BackboneGroup, tree: Path, scratch: Path) -> float:
-    """Give (b): images per second of a careful script."""
-    data = ImageFolder(str(tree), transform_of(group))
-    loader = DataLoader(data, BATCH, num_workers=os.cpu_count() or 1)
-    network = group.network.to(memory_format=torch.contiguous_format).eval()
-    path = scratch / "script.h5"
-    with h5py.File(path, "w") as file, torch.inference_mode():
-        out = file.create_dataset("features", (len(data), group[0].n_features), "float16")
-        at = 0
-        for images, _ in loader:
-            features = network(images)[0].flatten(1)
-            out[at : at + len(features)] = features.numpy()
-            at += len(features)
-            if at == BATCH:
-                started = time.perf_counter()
-        file.flush()
-        elapsed = time.perf_counter() - started
-    path.unlink()
-    return (len(data) - BATCH) / elapsed
-
-
-def timm_loop(group: BackboneGroup, tree: Path) -> float:
-    """Give (c): images per second of timm's loader and a forward loop; nothing is written."""
-    from timm.data import create_dataset, create_loader
-
-    p = group.preprocessing
-    loader = create_loader(
-        create_dataset("", str(tree)),
-        (3, p.crop_px, p.crop_px),
-        BATCH,
-        use_prefetcher=False,
-        interpolation=p.interpolation,
-        mean=p.mean,
-        std=p.std,
-        num_workers=os.cpu_count() or 1,
-        crop_pct=p.crop_px / p.resize_px,
-        device=CPU,
-    )
-    network = group.network.to(memory_format=torch.channels_last).eval()
-    n = 0
-    with torch.inference_mode():
-        for images, _ in loader:
-            network(images.contiguous(memory_format=torch.channels_last))
-            n += len(images)
-            if n == BATCH:
-                started = time.perf_counter()
-    return (n - BATCH) / (time.perf_counter() - started)
+def setting_of(precision: str) -> Setting:
+    """Give the loops' place and precision."""
+    return Setting(CPU, precision, BATCH)
 
 
 def onnx_loop(group: BackboneGroup) -> Callable[[int], float]:
@@ -148,7 +69,7 @@ def onnx_loop(group: BackboneGroup) -> Callable[[int], float]:
     program.save(buffer)
     session = onnxruntime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
     name, array = session.get_inputs()[0].name, images.numpy()
-    return lambda n: rate(lambda: session.run(None, {name: array}), n)
+    return lambda n: rate(lambda: session.run(None, {name: array}), n, setting_of("fp32"))
 
 
 def openvino_loop(group: BackboneGroup, precision: str) -> Callable[[int], float]:
@@ -157,7 +78,7 @@ def openvino_loop(group: BackboneGroup, precision: str) -> Callable[[int], float
     pixels = torch.randint(0, 256, (BATCH, side, side, 3), dtype=torch.uint8)
     engine = LocalEngine(CPU, precision, BATCH, 1, runtime="openvino")
     step = engine.open(group, "float16").bare(pixels)
-    return lambda n: rate(step, n)
+    return lambda n: rate(step, n, setting_of(precision))
 
 
 def featx_rate(
@@ -176,7 +97,7 @@ def measure(name: str, source: Source, side: int | None, args: argparse.Namespac
     """Measure everything with one network, in turns."""
     group = open_backbones(name, weights="random")
     n = 5 * BATCH
-    n = max(n, int(bare(group, "fp32", n) * args.seconds) // BATCH * BATCH)
+    n = max(n, int(bare(group, setting_of("fp32"), n) * args.seconds) // BATCH * BATCH)
     engines = {
         (p, r): LocalEngine(CPU, p, BATCH, 1, runtime=r) for p, r in FEATX if r in args.runtimes
     }
@@ -185,10 +106,10 @@ def measure(name: str, source: Source, side: int | None, args: argparse.Namespac
         tree = make_tree(source, n, side, scratch / "tree")
         files = open_data(tree)["all"]
         steps: dict[str, Callable[[], float]] = {
-            "bare fp32": lambda: bare(group, "fp32", n),
-            "bare bf16": lambda: bare(group, "bf16", n),
-            "script": lambda: script(group, tree, scratch),
-            "timm": lambda: timm_loop(group, tree),
+            "bare fp32": lambda: bare(group, setting_of("fp32"), n),
+            "bare bf16": lambda: bare(group, setting_of("bf16"), n),
+            "script": lambda: script(group, setting_of("fp32"), tree, scratch),
+            "timm": lambda: timm_loop(group, setting_of("fp32"), tree),
         }
         with warnings.catch_warnings(), suppress(torch.onnx.OnnxExporterError):
             warnings.simplefilter("ignore")

@@ -18,13 +18,16 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
 import skorch
 import torch
 from skorch.callbacks import Callback
+from torch import nn
 
 from featx.networks import get_network
 from featx.preprocess import Preprocessing
@@ -39,10 +42,12 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class Bare:
     """A network, its images on the device, and the plainest loop over them."""
 
-    def __init__(self, args: argparse.Namespace, text: str, X: Any, y: Any) -> None:
+    def __init__(
+        self, args: argparse.Namespace, build: Callable[[], nn.Module], X: Any, y: Any
+    ) -> None:
         self.args, self.device = args, torch.device(args.device)
         order = torch.channels_last if args.channels_last else torch.contiguous_format
-        network = get_network(text).build(N_CLASSES, X.shape[1], 0).to(self.device)
+        network = build().to(self.device)
         self.network = network.to(memory_format=order)
         pixels = torch.from_numpy(X).to(self.device)
         scaled = Preprocessing(X.shape[1], X.shape[1], "bilinear", HALF, HALF).normalise(pixels)
@@ -102,9 +107,10 @@ def measure(args: argparse.Namespace, text: str) -> None:
     px = args.input_size or get_network(text).usual_px
     X = rng.integers(0, 256, (args.images, px, px, 3), np.uint8)
     y = rng.integers(0, N_CLASSES, args.images)
-    times = Alternate(Bare(args, text, X, y))
+    build = partial(get_network(text).build, N_CLASSES, px, 0)
+    times = Alternate(Bare(args, build, X, y))
     net = NetworkClassifier(
-        lambda: get_network(text).build(N_CLASSES, px, 0),
+        build,
         optimizer=torch.optim.Adam,
         lr=0.001,
         max_epochs=args.rounds + 1,

@@ -1,0 +1,1 @@
+"""What `benchmarks/gpu.py` does: one module a step or two, and what runs and records them."""

@@ -1,0 +1,234 @@
+"""Images per second: featx, its ceilings, and what else a person would run."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from loops import Setting, bare, script, timm_loop
+
+from featx.backbones import BackboneGroup
+from featx.bench.ceilings import decode_rate, forward_rate, write_rate
+from featx.engines import LocalEngine
+from featx.extract import Settings, extract_many
+from featx.extract.times import StageTimes
+from featx.sources import Source, open_data
+from featx.sources.memory import from_arrays
+from gpu_kit.kit import Kit
+
+__all__ = ["measure_rates"]
+
+_MOST_BYTES = 6 << 30
+_ARRAYS = "arrays"
+_DISK, _MEMORY = "disk", "memory"
+
+
+@dataclass(frozen=True)
+class _Case:
+    network: str
+    precision: str
+    images: str
+    target: str = _DISK
+    has_others: bool = False
+
+
+_FIRST = [
+    _Case("vgg16", "fp16", "cifar", has_others=True),
+    _Case("resnet50", "fp16", "cifar"),
+    _Case("vgg16", "fp16", _ARRAYS, _MEMORY),
+    _Case("resnet50", "fp16", "large", has_others=True),
+    _Case("squeezenet1_0", "fp16", "cifar"),
+    _Case("vit_b_16", "fp16", "large"),
+    _Case("vgg16", "fp16", "photographs", has_others=True),
+    _Case("densenet121", "fp16", "cifar"),
+    _Case("vgg16", "bf16", "cifar"),
+    _Case("resnet50", "bf16", _ARRAYS, _MEMORY),
+    _Case("resnet50", "fp16", "photographs"),
+    _Case("squeezenet1_0", "fp16", "large"),
+    _Case("vit_b_16", "bf16", _ARRAYS, _MEMORY),
+    _Case("densenet121", "bf16", "large"),
+]
+_SMALL = [
+    _Case("squeezenet1_1", "fp32", "cifar", has_others=True),
+    _Case("squeezenet1_1", "bf16", _ARRAYS, _MEMORY),
+]
+
+
+def _cases(kit: Kit) -> list[_Case]:
+    """Give the most telling first, then the rest of the product."""
+    if kit.is_small:
+        return _SMALL
+    rest = [
+        _Case(network, precision, images, target)
+        for precision in ("fp16", "bf16")
+        for images, target in (
+            ("cifar", _DISK),
+            ("large", _DISK),
+            (_ARRAYS, _MEMORY),
+            ("photographs", _DISK),
+        )
+        for network in ("vgg16", "resnet50", "densenet121", "vit_b_16", "squeezenet1_0")
+    ]
+    done = {(c.network, c.precision, c.images, c.target) for c in _FIRST}
+    return _FIRST + [c for c in rest if (c.network, c.precision, c.images, c.target) not in done]
+
+
+def measure_rates(kit: Kit) -> None:
+    """Measure case by case while there is time for another one."""
+    seconds = 0.2 if kit.is_small else 2.5
+    disk = write_rate(kit.scratch)
+    kit.row(what="disk, one writer, MB/s", found=disk / 1e6)
+    open_group = cache(kit.group)
+    slowest = 0.0
+    for case in _cases(kit):
+        if kit.left() < slowest:
+            kit.row(not_measured=f"{case} and what follows: no time")
+            break
+        began = time.monotonic()
+        with kit.trying(case=str(case)):
+            _Measurement(kit, case, open_group(case.network), seconds).run(disk)
+        slowest = max(0.8 * slowest, time.monotonic() - began)
+
+
+class _Measurement:
+    """One case."""
+
+    def __init__(self, kit: Kit, case: _Case, group: BackboneGroup, seconds: float) -> None:
+        self.kit, self.case, self.group, self.seconds = kit, case, group, seconds
+        self.engine: LocalEngine = kit.engine(case.precision, 8 if kit.is_small else None)
+        self.engine = self.engine.fitted_to(group)
+        self.setting = Setting(kit.device, case.precision, self.engine.batch_size)
+        self.row_bytes = 2 * group[0].n_features
+
+    def run(self, disk: float) -> None:
+        """Measure the ceilings, then the whole, then what else one would run."""
+        kit, case, size = self.kit, self.case, self.engine.batch_size
+        n = max(4, int(self._about() * self.seconds / size)) * size
+        alone = bare(self.group, self.setting, n // 2)
+        own = forward_rate(self.engine, self.group, "float16", self.seconds / 3)()
+        source = self._images(n)
+        decode = decode_rate(self.engine, self.group, source)
+        write = disk / self.row_bytes if case.target == _DISK else float("inf")
+        with _utilisation(kit) as busy:
+            times = self._on_disk(source) if case.target == _DISK else self._in_memory(source)
+        rate = times.images_per_second
+        others = self._others(source) if case.has_others else {"script": None, "timm": None}
+        kit.row(
+            network=case.network,
+            precision=case.precision,
+            images=f"{case.images} ({len(source):,})",
+            to=case.target,
+            batch=size,
+            bare=alone,
+            own_forward=own,
+            decode=decode,
+            write=write,
+            featx=rate,
+            of_bare=rate / alone,
+            of_least=rate / min(alone, decode, write),
+            **others,
+            gpu_busy=busy.get("mean"),
+            start_s=times.start_seconds,
+        )
+        label = f"{case.network} {case.precision} {case.images} to {case.target}"
+        kit.text(f"{label}, profile", times.table())
+
+    def _about(self) -> float:
+        """Give the network's rate, roughly."""
+        return bare(self.group, self.setting, 4 * self.engine.batch_size)
+
+    def _images(self, n: int) -> Source:
+        """Take as many images as the time and the disk allow, in whole batches."""
+        kit, size = self.kit, self.engine.batch_size
+        most = min(n, _MOST_BYTES // self.row_bytes)
+        if self.case.images == _ARRAYS:
+            side = 64 if kit.is_small else 224
+            pixels = np.random.default_rng(0).integers(0, 256, (size, side, side, 3), np.uint8)
+            source = from_arrays(pixels)
+            return source.take(np.arange(max(2 * size, most // size * size)) % size)
+        splits = open_data(kit.pictures.tree(self.case.images))
+        source = max(splits.values(), key=len)
+        n_images = max(2 * size, min(most, len(source)) // size * size)
+        return source.take(np.linspace(0, len(source) - 1, n_images).astype(int))
+
+    def _on_disk(self, source: Source) -> StageTimes:
+        target = self.kit.scratch / "rate.h5"
+        [report] = extract_many(source, self.group, self.engine, [target], Settings())
+        target.unlink()
+        assert report.times is not None
+        return report.times
+
+    def _in_memory(self, source: Source) -> StageTimes:
+        """Keep the last of the rows: memory of all would be written for the first time."""
+        size = self.engine.batch_size
+        rows = np.empty((size, self.group[0].n_features), np.float16)
+        times = StageTimes(self.engine.n_workers)
+        batches = range(len(source) // size)
+        for (batch,) in self.engine.run_many(self.group, source, batches, dtype="float16"):
+            times.add(len(batch.features), batch.seconds)
+            with times.writing():
+                rows[: len(batch.features)] = batch.features
+        times.finish()
+        return times
+
+    def _others(self, source: Source) -> dict[str, Any]:
+        """Run the script and timm's loop on the files of the source, linked into a folder."""
+        tree = self.kit.scratch / f"{self.case.images}-{len(source)}"
+        root = self.kit.pictures.tree(self.case.images)
+        for i, path in enumerate(source.paths):
+            name = tree / f"class{i % 2}" / f"{i:05}.jpg"
+            name.parent.mkdir(parents=True, exist_ok=True)
+            name.hardlink_to(_found(root, path))
+        found: dict[str, Any] = {}
+        loops = {
+            "script": partial(script, self.group, self.setting, tree, self.kit.scratch),
+            "timm": partial(timm_loop, self.group, self.setting, tree),
+        }
+        for name_, loop in loops.items():
+            found[name_] = None
+            with self.kit.trying(case=f"{name_} of {self.case}"):
+                found[name_] = loop()
+        return found
+
+
+def _found(root: Path, path: str) -> Path:
+    """Give the file of a row, whose path may begin below the folder of its split."""
+    return next(p for p in (root / path, root / "train" / path, root / "test" / path) if p.exists())
+
+
+@contextmanager
+def _utilisation(kit: Kit) -> Iterator[dict[str, float]]:
+    """Ask the driver every 50 ms for the share of time in which the card computes."""
+    found: dict[str, float] = {}
+    try:
+        import pynvml
+    except ImportError:
+        yield found
+        return
+    if not kit.is_gpu:
+        yield found
+        return
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByIndex(kit.device.index or 0)
+    values: list[int] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.wait(0.05):
+            values.append(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        stop.set()
+        thread.join()
+        found["mean"] = sum(values) / max(1, len(values)) / 100

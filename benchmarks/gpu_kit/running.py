@@ -1,0 +1,79 @@
+"""Steps one after another, each in a process of its own that is ended when its time is over."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from gpu_kit.kit import FORK, Kit, Step, last_lines, received
+from gpu_kit.record import Record
+
+__all__ = ["run_steps"]
+
+_LEAST_SECONDS = 8.0
+_GRACE_SECONDS = 5.0
+
+
+def run_steps(steps: Sequence[Step], kit: Kit, record: Record) -> None:
+    """Run steps while there is time, and record what each finds as it finds it.
+
+    Parameters
+    ----------
+    steps : sequence of Step
+        In this order.
+    kit : Kit
+        Its `ends` is that of all steps.
+    record : Record
+        Is written after each message.
+    """
+    for step in steps:
+        left = kit.left()
+        if left < _LEAST_SECONDS:
+            record.begin(step, 0.0)
+            record.end("skipped: no time", 0.0)
+            continue
+        _run(step, kit, record, min(step.seconds, left))
+
+
+def _run(step: Step, kit: Kit, record: Record, seconds: float) -> None:
+    record.begin(step, seconds)
+    started = time.monotonic()
+    ends = started + seconds
+    scratch = kit.scratch / step.name
+    scratch.mkdir()
+    here, there = FORK.Pipe(duplex=False)
+    own = replace(kit, scratch=scratch, ends=ends, send=there.send)
+    child = FORK.Process(target=_inside, args=(step, own))
+    child.start()
+    there.close()
+    state = "ended without a word"
+    for kind, value in received(here, ends + _GRACE_SECONDS):
+        if kind == "end":
+            state = value
+        else:
+            record.add(kind, value)
+    child.join(0.2 if time.monotonic() > ends else _GRACE_SECONDS)
+    if child.exitcode is None:
+        state = f"ended after {seconds:.0f} s: it took longer than its time"
+    elif child.exitcode:
+        state = f"failed: the process ended with {child.exitcode}"
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid or 0, signal.SIGKILL)  # what the step may have left running, too
+    child.join()
+    record.end(state, time.monotonic() - started)
+
+
+def _inside(step: Step, kit: Kit) -> None:
+    os.setsid()
+    state: Any = "done"
+    try:
+        step.run(kit)
+    except BaseException as error:
+        kit.text("traceback", last_lines())
+        state = f"failed: {type(error).__name__}: {error}"[:300]
+    kit.send(("end", state))
