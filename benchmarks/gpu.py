@@ -46,7 +46,7 @@ def main() -> int:
     from gpu_kit.running import run_steps
     from gpu_kit.steps import choose
 
-    steps = choose(args.steps)
+    steps = choose(args.steps, is_small=args.small)
     args.out.mkdir(parents=True, exist_ok=True)
     shared = Path(os.environ.get("FEATX_SHARED", ROOT.parent / "shared"))
     with tempfile.TemporaryDirectory(dir=args.scratch, prefix="featx-gpu-") as folder:

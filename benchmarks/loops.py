@@ -1,6 +1,6 @@
 """What else a person would run: the bare forward loop, a careful script, timm's loader.
 
-Each gives images per second behind a first batch, on a CPU or a GPU.
+Each gives images per second on a CPU or a GPU, behind the start.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torchvision.transforms import Compose, InterpolationMode, transforms
 from featx.backbones import BackboneGroup
 from featx.engines.runtimes.base import DTYPES
 
-__all__ = ["Setting", "bare", "rate", "script", "timm_loop"]
+__all__ = ["Setting", "Steady", "bare", "rate", "script", "timm_loop"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,34 @@ class Setting:
         return time.perf_counter()
 
 
+class Steady:
+    """The rate of a pipeline behind the first quarter of its images.
+
+    When the first batch comes, every worker has about one ready, which would count as speed.
+
+    Parameters
+    ----------
+    n : int
+        Images in all.
+    clock : callable, default=time.perf_counter
+        Gives seconds.
+    """
+
+    def __init__(self, n: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._n, self._clock = n, clock
+        self._began: tuple[int, float] | None = None
+
+    def tick(self, n_done: int) -> None:
+        """Take note of how many images are done."""
+        if self._began is None and 4 * n_done >= self._n:
+            self._began = n_done, self._clock()
+
+    def rate(self) -> float:
+        """Images per second, now that all are done."""
+        n_before, began = self._began or (0, 0.0)
+        return (self._n - n_before) / (self._clock() - began)
+
+
 def rate(step: Callable[[], object], n: int, setting: Setting) -> float:
     """Images per second of a step that computes one batch, over about n images."""
     step()
@@ -109,7 +137,7 @@ def script(group: BackboneGroup, setting: Setting, tree: Path, scratch: Path) ->
     order = torch.channels_last if setting.is_gpu else torch.contiguous_format
     network = group.network.to(setting.device, memory_format=order).eval()
     path = scratch / "script.h5"
-    at = 0
+    at, steady = 0, Steady(len(data))
     with h5py.File(path, "w") as file, setting.computing():
         out = file.create_dataset("features", (len(data), group[0].n_features), "float16")
         for images, _ in loader:
@@ -117,12 +145,11 @@ def script(group: BackboneGroup, setting: Setting, tree: Path, scratch: Path) ->
             features = network(there)[0].flatten(1).half()
             out[at : at + len(features)] = features.cpu().numpy()
             at += len(features)
-            if at == setting.batch:
-                started = time.perf_counter()
+            steady.tick(at)
         file.flush()
-        elapsed = time.perf_counter() - started
+        found = steady.rate()
     path.unlink()
-    return (len(data) - setting.batch) / elapsed
+    return found
 
 
 def timm_loop(group: BackboneGroup, setting: Setting, tree: Path) -> float:
@@ -130,8 +157,9 @@ def timm_loop(group: BackboneGroup, setting: Setting, tree: Path) -> float:
     from timm.data import create_dataset, create_loader
 
     p = group.preprocessing
+    data = create_dataset("", str(tree))
     loader = create_loader(
-        create_dataset("", str(tree)),
+        data,
         (3, p.crop_px, p.crop_px),
         setting.batch,
         use_prefetcher=setting.is_gpu,
@@ -144,12 +172,10 @@ def timm_loop(group: BackboneGroup, setting: Setting, tree: Path) -> float:
         device=setting.device,
     )
     network = group.network.to(setting.device, memory_format=torch.channels_last).eval()
-    n = 0
+    at, steady = 0, Steady(len(data), setting.clock)
     with setting.computing():
         for images, _ in loader:
             network(images.contiguous(memory_format=torch.channels_last))
-            n += len(images)
-            if n == setting.batch:
-                started = setting.clock()
-        elapsed = setting.clock() - started
-    return (n - setting.batch) / elapsed
+            at += len(images)
+            steady.tick(at)
+    return steady.rate()

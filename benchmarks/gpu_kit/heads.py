@@ -72,7 +72,8 @@ def _both(
 ) -> None:
     found: dict[str, np.ndarray] = {}
     seconds: dict[str, float | None] = {CPU: None}
-    for device in (str(kit.device), CPU):
+    card = str(kit.device) if kit.is_gpu else "cpu:0"  # torch's CPU, by the path of a GPU
+    for device in (card, CPU):
         if device == CPU and n >= 10_000 and (what != "Gram matrix" or kit.left() < 30):
             continue
         if n <= 100:  # the first products load libraries
@@ -82,7 +83,7 @@ def _both(
             found[device] = work(RowSpace(Pool(X, device), np.arange(n)))
 
         seconds[device] = kit.seconds(run)
-    there, here = seconds[str(kit.device)], seconds[CPU]
+    there, here = seconds[card], seconds[CPU]
     both = list(found.values())
     apart = float(np.abs(both[0] - both[-1]).max() / np.abs(both[-1]).max())
     kit.row(

@@ -40,12 +40,15 @@ class Step:
         After which it is ended, on an H100.
     title : str
         For a person.
+    is_in_small : bool, default=True
+        Whether it runs in a small run that does not name it.
     """
 
     name: str
     run: Callable[[Kit], object]
     seconds: float
     title: str
+    is_in_small: bool = True
 
 
 @dataclass(frozen=True)

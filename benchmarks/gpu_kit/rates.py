@@ -12,22 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from loops import Setting, bare, script, timm_loop
+from loops import Setting, Steady, bare, script, timm_loop
 
 from featx.backbones import BackboneGroup
-from featx.bench.ceilings import decode_rate, forward_rate, write_rate
+from featx.bench.ceilings import forward_rate, write_rate
 from featx.engines import LocalEngine
+from featx.engines.loader import Loading, iter_pixels
 from featx.extract import Settings, extract_many
 from featx.extract.times import StageTimes
+from featx.extractor import FeatureExtractor
 from featx.sources import Source, open_data
-from featx.sources.memory import from_arrays
+from featx.sources.base import ArraySource
 from gpu_kit.kit import Kit
+from gpu_kit.watching import Watch
 
 __all__ = ["measure_rates"]
 
-_MOST_BYTES = 6 << 30
+_MOST_BYTES = 4 << 30
+_MOST_OTHERS = 16_384
 _ARRAYS = "arrays"
 _DISK, _MEMORY = "disk", "memory"
+_TRANSFORM, _TRANSFORM_KEPT = "FeatureExtractor", "FeatureExtractor(memory=)"
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ _FIRST = [
     _Case("vgg16", "fp16", _ARRAYS, _MEMORY),
     _Case("resnet50", "fp16", "large", has_others=True),
     _Case("squeezenet1_0", "fp16", "cifar"),
+    _Case("vgg16", "fp16", _ARRAYS, _TRANSFORM),
     _Case("vit_b_16", "fp16", "large"),
     _Case("vgg16", "fp16", "photographs", has_others=True),
     _Case("densenet121", "fp16", "cifar"),
@@ -54,10 +60,12 @@ _FIRST = [
     _Case("squeezenet1_0", "fp16", "large"),
     _Case("vit_b_16", "bf16", _ARRAYS, _MEMORY),
     _Case("densenet121", "bf16", "large"),
+    _Case("vgg16", "fp16", _ARRAYS, _TRANSFORM_KEPT),
 ]
 _SMALL = [
     _Case("squeezenet1_1", "fp32", "cifar", has_others=True),
     _Case("squeezenet1_1", "bf16", _ARRAYS, _MEMORY),
+    _Case("squeezenet1_1", "fp32", _ARRAYS, _TRANSFORM_KEPT),
 ]
 
 
@@ -114,11 +122,11 @@ class _Measurement:
         alone = bare(self.group, self.setting, n // 2)
         own = forward_rate(self.engine, self.group, "float16", self.seconds / 3)()
         source = self._images(n)
-        decode = decode_rate(self.engine, self.group, source)
-        write = disk / self.row_bytes if case.target == _DISK else float("inf")
+        decode = self._decode(source)
+        write = disk / self.row_bytes if case.target == _DISK else None
+        least = min(alone, decode, write or alone)
         with _utilisation(kit) as busy:
-            times = self._on_disk(source) if case.target == _DISK else self._in_memory(source)
-        rate = times.images_per_second
+            rate, times = self._whole(source)
         others = self._others(source) if case.has_others else {"script": None, "timm": None}
         kit.row(
             network=case.network,
@@ -132,13 +140,42 @@ class _Measurement:
             write=write,
             featx=rate,
             of_bare=rate / alone,
-            of_least=rate / min(alone, decode, write),
+            of_least=rate / least,
             **others,
             gpu_busy=busy.get("mean"),
-            start_s=times.start_seconds,
+            start_s=times and times.start_seconds,
         )
-        label = f"{case.network} {case.precision} {case.images} to {case.target}"
-        kit.text(f"{label}, profile", times.table())
+        if times is not None:
+            label = f"{case.network} {case.precision} {case.images} to {case.target}"
+            kit.text(f"{label}, profile", times.table())
+
+    def _whole(self, source: Source) -> tuple[float, StageTimes | None]:
+        """Run featx; give images per second, and how busy each stage was."""
+        if self.case.target not in (_DISK, _MEMORY):
+            return self._transform(source), None
+        return self._on_disk(source) if self.case.target == _DISK else self._in_memory(source)
+
+    def _transform(self, source: Source) -> float:
+        """Transform arrays of a program, the start of its workers included."""
+        kit, case = self.kit, self.case
+        memory = kit.scratch / "memory" if case.target == _TRANSFORM_KEPT else None
+        extractor = FeatureExtractor(
+            case.network,
+            weights="random",
+            precision=case.precision,
+            device=kit.device_name,
+            input_size=self.group.preprocessing.crop_px,
+            workers=self.engine.workers,
+            dtype="float16",
+            memory=memory,
+        )
+        assert isinstance(source, ArraySource)
+        pixels = np.asarray(source.pixels[: len(source)])
+        # Of 64 images that repeat, memory would keep 64.
+        pixels = pixels + np.arange(len(pixels)).astype(np.uint8)[:, None, None, None]
+        extractor.fit(pixels[:8])
+        extractor.transform(pixels[:8])
+        return len(pixels) / kit.seconds(lambda: extractor.transform(pixels))
 
     def _about(self) -> float:
         """Give the network's rate, roughly."""
@@ -149,40 +186,58 @@ class _Measurement:
         kit, size = self.kit, self.engine.batch_size
         most = min(n, _MOST_BYTES // self.row_bytes)
         if self.case.images == _ARRAYS:
-            side = 64 if kit.is_small else 224
-            pixels = np.random.default_rng(0).integers(0, 256, (size, side, side, 3), np.uint8)
-            source = from_arrays(pixels)
-            return source.take(np.arange(max(2 * size, most // size * size)) % size)
-        splits = open_data(kit.pictures.tree(self.case.images))
-        source = max(splits.values(), key=len)
+            source = kit.pictures.arrays()
+        else:
+            source = max(open_data(kit.pictures.tree(self.case.images)).values(), key=len)
         n_images = max(2 * size, min(most, len(source)) // size * size)
+        if self.case.images == _ARRAYS:
+            return source.take(np.arange(n_images))
         return source.take(np.linspace(0, len(source) - 1, n_images).astype(int))
 
-    def _on_disk(self, source: Source) -> StageTimes:
+    def _decode(self, source: Source) -> float:
+        """Decode in the workers as featx does for this device, and throw the pixels away."""
+        p, size = self.group.preprocessing, self.engine.batch_size
+        first = source.image(0).size
+        is_raw = self.kit.is_gpu and p.find_resize(*first) is not None
+        loading = Loading(source, p, size, first if is_raw else None)
+        batches = range(len(source) // size)
+        steady = Steady(len(batches) * size)
+        for pixels in iter_pixels(
+            loading, batches, workers=self.engine.n_workers, pin_memory=self.kit.is_gpu
+        ):
+            steady.tick(pixels.start + size)
+        return steady.rate()
+
+    def _on_disk(self, source: Source) -> tuple[float, StageTimes]:
+        """Extract to a file; its last commit and closing count."""
         target = self.kit.scratch / "rate.h5"
-        [report] = extract_many(source, self.group, self.engine, [target], Settings())
+        steady = Steady(len(source))
+        watch = Watch(quiet=True, tick=steady.tick)
+        given = source, self.group, self.engine, [target], Settings()
+        [report] = extract_many(*given, reporter=watch)
+        rate = steady.rate()
         target.unlink()
         assert report.times is not None
-        return report.times
+        return rate, report.times
 
-    def _in_memory(self, source: Source) -> StageTimes:
+    def _in_memory(self, source: Source) -> tuple[float, StageTimes]:
         """Keep the last of the rows: memory of all would be written for the first time."""
-        size = self.engine.batch_size
+        size, steady = self.engine.batch_size, Steady(len(source))
         rows = np.empty((size, self.group[0].n_features), np.float16)
         times = StageTimes(self.engine.n_workers)
         batches = range(len(source) // size)
         for (batch,) in self.engine.run_many(self.group, source, batches, dtype="float16"):
             times.add(len(batch.features), batch.seconds)
-            with times.writing():
-                rows[: len(batch.features)] = batch.features
+            rows[: len(batch.features)] = batch.features
+            steady.tick(batch.start + len(batch.features))
         times.finish()
-        return times
+        return steady.rate(), times
 
     def _others(self, source: Source) -> dict[str, Any]:
         """Run the script and timm's loop on the files of the source, linked into a folder."""
         tree = self.kit.scratch / f"{self.case.images}-{len(source)}"
         root = self.kit.pictures.tree(self.case.images)
-        for i, path in enumerate(source.paths):
+        for i, path in enumerate(source.paths[:_MOST_OTHERS]):
             name = tree / f"class{i % 2}" / f"{i:05}.jpg"
             name.parent.mkdir(parents=True, exist_ok=True)
             name.hardlink_to(_found(root, path))

@@ -11,10 +11,14 @@ import numpy as np
 import featx
 from featx.backbones import BackboneGroup
 from featx.extract import Settings, extract_many
+from featx.progress import SILENT, Reporter
 from featx.sources import Source, open_data
 from gpu_kit.kit import FORK, Kit
+from gpu_kit.watching import Watch
 
 __all__ = ["kill_and_resume"]
+
+_TOLERANCE = 1e-2
 
 
 def kill_and_resume(kit: Kit) -> None:
@@ -27,44 +31,45 @@ def kill_and_resume(kit: Kit) -> None:
     kit.in_children(
         {"not killed": partial(_extract, group, source, whole, "not killed")}, kit.left()
     )
-    n_bytes = whole.stat().st_size
-    for k, share in enumerate((0.3, 0.6)):
-        kit.row(
-            what=f"kill {k + 1}, bytes written",
-            found=_kill(kit, group, source, broken, share * n_bytes),
-        )
+    for share in (0.3, 0.7):
+        _kill(kit, group, source, broken, int(share * len(source)))
     kit.in_children({"resumed": partial(_extract, group, source, broken, "resumed")}, kit.left())
     _compare(kit, whole, broken)
 
 
-def _extract(group: BackboneGroup, source: Source, target: Path, label: str, kit: Kit) -> None:
+def _extract(
+    group: BackboneGroup,
+    source: Source,
+    target: Path,
+    label: str,
+    kit: Kit,
+    *,
+    reporter: Reporter = SILENT,
+) -> None:
     engine = kit.engine("fp16" if kit.is_gpu else "fp32", 8 if kit.is_small else None)
+    engine = engine.fitted_to(group)
     began = time.perf_counter()
-    [report] = extract_many(source, group, engine.fitted_to(group), [target], Settings())
+    [report] = extract_many(source, group, engine, [target], Settings(), reporter=reporter)
+    n_kept = report.n_images - report.n_computed
+    seconds = time.perf_counter() - began
     kit.row(
-        run=label,
-        rows=report.n_images,
-        computed=report.n_computed,
-        kept=report.n_images - report.n_computed,
-        seconds=time.perf_counter() - began,
+        run=label, batch=engine.batch_size, computed=report.n_computed, kept=n_kept, seconds=seconds
     )
 
 
-def _kill(kit: Kit, group: BackboneGroup, source: Source, target: Path, n_bytes: float) -> int:
-    """Kill an extraction once its files have grown so far."""
-    child = FORK.Process(target=_extract, args=(group, source, target, "killed", kit))
+def _kill(kit: Kit, group: BackboneGroup, source: Source, target: Path, n_rows: int) -> None:
+    """Kill an extraction once it says that so many rows are done."""
+    count = FORK.Value("l", 0)
+    watch = Watch(quiet=True, tick=partial(setattr, count, "value"))
+    run = partial(_extract, reporter=watch)
+    child = FORK.Process(target=run, args=(group, source, target, "to be killed", kit))
     child.start()
-
-    def grown() -> int:
-        # Blocks on the disk: a file may have its whole length from the start.
-        return sum(512 * p.stat().st_blocks for p in target.parent.glob(f"{target.name}*"))
-
-    while child.is_alive() and grown() < n_bytes and kit.left() > 0:
-        time.sleep(0.002)
-    size = grown()
+    while child.is_alive() and count.value < n_rows and kit.left() > 0:
+        time.sleep(0.001)
+    n_done = count.value
     child.kill()
     child.join()
-    return size
+    kit.row(what=f"killed at {n_rows:,} of {len(source):,} rows; it said", found=n_done)
 
 
 def _compare(kit: Kit, whole: Path, broken: Path) -> None:

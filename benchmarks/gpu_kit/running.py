@@ -70,6 +70,7 @@ def _run(step: Step, kit: Kit, record: Record, seconds: float) -> None:
 
 def _inside(step: Step, kit: Kit) -> None:
     os.setsid()
+    os.environ["FEATX_DATA"] = str(kit.scratch / "data")  # no step knows what another hashed
     state: Any = "done"
     try:
         step.run(kit)

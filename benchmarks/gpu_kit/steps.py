@@ -25,8 +25,8 @@ STEPS = [
     Step("race", race, 40, "distinct batches under way at once, against one by one"),
     Step("numbers", compare_precisions, 40, "fp32 against float64, whatever TF32 is allowed"),
     Step("memory", run_short_of_memory, 60, "little memory: a sentence, never a traceback"),
-    Step("compile", compile_once, 90, "compiled once, no CUDA graph skipped"),
-    Step("rates", measure_rates, 130, "images per second against ceilings and other loops"),
+    Step("compile", compile_once, 75, "compiled once, no CUDA graph skipped", is_in_small=False),
+    Step("rates", measure_rates, 110, "images per second against ceilings and other loops"),
     Step("profile", profile_batches, 25, "where the time of warm batches goes"),
     Step("resume", kill_and_resume, 45, "an extraction that is killed twice"),
     Step("heads", fit_heads, 60, "Gram matrices and heads on the card and on the cores"),
@@ -35,7 +35,7 @@ STEPS = [
 ]
 
 
-def choose(names: str | None) -> list[Step]:
+def choose(names: str | None, *, is_small: bool) -> list[Step]:
     """Choose steps by names with commas between; all of them by default.
 
     Raises
@@ -44,7 +44,7 @@ def choose(names: str | None) -> list[Step]:
         If there is none of a name.
     """
     if names is None:
-        return STEPS
+        return [step for step in STEPS if step.is_in_small or not is_small]
     known = {step.name: step for step in STEPS}
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     if unknown := [name for name in wanted if name not in known]:

@@ -31,14 +31,14 @@ _NETWORKS = {
     "cnn-hoogasian-cifar": 25_000,
     "cnn-veer": 25_000,
     "cnn-nellangara": 25_000,
-    "resnet18": 12_800,
-    "densenet161": 3_200,
+    "resnet18": 6_400,
+    "densenet161": 1_600,
 }
 
 
 def train_networks(kit: Kit) -> None:
     """Time epochs of both loops in turns, then those of a training taken up again."""
-    networks = {"cnn-hoogasian-cifar": 128} if kit.is_small else _NETWORKS
+    networks = {"cnn-hoogasian-cifar": 64} if kit.is_small else _NETWORKS
     for name, n in networks.items():
         for precision in ("fp32", "fp16") if kit.is_gpu else ("fp32",):
             if kit.left() < 8:
@@ -114,7 +114,7 @@ class _Clock(Callback):  # type: ignore[misc]
 
 
 def _resumed(kit: Kit, name: str, n: int) -> None:
-    """Train three epochs, take the file up and train three more; fresh ones beside them."""
+    """Train some epochs, take the file up and train as many more; fresh ones beside them."""
     X, y = _images(n)
 
     def train(n_epochs: int, file: Path | None) -> list[float]:
@@ -126,13 +126,14 @@ def _resumed(kit: Kit, name: str, n: int) -> None:
         return clock.seconds
 
     file = kit.scratch / "training.unfinished"
-    first = train(3, file)
-    again = train(6, file)
-    fresh = train(3, None)
+    n_epochs = 2 if kit.is_small else 3
+    first = train(n_epochs, file)
+    again = train(2 * n_epochs, file)
+    fresh = train(n_epochs, None)
     kit.row(
         network=name,
         what="epochs, s: first run, resumed, fresh without a file",
         found="; ".join(" ".join(f"{s:.2f}" for s in part) for part in (first, again, fresh)),
         resumed_to_fresh=median(again[1:]) / median(first[1:]),
-        right=len(again) == 3,
+        right=len(again) == n_epochs,
     )
