@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-# Flags that two lanes leave changed are what `numbers` is there to find.
 STEPS = "machine,resize,waits,race,numbers,memory,rates,profile,resume,heads,train,main"
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs processes that fork")
@@ -20,7 +19,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process
 
 def run(code: list[str], out: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *code, "--out", str(out), "--device", "cpu", "--small"],
+        [sys.executable, *code, "--out", str(out), "--device", "cpu"],
         cwd=out.parent,
         env=os.environ | {"TMPDIR": str(out.parent)},
         check=False,
@@ -34,7 +33,8 @@ def steps_of(out: Path) -> dict[str, Any]:
 
 
 def test_every_step_finds_on_a_cpu_what_it_should(tmp_path):
-    found = run([str(BENCHMARKS / "gpu.py"), "--steps", STEPS], tmp_path / "out")
+    words = [str(BENCHMARKS / "gpu.py"), "--small", "--minutes", "60", "--steps", STEPS]
+    found = run(words, tmp_path / "out")
     steps = steps_of(tmp_path / "out")
     assert {name: step["state"] for name, step in steps.items()} == dict.fromkeys(
         STEPS.split(","), "done"
@@ -78,11 +78,12 @@ def wrong(kit):
     kit.row(what="behind it", found=6)
 
 def child(kit):
-    kit.in_children({{"dies": lambda kit: os._exit(7), "lives": lambda kit: kit.row(what="alive")}}, 60)
+    trials = {{"dies": lambda kit: os._exit(7), "lives": lambda kit: kit.row(what="alive")}}
+    kit.in_children(trials, 60)
 
 steps.STEPS[:] = [
     Step("fail", fail, 60, ""), Step("die", lambda kit: os._exit(9), 60, ""),
-    Step("hang", hang, 2, ""), Step("wrong", wrong, 60, ""), Step("child", child, 60, ""),
+    Step("hang", hang, 4, ""), Step("wrong", wrong, 60, ""), Step("child", child, 60, ""),
 ]
 sys.exit(gpu.main())
 """
@@ -94,7 +95,7 @@ def test_a_step_that_fails_hangs_or_dies_ends_alone(tmp_path):
     assert {name: step["state"] for name, step in steps.items()} == {
         "fail": "failed: ValueError: as told",
         "die": "failed: the process ended with 9",
-        "hang": "ended after 2 s: it took longer than its time",
+        "hang": "ended after 4 s: it took longer than its time",
         "wrong": "2 wrong",
         "child": "1 wrong",
     }, found.stdout + found.stderr
