@@ -11,9 +11,10 @@ from featx.errors import UsageError, unknown_name
 from featx.heads import foreign
 from featx.heads.base import CvCurve, Fit, FitOptions, Head, LinearModel, Model
 from featx.heads.centroid import NCM
-from featx.heads.knn import KNN
+from featx.heads.knn import KNN, KNN_DINO
 from featx.heads.lda import LDA
 from featx.heads.linear import LOGREG, RIDGE, SVM
+from featx.heads.linear_probe import LINEAR_PROBE
 from featx.heads.mlp import MLP
 from featx.heads.rowspace import Pool, RowSpace
 from featx.heads.torch_mlp import MLP_TORCH
@@ -38,7 +39,8 @@ __all__ = [
 ]
 
 _HEADS: dict[str, Head] = {
-    head.name: head for head in (SVM, LOGREG, RIDGE, MLP, MLP_TORCH, KNN, NCM, LDA)
+    head.name: head
+    for head in (SVM, LOGREG, RIDGE, MLP, MLP_TORCH, KNN, KNN_DINO, NCM, LDA, LINEAR_PROBE)
 }
 _WITH_SETTINGS = re.compile(r"(?P<name>[^()]+)(\((?P<words>[^()]*)\))?")
 

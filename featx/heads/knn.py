@@ -1,4 +1,4 @@
-"""`knn`: votes of the nearest training rows."""
+"""`knn` and `knn-dino`: votes of the nearest training rows, equal or weighted."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from featx.heads.search import choose
 from featx.heads.select import fold_rows
 from featx.heads.training import check_options, codes_of
 
-__all__ = ["KNN", "KnnHead", "KnnModel"]
+__all__ = ["KNN", "KNN_DINO", "DinoKnnHead", "KnnHead", "KnnModel"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class KnnModel:
         Of the features, on both sides.
     link : {"shares"}
         Scores become probabilities because they are shares of the votes.
+    temperature : float, optional
+        Of votes by cosine, each with the weight exp(cosine / temperature).
     """
 
     classes_: NDArray[np.int64]
@@ -56,6 +58,7 @@ class KnnModel:
     n_neighbors: int
     scaling: Scaling = UNSCALED
     link: str = "shares"
+    temperature: float | None = None
 
     def decision_function(self, X: Rows) -> Array:
         """Shares of the votes: (n_rows, n_classes).
@@ -81,10 +84,13 @@ class KnnModel:
         for rows in row_blocks(n_rows, max(n_features, len(known), width)):
             block = np.asarray(X[rows])
             check_finite(block, rows.start, X.rows if isinstance(X, RowsView) else None)
-            # |x - t|^2 = |x|^2 - 2 x t + |t|^2, and |x|^2 changes no order of the rows t.
-            distances = squares - 2.0 * (self.scaling.apply(block) @ known.T)
-            votes = self.codes[_nearest(distances, self.n_neighbors)]
-            shares[rows] = _counts(votes, len(self.classes_))[:, -1] / self.n_neighbors
+            new = self.scaling.apply(block)
+            own = _squares(new) if self.temperature else None
+            distances = _distances(new @ known.T, squares, own)
+            found = _votes(
+                distances, self.codes, self.n_neighbors, len(self.classes_), self.temperature
+            )[:, -1]
+            shares[rows] = found / found.sum(axis=1, keepdims=True)
         return shares[:, 1] - 0.5 if len(self.classes_) == 2 else shares
 
     def predict(self, X: Rows) -> NDArray[np.int64]:
@@ -122,6 +128,10 @@ class KnnHead(Configurable):
     n_neighbors: tuple[int, ...] = setting((1, 3, 5, 9, 15, 25), within="[1, inf)")
     link: str = "shares"
 
+    @property
+    def _temperature(self) -> float | None:
+        return None
+
     def fit(self, space: RowSpace, y: NDArray[np.int64], options: FitOptions) -> Fit:
         """Choose k inside the subset, then keep all of it.
 
@@ -152,13 +162,15 @@ class KnnHead(Configurable):
         folds = fold_rows(codes, options.folds, options.seed, options.groups)
         fewest = min((len(fitted) for fitted, _ in folds), default=max(self.n_neighbors))
         smallest = min(self.n_neighbors)
+        if len(self.n_neighbors) > 1:
+            smallest = min(smallest, len(codes))
         grid = [k for k in self.n_neighbors if k <= fewest] or [smallest]
         found = choose(
             "n_neighbors",
             grid,
             smallest,
             folds,
-            partial(_accuracies, space, codes, grid),
+            partial(_accuracies, space, codes, grid, self._temperature),
         )
         k = int(found.value)
         if k > len(codes):
@@ -167,36 +179,91 @@ class KnnHead(Configurable):
                 "take fewer neighbours, or more images per class"
             )
         rows = space.pool.X[space.index]
-        model = KnnModel(classes, rows, codes, k, space.scaling)
+        model = KnnModel(
+            classes, rows, codes, k, space.scaling, self.link, temperature=self._temperature
+        )
         return Fit(model, cv=found.cv, notes=found.notes)
+
+
+@dataclass(frozen=True)
+class DinoKnnHead(KnnHead):
+    """The k nearest rows by cosine vote, each with the weight exp(cosine / temperature).
+
+    This is how papers on self-supervised features report k nearest neighbours, with k = 10 or 20
+    and a temperature of 0.07.
+
+    Parameters
+    ----------
+    name, estimator : str
+        As in every head.
+    n_neighbors : tuple of int
+        As in `KnnHead`.
+    temperature : float
+        Of the weights.
+
+    References
+    ----------
+    Z. Wu, Y. Xiong, S. Yu and D. Lin, "Unsupervised feature learning via non-parametric instance
+    discrimination", CVPR 2018, section 3.4. M. Caron et al., "Emerging properties in
+    self-supervised vision transformers", ICCV 2021, appendix F.1 (``eval_knn.py``).
+    """
+
+    name: str = "knn-dino"
+    n_neighbors: tuple[int, ...] = setting((10, 20), within="[1, inf)")
+    temperature: float = setting(0.07, within="(0, inf)")
+
+    @property
+    def _temperature(self) -> float | None:
+        return self.temperature
 
 
 def _accuracies(
     space: RowSpace,
     codes: NDArray[np.int64],
     grid: Sequence[int],
+    temperature: float | None,
     fitted: NDArray[np.int64],
     left_out: NDArray[np.int64],
 ) -> list[float]:
     space = space.refitted(fitted)
     n_classes, right = int(codes.max()) + 1, np.zeros(len(grid))
     most = max(grid)
-    for rows, distances in _distances(space, left_out, fitted, most * n_classes):
-        counts = _counts(codes[fitted][_nearest(distances, most)], n_classes)
-        right += [np.sum(counts[:, k - 1].argmax(axis=1) == codes[rows]) for k in grid]
+    is_cosine = temperature is not None
+    for rows, distances in _of_left_out(space, left_out, fitted, most * n_classes, is_cosine):
+        votes = _votes(distances, codes[fitted], most, n_classes, temperature)
+        right += [np.sum(votes[:, k - 1].argmax(axis=1) == codes[rows]) for k in grid]
     return [float(share) for share in right / len(left_out)]
 
 
-def _distances(
-    space: RowSpace, left_out: NDArray[np.int64], fitted: NDArray[np.int64], width: int
+def _of_left_out(
+    space: RowSpace,
+    left_out: NDArray[np.int64],
+    fitted: NDArray[np.int64],
+    width: int,
+    is_cosine: bool,
 ) -> Iterator[tuple[NDArray[np.int64], Array]]:
-    """Blocks of rows, and |t|^2 - 2 x t to the fitted rows t: |x|^2 changes no order."""
-    known = None if space.is_wide else space.dense[fitted]
-    squares = np.diag(space.gram)[fitted] if known is None else _squares(known)
+    """Blocks of rows, and their distances to the fitted rows."""
+    rows_there = None if space.is_wide else space.dense
+    squares = np.diag(space.gram) if rows_there is None else _squares(rows_there)
     for part in row_blocks(len(left_out), max(len(fitted), width)):
         rows = left_out[part]
-        inner = space.gram[np.ix_(rows, fitted)] if known is None else space.dense[rows] @ known.T
-        yield rows, squares - 2.0 * inner
+        inner = (
+            space.gram[np.ix_(rows, fitted)]
+            if rows_there is None
+            else rows_there[rows] @ rows_there[fitted].T
+        )
+        yield rows, _distances(inner, squares[fitted], squares[rows] if is_cosine else None)
+
+
+def _distances(inner: Array, squares: Array, own: Array | None) -> Array:
+    """Distances in the order of |x - t|^2, from x t and |t|^2; with |x|^2, 1 - 2 cosine.
+
+    |x - t|^2 = |x|^2 - 2 x t + |t|^2, and |x|^2 changes no order of the rows t.
+    """
+    if own is None:
+        return np.asarray(squares - 2.0 * inner)
+    norms = np.sqrt(np.outer(own, squares))
+    return np.asarray(1.0 - 2.0 * inner / np.where(norms > 0, norms, 1.0))
 
 
 def _squares(rows: Array) -> Array:
@@ -208,9 +275,21 @@ def _nearest(distances: Array, k: int) -> NDArray[np.int64]:
     return np.argsort(distances, axis=1, kind="stable")[:, :k]
 
 
-def _counts(votes: NDArray[np.int64], n_classes: int) -> NDArray[np.int64]:
-    """Votes of the classes after each neighbour: (n_rows, k, n_classes)."""
-    return np.cumsum(votes[:, :, None] == np.arange(n_classes), axis=1)
+def _votes(
+    distances: Array, codes: NDArray[np.int64], k: int, n_classes: int, temperature: float | None
+) -> NDArray[Any]:
+    """Votes of the classes after each neighbour: (n_rows, k, n_classes).
+
+    With a temperature, distances are 1 - 2 cosine; of equal votes the sum is the same.
+    """
+    nearest = _nearest(distances, k)
+    votes: NDArray[Any] = codes[nearest][:, :, None] == np.arange(n_classes)
+    if temperature is not None:
+        cosines = -0.5 * np.take_along_axis(distances, nearest, axis=1)
+        # Less the largest: shares are the same, and nothing overflows.
+        votes = votes * np.exp((cosines - cosines[:, :1]) / temperature)[:, :, None]
+    return np.cumsum(votes, axis=1)
 
 
 KNN = KnnHead()
+KNN_DINO = DinoKnnHead()

@@ -236,6 +236,8 @@ def _check_knn(model: KnnModel) -> None:
     k = model.n_neighbors
     _require(type(k) is int and 1 <= k <= len(model.rows), f"n_neighbors is {k!r}")
     _require(model.link == "shares", f"the link {model.link!r} is unknown")
+    t = model.temperature
+    _require(t is None or (isinstance(t, float) and 0 < t < np.inf), f"the temperature is {t!r}")
 
 
 def _check_scaling(scaling: Scaling, n_features: int) -> None:

@@ -20,6 +20,7 @@ from featx.heads.classifier import Classifier
 
 FOREIGN = "sklearn.linear_model:LogisticRegression"
 QUICK = {
+    "linear-probe": {"max_iter": 300, "lr": (0.01, 0.1)},
     "mlp-torch": {
         "hidden": (16,),
         "dropout": 0.0,

@@ -13,7 +13,7 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 from featx.errors import ProtocolError, UsageError
 from featx.heads import FitOptions, RowSpace
 from featx.heads.base import RowsView
-from featx.heads.knn import KNN
+from featx.heads.knn import KNN, KNN_DINO
 
 SHAPES = [(60, 300, 3), (60, 300, 2), (90, 20, 3), (200, 20, 2), (75, 74, 15)]
 SCALERS = {"none": "passthrough", "l2": Normalizer(), "standard": StandardScaler()}
@@ -105,3 +105,86 @@ def test_whole_groups_are_left_out():
     grouped = KNN.fit(space, y, FitOptions(groups=np.arange(160) // 4))
     assert max(by_heart.cv.mean) == 1
     assert max(grouped.cv.mean) < 0.75
+
+
+def votes_of_dino(train, codes, new, k, n_classes, temperature=0.07):
+    """Write eval_knn.py of DINO in NumPy."""
+    train, new = (X / np.linalg.norm(X, axis=1, keepdims=True) for X in (train, new))
+    similarity = new @ train.T
+    nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    weights = np.exp(np.take_along_axis(similarity, nearest, axis=1) / temperature)
+    one_hot = np.eye(n_classes)[codes[nearest]]
+    return (one_hot * weights[:, :, None]).sum(axis=1)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("k", [1, 10, 20])
+def test_weighted_votes_are_those_of_dino(shape, k):
+    X, y = features(*shape, noise=4.0)
+    new, _ = features(150, *shape[1:], seed=1, noise=4.0)
+    head = KNN_DINO.with_settings(n_neighbors=k)
+    model = head.fit(RowSpace.of(X), y, FitOptions()).model
+    classes, codes = np.unique(y, return_inverse=True)
+    votes = votes_of_dino(
+        *(A.astype(np.float64) for A in (X,)), codes, new.astype(np.float64), k, len(classes)
+    )
+    assert np.array_equal(model.predict(new), classes[votes.argmax(axis=1)])
+    chances = model.probabilities(model.decision_function(new))
+    assert np.allclose(chances, votes / votes.sum(axis=1, keepdims=True), atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[3]], ids=str)
+def test_the_k_of_dino_is_chosen_inside_the_subset(shape):
+    X, y = features(*shape, noise=4.0)
+    fit = KNN_DINO.fit(RowSpace.of(X), y, FitOptions(seed=2))
+    folds = StratifiedKFold(5, shuffle=True, random_state=2)
+    _, codes = np.unique(y, return_inverse=True)
+    expected = [
+        np.mean(
+            [
+                np.mean(
+                    votes_of_dino(
+                        X[fitted].astype(np.float64),
+                        codes[fitted],
+                        X[out].astype(np.float64),
+                        k,
+                        shape[2],
+                    ).argmax(axis=1)
+                    == codes[out]
+                )
+                for fitted, out in folds.split(X, y)
+            ]
+        )
+        for k in (10, 20)
+    ]
+    assert fit.cv.C == (10, 20)
+    assert np.allclose(fit.cv.mean, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", ["l2", "standard"])
+def test_cosines_are_those_of_scaled_features(scale):
+    X, y = features(80, 30, 3, noise=4.0)
+    new, _ = features(50, 30, 3, seed=1, noise=4.0)
+    fit = KNN_DINO.with_settings(n_neighbors=10).fit(RowSpace.of(X), y, FitOptions(scale=scale))
+    scaler = SCALERS[scale].fit(X.astype(np.float64))
+    classes, codes = np.unique(y, return_inverse=True)
+    scaled = (scaler.transform(A.astype(np.float64)) for A in (X, new))
+    train, test = scaled
+    votes = votes_of_dino(train, codes, test, 10, 3)
+    assert np.array_equal(fit.model.predict(new), classes[votes.argmax(axis=1)])
+
+
+def test_fewer_rows_than_neighbours_all_vote():
+    X, y = features(6, 30, 2)
+    assert KNN_DINO.fit(RowSpace.of(X), y, FitOptions()).model.n_neighbors == 6
+    with pytest.raises(ProtocolError, match="n_neighbors=7"):
+        KNN_DINO.with_settings(n_neighbors=7).fit(RowSpace.of(X), y, FitOptions())
+
+
+def test_the_smallest_temperature_leaves_the_nearest_row():
+    X, y = features(90, 40, 3, noise=4.0)
+    new, _ = features(50, 40, 3, seed=1, noise=4.0)
+    cold = KNN_DINO.with_settings(n_neighbors=20, temperature=1e-6)
+    one = KNN_DINO.with_settings(n_neighbors=1)
+    models = [head.fit(RowSpace.of(X), y, FitOptions()).model for head in (cold, one)]
+    assert np.array_equal(models[0].predict(new), models[1].predict(new))
