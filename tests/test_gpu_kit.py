@@ -81,9 +81,15 @@ def child(kit):
     trials = {{"dies": lambda kit: os._exit(7), "lives": lambda kit: kit.row(what="alive")}}
     kit.in_children(trials, 60)
 
+def die(kit):
+    os._exit(9)
+
 steps.STEPS[:] = [
-    Step("fail", fail, 60, ""), Step("die", lambda kit: os._exit(9), 60, ""),
-    Step("hang", hang, 4, ""), Step("wrong", wrong, 60, ""), Step("child", child, 60, ""),
+    Step(name, f"{{module}}:{{name}}", 4 if name == "hang" else 60, "")
+    for module, name in [
+        ("__main__", "fail"), ("no_such_package", "missing"), ("__main__", "die"),
+        ("__main__", "hang"), ("__main__", "wrong"), ("__main__", "child"),
+    ]
 ]
 sys.exit(gpu.main())
 """
@@ -94,6 +100,7 @@ def test_a_step_that_fails_hangs_or_dies_ends_alone(tmp_path):
     steps = steps_of(tmp_path / "out")
     assert {name: step["state"] for name, step in steps.items()} == {
         "fail": "failed: ValueError: as told",
+        "missing": "failed: ModuleNotFoundError: No module named 'no_such_package'",
         "die": "failed: the process ended with 9",
         "hang": "ended after 4 s: it took longer than its time",
         "wrong": "2 wrong",

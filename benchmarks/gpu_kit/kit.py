@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ class Step:
     ----------
     name : str
         As ``--steps`` takes it.
-    run : callable
-        Takes a `Kit`.
+    work : str
+        ``module:function`` of this package; the function takes a `Kit`.
     seconds : float
         After which it is ended, on an H100.
     title : str
@@ -45,10 +46,16 @@ class Step:
     """
 
     name: str
-    run: Callable[[Kit], object]
+    work: str
     seconds: float
     title: str
     is_in_small: bool = True
+
+    def load(self) -> Callable[[Kit], object]:
+        """Import what it needs; a package that is missing fails no other step."""
+        module, name = self.work.split(":")
+        found: Callable[[Kit], object] = getattr(import_module(module), name)
+        return found
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -46,11 +46,17 @@ def _run(step: Step, kit: Kit, record: Record, seconds: float) -> None:
     record.begin(step, seconds)
     started = time.monotonic()
     ends = started + seconds
+    try:
+        work = step.load()  # before the fork: the other steps have it imported, too
+    except Exception as error:
+        record.add("text", ("traceback", last_lines()))
+        record.end(f"failed: {type(error).__name__}: {error}", 0.0)
+        return
     scratch = kit.scratch / step.name
     scratch.mkdir()
     here, there = FORK.Pipe(duplex=False)
     own = replace(kit, scratch=scratch, ends=ends, send=there.send)
-    child = FORK.Process(target=_inside, args=(step, own))
+    child = FORK.Process(target=_inside, args=(work, own))
     child.start()
     there.close()
     state = "ended without a word"
@@ -70,12 +76,12 @@ def _run(step: Step, kit: Kit, record: Record, seconds: float) -> None:
     record.end(state, time.monotonic() - started)
 
 
-def _inside(step: Step, kit: Kit) -> None:
+def _inside(work: Callable[[Kit], object], kit: Kit) -> None:
     os.setsid()
     os.environ["FEATX_DATA"] = str(kit.scratch / "data")  # no step knows what another hashed
     state: Any = "done"
     try:
-        step.run(kit)
+        work(kit)
     except BaseException as error:
         kit.text("traceback", last_lines())
         state = f"failed: {type(error).__name__}: {error}"[:300]
