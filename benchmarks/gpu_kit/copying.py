@@ -5,17 +5,17 @@ from __future__ import annotations
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from featx.backbones import BackboneGroup
-from featx.engines.loader import Loading, PixelBatch
 from featx.engines.runtimes import Resize, Result
 from featx.preprocess import Preprocessing
 from featx.resample import RESAMPLED
@@ -80,33 +80,37 @@ def find_waits(kit: Kit) -> None:
         group = kit.group(name)
         for precision in ("fp16", "fp32") if kit.is_gpu else ("bf16",):
             runtime = kit.engine(precision, 64).open(group, "float16")
-            for label, (batch, resize) in _two_ways(kit, group, 64).items():
+            for label, (pixels, resize) in _two_ways(kit, group, 64).items():
                 for _ in range(3):
-                    runtime.start(batch.pixels, resize)()
+                    runtime.start(pixels, resize)()
                 with kit.trying(network=name, precision=precision, pixels=label):
                     with _no_waits(kit, "error"):
-                        result = runtime.start(batch.pixels, resize)
+                        result = runtime.start(pixels, resize)
                     result()
                     kit.row(network=name, precision=precision, pixels=label, right=True, found="")
                 if kit.is_gpu:
-                    _list_waits(kit, name, partial(runtime.start, batch.pixels, resize))
+                    _list_waits(kit, name, partial(runtime.start, pixels, resize))
 
 
 def _two_ways(
     kit: Kit, group: BackboneGroup, n: int
-) -> dict[str, tuple[PixelBatch, Resize | None]]:
-    """Load a batch to be enlarged on the device, and one that the workers enlarged."""
+) -> dict[str, tuple[torch.Tensor, Resize | None]]:
+    """Load a batch that is enlarged already, and one to be enlarged on the device."""
     n = 8 if kit.is_small else n
     source = open_data(kit.pictures.tree("cifar"))["test"].take(np.arange(n))
-    loading = Loading(source, group.preprocessing, n)
+    images = [source.image(row) for row in range(n)]
+    enlarged = [group.preprocessing.pixels(image) for image in images]
+    both: dict[str, tuple[Sequence[Any], Resize | None]] = {"already enlarged": (enlarged, None)}
     resize = group.preprocessing.find_resize(32, 32)
-    both = {"enlarged by the workers": (loading, None)}
     if resize is not None:
-        both["enlarged on the device"] = replace(loading, raw_size=(32, 32)), resize
-    loaded = {label: (pair[0].load(0), pair[1]) for label, pair in both.items()}
-    if not kit.is_gpu:
-        return loaded
-    return {label: (batch.pin_memory(), r) for label, (batch, r) in loaded.items()}
+        both["enlarged on the device"] = images, resize
+    return {label: (_batch(kit, arrays), found) for label, (arrays, found) in both.items()}
+
+
+def _batch(kit: Kit, images: Sequence[Any]) -> torch.Tensor:
+    """Make a batch on the host, page-locked for a GPU."""
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+    return pixels.pin_memory() if kit.is_gpu else pixels
 
 
 @contextmanager
@@ -143,12 +147,12 @@ def race(kit: Kit) -> None:
     precision = "fp16" if kit.is_gpu else "fp32"
     engine = replace(kit.engine(precision, batch), resize_on_device=True, images_per_batch=batch)
     resize = group.preprocessing.find_resize(32, 32)
-    loading = Loading(source, group.preprocessing, batch, None if resize is None else (32, 32))
+    assert resize is not None
     runtime = engine.open(group, "float16")
     wanted = []
     for i in range(n_batches):
         kit.wait()
-        [rows] = runtime.start(loading.load(i).pixels, resize)()
+        [rows] = runtime.start(_batch(kit, images[i * batch : (i + 1) * batch]), resize)()
         kit.wait()
         wanted.append(rows.copy())
     n_kinds = len({rows.tobytes() for rows in wanted})

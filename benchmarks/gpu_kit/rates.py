@@ -15,9 +15,8 @@ import numpy as np
 from loops import Setting, Steady, bare, script, timm_loop
 
 from featx.backbones import BackboneGroup
-from featx.bench.ceilings import forward_rate, write_rate
+from featx.bench.ceilings import decode_rate, forward_rate, write_rate
 from featx.engines import LocalEngine
-from featx.engines.loader import Loading, iter_pixels
 from featx.extract import Settings, extract_many
 from featx.extract.times import StageTimes
 from featx.extractor import FeatureExtractor
@@ -122,7 +121,7 @@ class _Measurement:
         alone = bare(self.group, self.setting, n // 2)
         own = forward_rate(self.engine, self.group, "float16", self.seconds / 3)()
         source = self._images(n)
-        decode = self._decode(source)
+        decode = decode_rate(self.engine, self.group, source)
         write = disk / self.row_bytes if case.target == _DISK else None
         least = min(alone, decode, write or alone)
         with _utilisation(kit) as busy:
@@ -193,20 +192,6 @@ class _Measurement:
         if self.case.images == _ARRAYS:
             return source.take(np.arange(n_images))
         return source.take(np.linspace(0, len(source) - 1, n_images).astype(int))
-
-    def _decode(self, source: Source) -> float:
-        """Decode in the workers as featx does for this device, and throw the pixels away."""
-        p, size = self.group.preprocessing, self.engine.batch_size
-        first = source.image(0).size
-        is_raw = self.kit.is_gpu and p.find_resize(*first) is not None
-        loading = Loading(source, p, size, first if is_raw else None)
-        batches = range(len(source) // size)
-        steady = Steady(len(batches) * size)
-        for pixels in iter_pixels(
-            loading, batches, workers=self.engine.n_workers, pin_memory=self.kit.is_gpu
-        ):
-            steady.tick(pixels.start + size)
-        return steady.rate()
 
     def _on_disk(self, source: Source) -> tuple[float, StageTimes]:
         """Extract to a file; its last commit and closing count."""
