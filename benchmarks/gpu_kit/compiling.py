@@ -33,6 +33,9 @@ def compile_once(kit: Kit) -> None:
     """Warm up, run batches of both kinds, and count what was compiled behind the start."""
     from torch._dynamo.utils import counters
 
+    trees = {"32 px, enlarged on the device": "cifar", "224 px files": "large"}
+    for tree in trees.values():
+        kit.pictures.tree(tree)  # by processes that are forked before CUDA starts
     kept = _Kept()
     logging.getLogger("torch").addHandler(kept)
     torch._logging.set_logs(recompiles=True, graph_breaks=True, cudagraphs=True)
@@ -45,7 +48,7 @@ def compile_once(kit: Kit) -> None:
     kit.row(what=f"compiling {name} and one batch, s", found=time.perf_counter() - began)
     _log(kit, "warming up", counters, kept)
     n_graphs = counters["stats"]["unique_graphs"]
-    for label, tree in (("32 px, enlarged on the device", "cifar"), ("224 px files", "large")):
+    for label, tree in trees.items():
         began = time.perf_counter()
         _run(kit, engine, group, tree)
         kit.row(what=f"6 batches of {label}, s", found=time.perf_counter() - began)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,7 @@ class Kit:
             there.close()
             pairs.append((name, here, child))
         for name, here, child in pairs:
-            for message in received(here, ends):
+            for message in received(here, child, ends):
                 self.send(message)
             child.join(max(0.1, ends - time.monotonic()))
             if child.exitcode is None:
@@ -172,9 +173,14 @@ def _run_trial(name: str, trial: Callable[[Kit], object], kit: Kit, there: Any) 
         trial(inner)
 
 
-def received(here: Any, ends: float) -> Iterator[tuple[str, Any]]:
-    """Give the messages of a child until it is over, or the time is."""
-    while here.poll(max(0.0, ends - time.monotonic())):
+def received(here: Any, child: Any, ends: float) -> Iterator[tuple[str, Any]]:
+    """Give the messages of a child until it is over, or the time is.
+
+    Workers that it leaves hold the other end of its pipe: its own end is looked at, too.
+    """
+    while wait([here, child.sentinel], max(0.0, ends - time.monotonic())):
+        if not here.poll():
+            return
         try:
             yield here.recv()
         except EOFError:

@@ -119,26 +119,29 @@ def run_tests(kit: Kit) -> None:
     ]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     shared = {"PYTHONPATH": path, "FEATX_SHARED": str(kit.pictures.shared)}
-    told = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=os.environ | shared | ({"FEATX_REQUIRE": "gpu"} if kit.is_gpu else {}),
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=kit.left() - 2,
-    )
-    if not found.exists():
-        kit.text("pytest", (told.stdout + told.stderr)[-4000:])
-        raise RuntimeError(f"pytest ended with {told.returncode} before any test")
-    suite = next(ET.parse(found).getroot().iter("testsuite"))
+    log = kit.scratch / "tests.log"
+    try:
+        with log.open("w", encoding="utf-8") as stream:
+            subprocess.run(
+                command,
+                cwd=ROOT,
+                env=os.environ | shared | ({"FEATX_REQUIRE": "gpu"} if kit.is_gpu else {}),
+                check=False,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                timeout=kit.left() - 2,
+            )
+        suite = next(ET.parse(found).getroot().iter("testsuite"))
+    except (subprocess.TimeoutExpired, OSError):
+        kit.text("pytest", log.read_text(encoding="utf-8")[-4000:])
+        raise
     bad = [c for c in suite.iter("testcase") if {e.tag for e in c} & {"failure", "error"}]
     counts = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
     kit.row(**counts, right=not bad and counts["tests"] > 0)
     for case in bad:
         kit.row(failed=f"{case.get('classname')}::{case.get('name')}")
     if bad:
-        kit.text("pytest", told.stdout[-8000:])
+        kit.text("pytest", log.read_text(encoding="utf-8")[-12000:])
 
 
 def _has_gpu(path: Path) -> bool:

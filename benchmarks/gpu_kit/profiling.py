@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from featx.sources import open_data
@@ -42,10 +43,16 @@ def profile_batches(kit: Kit) -> None:
         count = sum(event.count for event in events)
         kit.row(call=call, count=count, cpu_ms=sum(e.cpu_time_total for e in events) / 1e3)
     if kit.is_gpu:
-        kit.row(what="time of kernels and copies, s", found=_device_seconds(averages))
-        kit.text("by device time", averages.table(sort_by="self_cuda_time_total", row_limit=15))
+        _show_device(kit, averages, seconds)
     kit.text("by CPU time", averages.table(sort_by="self_cpu_time_total", row_limit=15))
 
 
-def _device_seconds(averages: Any) -> float:
-    return sum(float(event.self_device_time_total) for event in averages) / 1e6
+def _show_device(kit: Kit, averages: Any, seconds: float) -> None:
+    """Tell what the card did; copies of ordinary memory wait, those of page-locked do not."""
+    there = [event for event in averages if event.device_type == DeviceType.CUDA]
+    total = sum(event.self_device_time_total for event in there) / 1e6
+    kit.row(what="kernels and copies, share of the time", found=total / seconds)
+    for event in there:
+        if event.key.startswith("Mem"):
+            kit.row(copy=event.key, count=event.count, device_ms=event.self_device_time_total / 1e3)
+    kit.text("by device time", averages.table(sort_by="self_device_time_total", row_limit=15))

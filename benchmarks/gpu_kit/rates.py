@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,13 @@ _MOST_OTHERS = 16_384
 _ARRAYS = "arrays"
 _DISK, _MEMORY = "disk", "memory"
 _TRANSFORM, _TRANSFORM_KEPT = "FeatureExtractor", "FeatureExtractor(memory=)"
+# What stays only if it is worth a tenth.
+_BY_WORKERS, _COMPILED = "enlarged by the workers", "--runtime compile"
+_HOW: dict[str, dict[str, Any]] = {
+    "": {},
+    _BY_WORKERS: {"resize_on_device": False},
+    _COMPILED: {"runtime": "compile"},
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ class _Case:
     images: str
     target: str = _DISK
     has_others: bool = False
+    how: str = ""
 
 
 _FIRST = [
@@ -53,6 +61,9 @@ _FIRST = [
     _Case("vit_b_16", "fp16", "large"),
     _Case("vgg16", "fp16", "photographs", has_others=True),
     _Case("densenet121", "fp16", "cifar"),
+    _Case("vgg16", "fp16", "cifar", how=_BY_WORKERS),
+    _Case("resnet50", "fp16", _ARRAYS, _MEMORY),
+    _Case("resnet50", "fp16", _ARRAYS, _MEMORY, how=_COMPILED),
     _Case("vgg16", "bf16", "cifar"),
     _Case("resnet50", "bf16", _ARRAYS, _MEMORY),
     _Case("resnet50", "fp16", "photographs"),
@@ -83,13 +94,15 @@ def _cases(kit: Kit) -> list[_Case]:
         )
         for network in ("vgg16", "resnet50", "densenet121", "vit_b_16", "squeezenet1_0")
     ]
-    done = {(c.network, c.precision, c.images, c.target) for c in _FIRST}
-    return _FIRST + [c for c in rest if (c.network, c.precision, c.images, c.target) not in done]
+    done = {replace(case, has_others=False) for case in _FIRST}
+    return _FIRST + [case for case in rest if case not in done]
 
 
 def measure_rates(kit: Kit) -> None:
     """Measure case by case while there is time for another one."""
     seconds = 0.2 if kit.is_small else 2.5
+    for name in ("cifar", "large", "photographs"):
+        kit.pictures.tree(name)  # by processes that are forked before CUDA starts
     disk = write_rate(kit.scratch)
     kit.row(what="disk, one writer, MB/s", found=disk / 1e6)
     open_group = cache(kit.group)
@@ -109,8 +122,10 @@ class _Measurement:
 
     def __init__(self, kit: Kit, case: _Case, group: BackboneGroup, seconds: float) -> None:
         self.kit, self.case, self.group, self.seconds = kit, case, group, seconds
-        self.engine: LocalEngine = kit.engine(case.precision, 8 if kit.is_small else None)
-        self.engine = self.engine.fitted_to(group)
+        engine: LocalEngine = kit.engine(
+            case.precision, 8 if kit.is_small else None, **_HOW[case.how]
+        )
+        self.engine = engine.fitted_to(group)
         self.setting = Setting(kit.device, case.precision, self.engine.batch_size)
         self.row_bytes = 2 * group[0].n_features
 
@@ -131,7 +146,7 @@ class _Measurement:
             network=case.network,
             precision=case.precision,
             images=f"{case.images} ({len(source):,})",
-            to=case.target,
+            to=", ".join(filter(None, (case.target, case.how))),
             batch=size,
             bare=alone,
             own_forward=own,
@@ -145,7 +160,7 @@ class _Measurement:
             start_s=times and times.start_seconds,
         )
         if times is not None:
-            label = f"{case.network} {case.precision} {case.images} to {case.target}"
+            label = " ".join((case.network, case.precision, case.images, case.target, case.how))
             kit.text(f"{label}, profile", times.table())
 
     def _whole(self, source: Source) -> tuple[float, StageTimes | None]:

@@ -60,7 +60,7 @@ def _run(step: Step, kit: Kit, record: Record, seconds: float) -> None:
     child.start()
     there.close()
     state = "ended without a word"
-    for kind, value in received(here, ends + _GRACE_SECONDS):
+    for kind, value in received(here, child, ends + _GRACE_SECONDS):
         if kind == "end":
             state = value
         else:
