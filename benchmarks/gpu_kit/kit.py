@@ -123,6 +123,15 @@ class Kit:
             options = {"overrides": {"input_size": 64}} | options
         return open_backbones(name, weights="random", **options)
 
+    def group_for_trials(self, name: str) -> BackboneGroup:
+        """Open a network by one thread: OpenMP's others would be missed in forked trials."""
+        n_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return self.group(name)
+        finally:
+            torch.set_num_threads(n_threads)
+
     def engine(self, precision: str, batch: int | None = None, **options: Any) -> LocalEngine:
         """Give an engine on the device; few workers in a small run."""
         if self.is_small:
@@ -146,7 +155,8 @@ class Kit:
     def in_children(self, trials: Mapping[str, Callable[[Kit], object]], seconds: float) -> None:
         """Run trials side by side, each in a process with a CUDA of its own.
 
-        They must not be run where this process has used CUDA. What they find is sent on.
+        They must not be run where this process has used CUDA, or OpenMP with several threads. What
+        they find is sent on.
         """
         ends = time.monotonic() + min(seconds, self.left())
         pairs = []

@@ -31,7 +31,7 @@ class _Case:
 def run_short_of_memory(kit: Kit) -> None:
     """Extract with a share of the card's memory, in processes side by side."""
     name, batch = ("squeezenet1_1", 8) if kit.is_small else ("vgg16", 256)
-    group = kit.group(name)
+    group = kit.group_for_trials(name)
     rng = np.random.default_rng(0)
     source = from_arrays(rng.integers(0, 256, (2 * batch, 32, 32, 3), np.uint8))
     plain = kit.scratch / "plain.npy"

@@ -65,7 +65,7 @@ def _ways() -> dict[str, Callable[[], object]]:
 def compare_precisions(kit: Kit) -> None:
     """Compute in a process for each way, side by side."""
     names = ["resnet18"] if kit.is_small else ["resnet18", "vgg16"]
-    groups = [kit.group(name) for name in names]
+    groups = [kit.group_for_trials(name) for name in names]
     ways = _ways()
     if kit.is_small:
         ways = {name: ways[name] for name in (next(iter(ways)), list(ways)[-1])}

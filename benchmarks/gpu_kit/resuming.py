@@ -24,7 +24,7 @@ _TOLERANCE = 1e-2
 def kill_and_resume(kit: Kit) -> None:
     """Kill the process in the middle, resume in another, and compare the files."""
     name, n = ("squeezenet1_1", 72) if kit.is_small else ("vgg16", 24_000)
-    group = kit.group(name)
+    group = kit.group_for_trials(name)
     source = max(open_data(kit.pictures.tree("cifar")).values(), key=len)
     source = source.take(np.arange(min(n, len(source))))
     whole, broken = kit.scratch / "whole.h5", kit.scratch / "broken.h5"

@@ -44,14 +44,14 @@ def run_steps(steps: Sequence[Step], kit: Kit, record: Record) -> None:
 
 def _run(step: Step, kit: Kit, record: Record, seconds: float) -> None:
     record.begin(step, seconds)
-    started = time.monotonic()
-    ends = started + seconds
     try:
         work = step.load()  # before the fork: the other steps have it imported, too
     except Exception as error:
         record.add("text", ("traceback", last_lines()))
         record.end(f"failed: {type(error).__name__}: {error}", 0.0)
         return
+    started = time.monotonic()
+    ends = started + seconds
     scratch = kit.scratch / step.name
     scratch.mkdir()
     here, there = FORK.Pipe(duplex=False)
@@ -59,20 +59,19 @@ def _run(step: Step, kit: Kit, record: Record, seconds: float) -> None:
     child = FORK.Process(target=_inside, args=(work, own))
     child.start()
     there.close()
-    state = "ended without a word"
+    state = ""
     for kind, value in received(here, child, ends + _GRACE_SECONDS):
         if kind == "end":
             state = value
-        else:
-            record.add(kind, value)
-    child.join(0.2 if time.monotonic() > ends else _GRACE_SECONDS)
-    if child.exitcode is None:
+            break
+        record.add(kind, value)
+    if not state and child.is_alive():
         state = f"ended after {seconds:.0f} s: it took longer than its time"
-    elif child.exitcode:
-        state = f"failed: the process ended with {child.exitcode}"
-    with suppress(ProcessLookupError):
-        os.killpg(child.pid or 0, signal.SIGKILL)  # what the step may have left running, too
+    assert child.pid
+    with suppress(ProcessLookupError):  # its own end would take seconds; what it left goes, too
+        os.killpg(child.pid, signal.SIGKILL)
     child.join()
+    state = state or f"failed: the process ended with {child.exitcode}"
     record.end(state, time.monotonic() - started)
 
 
