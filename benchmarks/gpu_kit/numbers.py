@@ -89,8 +89,11 @@ def _trial(name: str, way: Callable[[], object], groups: list[BackboneGroup], ki
     }
     for what, (measure, most) in pieces.items():
         trying(what, most, partial(measure, kit))
+    after = _flags()
     changed = {
-        key: (value, _flags()[key]) for key, value in before.items() if value != _flags()[key]
+        key: (value, after.get(key, "cannot be read"))
+        for key, value in before.items()
+        if value != after.get(key)
     }
     kit.row(allowed=name, what="flags that stay changed", found=str(changed), right=not changed)
 
