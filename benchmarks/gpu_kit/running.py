@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from gpu_kit.kit import FORK, Kit, Step, last_lines, received
@@ -46,6 +47,7 @@ def _run(step: Step, kit: Kit, record: Record, seconds: float) -> None:
     record.begin(step, seconds)
     try:
         work = step.load()  # before the fork: the other steps have it imported, too
+        _require_no_device()
     except Exception as error:
         record.add("text", ("traceback", last_lines()))
         record.end(f"failed: {type(error).__name__}: {error}", 0.0)
@@ -73,6 +75,23 @@ def _run(step: Step, kit: Kit, record: Record, seconds: float) -> None:
     child.join()
     state = state or f"failed: the process ended with {child.exitcode}"
     record.end(state, time.monotonic() - started)
+
+
+def _require_no_device() -> None:
+    """Refuse to fork where an import has started CUDA, which then fails in every child."""
+    found = [link for link in Path("/proc/self/fd").glob("*") if "nvidia" in _target(link)]
+    if found:
+        raise RuntimeError(
+            f"importing this step opened {_target(found[0])}: CUDA cannot be used in processes "
+            "that are forked now; import what did it in the step's own function"
+        )
+
+
+def _target(link: Path) -> str:
+    try:
+        return str(link.readlink())
+    except OSError:
+        return ""
 
 
 def _inside(work: Callable[[Kit], object], kit: Kit) -> None:

@@ -58,16 +58,17 @@ STEPS = [
         "Gram matrices and heads on the card and on the cores",
     ),
     Step(
-        "train",
-        "gpu_kit.training:train_networks",
-        60,
-        "epochs against a bare loop, and resumed ones",
-    ),
-    Step(
         "main",
         "gpu_kit.main_job:run_main_job",
         60,
         "CIFAR-10 to the disk, then the few-shot protocol",
+    ),
+    # Last: skorch imports torch_geometric where that is installed, which may start CUDA.
+    Step(
+        "train",
+        "gpu_kit.training:train_networks",
+        60,
+        "epochs against a bare loop, and resumed ones",
     ),
 ]
 
