@@ -1,4 +1,4 @@
-"""How much memory there is."""
+"""How much memory there is, and what it looks like when it was too little."""
 
 from __future__ import annotations
 
@@ -6,7 +6,27 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["available_bytes"]
+__all__ = ["available_bytes", "is_out_of_memory"]
+
+# What torch, and NVIDIA's libraries below it, say where they could not allocate. cuDNN without
+# room for any of its kernels finds none, or none that is supported; handles of both libraries
+# that cannot be made are "not initialized".
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "failed to allocate memory",
+    "cudaErrorMemoryAllocation",
+    "was unable to find an engine to execute this computation",
+    "No valid execution plans built",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR",
+    "CUDNN_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_NOT_SUPPORTED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+)
 
 
 def available_bytes() -> int:
@@ -33,3 +53,23 @@ def available_bytes() -> int:
         with suppress(OSError, ValueError):
             found.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
     return max(0, min(found))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says, in any of its forms, that a device or the machine lacks memory.
+
+    Parameters
+    ----------
+    error : BaseException
+        As torch raised it.
+
+    Returns
+    -------
+    bool
+        Some forms have other causes too: whoever tries with less must stop somewhere, and say
+        what the error was.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(form.lower() in text for form in _OUT_OF_MEMORY)

@@ -14,12 +14,13 @@ import torch
 
 from featx.backbones.base import BackboneGroup
 from featx.depth import describe_dim
+from featx.devices import unknown_device
 from featx.engines.base import Engine, FeatureBatch
 from featx.engines.loader import Loading, PixelBatch, iter_pixels
 from featx.engines.machine import n_cores
 from featx.engines.memory import images_that_fit, n_batches_ahead
 from featx.engines.runtimes import Resize, Result, Runtime, open_runtime
-from featx.errors import ImageError, UsageError
+from featx.errors import BackboneError, ImageError, UsageError
 from featx.preprocess import Preprocessing
 from featx.sources import Source
 
@@ -73,6 +74,8 @@ class LocalEngine(Engine):
     )
 
     def __post_init__(self) -> None:
+        if self.device.type not in _BATCH_SIZES:
+            raise unknown_device(str(self.device))
         if self.images_per_batch is not None and self.images_per_batch < 1:
             raise UsageError(f"batch size must be at least 1, got {self.images_per_batch}")
         if self.workers is not None and self.workers < 0:
@@ -115,7 +118,10 @@ class LocalEngine(Engine):
         """Make a network ready and run it on one batch, see `Engine.warm_up`."""
         side = group.preprocessing.crop_px
         pixels = torch.zeros((self.batch_size, side, side, 3), dtype=torch.uint8)
-        self.open(group, dtype).start(pixels)()
+        runtime = self.open(group, dtype)
+        runtime.start(pixels)()
+        if runtime.has_given_up:
+            raise BackboneError(f"{group[0].name} takes too much memory with {self.runtime}")
 
     def describe(self) -> dict[str, str | int]:
         """Say what it runs on, see `Engine.describe`."""
@@ -126,6 +132,12 @@ class LocalEngine(Engine):
             "batch_size": self.batch_size,
             "workers": self.n_workers,
         }
+
+    def is_open(self, group: BackboneGroup, dtype: str) -> bool:
+        """Whether `open` has made this network ready, and no other one since."""
+        last = self._open.get("last")
+        wanted = group.members, getattr(torch, dtype)
+        return last is not None and (last[0].members, last[1]) == wanted
 
     def open(self, group: BackboneGroup, dtype: str = "float32") -> Runtime:
         """Make a network ready to run; the last one stays ready.
@@ -145,13 +157,12 @@ class LocalEngine(Engine):
         Raises
         ------
         BackboneError
-            If the network does not go with the runtime.
+            If the network does not go with the runtime, or does not fit into the memory.
         """
-        stored = getattr(torch, dtype)
-        last = self._open.get("last")
-        if last is not None and (last[0].members, last[1]) == (group.members, stored):
-            return last[2]
+        if self.is_open(group, dtype):
+            return self._open["last"][2]
         self._open.clear()
+        stored = getattr(torch, dtype)
         runtime = open_runtime(
             self.runtime,
             group,

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
+from featx.arithmetic import refuse_forced_tf32
+from featx.devices import find_device
 from featx.errors import UsageError
 
 __all__ = [
@@ -71,18 +73,7 @@ def resolve_device(name: str) -> torch.device:
     UsageError
         If the name is none of these, or there is no such device.
     """
-    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return torch.device("cuda:0" if n_gpus else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()) or name == "cpu:":
-        raise UsageError(f"device {name!r} is unknown: choose auto, cpu, cuda or cuda:N")
-    if kind == "cpu":
-        return torch.device("cpu")
-    if int(index or 0) >= n_gpus:
-        has = f"cuda:0 to cuda:{n_gpus - 1}" if n_gpus else "no CUDA device"
-        raise UsageError(f"device {name!r} is not there: this machine has {has}; try --device auto")
-    return torch.device("cuda", int(index or 0))
+    return torch.device(find_device(name))
 
 
 def resolve_precision(name: str, device: torch.device) -> tuple[str, str]:
@@ -105,10 +96,12 @@ def resolve_precision(name: str, device: torch.device) -> tuple[str, str]:
     Raises
     ------
     UsageError
-        If the name is unknown.
+        If the name is unknown, or the environment forces TF32 upon ``fp32``.
     """
     if name not in PRECISIONS:
         raise UsageError(f"precision {name!r} is unknown: choose from {', '.join(PRECISIONS)}")
+    if name == "fp32" and device.type == "cuda":
+        refuse_forced_tf32("choose --precision bf16 or fp16")
     if name != "auto":
         return name, "as asked"
     if device.type == "cuda":

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from featx.backbones.base import BackboneGroup
 from featx.backbones.module_taps import watch
 from featx.engines.runtimes.base import numbers
-from featx.memory import available_bytes
+from featx.engines.runtimes.parts import ERRORS, free_cached, memory_named
+from featx.memory import available_bytes, is_out_of_memory
 
 __all__ = ["images_that_fit", "n_batches_ahead"]
 
@@ -50,8 +54,10 @@ def images_that_fit(
 ) -> int:
     """Find the largest batch whose forward pass fits into memory.
 
-    On a GPU two small batches are run and their peaks compared; on a CPU, where nothing fails
-    before the machine is short of memory, three times the largest output of a module is taken.
+    On a GPU two small batches are run and their peaks compared: what both take alike, however few
+    their images, is counted once. One that does not fit bounds the answer. On a CPU, where nothing
+    fails before the machine is short of memory, three times the largest output of a module is
+    taken.
 
     Parameters
     ----------
@@ -70,16 +76,48 @@ def images_that_fit(
     -------
     int
         A power of two, at least 1.
+
+    Raises
+    ------
+    BackboneError
+        If the network itself does not fit.
     """
     if device.type == "cuda":
-        each, limit = _peak_on_gpu(group, device, precision)
+        with memory_named(group[0].name, device):
+            group.network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        need = _need_by_trial(partial(_peak_on_gpu, group, device, precision))
+        free_cached(device)
+        limit = int(torch.cuda.mem_get_info(device)[0] * _SHARE)
         limit = min(limit, max_memory or limit)
     else:
-        each, limit = _peak_by_shapes(group), _limit(max_memory)
+        need, limit = _Need(each=_peak_by_shapes(group)), _limit(max_memory)
     n = most
-    while n > 1 and n * each > limit:
+    while n > 1 and (n > need.most or need.fixed + n * need.each > limit):
         n //= 2
     return n
+
+
+@dataclass(frozen=True)
+class _Need:
+    """Bytes of a pass, and of each image in it; more images than `most` have been seen to fail."""
+
+    each: int
+    fixed: int = 0
+    most: float = math.inf
+
+
+def _need_by_trial(peak_of: Callable[[int], int]) -> _Need:
+    few, many = _TRIED
+    peaks = []
+    for n in _TRIED:
+        try:
+            peaks.append(peak_of(n))
+        except ERRORS as error:
+            if not is_out_of_memory(error):
+                raise
+            return _Need(peaks[0] // few if peaks else 0, most=n // 2)
+    each = max(0, peaks[1] - peaks[0]) // (many - few)
+    return _Need(each, max(0, peaks[0] - few * each))
 
 
 def _limit(max_memory: int | None) -> int:
@@ -94,18 +132,12 @@ def _peak_by_shapes(group: BackboneGroup) -> int:
 
 
 @torch.inference_mode()
-def _peak_on_gpu(group: BackboneGroup, device: torch.device, precision: str) -> tuple[int, int]:
-    """Bytes that one more image takes, and those that are free."""
-    group.network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+def _peak_on_gpu(group: BackboneGroup, device: torch.device, precision: str, n: int) -> int:
+    """Bytes that a pass over so many images takes at most."""
     side = group[0].input_size
-    peaks = []
-    for n in _TRIED:
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        pixels = torch.zeros((n, side, side, 3), dtype=torch.uint8, device=device)
-        with numbers(device, precision):
-            group.features_many(group.preprocessing.normalise(pixels))
-        peaks.append(torch.cuda.max_memory_allocated(device) - before)
-    torch.cuda.empty_cache()
-    free, _ = torch.cuda.mem_get_info(device)
-    return (peaks[1] - peaks[0]) // (_TRIED[1] - _TRIED[0]), int(free * _SHARE)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    pixels = torch.zeros((n, side, side, 3), dtype=torch.uint8, device=device)
+    with numbers(device, precision, is_repeated=False):
+        group.features_many(group.preprocessing.normalise(pixels))
+    return torch.cuda.max_memory_allocated(device) - before

@@ -14,6 +14,7 @@ import torch
 from featx.backbones.base import BackboneGroup
 from featx.engines.base import Engine, FeatureBatch
 from featx.engines.local import LocalEngine
+from featx.engines.runtimes.parts import memory_named
 from featx.sources import Source
 
 __all__ = ["SeveralDevices", "open_engine"]
@@ -96,7 +97,7 @@ class SeveralDevices(Engine):
         Parameters
         ----------
         group : BackboneGroup
-            Copied to every device.
+            Copied to every device that is not ready for it yet.
         source, batches, dtype
             As in `Engine.run_many`.
 
@@ -109,7 +110,7 @@ class SeveralDevices(Engine):
         stop = threading.Event()
         lanes = []
         for k, engine in enumerate(self.engines):
-            own = replace(group, network=copy.deepcopy(group.network))
+            own = group if engine.is_open(group, dtype) else _copied(group, engine.device)
             work = engine.run_many(own, source, list(batches)[k::n], dtype=dtype)
             lanes.append(_Lane(work, stop))
         try:
@@ -119,6 +120,11 @@ class SeveralDevices(Engine):
             stop.set()
             for lane in lanes:
                 lane.thread.join()
+
+
+def _copied(group: BackboneGroup, device: torch.device) -> BackboneGroup:
+    with memory_named(group[0].name, device):
+        return replace(group, network=copy.deepcopy(group.network))
 
 
 class _Lane:

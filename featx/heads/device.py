@@ -7,7 +7,7 @@ times features, is on the device.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 from scipy.linalg.blas import dsyrk
 
-from featx.errors import UsageError
+from featx.devices import AUTO, CPU
+from featx.devices import find_device as choose_device
 
 __all__ = ["AUTO", "CPU", "HostMatrix", "Matrix", "choose_device", "gram_of", "matrix_on"]
 
 Floats = NDArray[Any]
 
-AUTO, CPU = "auto", "cpu"
 _TILE = 1024
 
 
@@ -87,15 +87,21 @@ class TorchMatrix:
     is_on_host = False
 
     def __init__(self, values: Floats, device: str) -> None:
+        from featx.arithmetic import refuse_forced_tf32
+
+        if device.startswith("cuda"):
+            refuse_forced_tf32("choose --device cpu")
         self.values, self.device = _tensor(values, device), device
 
     def times(self, v: Floats) -> Floats:
         """Give A v."""
-        return np.asarray((self.values @ _tensor(v, self.device)).cpu().numpy())
+        with _true_float32():
+            return np.asarray((self.values @ _tensor(v, self.device)).cpu().numpy())
 
     def pull(self, s: Floats) -> Floats:
         """Give A^T s."""
-        return np.asarray((self.values.T @ _tensor(s, self.device)).cpu().numpy())
+        with _true_float32():
+            return np.asarray((self.values.T @ _tensor(s, self.device)).cpu().numpy())
 
     def solve(self, rows: NDArray[np.int64], ridge: Floats, right: Floats) -> Floats:
         """Solve for some rows and columns, by Cholesky's factorisation."""
@@ -165,36 +171,10 @@ def _mirror(matrix: Floats) -> None:
         matrix[start:stop, stop:] = matrix[stop:, start:stop].T
 
 
-def choose_device(name: str = AUTO) -> str:
-    """Resolve the name of a device.
+def _true_float32() -> AbstractContextManager[None]:
+    from featx.arithmetic import true_float32
 
-    Parameters
-    ----------
-    name : str, default="auto"
-        ``auto`` takes an NVIDIA GPU where there is one; ``cpu``, ``cuda``, ``cuda:1``.
-
-    Returns
-    -------
-    str
-
-    Raises
-    ------
-    UsageError
-        If there is no such device.
-    """
-    # Importing torch takes seconds, which a machine without a driver need not spend.
-    has_driver = Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()
-    if name == CPU or (name == AUTO and not has_driver):
-        return CPU
-    import torch
-
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == AUTO:
-        return "cuda" if count else CPU
-    allowed = [CPU, *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
-    if name not in allowed:
-        raise UsageError(f"device {name!r} is not there: choose from {', '.join(allowed)}, or auto")
-    return name
+    return true_float32()
 
 
 def _tensor(values: Floats, device: str) -> Any:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.errors import UsageError, unknown_name
+from featx.devices import find_device
+from featx.errors import unknown_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -82,7 +83,9 @@ def train(
     from skorch.dataset import Dataset
     from skorch.helper import predefined_split
 
-    device = _device(head.device)
+    from featx.arithmetic import true_float32
+
+    device = torch.device(find_device(head.device))
     optimizer = _optimizer(head.optimizer)
     fitted, watching = split
     watch = predefined_split(Dataset(rows[watching], codes[watching])) if len(watching) else None
@@ -105,7 +108,8 @@ def train(
             device=str(device),
             verbose=0,
         )
-        net.fit(rows[fitted], codes[fitted])
+        with true_float32():
+            net.fit(rows[fitted], codes[fitted])
     n_epochs, best = len(net.history), len(net.history)
     if watch is not None:
         best = dict(net.callbacks_)["stop"].best_epoch_
@@ -194,17 +198,3 @@ def _optimizer(name: str) -> Any:
     if name not in classes:
         raise unknown_name("optimizer", name, classes)
     return classes[name]
-
-
-def _device(name: str) -> Any:
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"device of mlp-torch is {name!r}: give auto, cpu or cuda") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device of mlp-torch is {name!r}: torch sees no GPU; give auto or cpu")
-    return device

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from skorch import NeuralNetClassifier
 from torch import Tensor, nn
 
+from featx.arithmetic import true_float32
 from featx.errors import ProtocolError
 from featx.fewshot import split_holdout
 from featx.networks import freeze
@@ -223,11 +224,11 @@ class NetworkClassifier(NeuralNetClassifier):  # type: ignore[misc]
         return self._logits(self._prepared(x, training=False))
 
     def _logits(self, images: Tensor) -> Tensor:
-        with self._arithmetic():
+        with true_float32(), self._autocast():
             logits: Tensor = self.module_(images)
         return logits.float()
 
-    def _arithmetic(self) -> AbstractContextManager[Any]:
+    def _autocast(self) -> AbstractContextManager[Any]:
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(torch.device(self.device).type, _DTYPES[self.precision])
@@ -340,7 +341,8 @@ class NetworkClassifier(NeuralNetClassifier):  # type: ignore[misc]
         self.optimizer_.zero_grad()
         logits = self._logits(self._prepared(pixels, training=True))
         loss = self.get_loss(logits, labels)
-        self.scaler_.scale(loss).backward()
+        with true_float32():
+            self.scaler_.scale(loss).backward()
         self.scaler_.step(self.optimizer_)
         self.scaler_.update()
         return {"loss": loss.detach(), "y_pred": logits.detach()}

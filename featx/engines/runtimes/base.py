@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import nn
 
+from featx.arithmetic import autotuned, refuse_forced_tf32, true_float32
 from featx.backbones.base import BackboneGroup
 
 __all__ = ["DTYPES", "Resize", "Result", "Runtime", "Whole", "numbers"]
@@ -27,8 +28,8 @@ Resize: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
 @contextmanager
-def numbers(device: torch.device, precision: str) -> Iterator[None]:
-    """Compute in a precision; float32 is float32 on a GPU too, by the fastest of its kernels.
+def numbers(device: torch.device, precision: str, *, is_repeated: bool = True) -> Iterator[None]:
+    """Compute in a precision; float32 is float32, see `true_float32`.
 
     Parameters
     ----------
@@ -36,11 +37,21 @@ def numbers(device: torch.device, precision: str) -> Iterator[None]:
         Of the forward pass.
     precision : str
         ``fp32``, ``bf16`` or ``fp16``; the last two by autocast.
+    is_repeated : bool, default=True
+        Whether many batches of this shape repay a search for the fastest kernels.
+
+    Raises
+    ------
+    UsageError
+        If the environment forces TF32 upon ``fp32``.
     """
+    if precision == "fp32" and device.type == "cuda":
+        refuse_forced_tf32("choose --precision bf16 or fp16")
     dtype = DTYPES.get(precision, torch.float32)
     with (
         torch.autocast(device.type, dtype=dtype, enabled=precision in DTYPES),
-        torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False),
+        true_float32(),
+        autotuned() if is_repeated else nullcontext(),
     ):
         yield
 
@@ -52,9 +63,12 @@ class Runtime(ABC):
     ----------
     n_under_way : int
         Batches that may be started before the result of the first is waited for.
+    has_given_up : bool
+        Whether another runtime computes in its place, for lack of memory.
     """
 
     n_under_way: int = 0
+    has_given_up: bool = False
 
     @abstractmethod
     def start(self, pixels: torch.Tensor, resize: Resize | None = None) -> Result:

@@ -125,5 +125,5 @@ def open_runtime(
         threads = n_cores()
         return OpenVinoRuntime(group, precision, dtype, n_rows=n_rows, n_threads=threads)
     if name == "compile":
-        return CompiledRuntime(group, device, precision, dtype)
+        return CompiledRuntime(group, device, precision, dtype, tell=tell)
     return EagerRuntime(group, device, precision, dtype, n_rows=n_rows, tell=tell)

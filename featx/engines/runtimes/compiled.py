@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
 from featx.backbones.base import BackboneGroup
 from featx.engines.runtimes.base import Resize, Result, Runtime, Whole, numbers
+from featx.engines.runtimes.eager import EagerRuntime
 from featx.engines.runtimes.host import HostCopies
+from featx.engines.runtimes.parts import ERRORS, free_cached, memory_named
 from featx.errors import BackboneError, UsageError
+from featx.memory import is_out_of_memory
 
 __all__ = ["CompiledRuntime", "find_compiler", "require_compiler"]
 
@@ -67,6 +71,9 @@ class CompiledRuntime(Runtime):
         ``fp32``, ``bf16`` or ``fp16``.
     dtype : torch.dtype
         Type of the features.
+    tell : callable
+        Is told, in a sentence, where the memory is too small for the program: it takes batches of
+        one size alone, and PyTorch as it is computes the rest.
 
     Raises
     ------
@@ -75,12 +82,22 @@ class CompiledRuntime(Runtime):
     """
 
     def __init__(
-        self, group: BackboneGroup, device: torch.device, precision: str, dtype: torch.dtype
+        self,
+        group: BackboneGroup,
+        device: torch.device,
+        precision: str,
+        dtype: torch.dtype,
+        *,
+        tell: Callable[[str], object],
     ) -> None:
         require_compiler(device)
-        group.network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        with memory_named(group[0].name, device):
+            group.network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._name = group[0].name
         self._device, self._precision = device, precision
+        self._eager = partial(EagerRuntime, group, device, precision, dtype, tell=tell)
+        self._tell = tell
+        self._instead: EagerRuntime | None = None
         self._copies = HostCopies(device)
         self.n_under_way = self._copies.n_under_way
         # On a GPU one graph of all kernels is launched at once.
@@ -93,14 +110,35 @@ class CompiledRuntime(Runtime):
 
     def start(self, pixels: torch.Tensor, resize: Resize | None = None) -> Result:
         """Begin with a batch, see `Runtime.start`; the first one takes the compiler's time."""
-        return self._copies.fetch(self._compute(self._copies.bring(pixels, resize)))
+        if self._instead is None:
+            try:
+                return self._copies.fetch(self._compute(self._copies.bring(pixels, resize)))
+            except ERRORS as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._give_up(len(pixels))
+        assert self._instead is not None  # noqa: S101
+        return self._instead.start(pixels, resize)
+
+    def _give_up(self, n_rows: int) -> None:
+        del self._program
+        free_cached(self._device)
+        self._tell(
+            f"{self._device} has too little memory for the compiled program of {self._name}: "
+            "computed by PyTorch as it is from now on"
+        )
+        self._instead, self.has_given_up = self._eager(n_rows=n_rows), True
 
     def bare(self, pixels: torch.Tensor) -> Callable[[], object]:
         """Give the program alone, see `Runtime.bare`."""
-        there = pixels.to(self._device)
+        how, mend = f" with {len(pixels)} images at once", "a smaller --batch-size"
+        named = partial(memory_named, self._name, self._device, how, mend)
+        with named():
+            there = pixels.to(self._device)
 
         def run() -> None:
-            self._compute(there)
+            with named():
+                self._compute(there)
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
 
@@ -113,6 +151,8 @@ class CompiledRuntime(Runtime):
             try:
                 features: Sequence[torch.Tensor] = self._program(there)
             except torch._dynamo.exc.TorchDynamoException as error:
+                if is_out_of_memory(error):
+                    raise
                 reason = str(error).strip().splitlines()[0]
                 raise BackboneError(
                     f"{self._name} cannot be compiled: {reason}. Say --runtime torch"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 
 import torch
 
+from featx.arithmetic import true_float32
 from featx.backbones.base import BackboneGroup
 from featx.engines.runtimes.base import DTYPES, Resize, Result, Runtime, numbers
 from featx.engines.runtimes.folding import fold_batch_norms, with_low_weights
 from featx.engines.runtimes.host import HostCopies
-from featx.errors import BackboneError
+from featx.engines.runtimes.parts import ERRORS, InParts, free_cached, memory_named
+from featx.memory import is_out_of_memory
 
 __all__ = ["EagerRuntime"]
 
@@ -32,13 +35,29 @@ def _prepared(group: BackboneGroup, device: torch.device, precision: str) -> Bac
     BackboneGroup
         In channels-last order.
     """
-    group.network.to(device=device)
-    with numbers(device, "fp32"):
-        folded = fold_batch_norms(group)
+    with memory_named(group[0].name, device):
+        group.network.to(device=device)
+    with true_float32():
+        cheaper = _if_it_fits(fold_batch_norms, group, device)
     if precision in DTYPES:
-        folded = with_low_weights(folded, DTYPES[precision])
-    folded.network.to(memory_format=torch.channels_last)
-    return folded
+        convert = partial(with_low_weights, dtype=DTYPES[precision])
+        cheaper = _if_it_fits(convert, cheaper, device)
+    with memory_named(group[0].name, device):
+        cheaper.network.to(memory_format=torch.channels_last)
+    return cheaper
+
+
+def _if_it_fits(
+    change: Callable[[BackboneGroup], BackboneGroup], group: BackboneGroup, device: torch.device
+) -> BackboneGroup:
+    """Change a network that computes the same without, unless there is no memory for a copy."""
+    try:
+        return change(group)
+    except ERRORS as error:
+        if not is_out_of_memory(error):
+            raise
+    free_cached(device)
+    return group
 
 
 class EagerRuntime(Runtime):
@@ -72,51 +91,33 @@ class EagerRuntime(Runtime):
     ) -> None:
         self._group = _prepared(group, device, precision)
         self._device, self._precision, self._dtype = device, precision, dtype
-        self._at_once, self._tell = n_rows, tell
+        self._parts = InParts(group[0].name, device, n_rows, tell)
         self._copies = HostCopies(device)
         self.n_under_way = self._copies.n_under_way
 
-    @torch.inference_mode()
     def start(self, pixels: torch.Tensor, resize: Resize | None = None) -> Result:
         """Begin with a batch, see `Runtime.start`; on a CPU it is computed at once."""
+        return self._parts.run(partial(self._start, resize=resize), pixels)
+
+    @torch.inference_mode()
+    def _start(self, pixels: torch.Tensor, resize: Resize | None) -> Result:
         images = self._group.preprocessing.normalise(self._copies.bring(pixels, resize))
         with numbers(self._device, self._precision):
-            return self._copies.fetch(self._forward(images))
+            features = self._group.features_many(images, self._dtype)
+        return self._copies.fetch(features)
 
     def bare(self, pixels: torch.Tensor) -> Callable[[], object]:
         """Give the network alone on normalised images, see `Runtime.bare`."""
-        images = self._group.preprocessing.normalise(pixels.to(self._device))
+        how, mend = f" with {len(pixels)} images at once", "a smaller --batch-size"
+        named = partial(memory_named, self._group[0].name, self._device, how, mend)
+        with named():
+            images = self._group.preprocessing.normalise(pixels.to(self._device))
 
         @torch.inference_mode()
         def run() -> None:
-            with numbers(self._device, self._precision):
+            with named(), numbers(self._device, self._precision):
                 self._group.network(images)
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
 
         return run
-
-    def _forward(self, images: torch.Tensor) -> Sequence[torch.Tensor]:
-        """Run the network, on half as many images at once where the memory is too small."""
-        while True:
-            at_once = self._at_once
-            try:
-                starts = range(0, len(images), at_once)
-                parts = [
-                    self._group.features_many(images[i : i + at_once], self._dtype) for i in starts
-                ]
-                return parts[0] if len(parts) == 1 else [*map(torch.cat, zip(*parts, strict=True))]
-            except torch.OutOfMemoryError as error:
-                if at_once == 1:
-                    raise BackboneError(
-                        f"{self._group[0].name} does not fit into the memory of {self._device}, "
-                        "not even with one image at once: choose a smaller --input-size, or "
-                        "--device cpu"
-                    ) from error
-                self._at_once = at_once // 2
-                self._tell(
-                    f"{self._device} has too little memory: {self._at_once} images at once from "
-                    "now on"
-                )
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()  # behind the except clause: its frames hold tensors
