@@ -349,3 +349,28 @@ def test_a_real_network_leaves_torch_compile_and_the_settings_alone(
         [part] = LocalEngine(CPU, "fp32", 4, 0, runtime=runtime).run(backbone, source, [0])
         assert np.isfinite(part.features).all()
         assert settings() == before
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("what", LOW)
+def test_a_gpu_multiplies_as_float32(what, as_at_the_start):
+    generator = torch.Generator("cuda").manual_seed(0)
+    options = {"generator": generator, "device": "cuda"}
+    rows, images = torch.randn((512, 1024), **options), torch.randn((8, 64, 32, 32), **options)
+    linear = torch.nn.Linear(1024, 512, device="cuda")
+    convolution = torch.nn.Conv2d(64, 64, 3, device="cuda")
+    allow(what)
+    before = settings()
+    with torch.no_grad():
+        with true_float32():
+            found = rows @ rows.T, linear(rows), convolution(images)
+        twice = rows.double(), images.double()
+        exact = (
+            twice[0] @ twice[0].T,
+            linear.double()(twice[0]),
+            convolution.double()(twice[1]),
+        )
+    assert settings() == before
+    for mine, wanted in zip(found, exact, strict=True):
+        # TF32 is wrong by some 3e-4 here, float32 by 3e-7.
+        assert (mine - wanted).norm() <= 1e-5 * wanted.norm()

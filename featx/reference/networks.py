@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from featx.arithmetic import true_float32
 from featx.backbones import Backbone
 from featx.reference.libraries import build
 from featx.reference.tapping import pool_plainly, tap
@@ -62,7 +63,8 @@ class Reference:
         """
         inputs = self.transform(image)
         point = self.point
-        tapped = tap(self.network, point.layer, inputs[None])
+        with true_float32():
+            tapped = tap(self.network, point.layer, inputs[None])
         features = pool_plainly(
             tapped.features,
             point.pool,

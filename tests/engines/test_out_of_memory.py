@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from featx.backbones import open_backbone
 from featx.backbones.base import Backbone, BackboneGroup
 from featx.bench.ceilings import forward_rate
 from featx.engines import LocalEngine, SeveralDevices, memory, several
@@ -400,3 +401,39 @@ def test_nothing_of_a_batch_that_failed_is_kept(source):
     rows(LocalEngine(CPU, "fp32", BATCH, 0, str), network, source)
     assert len(given) > 10
     assert alive == []
+
+
+@pytest.fixture
+def little_memory():
+    """A GPU of which this process may take 400 MB more than it has."""
+    gpu = torch.device("cuda", 0)
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(gpu).total_memory
+    allowed = (torch.cuda.memory_reserved(gpu) + (400 << 20)) / total
+    torch.cuda.set_per_process_memory_fraction(allowed, gpu)
+    yield gpu
+    torch.cuda.set_per_process_memory_fraction(1.0, gpu)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("runtime", ["torch", "compile"])
+def test_a_gpu_with_little_memory_gives_all_rows(runtime, little_memory):
+    n = 150
+    source = ArraySource(
+        name="noise",
+        split="all",
+        class_names=("a",),
+        labels=np.zeros(n, np.int64),
+        paths=tuple(map(str, range(n))),
+        rows=np.arange(n),
+        pixels=np.random.default_rng(0).integers(0, 256, (n, 32, 32, 3), np.uint8),
+    )
+    backbone = open_backbone("squeezenet1_0", weights="random", pool="avg")
+    on_cpu = LocalEngine(CPU, "fp32", 50, 0).run(backbone, source, range(3))
+    wanted = np.concatenate([part.features for part in on_cpu])
+    said = []
+    engine = LocalEngine(little_memory, "fp32", 64, 2, said.append, runtime=runtime)
+    found = np.concatenate([part.features for part in engine.run(backbone, source, range(3))])
+    backbone.network.to("cpu")
+    assert "has too little memory" in said[0]
+    assert np.abs(found - wanted).max() <= 1e-4 * np.abs(wanted).max()

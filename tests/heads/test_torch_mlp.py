@@ -232,7 +232,7 @@ def test_what_is_wrong_is_told():
     space = RowSpace.of(X)
     with pytest.raises(UsageError, match="unknown optimizer 'Adm': did you mean Adam"):
         SMALL.with_settings(optimizer="Adm").fit(space, y, FitOptions())
-    with pytest.raises(UsageError, match="give auto, cpu or cuda"):
+    with pytest.raises(UsageError, match="choose auto, cpu, cuda or cuda:N"):
         SMALL.with_settings(device="gpux").fit(space, y, FitOptions())
     with pytest.raises(UsageError, match="3 numbers for 2 hidden layers"):
         SMALL.with_settings(dropout=(0.1, 0.2, 0.3))
