@@ -134,10 +134,10 @@ def refuse_forced_tf32(mend: str) -> None:
     Raises
     ------
     UsageError
-        If the environment says so: the libraries read it themselves, once.
+        If the environment says so: the libraries read it themselves.
     """
     if os.environ.get(_OVERRIDE, "0") not in ("", "0"):
         raise UsageError(
-            f"{_OVERRIDE}={os.environ[_OVERRIDE]} makes NVIDIA's libraries multiply float32 "
-            f"numbers as TF32, and no program can undo that: unset it, or {mend}"
+            f"{_OVERRIDE}={os.environ[_OVERRIDE]} tells NVIDIA's libraries to multiply float32 "
+            f"numbers as TF32, whatever a program says: unset it, or {mend}"
         )

@@ -83,9 +83,11 @@ def train(
     from skorch.dataset import Dataset
     from skorch.helper import predefined_split
 
-    from featx.arithmetic import true_float32
+    from featx.arithmetic import refuse_forced_tf32, true_float32
 
     device = torch.device(find_device(head.device))
+    if device.type == "cuda":
+        refuse_forced_tf32("choose the device cpu")
     optimizer = _optimizer(head.optimizer)
     fitted, watching = split
     watch = predefined_split(Dataset(rows[watching], codes[watching])) if len(watching) else None

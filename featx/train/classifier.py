@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from skorch import NeuralNetClassifier
 from torch import Tensor, nn
 
-from featx.arithmetic import true_float32
+from featx.arithmetic import refuse_forced_tf32, true_float32
 from featx.errors import ProtocolError
 from featx.fewshot import split_holdout
 from featx.networks import freeze
@@ -167,6 +167,8 @@ class NetworkClassifier(NeuralNetClassifier):  # type: ignore[misc]
         self.module_ = self.module_.to(memory_format=order)
         self.frozen_ = self.first_frozen_ = freeze(self.module_, self.freeze)
         device = torch.device(self.device)
+        if self.precision == "fp32" and device.type == "cuda":
+            refuse_forced_tf32("choose another precision")
         self.scaler_ = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.generator_ = torch.Generator(device)
         self._scale_ = [
