@@ -114,10 +114,17 @@ class Whole(nn.Module):
         Type of the features.
     """
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, group: BackboneGroup, dtype: torch.dtype) -> None:
         super().__init__()
         self.network = group.network
         self._group, self._dtype = group, dtype
+        # Buffers move with the network: a number on the host keeps a program for a GPU waiting.
+        mean, std = group.preprocessing.constants(torch.device("cpu"))
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Normalise, compute, pool and flatten.
@@ -132,5 +139,5 @@ class Whole(nn.Module):
         tuple of tensor of shape (n, n_features)
             One a member of the group.
         """
-        images = self._group.preprocessing.normalise(pixels)
+        images = self._group.preprocessing.normalise(pixels, (self.mean, self.std))
         return self._group.features_many(images, self._dtype)

@@ -91,8 +91,6 @@ class CompiledRuntime(Runtime):
         tell: Callable[[str], object],
     ) -> None:
         require_compiler(device)
-        with memory_named(group[0].name, device):
-            group.network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._name = group[0].name
         self._device, self._precision = device, precision
         self._eager = partial(EagerRuntime, group, device, precision, dtype, tell=tell)
@@ -100,12 +98,13 @@ class CompiledRuntime(Runtime):
         self._instead: EagerRuntime | None = None
         self._copies = HostCopies(device)
         self.n_under_way = self._copies.n_under_way
-        # On a GPU one graph of all kernels is launched at once.
+        whole = Whole(group, dtype)
+        with memory_named(group[0].name, device):
+            whole.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # No CUDA graphs: torch binds them to one thread, and large batches do not wait for
+        # launches of kernels.
         self._program = torch.compile(
-            Whole(group, dtype),
-            fullgraph=True,
-            dynamic=False,
-            options={"freezing": True, "triton.cudagraphs": device.type == "cuda"},
+            whole, fullgraph=True, dynamic=False, options={"freezing": True}
         )
 
     def start(self, pixels: torch.Tensor, resize: Resize | None = None) -> Result:
@@ -146,8 +145,6 @@ class CompiledRuntime(Runtime):
 
     def _compute(self, there: torch.Tensor) -> Sequence[torch.Tensor]:
         with torch.no_grad(), numbers(self._device, self._precision):
-            if self._device.type == "cuda":
-                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             try:
                 features: Sequence[torch.Tensor] = self._program(there)
             except torch._dynamo.exc.TorchDynamoException as error:
@@ -157,6 +154,4 @@ class CompiledRuntime(Runtime):
                 raise BackboneError(
                     f"{self._name} cannot be compiled: {reason}. Say --runtime torch"
                 ) from error
-            if self._device.type == "cuda":
-                features = [f.clone() for f in features]  # the graph writes into these again
         return features
