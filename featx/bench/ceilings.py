@@ -14,7 +14,7 @@ import torch
 from featx.arithmetic import true_float32
 from featx.backbones import BackboneGroup
 from featx.engines import LocalEngine
-from featx.engines.loader import Loading, iter_pixels
+from featx.engines.loader import iter_pixels
 from featx.engines.runtimes.base import DTYPES
 from featx.sources import Source
 
@@ -80,7 +80,7 @@ def forward_rate(
 
 
 def decode_rate(engine: LocalEngine, group: BackboneGroup, source: Source) -> float:
-    """Decode and preprocess in the workers, and throw the pixels away.
+    """Decode, and preprocess what the device does not, in the workers; drop the pixels.
 
     Parameters
     ----------
@@ -96,9 +96,10 @@ def decode_rate(engine: LocalEngine, group: BackboneGroup, source: Source) -> fl
     float
         Images per second, behind the first batch.
     """
-    loading = Loading(source, group.preprocessing, engine.batch_size)
+    loading, _ = engine.loading(group.preprocessing, source)
     batches = range(len(source) // engine.batch_size)
-    times = [time.perf_counter() for _ in iter_pixels(loading, batches, workers=engine.n_workers)]
+    pixels = iter_pixels(loading, batches, workers=engine.n_workers, n_held=0)
+    times = [time.perf_counter() for _ in pixels]
     return (len(times) - 1) * engine.batch_size / (times[-1] - times[0])
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -79,8 +80,10 @@ class Engine(ABC):
             One a batch, in that order.
         """
         group = BackboneGroup.of(backbone)
-        for (batch,) in self.run_many(group, source, batches, dtype=dtype):
-            yield batch
+        # Python 3.12 does not end an inner generator where an outer one is only closed.
+        with closing(self.run_many(group, source, batches, dtype=dtype)) as parts:
+            for (batch,) in parts:
+                yield batch
 
     @abstractmethod
     def run_many(
@@ -90,7 +93,7 @@ class Engine(ABC):
         batches: Sequence[int],
         *,
         dtype: str = "float32",
-    ) -> Iterator[tuple[FeatureBatch, ...]]:
+    ) -> Generator[tuple[FeatureBatch, ...], None, None]:
         """Compute several features of some batches in one pass.
 
         Parameters

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
+import sys
+import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from featx.engines.shared import Ring, page_locked
 from featx.errors import FeatxError, ImageError, SourceError
 from featx.images import LARGEST
 from featx.preprocess import Preprocessing
@@ -20,6 +27,13 @@ from featx.sources import Source
 from featx.store.threads import give_way
 
 __all__ = ["Loading", "PixelBatch", "iter_pixels", "worker_deaths_named"]
+
+_LEAST_CHUNK, _MOST_CHUNK = 16, 32
+_MOST_AHEAD = 4
+_PLENTY_BYTES = 1 << 30
+# Other platforms have no fork, or libraries that do not stand it.
+_START = "fork" if sys.platform == "linux" else None
+_starting = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -40,7 +54,7 @@ class PixelBatch:
     digests : ndarray of uint8, shape (n_images, 32)
         SHA-256 of what was decoded, as `Source.image_digests` has it.
     seconds : float
-        Time that it took to decode and preprocess.
+        Time that it took to decode and preprocess, in all workers together.
     is_raw : bool, default=False
         Whether the images are as decoded, for the device to resize.
     deep : sequence of int
@@ -56,9 +70,27 @@ class PixelBatch:
     is_raw: bool = False
     deep: Sequence[int] = ()
 
-    def pin_memory(self) -> PixelBatch:
-        """Copy into page-locked memory; the loader calls it for a CUDA device."""
-        return replace(self, pixels=self.pixels.pin_memory())
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the pixels of some images go: resized and cropped, or as decoded."""
+
+    cropped: NDArray[np.uint8]
+    raw: NDArray[np.uint8] | None
+
+    def part(self, rows: slice) -> _Place:
+        return _Place(self.cropped[rows], None if self.raw is None else self.raw[rows])
+
+
+@dataclass
+class _Chunk:
+    """What is known of consecutive images; their pixels lie in their place."""
+
+    digests: NDArray[np.uint8]
+    is_raw: bool
+    failed: dict[int, str] = field(default_factory=dict)
+    deep: list[int] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -83,100 +115,162 @@ class Loading:
     batch_size: int
     raw_size: tuple[int, int] | None = None
 
-    def load(self, batch: int) -> PixelBatch:
-        """Decode and preprocess a batch.
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shape of a batch that is resized and cropped, and of one as decoded if there are any."""
+        sides = [(self.preprocessing.crop_px,) * 2]
+        sides += [self.raw_size[::-1]] if self.raw_size else []
+        return [(self.batch_size, *side, 3) for side in sides]
+
+    def rows(self, batch: int) -> range:
+        """Rows of a batch, without padding."""
+        start = batch * self.batch_size
+        return range(start, min(start + self.batch_size, len(self.source)))
+
+    def fill(self, rows: range, place: _Place) -> _Chunk:
+        """Decode and preprocess images; what is left of their place becomes black.
 
         Parameters
         ----------
-        batch : int
-            Its number: it begins at row ``batch * batch_size``.
+        rows : range
+            Of the source.
+        place : _Place
+            For at least as many images.
 
         Returns
         -------
-        PixelBatch
+        _Chunk
         """
         started = time.perf_counter()
-        start = batch * self.batch_size
-        stop = min(start + self.batch_size, len(self.source))
-        work = _Work(start, np.zeros((stop - start, 32), np.uint8))
-        pixels = self._raw(work) if self.raw_size else None
-        is_raw = pixels is not None
-        if pixels is None:
-            pixels = self._cropped(work)
-        n, tensor, seconds = stop - start, torch.from_numpy(pixels), time.perf_counter() - started
-        failed, digests = work.failed, work.digests
-        return PixelBatch(start, n, tensor, failed, digests, seconds, is_raw, work.deep)
-
-    def _raw(self, work: _Work) -> np.ndarray | None:
-        assert self.raw_size is not None  # noqa: S101
-        width, height = self.raw_size
-        pixels = np.zeros((self.batch_size, height, width, 3), np.uint8)
-        for i, image in self._images(work):
-            if image.size != self.raw_size:
-                work.failed.clear()
-                work.deep.clear()
-                return None
-            pixels[i] = np.asarray(image)
-        return pixels
-
-    def _cropped(self, work: _Work) -> np.ndarray:
-        side = self.preprocessing.crop_px
-        pixels = np.zeros((self.batch_size, side, side, 3), np.uint8)
-        for i, image in self._images(work):
-            pixels[i] = self.preprocessing.pixels(image)
-        return pixels
-
-    def _images(self, work: _Work) -> Iterator[tuple[int, Image.Image]]:
-        """Read, hash and decode; those that cannot be decoded fail."""
-        for i in range(len(work.digests)):
-            row = work.start + i
-            data, digest = self.source.fetch(row)
-            work.digests[i] = np.frombuffer(digest, np.uint8)
-            try:
-                if isinstance(data, ImageError):
-                    raise data
-                image = self.source.decoded(row, data, self.preprocessing.bits)
-            except ImageError as error:
-                work.failed[row] = str(error)
+        chunk = _Chunk(np.zeros((len(rows), 32), np.uint8), place.raw is not None)
+        for i, row in enumerate(rows):
+            image = self._image(i, row, chunk)
+            if chunk.is_raw and image is not None and image.size != self.raw_size:
+                self.crop(place.part(slice(i)))
+                chunk.is_raw = False
+            if image is None:
+                _pixels(place, chunk.is_raw)[i] = 0
+            elif chunk.is_raw:
+                _pixels(place, True)[i] = np.asarray(image)
             else:
-                if LARGEST in image.info:
-                    work.deep.append(image.info[LARGEST])
-                yield i, image
+                place.cropped[i] = self.preprocessing.pixels(image)
+        _pixels(place, chunk.is_raw)[len(rows) :] = 0
+        chunk.seconds = time.perf_counter() - started
+        return chunk
+
+    def _image(self, i: int, row: int, chunk: _Chunk) -> Image.Image | None:
+        """Read, hash and decode; None where that cannot be decoded."""
+        data, digest = self.source.fetch(row)
+        chunk.digests[i] = np.frombuffer(digest, np.uint8)
+        try:
+            if isinstance(data, ImageError):
+                raise data
+            image = self.source.decoded(row, data, self.preprocessing.bits)
+        except ImageError as error:
+            chunk.failed[row] = str(error)
+            return None
+        if LARGEST in image.info:
+            chunk.deep.append(image.info[LARGEST])
+        return image
+
+    def crop(self, place: _Place) -> None:
+        """Resize and crop what lies there as decoded: a black image gives a black one."""
+        for raw, cropped in zip(_pixels(place, True), place.cropped, strict=True):
+            cropped[:] = self.preprocessing.pixels(Image.fromarray(raw))
+
+    def joined(self, batch: int, place: _Place, chunks: Sequence[_Chunk], each: int) -> PixelBatch:
+        """Make a batch of chunks of `each` images; all are resized where one is."""
+        is_raw = all(chunk.is_raw for chunk in chunks)
+        for k, chunk in enumerate(chunks):
+            if chunk.is_raw and not is_raw:
+                self.crop(place.part(slice(k * each, (k + 1) * each)))
+        rows = self.rows(batch)
+        return PixelBatch(
+            start=rows.start,
+            n_images=len(rows),
+            pixels=torch.from_numpy(_pixels(place, is_raw)),
+            failed={row: why for chunk in chunks for row, why in chunk.failed.items()},
+            digests=np.concatenate([chunk.digests for chunk in chunks]),
+            seconds=sum(chunk.seconds for chunk in chunks),
+            is_raw=is_raw,
+            deep=[value for chunk in chunks for value in chunk.deep],
+        )
+
+
+def _pixels(place: _Place, is_raw: bool) -> NDArray[np.uint8]:
+    if not is_raw:
+        return place.cropped
+    assert place.raw is not None  # noqa: S101
+    return place.raw
 
 
 @dataclass(frozen=True)
-class _Work:
-    """A batch as it comes to be: digests and failed rows from `start` on."""
+class _Shares:
+    """How a run is shared out.
 
-    start: int
-    digests: np.ndarray
-    failed: dict[int, str] = field(default_factory=dict)
-    deep: list[int] = field(default_factory=list)
+    A worker decodes a chunk of a batch, so that a few batches keep many workers busy.
+    """
+
+    workers: int
+    n_parts: int
+    each: int
+    ahead: int
+    n_places: int
+
+    @classmethod
+    def of(
+        cls, loading: Loading, n_batches: int, workers: int, n_held: int, max_bytes: int
+    ) -> _Shares:
+        """Take as many workers and chunks ahead as the bytes allow, at least one of each."""
+        size = loading.batch_size
+        n_images = min(len(loading.source), n_batches * size)
+        aim = min(_MOST_CHUNK, max(_LEAST_CHUNK, -(-n_images // workers)))
+        each = -(-size // -(-size // aim))
+        n_parts = -(-size // each)
+        workers = min(workers, n_batches * n_parts)
+        n_bytes = sum(int(np.prod(shape)) for shape in loading.shapes)
+
+        def n_places(workers: int, ahead: int) -> int:
+            # Those that are used, the one that is taken, and those that chunks are ahead of it.
+            return min(n_batches, n_held + 1 + -(-workers * ahead // n_parts))
+
+        choices = itertools.product(range(workers, 0, -1), range(_MOST_AHEAD, 0, -1))
+        fitting = (choice for choice in choices if n_places(*choice) * n_bytes <= max_bytes)
+        workers, ahead = next(fitting, (1, 1))
+        return cls(workers, n_parts, each, ahead, n_places(workers, ahead))
 
 
-class _Batches(Dataset[PixelBatch | FeatxError]):
-    """Batch number in, `PixelBatch` out, or what ends the run; works in the workers."""
+class _Chunks(Dataset["_Chunk | FeatxError"]):
+    """Place, batch and part in, what is known of it out, or what ends the run; in the workers."""
 
-    def __init__(self, loading: Loading) -> None:
-        self._loading = loading
+    def __init__(self, loading: Loading, shares: _Shares) -> None:
+        self._loading, self._shares = loading, shares
+        self.rings = [Ring((shares.n_places, *shape)) for shape in loading.shapes]
 
-    def __getitem__(self, batch: int) -> PixelBatch | FeatxError:
-        # As a value: torch would put the worker's traceback into the text of an error.
-        try:
-            return self._loading.load(batch)
-        except SourceError as error:
-            return error
-        except MemoryError:
-            return SourceError(
-                "there is too little memory to decode the images. No image is marked as failed "
-                "because of this. Give the run more memory or fewer --workers, then run the same "
-                "again"
-            )
+    def place(self, position: int) -> _Place:
+        """Give the place of the batch that is the `position`-th of the run."""
+        arrays = [ring.pixels[position % self._shares.n_places] for ring in self.rings]
+        return _Place(arrays[0], arrays[1] if len(arrays) > 1 else None)
+
+    def __getitem__(self, index: tuple[int, int, int]) -> _Chunk | FeatxError:
+        position, batch, part = index
+        low, high = part * self._shares.each, (part + 1) * self._shares.each
+        rows = self._loading.rows(batch)[low:high]
+        return _guarded(self._loading, rows, self.place(position).part(slice(low, high)))
 
 
-def _give_way(worker: int) -> None:
-    del worker
-    give_way()
+def _guarded(loading: Loading, rows: range, place: _Place) -> _Chunk | FeatxError:
+    """Give an error as a value: torch would put the worker's traceback into its text."""
+    try:
+        return loading.fill(rows, place)
+    except SourceError as error:
+        return error
+    except MemoryError:
+        return SourceError(
+            "there is too little memory to decode the images. No image is marked as failed "
+            "because of this. Give the run more memory or fewer --workers, then run the same "
+            "again"
+        )
 
 
 def iter_pixels(
@@ -184,13 +278,15 @@ def iter_pixels(
     batches: Sequence[int],
     *,
     workers: int,
-    n_ahead: int = 2,
-    pin_memory: bool = False,
-    is_giving_way: bool = False,
-) -> Iterator[PixelBatch]:
+    n_held: int | None = None,
+    max_bytes: int = _PLENTY_BYTES,
+    device: torch.device | None = None,
+    niceness: int = 0,
+) -> Generator[PixelBatch, None, None]:
     """Decode and preprocess batches of consecutive images, in order.
 
-    At most `n_ahead` batches a worker wait in memory, however many images there are.
+    The workers are started by this call, not by the first step of the iterator: whoever
+    computes in several threads starts all of them before.
 
     Parameters
     ----------
@@ -200,17 +296,19 @@ def iter_pixels(
         Batch numbers; batch k begins at row ``k * batch_size``.
     workers : int
         Worker processes; 0 decodes in this process.
-    n_ahead : int, default=2
-        Batches that a worker prepares ahead.
-    pin_memory : bool, default=False
-        Whether to copy into page-locked memory.
-    is_giving_way : bool, default=False
-        Whether the workers leave the cores to the network that computes beside them: of two
-        threads that share its work, the other one waits for the one that they displace.
+    n_held : int, optional
+        How many batches are still read when the next one is taken: the pixels of older ones
+        are written over. By default they are copied, and stay.
+    max_bytes : int, default=1 GiB
+        What pixels may take, however many images there are: with fewer workers if need be.
+    device : torch.device, optional
+        The GPU that they are copied to from page-locked memory.
+    niceness : int, default=0
+        Of the workers, which leave the cores to what computes beside them.
 
-    Yields
-    ------
-    PixelBatch
+    Returns
+    -------
+    generator of PixelBatch
         In the order of `batches`.
 
     Raises
@@ -220,26 +318,100 @@ def iter_pixels(
     SourceError
         If there is too little memory, or a worker was killed.
     """
-    workers = min(workers, len(batches))
-    with warnings.catch_warnings():
+    if not workers or not batches:
+        return _decoded_here(loading, batches, device)
+    if device is not None:
+        # What cannot be locked in place is copied, and torch rounds such copies up.
+        most = max(int(np.prod(shape)) for shape in loading.shapes)
+        max_bytes -= ((n_held or 0) + 2) * (1 << (most - 1).bit_length())
+    shares = _Shares.of(loading, len(batches), workers, n_held or 0, max_bytes)
+    chunks = _Chunks(loading, shares)
+    parts = range(shares.n_parts)
+    loader = DataLoader(
+        chunks,
+        batch_size=None,
+        sampler=[(i, batch, part) for i, batch in enumerate(batches) for part in parts],
+        num_workers=shares.workers,
+        prefetch_factor=shares.ahead,
+        worker_init_fn=partial(_begin, niceness),
+        multiprocessing_context=_START,
+    )
+    found = _in_order(loading, shares, batches, chunks, _started(loader), device)
+    return found if n_held is not None else _copied(found)
+
+
+def _started(loader: DataLoader[_Chunk | FeatxError]) -> Iterator[_Chunk | FeatxError]:
+    """Start the workers: by one thread at a time, and so that forked ones are safe.
+
+    Objects that they inherit are never collected there: tensors of a GPU would be freed in a
+    process that cannot use it.
+    """
+    is_collecting = gc.isenabled()
+    with _starting, warnings.catch_warnings():
         # More workers than cores were asked for: they may wait for a disk or a network.
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
-        loader = iter(
-            DataLoader(
-                _Batches(loading),
-                batch_size=None,
-                sampler=list(batches),
-                num_workers=workers,
-                prefetch_factor=n_ahead if workers else None,
-                pin_memory=pin_memory,
-                worker_init_fn=_give_way if is_giving_way else None,
-            )
-        )
-    with worker_deaths_named():
-        for batch in loader:
-            if isinstance(batch, FeatxError):
-                raise batch
-            yield batch
+        # No thread of featx computes now, and the workers use nothing that others may hold.
+        warnings.filterwarnings("ignore", ".*is multi-threaded", DeprecationWarning)
+        gc.disable()
+        try:
+            return iter(loader)
+        finally:
+            if is_collecting:
+                gc.enable()
+
+
+def _begin(niceness: int, worker: int) -> None:
+    del worker
+    gc.freeze()
+    gc.enable()
+    if niceness:
+        give_way(niceness)
+
+
+def _in_order(
+    loading: Loading,
+    shares: _Shares,
+    batches: Sequence[int],
+    chunks: _Chunks,
+    results: Iterator[_Chunk | FeatxError],
+    device: torch.device | None,
+) -> Generator[PixelBatch, None, None]:
+    """Join what the workers give."""
+    with worker_deaths_named(), ExitStack() as stack:
+        is_locked = [stack.enter_context(page_locked(ring, device)) for ring in chunks.rings[-1:]]
+        for position, batch in enumerate(batches):
+            found = [_raised(next(results)) for _ in range(shares.n_parts)]
+            place = chunks.place(position)
+            joined = loading.joined(batch, place, found, shares.each)
+            is_in_locked = is_locked[0] and joined.is_raw == (place.raw is not None)
+            yield joined if device is None or is_in_locked else _pinned(joined)
+
+
+def _decoded_here(
+    loading: Loading, batches: Sequence[int], device: torch.device | None
+) -> Generator[PixelBatch, None, None]:
+    for batch in batches:
+        arrays = [np.empty(shape, np.uint8) for shape in loading.shapes]
+        place = _Place(arrays[0], arrays[1] if len(arrays) > 1 else None)
+        chunk = _raised(_guarded(loading, loading.rows(batch), place))
+        joined = loading.joined(batch, place, [chunk], loading.batch_size)
+        yield joined if device is None else _pinned(joined)
+
+
+def _copied(batches: Generator[PixelBatch, None, None]) -> Generator[PixelBatch, None, None]:
+    with closing(batches):
+        for batch in batches:
+            yield replace(batch, pixels=batch.pixels.clone())
+
+
+def _pinned(batch: PixelBatch) -> PixelBatch:
+    return replace(batch, pixels=batch.pixels.pin_memory())
+
+
+def _raised(found: _Chunk | FeatxError) -> _Chunk:
+    if isinstance(found, FeatxError):
+        raise found
+    return found
 
 
 @contextmanager

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -18,7 +19,7 @@ from featx.devices import unknown_device
 from featx.engines.base import Engine, FeatureBatch
 from featx.engines.loader import Loading, PixelBatch, iter_pixels
 from featx.engines.machine import n_cores
-from featx.engines.memory import images_that_fit, n_batches_ahead
+from featx.engines.memory import images_that_fit, pixel_bytes
 from featx.engines.runtimes import Resize, Result, Runtime, open_runtime
 from featx.errors import BackboneError, ImageError, UsageError
 from featx.preprocess import Preprocessing
@@ -29,6 +30,9 @@ __all__ = ["LocalEngine"]
 _BATCH_SIZES = {"cpu": 16, "cuda": 128}
 _MOST_IMAGES = {"cpu": 16, "cuda": 256}
 _MOST_WORKERS = 16
+_CORES_LEFT = 2
+# Beside a GPU its features are written at niceness 5, so that nothing waits for the disk.
+_NICENESS = {"cpu": 5, "cuda": 10}
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,8 @@ class LocalEngine(Engine):
         Fixed shape of every batch; by default what `fitted_to` or `going_on_with` chose, else
         16 on a CPU and 128 on a GPU.
     workers : int, optional
-        Processes that decode; by default one on a CPU device, which needs the
-        cores itself, and one a core, 16 at most, for a GPU. 0 decodes in this process.
+        Processes that decode; by default one on a CPU device, which needs the cores itself,
+        and for a GPU two fewer than there are cores, 16 at most. 0 decodes in this process.
     tell : callable, optional
         Is told, in a sentence, where the memory is too small for a batch.
     runtime : str, default="torch"
@@ -91,7 +95,9 @@ class LocalEngine(Engine):
         """Processes that decode."""
         if self.workers is not None:
             return self.workers
-        return 1 if self.device.type == "cpu" else min(_MOST_WORKERS, n_cores())
+        if self.device.type == "cpu":
+            return 1
+        return min(_MOST_WORKERS, max(1, n_cores() - _CORES_LEFT))
 
     def fitted_to(self, group: BackboneGroup) -> LocalEngine:
         """Choose the batch size that the memory allows, see `Engine.fitted_to`."""
@@ -182,11 +188,12 @@ class LocalEngine(Engine):
         batches: Sequence[int],
         *,
         dtype: str = "float32",
-    ) -> Iterator[tuple[FeatureBatch, ...]]:
+    ) -> Generator[tuple[FeatureBatch, ...], None, None]:
         """Compute several features of some batches in one pass, see `Engine.run_many`.
 
         While a batch is computed, the next ones are decoded and copied, and the last ones
-        are on their way back. Every batch has the full shape: the last one is padded.
+        are on their way back. Every batch has the full shape: the last one is padded. The
+        workers are started by this call.
 
         Parameters
         ----------
@@ -199,41 +206,71 @@ class LocalEngine(Engine):
         dtype : {"float32", "float16"}
             Type of the features, converted on the device.
 
-        Yields
-        ------
-        tuple of FeatureBatch
+        Returns
+        -------
+        iterator of tuple of FeatureBatch
             One a member, for each batch, in order.
         """
         runtime = self.open(group, dtype)
-        raw_size, resize = self._find_resize(group.preprocessing, source)
-        loading = Loading(source, group.preprocessing, self.batch_size, raw_size)
-        n_bytes = self.batch_size * 3 * group.preprocessing.crop_px**2
+        loading, resize = self.loading(group.preprocessing, source)
         pixels = iter_pixels(
             loading,
             batches,
             workers=self.n_workers,
-            n_ahead=n_batches_ahead(n_bytes, self.n_workers, self.max_memory),
-            pin_memory=self.device.type == "cuda",
-            is_giving_way=self.device.type == "cpu",
+            n_held=runtime.n_under_way,
+            max_bytes=pixel_bytes(self.max_memory),
+            device=self.device if self.device.type == "cuda" else None,
+            niceness=_NICENESS[self.device.type],
         )
+        return self._computed(runtime, pixels, resize, group.preprocessing.bits)
+
+    def _computed(
+        self,
+        runtime: Runtime,
+        pixels: Generator[PixelBatch, None, None],
+        resize: Resize | None,
+        bits: int | None,
+    ) -> Generator[tuple[FeatureBatch, ...], None, None]:
         waiting: deque[Callable[[], tuple[FeatureBatch, ...]]] = deque()
         deep: list[int] = []
-        for batch in pixels:
-            deep += batch.deep
-            came = time.perf_counter()
-            result = runtime.start(batch.pixels, resize if batch.is_raw else None)
-            waiting.append(partial(_finish, batch, result, time.perf_counter() - came))
-            if len(waiting) > runtime.n_under_way:
-                yield waiting.popleft()()
+        with closing(pixels):
+            for batch in pixels:
+                deep += batch.deep
+                came = time.perf_counter()
+                result = runtime.start(batch.pixels, resize if batch.is_raw else None)
+                waiting.append(partial(_finish, batch, result, time.perf_counter() - came))
+                if len(waiting) > runtime.n_under_way:
+                    yield waiting.popleft()()
         while waiting:
             yield waiting.popleft()()
-        if warning := describe_dim(deep, group.preprocessing.bits):
+        if warning := describe_dim(deep, bits):
             self.tell(warning)
+
+    def loading(
+        self, preprocessing: Preprocessing, source: Source
+    ) -> tuple[Loading, Resize | None]:
+        """Say what is decoded, and how.
+
+        Parameters
+        ----------
+        preprocessing : Preprocessing
+            Resize and crop.
+        source : Source
+            Its first image that can be read shows whether the device can resize them.
+
+        Returns
+        -------
+        loading : Loading
+            For batches of this engine's shape.
+        resize : callable or None
+            Enlarges batches that are as decoded, on the device.
+        """
+        raw_size, resize = self._find_resize(preprocessing, source)
+        return Loading(source, preprocessing, self.batch_size, raw_size), resize
 
     def _find_resize(
         self, preprocessing: Preprocessing, source: Source
     ) -> tuple[tuple[int, int] | None, Resize | None]:
-        """Look at the first image that can be read, to see whether the device can resize it."""
         wanted = self.resize_on_device
         if wanted is None:
             wanted = self.device.type == "cuda"

@@ -1,4 +1,4 @@
-"""How many images fit into memory at once, and how many batches may wait."""
+"""How many images fit into memory at once, and what pixels may take."""
 
 from __future__ import annotations
 
@@ -15,34 +15,28 @@ from featx.engines.runtimes.base import numbers
 from featx.engines.runtimes.parts import ERRORS, free_cached, memory_named
 from featx.memory import available_bytes, is_out_of_memory
 
-__all__ = ["images_that_fit", "n_batches_ahead"]
+__all__ = ["images_that_fit", "pixel_bytes"]
 
-_MOST_AHEAD = 4
 _SHARE = 0.5
 # A layer's input and output are there at once, and what it needs beside them.
 _TENSORS_AT_ONCE = 3
 _TRIED = (4, 8)
 
 
-def n_batches_ahead(batch_bytes: int, workers: int, max_memory: int | None) -> int:
-    """Batches that a worker may prepare ahead.
+def pixel_bytes(max_memory: int | None) -> int:
+    """Bytes that pixels may take on their way to the network.
 
     Parameters
     ----------
-    batch_bytes : int
-        Of the pixels of one batch.
-    workers : int
-        Worker processes.
     max_memory : int or None
         Bytes that batches may take; half of what is available by default.
 
     Returns
     -------
     int
-        Between 1 and 4. A quarter of the memory is for pixels.
+        A quarter of that.
     """
-    limit = _limit(max_memory) // 4
-    return max(1, min(_MOST_AHEAD, limit // max(1, batch_bytes * max(1, workers))))
+    return _limit(max_memory) // 4
 
 
 def images_that_fit(

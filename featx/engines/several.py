@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,7 +91,7 @@ class SeveralDevices(Engine):
         batches: Sequence[int],
         *,
         dtype: str = "float32",
-    ) -> Iterator[tuple[FeatureBatch, ...]]:
+    ) -> Generator[tuple[FeatureBatch, ...], None, None]:
         """Compute several features of some batches in one pass, see `Engine.run_many`.
 
         Parameters
@@ -108,11 +108,12 @@ class SeveralDevices(Engine):
         """
         n = len(self.engines)
         stop = threading.Event()
-        lanes = []
+        works = []
         for k, engine in enumerate(self.engines):
             own = group if engine.is_open(group, dtype) else _copied(group, engine.device)
-            work = engine.run_many(own, source, list(batches)[k::n], dtype=dtype)
-            lanes.append(_Lane(work, stop))
+            works.append(engine.run_many(own, source, list(batches)[k::n], dtype=dtype))
+        # All workers are started: one that is forked while another thread holds a lock, hangs.
+        lanes = [_Lane(work, stop) for work in works]
         try:
             for i in range(len(batches)):
                 yield lanes[i % n].get()
@@ -130,7 +131,7 @@ def _copied(group: BackboneGroup, device: torch.device) -> BackboneGroup:
 class _Lane:
     """A device at work in a thread of its own, a few batches ahead of who takes them."""
 
-    def __init__(self, work: Iterator[Any], stop: threading.Event) -> None:
+    def __init__(self, work: Generator[Any, None, None], stop: threading.Event) -> None:
         self._work, self._stop = work, stop
         self._done: queue.Queue[Any] = queue.Queue(_MOST_WAITING)
         self.thread = threading.Thread(target=self._run, name="featx-device", daemon=True)
@@ -151,9 +152,7 @@ class _Lane:
         except BaseException as error:
             self._put(error)
         finally:
-            close = getattr(self._work, "close", None)
-            if close is not None:
-                close()
+            self._work.close()
 
     def _put(self, result: Any) -> bool:
         while not self._stop.is_set():

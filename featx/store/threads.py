@@ -21,15 +21,20 @@ N_THREADS: Final = min(4, os.cpu_count() or 1)
 _NICENESS = 5
 
 
-def give_way() -> None:
+def give_way(niceness: int = _NICENESS) -> None:
     """Leave the cores to the network that computes beside the calling thread.
 
     A network on a CPU shares its work between threads that wait for each other: where one of
     them is displaced, all are. Nothing is done where threads have no priorities of their own.
+
+    Parameters
+    ----------
+    niceness : int, default=5
+        What waits for a GPU's features gives way less than what decodes for it.
     """
     if sys.platform == "linux":
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
 
 
 def in_threads(function: Callable[[_Item], _Result], items: Sequence[_Item]) -> Iterator[_Result]:

@@ -109,7 +109,8 @@ class Decoder:
         failed: dict[int, str] = {}
         wanted = digests[rows]
         loading = Loading(part, self.preprocessing, _BATCH)
-        batches = iter_pixels(loading, range(-(-len(rows) // _BATCH)), workers=self.workers)
+        numbers = range(-(-len(rows) // _BATCH))
+        batches = iter_pixels(loading, numbers, workers=self.workers, n_held=0)
         deep: list[int] = []
         label = f"decoding {source.name} {source.split}"
         with worker_deaths_named(), self.reporter.bar(len(rows), label) as bar:

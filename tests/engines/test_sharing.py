@@ -17,7 +17,7 @@ from featx.engines import (
     open_engine,
     resolve_devices,
 )
-from featx.engines.memory import images_that_fit, n_batches_ahead
+from featx.engines.memory import images_that_fit, pixel_bytes
 from featx.errors import UsageError
 from featx.memory import available_bytes
 from featx.sources import open_data
@@ -150,8 +150,6 @@ def test_rows_that_are_there_decide_the_batch_size_unless_another_was_asked_for(
     assert unlike.going_on_with(group, 5) is unlike
 
 
-def test_batches_ahead_are_bounded_by_the_memory():
-    assert n_batches_ahead(1 << 20, 1, 1 << 40) == 4
-    assert n_batches_ahead(1 << 20, 8, 1 << 24) == 1
-    assert n_batches_ahead(1 << 20, 1, 1 << 23) == 2
-    assert available_bytes() > 1 << 20
+def test_pixels_take_a_part_of_the_memory():
+    assert pixel_bytes(1 << 20) == 1 << 18
+    assert 0 < pixel_bytes(None) < available_bytes()
