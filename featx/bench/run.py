@@ -80,6 +80,11 @@ class BenchRow:
         """The least of the three ceilings: what the whole cannot pass."""
         return min(self.forward, self.decode, self.write)
 
+    @property
+    def of_ceiling(self) -> float:
+        """Share of the least ceiling that a whole extraction reaches."""
+        return self.together / self.ceiling
+
 
 def bench(
     plan: Plan,

@@ -37,6 +37,7 @@ def to_table(rows: Sequence[BenchRow]) -> pd.DataFrame:
             "forward": [f"{row.forward:,.1f}" for row in rows],
             "write": [f"{row.write:,.1f}" for row in rows],
             "extract": [f"{row.together:,.1f}" for row in rows],
+            "of ceiling": [f"{row.of_ceiling:.2f}" for row in rows],
             "of forward": [f"{row.ratio:.2f}" for row in rows],
             "of matmul": [f"{row.of_peak:.2f}" for row in rows],
         }
@@ -64,7 +65,10 @@ def advise(row: BenchRow) -> str:
     )
     if row.ceiling < row.forward:
         what = "decoding" if row.decode == row.ceiling else "the disk"
-        limit = f"{what} allows {row.ceiling:,.1f} images/s, less than the network"
+        limit = (
+            f"{what} allows {row.ceiling:,.1f} images/s, less than the network; "
+            f"{row.of_ceiling:.0%} of that is reached"
+        )
     elif row.ratio >= _GOOD:
         limit = "the network is all that one waits for"
     else:

@@ -76,8 +76,8 @@ def command(reporter: Reporter, folder: Path | None, **options: Any) -> None:
     """Measure extractions against the ceilings of this machine.
 
     Decoding alone, the bare forward pass on one resident batch, the disk alone, and a whole
-    extraction, in turns; nothing is kept. Prints images per second, the ratio of the whole to the
-    forward pass, and what holds it back.
+    extraction, in turns; nothing is kept. Prints images per second, the ratios of the whole to the
+    least of these ceilings and to the forward pass, and what holds it back.
     """
     from featx.bench import advise, bench, make_pictures, to_table
     from featx.evaluate import format_table
