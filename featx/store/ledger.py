@@ -12,8 +12,8 @@ from featx.store.journal import Range
 
 __all__ = ["Ledger"]
 
-_GROUP_BYTES: Final = 16 << 20
-_GROUP_SECONDS: Final = 5.0
+_GROUP_BYTES: Final = 128 << 20
+_GROUP_SECONDS: Final = 1.0
 
 
 class Ledger:
