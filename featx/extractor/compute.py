@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from featx.backbones import Backbone
-from featx.engines import LocalEngine
+from featx.engines import FeatureBatch, LocalEngine
 from featx.engines.loader import worker_deaths_named
 from featx.errors import FeatxError, ImageError
 from featx.progress import Reporter
@@ -84,24 +86,65 @@ class Setup:
         FeatxError
             If features of a readable image are not finite in this type.
         """
+        with closing(
+            self.groups(source, max(1, len(source)), is_strict=is_strict, digests=digests)
+        ) as groups:
+            nothing = np.empty((0, self.backbone.n_features), self.dtype), dict[int, str]()
+            return next(groups, nothing)
+
+    def groups(
+        self,
+        source: Source,
+        n_rows: int,
+        *,
+        is_strict: bool = False,
+        digests: np.ndarray | None = None,
+    ) -> Generator[tuple[np.ndarray[Any, Any], dict[int, str]], None, None]:
+        """Compute the same for some rows after the others, by workers that are started once.
+
+        Parameters
+        ----------
+        source, is_strict, digests
+            As in `features`.
+        n_rows : int
+            In each group: whole batches, or all rows.
+
+        Yields
+        ------
+        features : ndarray of shape (n_rows, n_features)
+            As `features` gives them; the last group may have fewer.
+        failed : dict of int to str
+            Rows of the group that failed, by their number in the group.
+        """
         n, size = len(source), self.engine.batch_size
-        features = np.empty((n, self.backbone.n_features), self.dtype)
-        failed: dict[int, str] = {}
-        batches = range(-(-n // size))
-        with worker_deaths_named(), self.reporter.bar(n, self.backbone.name) as bar:
-            for batch in self.engine.run(self.backbone, source, batches, dtype=self.dtype):
-                if digests is not None:
-                    source.require_unchanged(batch.start, batch.digests, digests)
-                if is_strict and batch.failed:
-                    row = min(batch.failed)
-                    raise UnreadableError(row, batch.failed[row])
-                rows = slice(batch.start, batch.start + len(batch.features))
-                features[rows] = batch.features
-                failed.update(batch.failed)
-                features[list(batch.failed)] = np.nan
-                self._check_finite(features[rows], len(batch.failed))
+        with ExitStack() as stack:
+            stack.enter_context(worker_deaths_named())
+            bar = stack.enter_context(self.reporter.bar(n, self.backbone.name))
+            run = self.engine.run(self.backbone, source, range(-(-n // size)), dtype=self.dtype)
+            for batch in stack.enter_context(closing(run)):
+                self._check(batch, source, is_strict, digests)
+                start = batch.start % n_rows
+                if start == 0:
+                    shape = min(n_rows, n - batch.start), self.backbone.n_features
+                    features, failed = np.empty(shape, self.dtype), dict[int, str]()
+                stop = start + len(batch.features)
+                features[start:stop] = batch.features
+                new = {row - batch.start + start: why for row, why in batch.failed.items()}
+                features[list(new)] = np.nan
+                failed |= new
+                self._check_finite(features[start:stop], len(batch.failed))
                 bar.update(len(batch.features))
-        return features, failed
+                if stop == len(features):
+                    yield features, failed
+
+    def _check(
+        self, batch: FeatureBatch, source: Source, is_strict: bool, digests: np.ndarray | None
+    ) -> None:
+        if digests is not None:
+            source.require_unchanged(batch.start, batch.digests, digests)
+        if is_strict and batch.failed:
+            row = min(batch.failed)
+            raise UnreadableError(row, batch.failed[row])
 
     def _check_finite(self, features: np.ndarray, n_failed: int) -> None:
         n_bad = int((~np.isfinite(features).all(1)).sum()) - n_failed

@@ -11,14 +11,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock
 
+from featx.engines.loader import worker_deaths_named
 from featx.errors import CacheError
 from featx.extract import Settings, make_spec
 from featx.extractor.compute import Setup, UnreadableError
@@ -35,6 +36,7 @@ _BYTES_PER_FILE = 1 << 28
 _DONE = 1
 
 _Place = tuple[Cache, int]
+_Rows = tuple[np.ndarray[Any, Any], dict[int, str]]
 
 
 class RowMemory:
@@ -81,15 +83,21 @@ class RowMemory:
         keys = [bytes(digest) for digest in digests]
         folder = self._folder(source, digests)
         reasons: dict[bytes, str] = {}
-        with ExitStack() as stack:
+        planned: list[int] = []
+        with ExitStack() as stack, ExitStack() as workers, worker_deaths_named():
             while True:
                 with self._locked(folder):
                     caches = _open_all(folder, stack)
                     places = _places(caches)
-                    rows = _missing(keys, places.keys() | reasons.keys())[: self._rows_per_file]
+                    rows = _missing(keys, places.keys() | reasons.keys())
                     if not rows:
                         break
-                    reasons |= self._compute(source.take(np.array(rows)), digests[rows], folder)
+                    if rows != planned:  # at first, and where another process computed some
+                        workers.close()
+                        groups = workers.enter_context(self._started(source, digests, rows))
+                    n = self._rows_per_file
+                    planned = rows[n:]
+                    reasons |= self._keep(source, digests, rows[:n], next(groups), folder)
                     _merge(folder)
                 if is_strict and reasons:
                     row = next(i for i, key in enumerate(keys) if key in reasons)
@@ -132,13 +140,22 @@ class RowMemory:
         finally:
             lock.release()
 
-    def _compute(self, source: Source, digests: np.ndarray, folder: Path) -> dict[bytes, str]:
-        """Compute rows and keep the good ones; digest and reason of the others."""
-        features, failed = self._setup.features(source, is_strict=False, digests=digests)
-        good = np.array([row for row in range(len(source)) if row not in failed], np.int64)
+    def _started(
+        self, source: Source, digests: np.ndarray, rows: list[int]
+    ) -> AbstractContextManager[Generator[_Rows, None, None]]:
+        part = source.take(np.array(rows))
+        return closing(self._setup.groups(part, self._rows_per_file, digests=digests[rows]))
+
+    def _keep(
+        self, source: Source, digests: np.ndarray, rows: list[int], found: _Rows, folder: Path
+    ) -> dict[bytes, str]:
+        """Write the good ones of some rows; digest and reason of the others."""
+        features, failed = found
+        good = np.array([i for i in range(len(rows)) if i not in failed], np.int64)
         if len(good):
-            _write(folder, self._spec(source.take(good), digests[good]), [features[good]])
-        return {bytes(digests[row]): reason for row, reason in failed.items()}
+            kept = np.array(rows)[good]
+            _write(folder, self._spec(source.take(kept), digests[kept]), [features[good]])
+        return {bytes(digests[rows[i]]): reason for i, reason in failed.items()}
 
     def _gather(self, keys: Sequence[bytes], places: Mapping[bytes, _Place]) -> np.ndarray:
         shape = len(keys), self._setup.backbone.n_features
