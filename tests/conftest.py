@@ -14,6 +14,8 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("any machine")
 
+HAS_GPU, SEES_GPU = torch.cuda.is_available(), torch.cuda.is_available
+GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
 REQUIRED = set(filter(None, os.environ.get("FEATX_REQUIRE", "").split(",")))
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,12 +37,30 @@ def _own_data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_gpu_by_itself() -> Iterator[None]:
+    """Only tests that are marked gpu take one: others compare bits, which a GPU has of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")  # for the processes that tests start
+        yield
+
+
 @pytest.fixture(autouse=True)
-def _needs(request: pytest.FixtureRequest) -> None:
-    if request.node.get_closest_marker("gpu") and not torch.cuda.is_available():
-        skip_or_fail("gpu", "no CUDA device")
+def _needs(request: pytest.FixtureRequest) -> Iterator[None]:
+    if request.node.get_closest_marker("gpu"):
+        if not HAS_GPU:
+            skip_or_fail("gpu", "no CUDA device")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.cuda, "is_available", SEES_GPU)
+            patch.delenv("CUDA_VISIBLE_DEVICES")
+            if GPUS is not None:
+                patch.setenv("CUDA_VISIBLE_DEVICES", GPUS)
+            yield
+        return
     if request.node.get_closest_marker("network") and "network" not in REQUIRED:
         pytest.skip("needs the internet: set FEATX_REQUIRE=network")
+    yield
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ from sklearn.utils import estimator_checks, get_tags
 import featx
 from featx import FeatureExtractor
 from featx.backbones import open_backbone
-from featx.engines import LocalEngine
+from featx.engines import LocalEngine, loader
 from featx.errors import (
     CacheError,
     FeatxError,
@@ -464,6 +464,44 @@ def test_large_sets_are_kept_in_parts(pixels, tmp_path, monkeypatch):
         with Cache.open(path) as cache:
             sizes.append(len(cache))
     assert sorted(sizes) == [4, 8, 8]  # whole batches of four
+
+
+def test_workers_of_a_memory_are_started_once(pixels, tmp_path, monkeypatch, capsys):
+    started = []
+
+    class Watched(loader.DataLoader):
+        def __iter__(self):
+            started.append(len(self.sampler))
+            return super().__iter__()
+
+    monkeypatch.setattr(loader, "DataLoader", Watched)
+    monkeypatch.setattr(memory, "_ROWS_PER_FILE", 4)
+    found = small(memory=tmp_path / "m", workers=1, verbose=True).fit_transform(pixels)
+    assert started == [5]
+    assert "squeezenet1_1: 20/20" in capsys.readouterr().err
+    assert np.array_equal(found, small().fit_transform(pixels))
+
+
+def test_rows_that_another_process_kept_meanwhile_are_not_computed(pixels, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "_ROWS_PER_FILE", 4)
+    mine, others = (
+        small(memory=tmp_path / "m").fit(pixels),
+        small(memory=tmp_path / "m").fit(pixels),
+    )
+    kept, locked = [], memory.RowMemory._locked
+    write = memory._write
+    monkeypatch.setattr(memory, "_write", lambda *a: kept.append(len(a[1].paths)) or write(*a))
+
+    def beside(self, folder):
+        if kept == [4]:
+            kept.append("others")
+            others.transform(pixels[10:])
+        return locked(self, folder)
+
+    monkeypatch.setattr(memory.RowMemory, "_locked", beside)
+    found = mine.transform(pixels)
+    assert kept == [4, "others", 4, 4, 2, 4, 2]
+    assert np.array_equal(found, small().fit_transform(pixels))
 
 
 @pytest.mark.parametrize("part", ["end", "features"])

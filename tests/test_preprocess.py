@@ -163,3 +163,76 @@ def test_where_values_come_from_is_no_part_of_the_identity():
 def test_values_out_of_range_are_refused(override, message):
     with pytest.raises(UsageError, match=message):
         Preprocessing.from_torchvision(IMAGENET.transforms()).override(**override)
+
+
+def as_before(preprocessing, pixels):
+    """What every cache on a device was made with."""
+    pixels = pixels.flip(-1) if preprocessing.channels == "bgr" else pixels
+    values = pixels.permute(0, 3, 1, 2).to(torch.float32) / 255
+    mean, std = (
+        torch.tensor(v, device=values.device) for v in (preprocessing.mean, preprocessing.std)
+    )
+    return (values - mean[:, None, None]) / std[:, None, None]
+
+
+def every_value():
+    values = torch.arange(256, dtype=torch.uint8)
+    return torch.stack([values, values.flip(0), values.roll(7)], -1).reshape(4, 8, 8, 3)
+
+
+@pytest.mark.parametrize("channels", ["rgb", "bgr"])
+def test_devices_normalise_with_the_bits_of_before(channels, monkeypatch):
+    preprocessing = Preprocessing.from_torchvision(IMAGENET.transforms()).override(
+        channels=channels
+    )
+    # Where a pass is traced, the processor takes the way of a device.
+    monkeypatch.setattr("featx.preprocess.is_traced", lambda: True)
+    pixels = every_value()
+    found = preprocessing.normalise(pixels)
+    assert torch.equal(found, as_before(preprocessing, pixels))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(pixels, every_value())
+    kept = preprocessing.constants(torch.device("cpu"))
+    assert torch.equal(preprocessing.normalise(pixels, kept), found)
+    # A number that is copied to a GPU makes the host wait for all work there.
+    monkeypatch.setattr(torch, "tensor", None)
+    assert torch.equal(preprocessing.normalise(pixels), found)
+
+
+def test_constants_that_were_made_without_gradients_can_be_trained_with(monkeypatch):
+    from featx import preprocess
+
+    preprocess._on_device.cache_clear()
+    monkeypatch.setattr(preprocess, "is_traced", lambda: True)
+    preprocessing = Preprocessing.from_torchvision(IMAGENET.transforms())
+    with torch.inference_mode():
+        preprocessing.normalise(every_value())
+    assert not any(c.is_inference() for c in preprocessing.constants(torch.device("cpu")))
+
+
+@pytest.mark.gpu
+def test_a_gpu_normalises_and_resizes_without_making_the_host_wait():
+    preprocessing = Preprocessing.from_torchvision(IMAGENET.transforms())
+    resize = preprocessing.find_resize(32, 32)
+    images = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
+    there = images.cuda()
+    resized = resize(there)
+    expected = as_before(preprocessing, resized)
+    preprocessing.normalise(resized)
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        found = preprocessing.normalise(resize(there))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(found, expected)
+    assert torch.equal(resize(images), resized.cpu())
+
+
+@pytest.mark.parametrize("size", [(32, 32), (40, 32), (32, 40)])
+def test_what_a_device_resizes_lies_in_memory_as_what_comes_resized(size):
+    preprocessing = Preprocessing.from_torchvision(IMAGENET.transforms())
+    pixels = np.stack([np.asarray(noise(*size, seed)) for seed in range(2)])
+    resized = preprocessing.find_resize(*size)(torch.from_numpy(pixels))
+    assert resized.stride() == torch.empty(resized.shape).stride()
+    wanted = np.stack([preprocessing.pixels(Image.fromarray(image)) for image in pixels])
+    assert np.array_equal(resized, wanted)

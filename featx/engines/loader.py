@@ -326,21 +326,15 @@ def iter_pixels(
         max_bytes -= ((n_held or 0) + 2) * (1 << (most - 1).bit_length())
     shares = _Shares.of(loading, len(batches), workers, n_held or 0, max_bytes)
     chunks = _Chunks(loading, shares)
-    parts = range(shares.n_parts)
-    loader = DataLoader(
-        chunks,
-        batch_size=None,
-        sampler=[(i, batch, part) for i, batch in enumerate(batches) for part in parts],
-        num_workers=shares.workers,
-        prefetch_factor=shares.ahead,
-        worker_init_fn=partial(_begin, niceness),
-        multiprocessing_context=_START,
-    )
-    found = _in_order(loading, shares, batches, chunks, _started(loader), device)
+    tasks = [(i, batch, part) for i, batch in enumerate(batches) for part in range(shares.n_parts)]
+    started = _started(chunks, tasks, shares, niceness)
+    found = _in_order(loading, shares, batches, chunks, started, device)
     return found if n_held is not None else _copied(found)
 
 
-def _started(loader: DataLoader[_Chunk | FeatxError]) -> Iterator[_Chunk | FeatxError]:
+def _started(
+    chunks: _Chunks, tasks: Sequence[tuple[int, int, int]], shares: _Shares, niceness: int
+) -> Iterator[_Chunk | FeatxError]:
     """Start the workers: by one thread at a time, and so that forked ones are safe.
 
     Objects that they inherit are never collected there: tensors of a GPU would be freed in a
@@ -354,7 +348,17 @@ def _started(loader: DataLoader[_Chunk | FeatxError]) -> Iterator[_Chunk | Featx
         warnings.filterwarnings("ignore", ".*is multi-threaded", DeprecationWarning)
         gc.disable()
         try:
-            return iter(loader)
+            return iter(
+                DataLoader(
+                    chunks,
+                    batch_size=None,
+                    sampler=tasks,
+                    num_workers=shares.workers,
+                    prefetch_factor=shares.ahead,
+                    worker_init_fn=partial(_begin, niceness),
+                    multiprocessing_context=_START,
+                )
+            )
         finally:
             if is_collecting:
                 gc.enable()

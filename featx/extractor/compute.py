@@ -86,11 +86,10 @@ class Setup:
         FeatxError
             If features of a readable image are not finite in this type.
         """
-        with closing(
-            self.groups(source, max(1, len(source)), is_strict=is_strict, digests=digests)
-        ) as groups:
-            nothing = np.empty((0, self.backbone.n_features), self.dtype), dict[int, str]()
-            return next(groups, nothing)
+        nothing = np.empty((0, self.backbone.n_features), self.dtype), dict[int, str]()
+        n_rows = max(1, len(source))
+        [found] = [*self.groups(source, n_rows, is_strict=is_strict, digests=digests)] or [nothing]
+        return found
 
     def groups(
         self,

@@ -98,6 +98,8 @@ class RowMemory:
                     n = self._rows_per_file
                     planned = rows[n:]
                     reasons |= self._keep(source, digests, rows[:n], next(groups), folder)
+                    if not planned:
+                        next(groups, None)  # ends the bar and the workers
                     _merge(folder)
                 if is_strict and reasons:
                     row = next(i for i, key in enumerate(keys) if key in reasons)

@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from featx.cli import main
+from featx.engines.runtimes.openvino import has_openvino
 
 
+@pytest.mark.skipif(not has_openvino(), reason="the extra openvino is not installed")
 def test_ceilings_and_the_real_thing(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["bench", "--backbone", "squeezenet1_1", "--input-size", "64", "--images", "96"]

@@ -8,10 +8,12 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from featx.backbones import open_backbone, open_backbones
@@ -19,10 +21,14 @@ from featx.backbones.base import BackboneGroup
 from featx.engines import LocalEngine, resolve_runtime
 from featx.engines.runtimes import openvino
 from featx.errors import BackboneError, MissingExtraError, UsageError
+from featx.preprocess import Preprocessing
 from featx.sources import open_data
 
 CPU = torch.device("cpu")
-FAST = ["openvino", "compile"]
+NEEDS_OPENVINO = pytest.mark.skipif(
+    not openvino.has_openvino(), reason="the extra openvino is not installed"
+)
+FAST = [pytest.param("openvino", marks=NEEDS_OPENVINO), "compile"]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +68,9 @@ NEEDS_KERNELS = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("runtime", [pytest.param("openvino", marks=NEEDS_KERNELS), "compile"])
+@pytest.mark.parametrize(
+    "runtime", [pytest.param("openvino", marks=[NEEDS_OPENVINO, NEEDS_KERNELS]), "compile"]
+)
 def test_bfloat16_is_as_near_to_float32_as_torchs(squeezenet, source, runtime):
     exact = features(LocalEngine(CPU, "fp32", 8, 0), squeezenet, source)
     by_torch = features(LocalEngine(CPU, "bf16", 8, 0), squeezenet, source)
@@ -72,6 +80,7 @@ def test_bfloat16_is_as_near_to_float32_as_torchs(squeezenet, source, runtime):
     assert (error <= 1.2 * allowed).all()
 
 
+@NEEDS_OPENVINO
 def test_openvino_gives_any_batch_alone_bit_for_bit(squeezenet, source):
     engine = LocalEngine(CPU, "fp32", 4, 0, runtime="openvino")
     whole = features(engine, squeezenet, source)
@@ -80,6 +89,7 @@ def test_openvino_gives_any_batch_alone_bit_for_bit(squeezenet, source):
     assert np.array_equal(again, whole)
 
 
+@NEEDS_OPENVINO
 def test_signals_arrive_when_networks_were_opened_and_closed(squeezenet, source):
     """Two cores of OpenVINO, the first one gone, would leave a freed stack for signals."""
     for _ in range(3):
@@ -88,6 +98,7 @@ def test_signals_arrive_when_networks_were_opened_and_closed(squeezenet, source)
     subprocess.run([sys.executable, "-c", ""], check=True)
 
 
+@NEEDS_OPENVINO
 def test_verify_and_the_transformer_and_saved_models_take_the_runtime(
     squeezenet_file, photographs, tmp_path, monkeypatch, capsys
 ):
@@ -117,6 +128,7 @@ def test_verify_and_the_transformer_and_saved_models_take_the_runtime(
     assert photographs[0].name in capsys.readouterr().out
 
 
+@NEEDS_OPENVINO
 def test_several_layers_pooled_and_a_transformer(source):
     for name, layers, pool in (
         ("resnet18", ("layer2", "layer4"), "avg"),
@@ -163,6 +175,7 @@ def odd(squeezenet):
     return dataclasses.replace(squeezenet, network=Unconvertible(), map_shape=(3,))
 
 
+@NEEDS_OPENVINO
 def test_a_network_whose_kernels_are_missing_says_what_to_do(squeezenet, source, monkeypatch):
     def fail(*_):
         raise RuntimeError("Supported primitive descriptors list is empty\nfor node: MaxPool")
@@ -172,11 +185,13 @@ def test_a_network_whose_kernels_are_missing_says_what_to_do(squeezenet, source,
         features(LocalEngine(CPU, "bf16", 16, 0, runtime="openvino"), squeezenet, source)
 
 
+@NEEDS_OPENVINO
 def test_a_network_that_cannot_be_converted_says_what_to_do(odd, source):
     with pytest.raises(BackboneError, match=r"cannot be converted to OpenVINO.*--runtime torch"):
         features(LocalEngine(CPU, "fp32", 16, 0, runtime="openvino"), odd, source)
 
 
+@NEEDS_OPENVINO
 def test_auto_takes_torch_for_a_network_that_cannot_be_converted(odd, tmp_path, monkeypatch):
     from featx.extract import Plan, prepare
     from featx.progress import Reporter
@@ -199,6 +214,7 @@ def test_the_runtime_is_part_of_what_made_a_cache_unless_it_is_torch():
     assert other.describe()["runtime"] == "openvino"
 
 
+@NEEDS_OPENVINO
 def test_runtimes_are_resolved_with_a_reason(monkeypatch):
     assert resolve_runtime("torch", CPU, "fp32") == ("torch", "as asked")
     assert resolve_runtime("auto", CPU, "fp32")[0] == "openvino"
@@ -222,6 +238,7 @@ def test_runtimes_are_resolved_with_a_reason(monkeypatch):
         resolve_runtime("compile", CPU, "fp32")
 
 
+@NEEDS_OPENVINO
 def test_a_transformer_makes_its_network_ready_once(monkeypatch):
     from featx import FeatureExtractor
     from featx.engines import local
@@ -239,3 +256,40 @@ def test_a_transformer_makes_its_network_ready_once(monkeypatch):
     assert len(opened) == 1
     FeatureExtractor("resnet18", runtime="openvino", **options).fit_transform(images)
     assert len(opened) == 2
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, images):
+        return self.conv(images)
+
+
+def test_one_program_is_compiled_for_all_batches_however_they_come(source, squeezenet, tmp_path):
+    """Warmed up, on devices in threads, enlarged on the device and by the workers."""
+    for i in range(6):
+        side = 20 if i < 4 else 21
+        pixels = np.random.default_rng(i).integers(0, 256, (side, side, 3), np.uint8)
+        path = tmp_path / "images" / "ab"[i // 3] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    small = open_data(tmp_path / "images")["all"]
+    preprocessing = Preprocessing(40, 32, "bilinear", (0.5,) * 3, (0.25,) * 3)
+    network, shape = Small().eval(), (4, 30, 30)
+    backbone = dataclasses.replace(
+        squeezenet, network=network, preprocessing=preprocessing, map_shape=shape
+    )
+    wanted = features(LocalEngine(CPU, "fp32", 2, 0), backbone, small)
+    engine = LocalEngine(CPU, "fp32", 2, 0, runtime="compile", resize_on_device=True)
+    stats = torch._dynamo.utils.counters["stats"]
+    before = stats["unique_graphs"]
+    engine.warm_up(BackboneGroup.of(backbone), "float32")
+    assert stats["unique_graphs"] == before + 1
+    mine = features(engine, backbone, small)
+    np.testing.assert_allclose(mine, wanted, atol=1e-5)
+    with ThreadPoolExecutor(1) as lane:
+        assert np.array_equal(lane.submit(features, engine, backbone, small).result(), mine)
+    assert stats["unique_graphs"] == before + 1
+    assert not torch._dynamo.utils.counters["inductor"]["cudagraph_skips"]
