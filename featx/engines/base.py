@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -64,7 +64,7 @@ class Engine(ABC):
 
     def run(
         self, backbone: Backbone, source: Source, batches: Sequence[int], *, dtype: str = "float32"
-    ) -> Iterator[FeatureBatch]:
+    ) -> Generator[FeatureBatch, None, None]:
         """Compute the features of some batches, see `run_many`.
 
         Parameters

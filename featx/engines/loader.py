@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -33,6 +33,8 @@ _MOST_AHEAD = 4
 _PLENTY_BYTES = 1 << 30
 # Other platforms have no fork, or libraries that do not stand it.
 _START = "fork" if sys.platform == "linux" else None
+# The network goes first. Beside a GPU its features are written at 5: nothing waits for the disk.
+_NICENESS, _NICENESS_BY_GPU = 5, 10
 _starting = threading.Lock()
 
 
@@ -281,7 +283,7 @@ def iter_pixels(
     n_held: int | None = None,
     max_bytes: int = _PLENTY_BYTES,
     device: torch.device | None = None,
-    niceness: int = 0,
+    tell: Callable[[str], object] = warnings.warn,
 ) -> Generator[PixelBatch, None, None]:
     """Decode and preprocess batches of consecutive images, in order.
 
@@ -303,8 +305,8 @@ def iter_pixels(
         What pixels may take, however many images there are: with fewer workers if need be.
     device : torch.device, optional
         The GPU that they are copied to from page-locked memory.
-    niceness : int, default=0
-        Of the workers, which leave the cores to what computes beside them.
+    tell : callable, optional
+        Is told, in a sentence, where no worker can be started.
 
     Returns
     -------
@@ -325,9 +327,13 @@ def iter_pixels(
         most = max(int(np.prod(shape)) for shape in loading.shapes)
         max_bytes -= ((n_held or 0) + 2) * (1 << (most - 1).bit_length())
     shares = _Shares.of(loading, len(batches), workers, n_held or 0, max_bytes)
-    chunks = _Chunks(loading, shares)
     tasks = [(i, batch, part) for i, batch in enumerate(batches) for part in range(shares.n_parts)]
-    started = _started(chunks, tasks, shares, niceness)
+    try:
+        chunks = _Chunks(loading, shares)
+        started = _started(chunks, tasks, shares, _NICENESS if device is None else _NICENESS_BY_GPU)
+    except OSError as error:  # /dev/shm is full or not there, or there are too many processes
+        tell(f"processes that decode cannot be started ({error}): this one decodes the images")
+        return _decoded_here(loading, batches, device)
     found = _in_order(loading, shares, batches, chunks, started, device)
     return found if n_held is not None else _copied(found)
 
@@ -368,8 +374,7 @@ def _begin(niceness: int, worker: int) -> None:
     del worker
     gc.freeze()
     gc.enable()
-    if niceness:
-        give_way(niceness)
+    give_way(niceness)
 
 
 def _in_order(

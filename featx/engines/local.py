@@ -31,8 +31,6 @@ _BATCH_SIZES = {"cpu": 16, "cuda": 128}
 _MOST_IMAGES = {"cpu": 16, "cuda": 256}
 _MOST_WORKERS = 16
 _CORES_LEFT = 2
-# Beside a GPU its features are written at niceness 5, so that nothing waits for the disk.
-_NICENESS = {"cpu": 5, "cuda": 10}
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class LocalEngine(Engine):
         Processes that decode; by default one on a CPU device, which needs the cores itself,
         and for a GPU two fewer than there are cores, 16 at most. 0 decodes in this process.
     tell : callable, optional
-        Is told, in a sentence, where the memory is too small for a batch.
+        Is told, in a sentence, where the memory is too small for a batch or for workers.
     runtime : str, default="torch"
         ``torch``, ``compile`` or ``openvino``, see `resolve_runtime`.
     max_memory : int, optional
@@ -220,7 +218,7 @@ class LocalEngine(Engine):
             n_held=runtime.n_under_way,
             max_bytes=pixel_bytes(self.max_memory),
             device=self.device if self.device.type == "cuda" else None,
-            niceness=_NICENESS[self.device.type],
+            tell=self.tell,
         )
         return self._computed(runtime, pixels, resize, group.preprocessing.bits)
 

@@ -83,7 +83,8 @@ def page_locked(ring: Ring, device: torch.device | None) -> Iterator[bool]:
     if device is None:
         yield False
         return
-    driver, address = torch.cuda.cudart(), ring.pixels.ctypes.data
+    driver = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    address = ring.pixels.ctypes.data
     with torch.cuda.device(device):
         is_locked = int(driver.cudaHostRegister(address, ring.pixels.nbytes, 1)) == 0
         if not is_locked:

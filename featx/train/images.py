@@ -110,7 +110,9 @@ class Decoder:
         wanted = digests[rows]
         loading = Loading(part, self.preprocessing, _BATCH)
         numbers = range(-(-len(rows) // _BATCH))
-        batches = iter_pixels(loading, numbers, workers=self.workers, n_held=0)
+        batches = iter_pixels(
+            loading, numbers, workers=self.workers, n_held=0, tell=self.reporter.warn
+        )
         deep: list[int] = []
         label = f"decoding {source.name} {source.split}"
         with worker_deaths_named(), self.reporter.bar(len(rows), label) as bar:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import hashlib
 import os
@@ -152,12 +153,12 @@ def noting(source, folder):
 @linux
 def test_many_workers_decode_one_batch(source, tmp_path):
     notes = noting(source, tmp_path)
-    [batch] = iter_pixels(Loading(notes, PREPROCESSING, 128), [0], workers=3, niceness=11)
+    [batch] = iter_pixels(Loading(notes, PREPROCESSING, 128), [0], workers=3)
     assert_right(batch, source)
     read = [path.name.split("-") for path in tmp_path.iterdir()]
     assert sorted(int(row) for row, _, _ in read) == list(range(100))
     assert len({worker for _, worker, _ in read}) == 3
-    assert {niceness for _, _, niceness in read} == {"11"}
+    assert {niceness for _, _, niceness in read} == {str(loader._NICENESS)}
 
 
 @linux
@@ -175,6 +176,25 @@ def test_workers_that_are_not_forked_share_the_pixels_too(source, monkeypatch):
     monkeypatch.setattr(loader, "_START", "spawn")
     [batch] = iter_pixels(Loading(source, PREPROCESSING, 40), [1], workers=1)
     assert_right(batch, source)
+
+
+@pytest.mark.parametrize("call", ["os.fork", "os.memfd_create", "os.truncate"])
+@linux
+def test_without_workers_this_process_decodes_and_says_so(source, monkeypatch, call):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(call, fail)
+    said = []
+    found = iter_pixels(Loading(source, PREPROCESSING, 40), [0, 2], workers=2, tell=said.append)
+    for batch in found:
+        assert_right(batch, source)
+    if call == "os.memfd_create":  # another file without a name takes its place
+        assert said == []
+    else:
+        [line] = said
+        assert "No space left on device" in line
+        assert "this one decodes the images" in line
 
 
 class Cycle:
