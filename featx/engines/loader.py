@@ -1,4 +1,4 @@
-"""Decoding and preprocessing in worker processes, into uint8 batches of one shape."""
+"""Decoding and preprocessing in worker processes, which share out the images of a batch."""
 
 from __future__ import annotations
 
@@ -6,24 +6,20 @@ import gc
 import itertools
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from featx.engines.loading import Chunk, Loading, PixelBatch, Place
 from featx.engines.shared import Ring, page_locked
-from featx.errors import FeatxError, ImageError, SourceError
-from featx.images import LARGEST
-from featx.preprocess import Preprocessing
-from featx.sources import Source
+from featx.errors import FeatxError, SourceError
 from featx.store.threads import give_way
 
 __all__ = ["Loading", "PixelBatch", "iter_pixels", "worker_deaths_named"]
@@ -36,174 +32,7 @@ _START = "fork" if sys.platform == "linux" else None
 # The network goes first. Beside a GPU its features are written at 5: nothing waits for the disk.
 _NICENESS, _NICENESS_BY_GPU = 5, 10
 _starting = threading.Lock()
-
-
-@dataclass(frozen=True)
-class PixelBatch:
-    """Pixels of consecutive images, padded to the full batch.
-
-    Parameters
-    ----------
-    start : int
-        Row number of the first image.
-    n_images : int
-        Images in the batch; the rest is padding.
-    pixels : tensor of shape (batch_size, height, width, 3), dtype uint8
-        Resized and cropped, unless `is_raw`. Black where an image could not be read, and in the
-        padding.
-    failed : dict of int to str
-        Row number and reason of every image that could not be read.
-    digests : ndarray of uint8, shape (n_images, 32)
-        SHA-256 of what was decoded, as `Source.image_digests` has it.
-    seconds : float
-        Time that it took to decode and preprocess, in all workers together.
-    is_raw : bool, default=False
-        Whether the images are as decoded, for the device to resize.
-    deep : sequence of int
-        Largest value of each image whose values are stored in 16 bits.
-    """
-
-    start: int
-    n_images: int
-    pixels: torch.Tensor
-    failed: dict[int, str]
-    digests: np.ndarray
-    seconds: float
-    is_raw: bool = False
-    deep: Sequence[int] = ()
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where the pixels of some images go: resized and cropped, or as decoded."""
-
-    cropped: NDArray[np.uint8]
-    raw: NDArray[np.uint8] | None
-
-    def part(self, rows: slice) -> _Place:
-        return _Place(self.cropped[rows], None if self.raw is None else self.raw[rows])
-
-
-@dataclass
-class _Chunk:
-    """What is known of consecutive images; their pixels lie in their place."""
-
-    digests: NDArray[np.uint8]
-    is_raw: bool
-    failed: dict[int, str] = field(default_factory=dict)
-    deep: list[int] = field(default_factory=list)
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Loading:
-    """What is decoded, and how.
-
-    Parameters
-    ----------
-    source : Source
-        Where the images come from.
-    preprocessing : Preprocessing
-        Resize and crop.
-    batch_size : int
-        Images, or images and padding, in every batch.
-    raw_size : tuple of 2 int, optional
-        Width and height in pixels of images that are handed on as decoded. A batch with an
-        image of another size is resized here all the same.
-    """
-
-    source: Source
-    preprocessing: Preprocessing
-    batch_size: int
-    raw_size: tuple[int, int] | None = None
-
-    @property
-    def shapes(self) -> list[tuple[int, ...]]:
-        """Shape of a batch that is resized and cropped, and of one as decoded if there are any."""
-        sides = [(self.preprocessing.crop_px,) * 2]
-        sides += [self.raw_size[::-1]] if self.raw_size else []
-        return [(self.batch_size, *side, 3) for side in sides]
-
-    def rows(self, batch: int) -> range:
-        """Rows of a batch, without padding."""
-        start = batch * self.batch_size
-        return range(start, min(start + self.batch_size, len(self.source)))
-
-    def fill(self, rows: range, place: _Place) -> _Chunk:
-        """Decode and preprocess images; what is left of their place becomes black.
-
-        Parameters
-        ----------
-        rows : range
-            Of the source.
-        place : _Place
-            For at least as many images.
-
-        Returns
-        -------
-        _Chunk
-        """
-        started = time.perf_counter()
-        chunk = _Chunk(np.zeros((len(rows), 32), np.uint8), place.raw is not None)
-        for i, row in enumerate(rows):
-            image = self._image(i, row, chunk)
-            if chunk.is_raw and image is not None and image.size != self.raw_size:
-                self.crop(place.part(slice(i)))
-                chunk.is_raw = False
-            if image is None:
-                _pixels(place, chunk.is_raw)[i] = 0
-            elif chunk.is_raw:
-                _pixels(place, True)[i] = np.asarray(image)
-            else:
-                place.cropped[i] = self.preprocessing.pixels(image)
-        _pixels(place, chunk.is_raw)[len(rows) :] = 0
-        chunk.seconds = time.perf_counter() - started
-        return chunk
-
-    def _image(self, i: int, row: int, chunk: _Chunk) -> Image.Image | None:
-        """Read, hash and decode; None where that cannot be decoded."""
-        data, digest = self.source.fetch(row)
-        chunk.digests[i] = np.frombuffer(digest, np.uint8)
-        try:
-            if isinstance(data, ImageError):
-                raise data
-            image = self.source.decoded(row, data, self.preprocessing.bits)
-        except ImageError as error:
-            chunk.failed[row] = str(error)
-            return None
-        if LARGEST in image.info:
-            chunk.deep.append(image.info[LARGEST])
-        return image
-
-    def crop(self, place: _Place) -> None:
-        """Resize and crop what lies there as decoded: a black image gives a black one."""
-        for raw, cropped in zip(_pixels(place, True), place.cropped, strict=True):
-            cropped[:] = self.preprocessing.pixels(Image.fromarray(raw))
-
-    def joined(self, batch: int, place: _Place, chunks: Sequence[_Chunk], each: int) -> PixelBatch:
-        """Make a batch of chunks of `each` images; all are resized where one is."""
-        is_raw = all(chunk.is_raw for chunk in chunks)
-        for k, chunk in enumerate(chunks):
-            if chunk.is_raw and not is_raw:
-                self.crop(place.part(slice(k * each, (k + 1) * each)))
-        rows = self.rows(batch)
-        return PixelBatch(
-            start=rows.start,
-            n_images=len(rows),
-            pixels=torch.from_numpy(_pixels(place, is_raw)),
-            failed={row: why for chunk in chunks for row, why in chunk.failed.items()},
-            digests=np.concatenate([chunk.digests for chunk in chunks]),
-            seconds=sum(chunk.seconds for chunk in chunks),
-            is_raw=is_raw,
-            deep=[value for chunk in chunks for value in chunk.deep],
-        )
-
-
-def _pixels(place: _Place, is_raw: bool) -> NDArray[np.uint8]:
-    if not is_raw:
-        return place.cropped
-    assert place.raw is not None  # noqa: S101
-    return place.raw
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -242,29 +71,29 @@ class _Shares:
         return cls(workers, n_parts, each, ahead, n_places(workers, ahead))
 
 
-class _Chunks(Dataset["_Chunk | FeatxError"]):
+class _Chunks(Dataset["Chunk | FeatxError"]):
     """Place, batch and part in, what is known of it out, or what ends the run; in the workers."""
 
     def __init__(self, loading: Loading, shares: _Shares) -> None:
         self._loading, self._shares = loading, shares
         self.rings = [Ring((shares.n_places, *shape)) for shape in loading.shapes]
 
-    def place(self, position: int) -> _Place:
+    def place(self, position: int) -> Place:
         """Give the place of the batch that is the `position`-th of the run."""
-        arrays = [ring.pixels[position % self._shares.n_places] for ring in self.rings]
-        return _Place(arrays[0], arrays[1] if len(arrays) > 1 else None)
+        return Place.of([ring.pixels[position % self._shares.n_places] for ring in self.rings])
 
-    def __getitem__(self, index: tuple[int, int, int]) -> _Chunk | FeatxError:
+    def __getitem__(self, index: tuple[int, int, int]) -> Chunk | FeatxError:
         position, batch, part = index
         low, high = part * self._shares.each, (part + 1) * self._shares.each
         rows = self._loading.rows(batch)[low:high]
-        return _guarded(self._loading, rows, self.place(position).part(slice(low, high)))
+        place = self.place(position).part(slice(low, high))
+        return _guarded(partial(self._loading.fill, rows, place))
 
 
-def _guarded(loading: Loading, rows: range, place: _Place) -> _Chunk | FeatxError:
+def _guarded(step: Callable[[], _Result]) -> _Result | FeatxError:
     """Give an error as a value: torch would put the worker's traceback into its text."""
     try:
-        return loading.fill(rows, place)
+        return step()
     except SourceError as error:
         return error
     except MemoryError:
@@ -340,7 +169,7 @@ def iter_pixels(
 
 def _started(
     chunks: _Chunks, tasks: Sequence[tuple[int, int, int]], shares: _Shares, niceness: int
-) -> Iterator[_Chunk | FeatxError]:
+) -> Iterator[Chunk | FeatxError]:
     """Start the workers: by one thread at a time, and so that forked ones are safe.
 
     Objects that they inherit are never collected there: tensors of a GPU would be freed in a
@@ -382,7 +211,7 @@ def _in_order(
     shares: _Shares,
     batches: Sequence[int],
     chunks: _Chunks,
-    results: Iterator[_Chunk | FeatxError],
+    results: Iterator[Chunk | FeatxError],
     device: torch.device | None,
 ) -> Generator[PixelBatch, None, None]:
     """Join what the workers give."""
@@ -393,18 +222,15 @@ def _in_order(
             place = chunks.place(position)
             joined = loading.joined(batch, place, found, shares.each)
             is_in_locked = is_locked[0] and joined.is_raw == (place.raw is not None)
-            yield joined if device is None or is_in_locked else _pinned(joined)
+            yield joined if device is None or is_in_locked else joined.pin_memory()
 
 
 def _decoded_here(
     loading: Loading, batches: Sequence[int], device: torch.device | None
 ) -> Generator[PixelBatch, None, None]:
     for batch in batches:
-        arrays = [np.empty(shape, np.uint8) for shape in loading.shapes]
-        place = _Place(arrays[0], arrays[1] if len(arrays) > 1 else None)
-        chunk = _raised(_guarded(loading, loading.rows(batch), place))
-        joined = loading.joined(batch, place, [chunk], loading.batch_size)
-        yield joined if device is None else _pinned(joined)
+        loaded = _raised(_guarded(partial(loading.load, batch)))
+        yield loaded if device is None else loaded.pin_memory()
 
 
 def _copied(batches: Generator[PixelBatch, None, None]) -> Generator[PixelBatch, None, None]:
@@ -413,11 +239,7 @@ def _copied(batches: Generator[PixelBatch, None, None]) -> Generator[PixelBatch,
             yield replace(batch, pixels=batch.pixels.clone())
 
 
-def _pinned(batch: PixelBatch) -> PixelBatch:
-    return replace(batch, pixels=batch.pixels.pin_memory())
-
-
-def _raised(found: _Chunk | FeatxError) -> _Chunk:
+def _raised(found: _Result | FeatxError) -> _Result:
     if isinstance(found, FeatxError):
         raise found
     return found

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from featx.backbones import open_backbone
 from featx.engines import LocalEngine, SeveralDevices, loader, local
 from featx.engines.loader import Loading, iter_pixels
+from featx.images import LARGEST
 from featx.preprocess import Preprocessing
 from featx.sources import open_data
 from featx.sources.folder import FolderSource
@@ -89,7 +90,7 @@ def test_batches_are_what_their_images_are_one_by_one(source, workers, size):
     read = [hashlib.sha256(source.read(row)).digest() for row in range(100)]
     assert b"".join(batch.digests.tobytes() for batch in found) == b"".join(read)
     deep = [value for batch in found for value in batch.deep]
-    assert deep == [source.image(row).info[loader.LARGEST] for row in DEEP]
+    assert deep == [source.image(row).info[LARGEST] for row in DEEP]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
