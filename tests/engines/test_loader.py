@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -261,3 +262,64 @@ def test_workers_of_a_gpu_leave_it_two_cores(monkeypatch):
         monkeypatch.setattr(local, "n_cores", lambda n=n_cores: n)
         assert engine.n_workers == n_workers
     assert LocalEngine(CPU).n_workers == 1
+
+
+class Driver:
+    """Stands in for CUDA's: notes what is asked, and says yes or no."""
+
+    def __init__(self, answer, monkeypatch):
+        self.answer, self.asked = answer, []
+        monkeypatch.setattr(torch.cuda, "cudart", lambda: self)
+        monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: self.asked.append("wait"))
+        monkeypatch.setattr(torch, "zeros", self.report)
+
+        def pin(batch):
+            self.asked.append(batch.start)
+            return batch
+
+        monkeypatch.setattr(loader.PixelBatch, "pin_memory", pin)
+
+    def cudaHostRegister(self, address, n_bytes, flags):
+        self.asked.append(n_bytes)
+        return self.answer
+
+    def cudaHostUnregister(self, address):
+        self.asked.append("let go")
+
+    def report(self, *_, **__):
+        raise RuntimeError("CUDA error: operation not supported")
+
+
+@pytest.mark.parametrize(
+    ("raw_size", "answer", "n_images", "asked"),
+    [
+        (None, 0, 50, [4 * 50 * 36 * 36 * 3, "wait", "let go"]),
+        (None, 1, 50, [4 * 50 * 36 * 36 * 3, 0, 50]),
+        (SIZE, 0, 50, [4 * 50 * 30 * 24 * 3, 50, "wait", "let go"]),  # the second is resized
+    ],
+)
+def test_a_gpu_fetches_from_the_shared_memory_if_its_driver_lets_it(
+    source, monkeypatch, raw_size, answer, n_images, asked
+):
+    driver = Driver(answer, monkeypatch)
+    loading = Loading(source, PREPROCESSING, n_images, raw_size)
+    cuda = torch.device("cuda", 0)
+    found = list(iter_pixels(loading, [0, 1, 0, 1], workers=2, n_held=4, device=cuda))
+    for batch in found[:2]:
+        assert_right(batch, source, is_raw=raw_size is not None and batch.start == 0)
+    n_bytes, *others = driver.asked
+    assert [n_bytes, *dict.fromkeys(others)] == asked
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("raw_size", [None, SIZE])
+def test_pixels_for_a_real_gpu_are_page_locked(source, raw_size):
+    loading = Loading(source, PREPROCESSING, 25, raw_size)
+    device = torch.device("cuda", 0)
+    for batch in iter_pixels(loading, [0, 1, 2, 3], workers=2, n_held=0, device=device):
+        assert batch.pixels.is_pinned()
+        there = batch.pixels.to(device, non_blocking=True).cpu()
+        assert torch.equal(there, batch.pixels)
+        assert_right(batch, source, is_raw=raw_size is not None and batch.start != 50)
+    torch.ones(3, device=device).sum().item()  # no error was left behind
