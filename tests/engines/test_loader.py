@@ -235,7 +235,9 @@ def test_pythons_warning_of_forks_beside_threads_reaches_nobody(source, monkeypa
         return fork()
 
     monkeypatch.setattr(os, "fork", warning)
-    [batch] = iter_pixels(Loading(source, PREPROCESSING, 40), [0], workers=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        [batch] = iter_pixels(Loading(source, PREPROCESSING, 40), [0], workers=1)
     assert_right(batch, source)
 
 
