@@ -8,13 +8,19 @@ from typing import Self
 import torch
 from torch import nn
 
-__all__ = ["FineTuned"]
+__all__ = ["FineTuned", "hold_still"]
+
+
+def hold_still(modules: Iterable[nn.Module]) -> None:
+    """Put modules into evaluation mode, each by itself: what is inside is named on its own."""
+    for module in modules:
+        module.training = False
 
 
 class FineTuned(nn.Module):
     """A backbone with a custom top, to be trained together.
 
-    Parts that were given to `hold` stay in evaluation mode when the rest is put into training
+    Modules that were given to `hold` stay in evaluation mode when the rest is put into training
     mode: frozen batch normalisation keeps its running statistics, frozen dropout drops nothing.
 
     Parameters
@@ -37,7 +43,7 @@ class FineTuned(nn.Module):
         Parameters
         ----------
         modules : iterable of torch.nn.Module
-            Parts of the body.
+            Of the body; what is inside a module is held only if it is among them.
         """
         self._held = tuple(modules)
         self.train(self.training)
@@ -51,8 +57,7 @@ class FineTuned(nn.Module):
             False for evaluation mode.
         """
         super().train(mode)
-        for module in self._held:
-            module.eval()
+        hold_still(self._held)
         return self
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -1,22 +1,24 @@
 """Freezing the first layers of a network, and counting what it has.
 
-A *layer* is a module that holds parameters of its own: a convolution, a dense layer, a batch
-normalisation, an attention. Layers stand in the order in which the network defines them, which
-for all networks here is that of the computation. In Keras' count, by which the sources froze
-"the first half", VGG16 without its top has 19 layers, pooling and input among them; the first 9
-of these hold the first 6 convolutions, which are the first half of the 13 here too.
+A *layer* is a module that holds numbers of its own, parameters or running statistics: a
+convolution, a dense layer, a batch normalisation, an attention. Layers stand in the order in which
+the network defines them, which for all networks here is that of the computation. In Keras' count,
+by which the sources froze "the first half", VGG16 without its top has 19 layers, pooling and input
+among them; the first 9 of these hold the first 6 convolutions, which are the first half of the 13
+here too.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from featx.errors import UsageError, unknown_name
 from featx.networks.finetuned import FineTuned
 
-__all__ = ["Count", "FrozenCount", "count", "freeze"]
+__all__ = ["Count", "FrozenCount", "count", "freeze", "statistics_of"]
 
 _WORDS = ("none", "half", "all")
 
@@ -28,7 +30,7 @@ class Count:
     Parameters
     ----------
     n_layers : int
-        Modules with parameters of their own.
+        Modules with parameters or running statistics of their own.
     n_parameters : int
         All numbers of its parameters.
     n_trainable : int
@@ -60,8 +62,9 @@ class FrozenCount:
     n_parameters, n_trainable : int
         Of the whole network, afterwards.
     modules : tuple of torch.nn.Module
-        What must stay in evaluation mode during the training: the frozen layers, and everything
-        without parameters (dropout) before the last of them. A `FineTuned` sees to it itself.
+        What must stay in evaluation mode during the training, as `hold_still` takes it: the frozen
+        layers, everything without parameters (dropout) before the last of them, and whatever
+        holds no layer that learns (a block that drops something itself). A `FineTuned` sees to it.
     """
 
     n_layers: int
@@ -89,12 +92,17 @@ def count(network: nn.Module) -> Count:
         n_layers=len(_layers(network)),
         n_parameters=sum(p.numel() for p in parameters),
         n_trainable=sum(p.numel() for p in parameters if p.requires_grad),
-        n_statistics=sum(
-            values.numel()
-            for name, values in network.named_buffers()
-            if name.endswith(("running_mean", "running_var"))
-        ),
+        n_statistics=sum(values.numel() for values in statistics_of(network)),
     )
+
+
+def statistics_of(network: nn.Module) -> list[Tensor]:
+    """Find the running means and variances of a network's batch normalisations."""
+    return [
+        values
+        for name, values in network.named_buffers()
+        if name.endswith(("running_mean", "running_var"))
+    ]
 
 
 def freeze(network: nn.Module, text: str) -> FrozenCount:
@@ -128,24 +136,28 @@ def freeze(network: nn.Module, text: str) -> FrozenCount:
     end = places[n_frozen - 1] + 1 if n_frozen else 0
     is_whole = body is not network and n_frozen == len(places) > 0
     frozen = tuple(module for _, module in (parts if is_whole else parts[:end]))
-    _freeze_all(frozen, body)
+    still = _freeze_all(frozen, body)
     if isinstance(network, FineTuned):
-        network.hold(frozen)
+        network.hold(still)
     after = count(network)
-    return FrozenCount(len(places), n_frozen, after.n_parameters, after.n_trainable, frozen)
+    return FrozenCount(len(places), n_frozen, after.n_parameters, after.n_trainable, still)
 
 
-def _freeze_all(frozen: tuple[nn.Module, ...], body: nn.Module) -> None:
+def _freeze_all(frozen: tuple[nn.Module, ...], body: nn.Module) -> tuple[nn.Module, ...]:
     """Freeze layers, and what a container holds beside its layers once all of these are frozen.
 
-    The latter are position embeddings, class tokens, scales of a block.
+    The latter are position embeddings, class tokens, scales of a block. Gives all that is frozen,
+    module by module: a container may hold dropout for the layer behind it, which is not.
     """
+    still = [part for module in frozen for part in module.modules()]
     for module in frozen:
         module.requires_grad_(False)
     for container in body.modules():
-        layers = [layer for _, layer in _leaves(container) if _has_own(layer)]
+        layers = _layers(container)
         if layers and all(layer in frozen for layer in layers):
             container.requires_grad_(False)
+            still.append(container)
+    return tuple(still)
 
 
 def _number(text: str, parts: list[tuple[str, nn.Module]], places: list[int]) -> int:
@@ -171,22 +183,29 @@ def _layers(network: nn.Module) -> list[nn.Module]:
 
 
 def _has_own(module: nn.Module) -> bool:
-    """Whether a module holds parameters, those of what it is built of counted."""
-    return any(True for _ in module.parameters())
+    """Whether a module holds parameters or statistics, those of what it is built of counted."""
+    return any(True for _ in module.parameters()) or bool(statistics_of(module))
 
 
 def _leaves(network: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
     """Modules that are one layer, in order, with their paths.
 
-    A module without children is one; so is one with parameters of its own beside its children
-    (multi-head attention, a transformer with its position embedding).
+    A module without children is one; so is one whose children hold nothing (timm's batch
+    normalisation with an activation inside), multi-head attention, and a layer whose weights are
+    computed from others (spectral normalisation).
     """
     found: list[tuple[str, nn.Module]] = []
     for name, child in network.named_children():
         # What cuts a network off wraps it in a module that adds nothing to paths.
         path = prefix if name == "network" else f"{prefix}{name}."
-        is_leaf = not list(child.children()) or isinstance(child, nn.MultiheadAttention)
-        if is_leaf:
+        parts = list(child.children())
+        is_whole = _has_own(child) and not any(_has_own(part) for part in parts)
+        if (
+            not parts
+            or is_whole
+            or isinstance(child, nn.MultiheadAttention)
+            or is_parametrized(child)
+        ):
             found.append((path.rstrip("."), child))
         else:
             found += _leaves(child, path)

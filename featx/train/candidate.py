@@ -86,9 +86,16 @@ class Candidate(NetworkClassifier):
         Returns
         -------
         float
+            NaN where the scores are not finite: the training diverged.
         """
-        known = self.outcome_ or self._remember(float((self.predict(X) == y).mean()))
-        return float(known["accuracy"])
+        known = self.outcome_ or self._remember(self._accuracy(X, y))
+        return float("nan") if known["accuracy"] is None else float(known["accuracy"])
+
+    def _accuracy(self, X: NDArray[np.uint8], y: NDArray[np.int64]) -> float | None:
+        try:
+            return float((self.predict(X) == y).mean())
+        except ProtocolError:
+            return None
 
     def _remember(self, accuracy: float | None) -> dict[str, Any]:
         seconds = sum(line.get("dur", 0.0) for line in self.history)

@@ -13,9 +13,11 @@ from skorch import NeuralNetClassifier
 from torch import Tensor, nn
 
 from featx.arithmetic import refuse_forced_tf32, true_float32
-from featx.errors import ProtocolError
+from featx.errors import ProtocolError, UsageError
 from featx.fewshot import split_holdout
 from featx.networks import freeze
+from featx.networks.finetuned import hold_still
+from featx.networks.freezing import statistics_of
 from featx.train.augment import Augment
 from featx.train.batches import Batches, PixelSet
 from featx.train.callbacks import BestWeights, Schedule
@@ -52,9 +54,9 @@ class NetworkClassifier(NeuralNetClassifier):  # type: ignore[misc]
     freeze : str, default="none"
         As `featx.networks.freeze` takes it.
     unfreeze_after : int, optional
-        Epochs after which everything learns.
+        Epochs after which everything learns; there must be something that does not.
     backbone_lr : float, optional
-        `lr` by default.
+        `lr` by default; something below the top must learn.
     schedule : str, default="none"
         As `featx.train.optimisation.make_scheduler` takes it, with `step_size` and `gamma`.
     validation : float, default=0.1
@@ -166,6 +168,7 @@ class NetworkClassifier(NeuralNetClassifier):  # type: ignore[misc]
         order = torch.channels_last if self.channels_last else torch.contiguous_format
         self.module_ = self.module_.to(memory_format=order)
         self.frozen_ = self.first_frozen_ = freeze(self.module_, self.freeze)
+        self._check_frozen()
         device = torch.device(self.device)
         if self.precision == "fp32" and device.type == "cuda":
             refuse_forced_tf32("choose another precision")
@@ -176,14 +179,35 @@ class NetworkClassifier(NeuralNetClassifier):  # type: ignore[misc]
         ]
         return self
 
+    def _check_frozen(self) -> None:
+        """Refuse settings that change nothing about this network."""
+        n_frozen, n_layers = self.frozen_.n_frozen, self.frozen_.n_layers
+        if self.unfreeze_after is not None and not n_frozen:
+            raise UsageError(
+                f"unfreeze_after is {self.unfreeze_after}, and no layer is frozen (freeze is "
+                f"{self.freeze}): leave it out, or freeze some of the {n_layers} layers"
+            )
+        if self.backbone_lr is None or self.unfreeze_after is not None:
+            return
+        if hasattr(self.module_, "top") and not any(p.requires_grad for p in self._below_top()):
+            raise UsageError(
+                f"backbone_lr is {self.backbone_lr:g}, and nothing below the top learns (freeze is "
+                f"{self.freeze}, {n_frozen} of {n_layers} layers): leave it out, freeze fewer "
+                "layers, or give unfreeze_after"
+            )
+
+    def _below_top(self) -> list[nn.Parameter]:
+        top = self.module_.get_submodule("top")
+        of_top = {id(parameter) for parameter in top.parameters()}
+        return [p for p in self.module_.parameters() if id(p) not in of_top]
+
     def get_params_for_optimizer(self, prefix: str, named_parameters: Any) -> Any:
         """Give the top and the backbone learning rates of their own."""
         args, kwargs = super().get_params_for_optimizer(prefix, named_parameters)
         top = getattr(self.module_, "top", None)
         if self.backbone_lr is None or top is None:
             return args, kwargs
-        of_top = {id(parameter) for parameter in top.parameters()}
-        below = [p for p in self.module_.parameters() if id(p) not in of_top]
+        below = self._below_top()
         groups = [{"params": list(top.parameters())}, {"params": below, "lr": self.backbone_lr}]
         return (groups,), kwargs
 
@@ -192,11 +216,9 @@ class NetworkClassifier(NeuralNetClassifier):  # type: ignore[misc]
         self.frozen_ = freeze(self.module_, "none")
 
     def _set_training(self, training: bool = True) -> None:
-        if self.module_.training == training:
-            return  # a deep network has hundreds of modules
+        # Whatever mode it is in: the mode of a network does not tell that of its parts.
         self.module_.train(training)
-        for module in self.frozen_.modules:
-            module.eval()
+        hold_still(self.frozen_.modules)
 
     def _prepared(self, pixels: Tensor, *, training: bool) -> Tensor:
         """Scale as `featx.preprocess.Preprocessing.normalise` does, and augment."""
@@ -256,7 +278,9 @@ class NetworkClassifier(NeuralNetClassifier):  # type: ignore[misc]
         Raises
         ------
         ProtocolError
-            If the loss is no longer finite.
+            If the loss or the weights are no longer finite.
+        UsageError
+            If a setting of what is frozen does not fit the network.
         """
         labels = X.labels if isinstance(X, PixelSet) else y
         device = torch.device(self.device)
@@ -286,6 +310,7 @@ class NetworkClassifier(NeuralNetClassifier):  # type: ignore[misc]
             self.notify("on_epoch_begin", **told)
             self._begin_epoch()
             self.run_single_epoch(batches, True, "train", self.train_step)
+            self._check_weights()
             self.run_single_epoch(watched, False, "valid", self.validation_step)
             self.notify("on_epoch_end", **told)
         return self
@@ -317,12 +342,23 @@ class NetworkClassifier(NeuralNetClassifier):  # type: ignore[misc]
         loss = np.average(torch.stack(losses).cpu().numpy(), weights=counts)
         accuracy = int(torch.stack(rights).sum()) / sum(counts)
         if not np.isfinite(loss):
-            raise ProtocolError(
-                f"training diverged: the {prefix} loss of epoch {len(self.history)} is {loss}; "
-                f"take a lower lr (it was {self.lr:g})"
-            )
+            raise self._diverged(f"the {prefix} loss of epoch {len(self.history)} is {loss}")
         self.history.record(f"{prefix}_loss", float(loss))
         self.history.record(f"{prefix}_acc", accuracy)
+
+    def _check_weights(self) -> None:
+        """Look behind the last step, whose loss was computed before it."""
+        # Not at buffers of other kinds: masks are infinite on purpose.
+        values = [*self.module_.parameters(), *statistics_of(self.module_)]
+        if not torch.stack([value.isfinite().all() for value in values]).all():
+            epoch = len(self.history)
+            raise self._diverged(f"the weights are no longer finite behind epoch {epoch}")
+
+    def _diverged(self, what: str) -> ProtocolError:
+        half = ", or --precision fp32 or bf16" if self.precision == "fp16" else ""
+        return ProtocolError(
+            f"training diverged: {what}; take a lower lr (it was {self.lr:g}){half}"
+        )
 
     def train_step(self, batch: Batch, **options: Any) -> dict[str, Tensor]:
         """Learn from one batch.
@@ -361,9 +397,15 @@ class NetworkClassifier(NeuralNetClassifier):  # type: ignore[misc]
     def forward_iter(
         self, X: Pixels, training: bool = False, device: str = "cpu"
     ) -> Iterator[Tensor]:
-        """Yield logits batch by batch; see `skorch.NeuralNet.forward_iter`."""
-        for batch in self.get_iterator(self.get_dataset(X), training=False):
-            yield self.evaluation_step(batch, training=training).to(device)
+        """Yield logits batch by batch, all finite; see `skorch.NeuralNet.forward_iter`."""
+        self.check_is_fitted()
+        self._set_training(training)
+        for pixels, _ in self.get_iterator(self.get_dataset(X), training=False):
+            with torch.set_grad_enabled(training):
+                logits = self.infer(pixels).to(device)
+            if not logits.isfinite().all():
+                raise self._diverged("its scores of images are not finite")
+            yield logits
 
     def decision_function(self, X: Pixels) -> NDArray[np.float64]:
         """Logits.

@@ -9,13 +9,27 @@ import torch
 
 from featx.train.augment import Augment
 from featx.train.classifier import NetworkClassifier
-from featx.train.networks import build
+from featx.train.networks import Recipe, build
 from featx.train.optimisation import get_loss, get_optimizer
+from featx.train.plan import TrainPlan
 from featx.train.question import TrainQuestion
 
-__all__ = ["make_classifier"]
+__all__ = ["check_frozen", "make_classifier"]
 
 Classifier = TypeVar("Classifier", bound=NetworkClassifier)
+
+
+def check_frozen(plan: TrainPlan, recipe: Recipe) -> None:
+    """Refuse settings of frozen layers that do not fit the network, before images are decoded."""
+    NetworkClassifier(
+        build,
+        module__recipe=recipe,
+        module__n_classes=2,
+        module__seed=plan.seed,
+        freeze=plan.freeze,
+        unfreeze_after=plan.unfreeze_after,
+        backbone_lr=plan.backbone_lr,
+    ).initialize()
 
 
 def make_classifier(

@@ -91,7 +91,8 @@ def make_scheduler(
     epochs : int
         After which ``cosine`` is at 0.
     step_size : int
-        Epochs between steps of ``step``; epochs without a better loss that ``plateau`` bears.
+        Epochs between steps of ``step``; epochs without a better loss after which ``plateau``
+        steps.
     gamma : float
         Factor of ``step`` and ``plateau``.
 
@@ -114,8 +115,9 @@ def make_scheduler(
     if name == "cosine":
         return lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     if name == "plateau":
+        # torch's patience is the epochs that are borne: the rate falls at the next one.
         return lr_scheduler.ReduceLROnPlateau(
-            optimizer, factor=gamma, patience=step_size, threshold=0
+            optimizer, factor=gamma, patience=step_size - 1, threshold=0
         )
     return None
 
@@ -141,9 +143,12 @@ class BinaryCrossEntropy(nn.Module):
         -------
         tensor of float32, shape ()
         """
-        p = logits.softmax(dim=1).clamp(_KERAS_EPSILON, 1 - _KERAS_EPSILON)
+        p = logits.softmax(dim=1)
+        cut = p.nan_to_num(0.5).clamp(_KERAS_EPSILON, 1 - _KERAS_EPSILON)
         one_hot = nn.functional.one_hot(labels, logits.shape[1]).to(p.dtype)
-        return nn.functional.binary_cross_entropy(p, one_hot)
+        loss = nn.functional.binary_cross_entropy(cut, one_hot)
+        # torch's stops the process on a number that is none; other losses give one that is none.
+        return torch.where(p.isnan().any(), torch.nan, loss)
 
 
 def get_loss(name: str) -> type[nn.Module]:

@@ -88,7 +88,7 @@ class TrainPlan:
         ``none``, ``half``, ``all``, a number of layers, or a layer up to which the network does
         not learn; see `featx.networks.freeze`.
     unfreeze_after : int, optional
-        Epochs after which everything learns.
+        Epochs after which everything learns; fewer than `epochs`.
     input_size : int or "native", optional
         Side of the input in pixels. By default that of the weights; from scratch, that of the
         images.
@@ -103,7 +103,7 @@ class TrainPlan:
     lr : float, default=0.001
         Learning rate.
     backbone_lr : float, optional
-        Learning rate of the backbone below the top; `lr` by default.
+        Learning rate of the backbone below the top, where something learns; `lr` by default.
     momentum : float, optional
         Of SGD (0 by default), Nesterov (0.9) and RMSprop (0).
     weight_decay : float, default=0.0
@@ -226,6 +226,11 @@ class TrainPlan:
             )
         if self.unfreeze_after is not None and self.freeze == "none":
             raise UsageError("--unfreeze-after needs frozen layers: give --freeze half or all")
+        if self.unfreeze_after is not None and self.unfreeze_after >= self.epochs:
+            raise UsageError(
+                f"--unfreeze-after {self.unfreeze_after} with {self.epochs} epochs: everything "
+                "would learn only behind the last one; give fewer, or more --epochs"
+            )
         if self.momentum is not None and self.optimizer.startswith("Ada"):
             raise UsageError(
                 f"{self.optimizer} has no momentum to set: leave --momentum out, or take SGD, "

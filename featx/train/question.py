@@ -31,6 +31,13 @@ __all__ = ["TrainQuestion", "open_sources"]
 _VERSION = 1
 """Part of every training's name; to be raised when the same question gets another answer."""
 
+_VERSION_HELD = 2
+"""That of trainings with frozen layers, or with ``plateau``.
+
+Before, batch normalisation of frozen layers moved in some networks, and ``plateau`` waited one
+epoch longer than it says.
+"""
+
 # Columns of the table of their own, or what images and recipe say more exactly.
 _NOT_TOLD = {
     *LAYOUT_FIELDS,
@@ -196,7 +203,7 @@ class TrainQuestion(BaseQuestion):
             asked.pop(name, None)
         return fingerprint(
             {
-                "version": _VERSION,
+                "version": self._version,
                 "kind": "train",
                 "asked": {**asked, "precision": self.precision},
                 "recipe": self.recipe.identity(),
@@ -209,6 +216,11 @@ class TrainQuestion(BaseQuestion):
                 "n_drawn_leaks": self._n_drawn_leaks(subset),
             }
         )[:16]
+
+    @property
+    def _version(self) -> int:
+        is_held = self.plan.freeze != "none" or self.plan.scheduler == "plateau"
+        return _VERSION_HELD if is_held else _VERSION
 
     def record(self, subset: Subset) -> dict[str, Any]:
         """Give what a training's JSON keeps of the question; see `BaseQuestion.record`."""

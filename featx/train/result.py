@@ -18,9 +18,10 @@ from featx.evaluate.draws import Subset
 from featx.evaluate.scores import score
 from featx.heads.base import labels_of, softmax_of
 from featx.heads.scaling import NONE, Array
+from featx.train.plan import TrainPlan
 from featx.train.question import TrainQuestion
 
-__all__ = ["TrainResult", "Trained", "to_fit"]
+__all__ = ["TrainResult", "Trained", "remarks_of", "to_fit"]
 
 _PACKAGES = ("featx", "torch", "skorch", "numpy")
 
@@ -172,6 +173,15 @@ class Scored:
     predict_seconds: float
 
 
+def remarks_of(plan: TrainPlan, trained: Trained) -> list[str]:
+    """Say what was asked and did not come about."""
+    n_epochs = len(trained.curves)
+    if plan.unfreeze_after is None or n_epochs > plan.unfreeze_after:
+        return []
+    what = f"early stopping ended the training after {n_epochs} epochs"
+    return [f"{what}, before --unfreeze-after {plan.unfreeze_after}: nothing was unfrozen"]
+
+
 def to_fit(
     question: TrainQuestion, subset: Subset, trained: Trained, scored: Scored, extra: dict[str, Any]
 ) -> FitResult:
@@ -221,7 +231,7 @@ def to_fit(
         predict_seconds=scored.predict_seconds,
         n_iter=len(trained.curves),
         converged=trained.has_stopped or not question.plan.patience,
-        notes="; ".join(question.remarks),
+        notes="; ".join([*question.remarks, *remarks_of(question.plan, trained)]),
         train_fingerprint=pair.train.fingerprint,
         test_fingerprint=pair.test.fingerprint,
         subset_sha256=subset.sha256,

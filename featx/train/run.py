@@ -27,12 +27,12 @@ from featx.sealed import ENDING
 from featx.train.callbacks import Checkpoint, Progress, curves_of
 from featx.train.classifier import NetworkClassifier
 from featx.train.curves import save_curves, save_curves_plot
-from featx.train.estimator import make_classifier
+from featx.train.estimator import check_frozen, make_classifier
 from featx.train.images import Decoder
 from featx.train.networks import check_network, open_recipe
 from featx.train.plan import TrainPlan
 from featx.train.question import TrainQuestion, open_sources
-from featx.train.result import Scored, Trained, TrainResult, to_fit
+from featx.train.result import Scored, Trained, TrainResult, remarks_of, to_fit
 from featx.train.search import Found, search_settings
 
 __all__ = ["run_train"]
@@ -76,6 +76,7 @@ def _prepare(plan: TrainPlan, reporter: Reporter, tell: Callable[[str], object])
     reporter.say(f"device {device}, precision {precision} ({why})")
     sources = open_sources(plan, reporter)
     recipe = open_recipe(plan, list(sources.values()), reporter)
+    check_frozen(plan, recipe)
     reporter.say(f"preprocessing: {recipe.preprocessing.describe()}")
     decoder = Decoder(recipe.preprocessing, _workers(plan, device), _most_bytes(plan), reporter)
     question = TrainQuestion(plan, sources, recipe, decoder, precision)
@@ -162,6 +163,8 @@ class _Job:
         )
         net.fit(question.training_images(subset))
         trained = _outcome(net, question, subset)
+        for remark in remarks_of(self.plan, trained):
+            self.reporter.warn(remark)
         fit = to_fit(self.question, subset, trained, self._scored(net, question, subset), extra)
         path = self._save(net, subset, question, fit) if self.plan.save else None
         self._save_curves(trained, subset)

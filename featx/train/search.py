@@ -35,6 +35,9 @@ SEARCHED = "cnn-search"
 _RATES = (0.001, 0.1)
 _OPTIMIZERS = ("Nesterov", "Adam", "RMSprop")
 _SHARE = 0.2
+_ALL_DIVERGED = (
+    "every training of the search diverged: search for more settings, or give a larger --batch-size"
+)
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ def search_settings(
 
         def accuracy(net: Candidate, X: NDArray[np.uint8], y: NDArray[np.int64]) -> float:
             right = net.judge(X, y)
-            bar.update(1, f"{right:.1%}")
+            bar.update(1, _share(right))
             return right
 
         search = RandomizedSearchCV(
@@ -167,6 +170,8 @@ def search_settings(
             _run(search, images)
         bar.update(plan.search - bar.done)
     tried = sorted(read_outcomes(memory), key=lambda line: -(line["accuracy"] or 0.0))
+    if tried[0]["accuracy"] is None:
+        raise ProtocolError(_ALL_DIVERGED)
     return Found(_best(plan, tried[0]), tuple(tried), len(parts[0]), len(parts[1]))
 
 
@@ -176,10 +181,7 @@ def _run(search: RandomizedSearchCV, images: PixelSet) -> None:
     except ValueError as error:
         if not isinstance(error.__cause__, ProtocolError) and "fits failed" not in str(error):
             raise
-        raise ProtocolError(
-            "every training of the search diverged: search for more settings, or give a larger "
-            "--batch-size"
-        ) from error
+        raise ProtocolError(_ALL_DIVERGED) from error
 
 
 def _best(plan: TrainPlan, line: Mapping[str, Any]) -> TrainPlan:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from featx.errors import UsageError
+from featx.train.checkpoint import read_checkpoint, take_apart, write_checkpoint
 from featx.train.optimisation import get_loss, get_optimizer, make_scheduler
 from featx.train.plan import LOSSES, OPTIMIZERS
 
@@ -67,10 +70,33 @@ def test_rates_are_those_of_the_formulas() -> None:
     np.testing.assert_allclose(rates("step", flat, step_size=2), [1, 1, 0.1, 0.1, 0.01, 0.01])
     cosine = [(1 + np.cos(np.pi * t / 6)) / 2 for t in range(6)]
     np.testing.assert_allclose(rates("cosine", flat, step_size=2), cosine)
-    # Two epochs without a better loss are borne, after the third the rate falls.
-    np.testing.assert_allclose(rates("plateau", flat, step_size=2), [1, 1, 1, 1, 0.1, 0.1])
+    # The first loss is the best; after two epochs without a better one the rate falls.
+    np.testing.assert_allclose(rates("plateau", flat, step_size=2), [1, 1, 1, 0.1, 0.1, 0.01])
+    np.testing.assert_allclose(rates("plateau", flat, step_size=1)[:3], [1, 1, 0.1])
     falling = [1 / (t + 1) for t in range(6)]
     assert rates("plateau", falling, step_size=2) == [1.0] * 6
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_is_taken_up_goes_to_the_device_but_for_the_count_of_steps(
+    name: str, tmp_path: Path
+) -> None:
+    """A count on a GPU would make every step wait for it."""
+    values, make = parameters(), get_optimizer(name, 0.9 if name == "SGD" else None)
+    optimizer = make(values, lr=0.1)
+    steps(optimizer, values)
+    tensors: dict[str, torch.Tensor] = {}
+    plain = take_apart({"optimizer": optimizer.state_dict()}, tensors)
+    write_checkpoint(tmp_path / "file.safetensors", "key", plain, tensors)
+    state = read_checkpoint(tmp_path / "file.safetensors", "key")["optimizer"]
+    there = [value.detach().to("meta").requires_grad_() for value in values]
+    resumed = make(there, lr=0.1)
+    resumed.load_state_dict(state)
+    (kept,) = resumed.state.values()
+    devices = {key: value.device.type for key, value in kept.items() if torch.is_tensor(value)}
+    assert devices == {key: "cpu" if key == "step" else "meta" for key in devices}
+    assert devices
+    assert name in ("SGD", "Nesterov") or float(kept["step"]) == 5
 
 
 def test_binary_cross_entropy_is_keras_formula() -> None:

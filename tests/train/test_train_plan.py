@@ -33,6 +33,8 @@ from featx.train import TrainPlan
         ({"validation": 1.0}, "below 1"),
         ({"validation": 0.0}, "--patience 0"),
         ({"unfreeze_after": 2}, "--freeze half"),
+        ({"unfreeze_after": 30, "freeze": "half"}, "--unfreeze-after 30 with 30 epochs"),
+        ({"unfreeze_after": 31, "freeze": "half"}, "give fewer, or more --epochs"),
         ({"momentum": 0.9}, "Adam has no momentum"),
         ({"optimizer": "Nesterov", "momentum": 0.0}, "above 0"),
         ({"optimizer": "SGD", "momentum": 0.9, "search": 2}, "search chooses"),

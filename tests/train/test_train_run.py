@@ -190,6 +190,29 @@ def before_layers(network: torch.nn.Module) -> int:
     return sum(isinstance(module, torch.nn.Conv2d) for module in network.modules())
 
 
+def test_early_stopping_before_the_unfreezing_is_told(tmp_path: Path) -> None:
+    late = {"freeze": "1", "unfreeze_after": 29, "epochs": 30, "lr": 0.5}
+    heard = Heard()
+    (result,) = run(plan(tmp_path, patience=1, **late), heard)
+    told = f"after {len(result.curves)} epochs, before --unfreeze-after 29: nothing was unfrozen"
+    assert any(told in text for text in heard.warnings)
+    assert told in result.fit.notes
+    early = plan(tmp_path, freeze="1", unfreeze_after=1, patience=0)
+    assert "unfrozen" not in run(early)[0].fit.notes
+
+
+@pytest.mark.parametrize("options", [{"freeze": "1"}, {"scheduler": "plateau"}])
+def test_older_answers_with_frozen_layers_or_plateau_are_not_believed(
+    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as older:
+        older.setattr("featx.train.question._VERSION_HELD", 1)
+        run(plan(tmp_path, epochs=1, **options))
+        run(plan(tmp_path, epochs=1))
+    assert not run(plan(tmp_path, epochs=1, **options))[0].is_known
+    assert run(plan(tmp_path, epochs=1))[0].is_known
+
+
 def test_copies_of_test_images_are_told_left_out_or_an_error(tmp_path: Path) -> None:
     data = tree(tmp_path / "data")
     shutil.copy(data / "test" / "class0" / "3.png", data / "train" / "class0" / "copy.png")
@@ -275,6 +298,11 @@ def test_normalisation_and_size_are_as_asked(tmp_path: Path) -> None:
         ({"freeze": "nowhere"}, "layer to freeze"),
         ({"augment": ("flop",)}, "did you mean flip"),
         ({"network": "auto-cnn(block=3)"}, "did you mean blocks"),
+        ({"freeze": "0", "unfreeze_after": 1}, "no layer is frozen"),
+        (
+            {"network": "resnet18", "weights": "random", "freeze": "all", "backbone_lr": 0.1},
+            "nothing below the top learns",
+        ),
     ],
 )
 def test_what_does_not_fit_is_told(tmp_path: Path, options: dict[str, Any], told: str) -> None:
