@@ -29,7 +29,7 @@ from featx.evaluate.settings import Settings
 from featx.evaluate.side_by_side import in_order
 from featx.heads import Fit, FitOptions, Pool, RowSpace, find_head
 from featx.heads.base import RowsView, labels_of
-from featx.heads.device import choose_device
+from featx.heads.device import AUTO, choose_device
 from featx.heads.linear import LinearHead
 from featx.heads.scaling import STANDARD, Array, Scaling
 from featx.progress import SILENT, Reporter
@@ -153,7 +153,10 @@ class _Job:
 
     def _pool(self, group: list[Subset], rows: NDArray[np.int64]) -> Pool:
         """Rows in memory, with the Gram matrix that the fits share."""
-        pool = Pool(hold_rows(self.pair.train.X, rows), choose_device(self.settings.device))
+        device = self.settings.device
+        if device != AUTO:
+            choose_device(device)  # a wrong name is told, whatever the heads make of it
+        pool = Pool(hold_rows(self.pair.train.X, rows), device, self.question.reporter.warn)
         is_wide = any(len(subset.rows) < pool.shape[1] for subset in group)
         if is_wide and self.settings.scale != STANDARD and pool.holds_gram():
             pool.gram(Scaling(self.settings.scale))

@@ -1,14 +1,14 @@
 """Where products of matrices are computed: in NumPy, or on a GPU through torch.
 
 All vectors of the solver stay in NumPy; what grows with the square of the rows, or with rows
-times features, is on the device.
+times features, is on the device, where the device has room for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +17,31 @@ from scipy.linalg.blas import dsyrk
 
 from featx.devices import AUTO, CPU
 from featx.devices import find_device as choose_device
+from featx.heads.scaling import POWER, UNSCALED, Scaling, copy_rows
+from featx.memory import available_bytes, is_out_of_memory
 
-__all__ = ["AUTO", "CPU", "HostMatrix", "Matrix", "choose_device", "gram_of", "matrix_on"]
+__all__ = [
+    "AUTO",
+    "CPU",
+    "LEAST_ROWS",
+    "HostMatrix",
+    "Matrix",
+    "choose_device",
+    "device_for",
+    "gram_of",
+    "matrix_on",
+    "on_device",
+]
 
+T = TypeVar("T")
 Floats = NDArray[Any]
 
+LEAST_ROWS = 1000
+"""With fewer rows ``auto`` takes the cores of this machine: starting CUDA, and copying to and fro,
+takes longer than the products. An estimate, not measured on a GPU."""
+
+# Of the free memory of a GPU, for one matrix and what is made of it.
+_SHARE = 0.9
 _TILE = 1024
 
 
@@ -82,16 +102,21 @@ class TorchMatrix:
         The matrix.
     device : str
         As torch names it.
+    tell : callable, optional
+        Is given a sentence where the device has too little memory for `solve`, which this machine
+        then does.
     """
 
     is_on_host = False
 
-    def __init__(self, values: Floats, device: str) -> None:
+    def __init__(
+        self, values: Floats, device: str, tell: Callable[[str], object] | None = None
+    ) -> None:
         from featx.arithmetic import refuse_forced_tf32
 
         if device.startswith("cuda"):
             refuse_forced_tf32("choose --device cpu")
-        self.values, self.device = _tensor(values, device), device
+        self.values, self.device, self.tell = _tensor(values, device), device, tell
 
     def times(self, v: Floats) -> Floats:
         """Give A v."""
@@ -105,6 +130,15 @@ class TorchMatrix:
 
     def solve(self, rows: NDArray[np.int64], ridge: Floats, right: Floats) -> Floats:
         """Solve for some rows and columns, by Cholesky's factorisation."""
+
+        def work(device: str) -> Floats:
+            if device != CPU:
+                return self._solve(rows, ridge, right)
+            return HostMatrix(self.values.cpu().numpy()).solve(rows, ridge, right)
+
+        return _or_on_host(work, self.device, f"a solution for {len(rows):,} rows", self.tell)
+
+    def _solve(self, rows: NDArray[np.int64], ridge: Floats, right: Floats) -> Floats:
         import torch
 
         index = _tensor(rows, self.device)
@@ -114,7 +148,7 @@ class TorchMatrix:
         return np.asarray(torch.cholesky_solve(_tensor(right, self.device), factor).cpu().numpy())
 
 
-def matrix_on(device: str, values: Floats) -> Matrix:
+def matrix_on(device: str, values: Floats, tell: Callable[[str], object] | None = None) -> Matrix:
     """Put a matrix where it will be multiplied.
 
     Parameters
@@ -123,15 +157,20 @@ def matrix_on(device: str, values: Floats) -> Matrix:
         As `choose_device` gives it.
     values : ndarray of float32 or float64, shape (n_rows, n_columns)
         The matrix.
+    tell : callable, optional
+        As `TorchMatrix` takes it.
     """
-    return HostMatrix(values) if device == CPU else TorchMatrix(values, device)
+    return HostMatrix(values) if device == CPU else TorchMatrix(values, device, tell)
 
 
-def gram_of(device: str, n_rows: int, blocks: Iterable[NDArray[np.float64]]) -> Floats:
+def gram_of(
+    device: str, n_rows: int, blocks: Iterable[NDArray[Any]], scaling: Scaling = UNSCALED
+) -> Floats:
     """Gram matrix in float64, from the rows by blocks of columns.
 
     float64 throughout: on 1,000 x 86,528 features, products in float32 are a third faster and
-    wrong by 6e-8 of the largest entry.
+    wrong by 6e-8 of the largest entry. Blocks go to a device as they are stored, and are converted
+    and scaled there.
 
     Parameters
     ----------
@@ -139,27 +178,81 @@ def gram_of(device: str, n_rows: int, blocks: Iterable[NDArray[np.float64]]) -> 
         As `choose_device` gives it.
     n_rows : int
         Rows.
-    blocks : iterable of ndarray of float64, shape (n_rows, n_some)
-        All columns, some at a time.
+    blocks : iterable of ndarray of float16, float32 or float64, shape (n_rows, n_some)
+        All columns, some at a time, in order.
+    scaling : Scaling, default=UNSCALED
+        What is done to the columns, but for a division by the norms of the rows.
 
     Returns
     -------
     ndarray of float64, shape (n_rows, n_rows)
     """
-    if device == CPU:
-        # In place, one triangle alone: `+=` would need the matrix twice.
-        out = np.zeros((n_rows, n_rows), order="F")
-        for block in blocks:
-            out = dsyrk(1.0, block.T, beta=1.0, c=out, trans=1, lower=1, overwrite_c=1)
-        _mirror(out)
-        return out.T
+    if device != CPU:
+        return _gram_there(device, n_rows, blocks, scaling)
+    # In place, one triangle alone: `+=` would need the matrix twice.
+    out, start = np.zeros((n_rows, n_rows), order="F"), 0
+    for block in blocks:
+        values = scaling.centred(block, slice(start, start + block.shape[1]))
+        out = dsyrk(1.0, values.T, beta=1.0, c=out, trans=1, lower=1, overwrite_c=1)
+        start += block.shape[1]
+    _mirror(out)
+    return out.T
+
+
+def _gram_there(
+    device: str, n_rows: int, blocks: Iterable[NDArray[Any]], scaling: Scaling
+) -> Floats:
     import torch
 
     total = torch.zeros((n_rows, n_rows), dtype=torch.float64, device=device)
+    moments = [None if m is None else _tensor(m, device) for m in (scaling.mean, scaling.std)]
+    ferry, start = _Ferry(device), 0
     for block in blocks:
-        there = _tensor(block, device)
-        total.addmm_(there, there.T)
+        values, columns = ferry.send(block).double(), slice(start, start + block.shape[1])
+        # As `Scaling.centred` does it.
+        if scaling.name == POWER:
+            values = values.sign() * values.abs().sqrt()
+        mean, std = moments
+        if mean is not None and std is not None:
+            values.sub_(mean[columns]).div_(std[columns])
+        total.addmm_(values, values.T)
+        start = columns.stop
     return np.asarray(total.cpu().numpy())
+
+
+class _Ferry:
+    """Copies blocks to a device through two pinned buffers, without waiting for the last copy.
+
+    Parameters
+    ----------
+    device : str
+        As torch names it.
+    """
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        self._device = torch.device(device)
+        self._turn, self._buffers = 0, [torch.empty(0), torch.empty(0)]
+        is_cuda = self._device.type == "cuda"
+        self._copied = [_event(), _event()] if is_cuda else []
+
+    def send(self, block: NDArray[Any]) -> Any:
+        """Give the block on the device, or what will be it when the device comes to it."""
+        import torch
+
+        if not self._copied:
+            return torch.from_numpy(block.copy())
+        self._turn = turn = 1 - self._turn
+        self._copied[turn].synchronize()  # the copy before the last
+        dtype = torch.from_numpy(np.empty(0, block.dtype)).dtype
+        if self._buffers[turn].dtype != dtype or self._buffers[turn].numel() < block.size:
+            self._buffers[turn] = torch.empty(block.size, dtype=dtype, pin_memory=True)
+        pinned = self._buffers[turn][: block.size].view(block.shape)
+        copy_rows(block, pinned.numpy())
+        there = pinned.to(self._device, non_blocking=True)
+        self._copied[turn].record(torch.cuda.current_stream(self._device))
+        return there
 
 
 def _mirror(matrix: Floats) -> None:
@@ -175,6 +268,84 @@ def _true_float32() -> AbstractContextManager[None]:
     from featx.arithmetic import true_float32
 
     return true_float32()
+
+
+def _event() -> Any:
+    import torch
+
+    return torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+
+def device_for(name: str, n_rows: int) -> str:
+    """Choose a device for work on so many rows.
+
+    Parameters
+    ----------
+    name : str
+        ``auto`` takes the CPU below `LEAST_ROWS`; any other name is taken as it is.
+    n_rows : int
+        Rows of the matrix.
+    """
+    if name != AUTO:
+        return name
+    return CPU if n_rows < LEAST_ROWS else choose_device(AUTO)
+
+
+def on_device(
+    name: str,
+    work: Callable[[str], T],
+    *,
+    n_rows: int,
+    n_bytes: int,
+    tell: Callable[[str], object] | None = None,
+) -> T:
+    """Do work on a device that has room for it, else on the CPU, and say so.
+
+    Parameters
+    ----------
+    name : str
+        As for `device_for`.
+    work : callable
+        Takes the device, and is called again with the CPU where the device has too little memory
+        after all: others may use it too.
+    n_rows, n_bytes : int
+        Rows of the matrix, and bytes that the work takes on a device.
+    tell : callable, optional
+        Is given the sentence.
+    """
+    device = device_for(name, n_rows)
+    if device == CPU:
+        return work(CPU)
+    free, what = _free_bytes(device), f"a matrix of {n_rows:,} rows"
+    if n_bytes <= _SHARE * free:
+        return _or_on_host(work, device, what, tell)
+    if tell is not None:
+        needed = f"{n_bytes / 1e9:.1f} GB of the memory of {device}, {free / 1e9:.1f} GB are free"
+        tell(f"{what} needs {needed}: it is computed on the CPU")
+    return work(CPU)
+
+
+def _or_on_host(
+    work: Callable[[str], T], device: str, what: str, tell: Callable[[str], object] | None
+) -> T:
+    try:
+        return work(device)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    if tell is not None:
+        tell(f"{what} does not fit into the memory of {device}: it is computed on the CPU")
+    return work(CPU)
+
+
+def _free_bytes(device: str) -> int:
+    import torch
+
+    if torch.device(device).type != "cuda":
+        return available_bytes()
+    free, _ = torch.cuda.mem_get_info(device)
+    # What torch holds and does not use is free too.
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def _tensor(values: Floats, device: str) -> Any:

@@ -8,10 +8,10 @@ rows themselves are smaller, and are used as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +19,18 @@ from scipy.linalg import eigh
 from sklearn.preprocessing import StandardScaler
 
 from featx.errors import ProtocolError
-from featx.heads.device import CPU, gram_of
+from featx.heads.device import CPU, gram_of, on_device
 from featx.heads.scaling import POWER, STANDARD, UNSCALED, Array, Scaling, check_scale
 from featx.memory import available_bytes
 
 __all__ = ["Pool", "RowSpace", "require_memory"]
 
+T = TypeVar("T")
+Blocks = Iterator[NDArray[Any]]
+
 _BLOCK_BYTES = 128 << 20
+# On a GPU: one as it is stored, one in float64, and what scaling makes of it.
+_BLOCKS_THERE = 4
 # Of the available memory, for a Gram matrix and what is made of it.
 _SHARE, _COPIES = 0.7, 3.5
 
@@ -39,11 +44,15 @@ class Pool:
         Raw features, finite; or something that reads rows of them from the disk, which linear
         heads alone can use.
     device : str, default="cpu"
-        Where Gram matrices, and products by them, are computed, as `choose_device` gives it.
+        Where Gram matrices, and products by them, are computed: as `device_for` takes it.
+    tell : callable, optional
+        Is given a sentence, once, where a GPU has too little memory, and the CPU is taken.
     """
 
-    def __init__(self, X: Any, device: str = CPU) -> None:
-        self.X, self.device = X, device
+    def __init__(
+        self, X: Any, device: str = CPU, tell: Callable[[str], object] | None = None
+    ) -> None:
+        self.X, self.device, self._tell = X, device, tell
         self._grams: dict[bool, Array] = {}
 
     @property
@@ -73,15 +82,45 @@ class Pool:
         needed = 8 * n**2 * (_COPIES - is_there)
         return self.is_in_memory and needed < _SHARE * available_bytes()
 
+    def tell(self, text: str) -> None:
+        """Pass the first sentence on."""
+        if self._tell is not None:
+            self._tell(text)
+            self._tell = None
+
+    def on_device(self, work: Callable[[str], T], n_rows: int, n_bytes: int) -> T:
+        """Do work where these rows are computed; see `featx.heads.device.on_device`."""
+        return on_device(self.device, work, n_rows=n_rows, n_bytes=n_bytes, tell=self.tell)
+
+    def gram_of(self, n_rows: int, blocks: Callable[[], Blocks], scaling: Scaling) -> Array:
+        """Gram matrix of so many rows, by blocks of columns as they are stored, which are scaled.
+
+        Parameters
+        ----------
+        n_rows : int
+            Rows of each block.
+        blocks : callable
+            Gives them, anew each time.
+        scaling : Scaling
+            As `featx.heads.device.gram_of` takes it.
+        """
+        require_memory(8 * n_rows**2, f"the Gram matrix of {n_rows:,} rows")
+        return self.on_device(
+            lambda device: gram_of(device, n_rows, blocks(), scaling),
+            n_rows,
+            8 * n_rows**2 + _BLOCKS_THERE * _BLOCK_BYTES,
+        )
+
     def gram(self, scaling: Scaling) -> Array:
         """Gram matrix of all rows, bent as the scaling wants, float64, (n_pool, n_pool)."""
         is_bent = scaling.name == POWER
         if is_bent not in self._grams:
-            n_rows = self.shape[0]
             self.require_rows()
-            require_memory(8 * n_rows**2, f"the Gram matrix of {n_rows:,} rows")
-            blocks = (scaling.bend(self.X[:, columns]) for columns in _column_blocks(*self.X.shape))
-            self._grams[is_bent] = gram_of(self.device, n_rows, blocks)
+
+            def blocks() -> Blocks:
+                return (self.X[:, columns] for columns in _column_blocks(*self.X.shape))
+
+            self._grams[is_bent] = self.gram_of(self.shape[0], blocks, scaling)
         return self._grams[is_bent]
 
 
@@ -162,6 +201,10 @@ class RowSpace:
             squares += np.einsum("ij,ij->i", block, block)
         return np.sqrt(squares)
 
+    def _stored(self) -> Blocks:
+        for columns in _column_blocks(self.n_rows, self.n_features):
+            yield self.pool.X[self._where, columns]
+
     def blocks(self) -> Iterator[tuple[slice, Array]]:
         """Yield the scaled rows by columns, float64, and which columns they are."""
         for columns in _column_blocks(self.n_rows, self.n_features):
@@ -172,9 +215,7 @@ class RowSpace:
     def gram(self) -> Array:
         """Gram matrix of the scaled rows, float64, shape (n_rows, n_rows)."""
         if not self.scaling.is_of_rows:
-            require_memory(8 * self.n_rows**2, f"the Gram matrix of {self.n_rows:,} rows")
-            blocks = (block for _, block in self.blocks())
-            return gram_of(self.pool.device, self.n_rows, blocks)
+            return self.pool.gram_of(self.n_rows, self._stored, self.scaling)
         gram = self.pool.gram(self.scaling)
         if not isinstance(self._where, slice):
             gram = gram[np.ix_(self.index, self.index)]

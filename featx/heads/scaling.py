@@ -13,7 +13,17 @@ from numpy.typing import NDArray
 
 from featx.errors import unknown_name
 
-__all__ = ["L2", "NONE", "POWER", "SCALES", "STANDARD", "UNSCALED", "Scaling", "check_scale"]
+__all__ = [
+    "L2",
+    "NONE",
+    "POWER",
+    "SCALES",
+    "STANDARD",
+    "UNSCALED",
+    "Scaling",
+    "check_scale",
+    "copy_rows",
+]
 
 Array = NDArray[np.float64]
 
@@ -61,6 +71,16 @@ class Scaling:
         values = _convert(block, np.dtype(dtype))
         return np.sign(values) * np.sqrt(np.abs(values)) if self.name == POWER else values
 
+    def centred(
+        self, block: NDArray[Any], columns: slice = slice(None), dtype: Any = np.float64
+    ) -> NDArray[Any]:
+        """Do all that needs no other columns of the rows: bend, then centre and divide."""
+        values = self.bend(block, dtype)
+        if self.mean is not None and self.std is not None:
+            values -= self.mean[columns].astype(dtype)
+            values /= self.std[columns].astype(dtype)
+        return values
+
     def apply(
         self,
         block: NDArray[Any],
@@ -85,10 +105,7 @@ class Scaling:
         -------
         ndarray, shape (n_rows, n_columns)
         """
-        values = self.bend(block, dtype)
-        if self.mean is not None and self.std is not None:
-            values -= self.mean[columns].astype(dtype)
-            values /= self.std[columns].astype(dtype)
+        values = self.centred(block, columns, dtype)
         if self.has_norms:
             if norms is None:
                 norms = np.sqrt(np.einsum("ij,ij->i", values, values))
@@ -105,15 +122,20 @@ def _convert(block: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     if block.size < _MANY or block.dtype == dtype:
         return block.astype(dtype)
     out = np.empty(block.shape, dtype)
+    copy_rows(block, out)
+    return out
+
+
+def copy_rows(block: NDArray[Any], out: NDArray[Any]) -> None:
+    """Copy, and convert, on all cores."""
     edges = np.linspace(0, len(block), _THREADS + 1).astype(int)
     parts = [slice(a, b) for a, b in itertools.pairwise(edges.tolist())]
 
-    def convert(rows: slice) -> None:
+    def copy(rows: slice) -> None:
         out[rows] = block[rows]
 
     with ThreadPoolExecutor(_THREADS) as threads:
-        list(threads.map(convert, parts))
-    return out
+        list(threads.map(copy, parts))
 
 
 def check_scale(name: str) -> None:

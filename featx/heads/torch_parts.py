@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.devices import find_device
 from featx.errors import unknown_name
+from featx.heads.device import choose_device, device_for
 
 if TYPE_CHECKING:
     from torch import nn
@@ -85,7 +85,7 @@ def train(
 
     from featx.arithmetic import refuse_forced_tf32, true_float32
 
-    device = torch.device(find_device(head.device))
+    device = torch.device(choose_device(device_for(head.device, len(rows))))
     if device.type == "cuda":
         refuse_forced_tf32("choose the device cpu")
     optimizer = _optimizer(head.optimizer)

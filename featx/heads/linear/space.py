@@ -134,9 +134,9 @@ class LinearSpace:
         -------
         Geometry
         """
-        leading, device = _cast(self._leading, dtype), self.space.pool.device
+        leading, put = _cast(self._leading, dtype), self._put
         if self.is_dual:
-            matrix = matrix_on(device, self._matrix.astype(dtype, copy=False))
+            matrix = put(self._matrix.astype(dtype, copy=False))
             n_rows = self.space.n_rows
             return GramGeometry(matrix, n_rows, np.dtype(dtype), leading, self.is_free)
         kept: list[tuple[slice, Matrix]] = []
@@ -146,7 +146,7 @@ class LinearSpace:
                 yield from kept
                 return
             for rows, block in self._rows(dtype):
-                there = matrix_on(device, block)
+                there = put(block)
                 if not self.is_streamed:
                     kept.append((rows, there))
                 yield rows, there
@@ -160,6 +160,15 @@ class LinearSpace:
             dtype=np.dtype(dtype),
             mean=None if self._mean is None else self._mean.astype(dtype),
             constant=self._constant,
+        )
+
+    def _put(self, values: NDArray[Any]) -> Matrix:
+        """Bring a matrix to where it is multiplied, and, where it is square, solved for."""
+        pool, (n_rows, n_columns) = self.space.pool, values.shape
+        # To solve takes two choices of its rows and columns, in float64 too, and the factor.
+        solved = n_rows**2 * (2 * values.itemsize + 16) if n_rows == n_columns else 0
+        return pool.on_device(
+            lambda device: matrix_on(device, values, pool.tell), n_rows, values.nbytes + solved
         )
 
     def model_of(self, solution: Solution) -> tuple[Array, Array]:
