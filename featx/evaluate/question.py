@@ -53,7 +53,7 @@ class Question(BaseQuestion):
     ) -> None:
         self._on_leaks, self._known = on_leaks, known
         self._new_leaks: str | None = None
-        self._codes: dict[str, str] = {}
+        self._codes: dict[str, dict[str, Any]] = {}
         super().__init__(pair, settings, reporter)
         # Not before: what is refused because of leaks leaves nothing behind.
         if known is not None and self._new_leaks is not None:
@@ -105,12 +105,15 @@ class Question(BaseQuestion):
         }
         return fingerprint(identity | self._choices() | self._code(head))[:16]
 
-    def _code(self, head: str) -> dict[str, str]:
-        """Digest a head's code where it is the user's own, once for all fits."""
+    def _code(self, head: str) -> dict[str, Any]:
+        """Tell what a head's name does not: the digest of the user's code, or a later revision."""
         if head not in self._codes:
             found = find_head(head, self.settings.allow_code)
-            self._codes[head] = found.code_sha256 if isinstance(found, ForeignHead) else ""
-        return {"code": self._codes[head]} if self._codes[head] else {}
+            code = found.code_sha256 if isinstance(found, ForeignHead) else ""
+            revision = getattr(found, "revision", 1)
+            told = {"revision": revision} if revision > 1 else {}
+            self._codes[head] = {"code": code} if code else told
+        return self._codes[head]
 
     def answer(self, head: str, subset: Subset, known: ResultsFolder) -> FitResult | None:
         """Find a fit that was made before.

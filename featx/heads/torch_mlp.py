@@ -56,7 +56,7 @@ class TorchMlpHead(Configurable):
         Of the learning rate, from torch.optim.lr_scheduler, stepped each epoch. The cosine falls
         to 0 at `max_epochs`.
     step_size : int
-        Epochs between two steps of StepLR, or without a better loss for ReduceLROnPlateau.
+        Epochs between two steps of StepLR, or without a better loss until ReduceLROnPlateau steps.
     gamma : float
         What these two multiply the learning rate with.
     batch_size : int
@@ -75,7 +75,8 @@ class TorchMlpHead(Configurable):
         time no longer depends on the number of features), or the features themselves. ``auto``
         takes the features only where batch normalisation does, which depends on the axes.
     device : str
-        ``auto`` takes a GPU where there is one; ``cpu``, ``cuda``, ``cuda:1``.
+        ``auto`` takes a GPU where there is one and there are `featx.heads.device.LEAST_ROWS` rows;
+        ``cpu``, ``cuda``, ``cuda:1``.
 
     References
     ----------
@@ -111,6 +112,11 @@ class TorchMlpHead(Configurable):
                 f"dropout of {self.name} has {len(self.dropout)} numbers for {len(self.hidden)} "
                 "hidden layers: give one for all, or one for each"
             )
+
+    @property
+    def revision(self) -> int:
+        """2 with ReduceLROnPlateau, which waited one epoch longer in the first."""
+        return 2 if self.scheduler == "ReduceLROnPlateau" else 1
 
     def fit(self, space: RowSpace, y: NDArray[np.int64], options: FitOptions) -> Fit:
         """Train on the rows.

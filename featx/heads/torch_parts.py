@@ -162,10 +162,12 @@ def _callbacks(head: TorchMlpHead, *, has_watch: bool) -> list[tuple[str, Any]]:
     from skorch.callbacks import EarlyStopping, LRScheduler
 
     loss = "valid_loss" if has_watch else "train_loss"
+    # torch's patience is the epochs that are borne: the rate falls at the next one.
+    plateau = {"patience": head.step_size - 1, "factor": head.gamma, "threshold": 0, "eps": 0}
     options: dict[str, dict[str, Any]] = {
         "StepLR": {"step_size": head.step_size, "gamma": head.gamma},
         "CosineAnnealingLR": {"T_max": head.max_epochs},
-        "ReduceLROnPlateau": {"monitor": loss, "patience": head.step_size, "factor": head.gamma},
+        "ReduceLROnPlateau": {"monitor": loss, **plateau},
     }
     callbacks: list[tuple[str, Any]] = []
     if head.scheduler != "none":

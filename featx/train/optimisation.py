@@ -117,7 +117,7 @@ def make_scheduler(
     if name == "plateau":
         # torch's patience is the epochs that are borne: the rate falls at the next one.
         return lr_scheduler.ReduceLROnPlateau(
-            optimizer, factor=gamma, patience=step_size - 1, threshold=0
+            optimizer, factor=gamma, patience=step_size - 1, threshold=0, eps=0
         )
     return None
 

@@ -50,6 +50,15 @@ def test_a_fit_that_stops_early_says_so():
     assert any("Maximum iterations (2)" in note for note in fit.notes)
 
 
+def test_every_setting_is_scikit_learns_own():
+    theirs = MLPClassifier()
+    assert MLP.settings == {
+        "hidden": theirs.hidden_layer_sizes,
+        "alpha": theirs.alpha,
+        "max_iter": theirs.max_iter,
+    }
+
+
 def test_the_seed_decides():
     X, y = features(60, 300, 3)
     space = RowSpace.of(X)

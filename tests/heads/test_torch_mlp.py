@@ -7,7 +7,7 @@ import pytest
 import torch
 from head_data import features
 from scipy.special import softmax
-from skorch.callbacks import LRScheduler
+from skorch.callbacks import Callback, LRScheduler
 
 from featx.errors import ProtocolError, UsageError
 from featx.heads import FitOptions, RowSpace, torch_parts
@@ -206,6 +206,28 @@ def test_schedulers_lower_the_learning_rate(scheduler, early_stopping, monkeypat
         assert rates[0] == 0.3
         assert np.all(np.diff(rates) <= 0)
         assert rates[-1] < 0.1
+
+
+@pytest.mark.parametrize(("step_size", "wanted"), [(1, [1, 1, 0.5, 0.25]), (2, [1, 1, 1, 0.5])])
+def test_a_plateau_is_so_many_epochs_without_a_better_loss(step_size, wanted):
+    X, y = np.random.default_rng(0).normal(size=(60, 30)), np.arange(60) % 3
+    # It learns nothing, and the first loss is the best.
+    settings = {"scheduler": "ReduceLROnPlateau", "step_size": step_size, "gamma": 0.5}
+    head = SMALL.with_settings(optimizer="SGD", lr=1e-30, max_epochs=4, **settings)
+    rates = []
+    original = torch_parts._callbacks
+
+    class Watch(Callback):
+        def on_epoch_begin(self, net, **_):
+            rates.append(net.optimizer_.param_groups[0]["lr"] / 1e-30)
+
+    def watched(*args, **options):
+        return [*original(*args, **options), ("watch", Watch())]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_parts, "_callbacks", watched)
+        head.fit(RowSpace.of(X), y, FitOptions())
+    assert np.allclose(rates, wanted)
 
 
 @pytest.mark.parametrize("name", ["SGD", "AdamW", "Adamax", "RMSprop", "NAdam"])
