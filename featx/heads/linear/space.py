@@ -163,10 +163,10 @@ class LinearSpace:
         )
 
     def _put(self, values: NDArray[Any]) -> Matrix:
-        """Bring a matrix to where it is multiplied, and, where it is square, solved for."""
-        pool, (n_rows, n_columns) = self.space.pool, values.shape
+        """Bring the Gram matrix, or some of the rows, to where they are multiplied."""
+        pool, n_rows = self.space.pool, self.space.n_rows
         # To solve takes two choices of its rows and columns, in float64 too, and the factor.
-        solved = n_rows**2 * (2 * values.itemsize + 16) if n_rows == n_columns else 0
+        solved = n_rows**2 * (2 * values.itemsize + 16) if self.is_dual else 0
         return pool.on_device(
             lambda device: matrix_on(device, values, pool.tell), n_rows, values.nbytes + solved
         )
