@@ -19,7 +19,7 @@ from featx.heads.scaling import Array
 from featx.heads.select import fold_rows
 from featx.heads.training import check_options, codes_of
 
-__all__ = ["LINEAR_PROBE", "LinearProbeHead"]
+__all__ = ["LINEAR_PROBE", "LinearProbeHead", "descend"]
 
 _LRS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 _PER = 256
@@ -98,9 +98,8 @@ class LinearProbeHead(Configurable):
         space = space.scaled(options.scale)
         rows, dual = space.coordinates
         rows32 = rows.astype(np.float32)
-        device = space.pool.device
-        lr, cv, notes = self._choose(rows32, codes, options, device)
-        weights, biases = _descend(self, rows32, codes, (lr,), options.seed, device)
+        lr, cv, notes = self._choose(space, rows32, codes, options)
+        weights, biases = self._descend(space, rows32, codes, (lr,), options.seed)
         if not (np.isfinite(weights).all() and np.isfinite(biases).all()):
             raise self._diverged()
         coef, intercept = second_against_first(weights[0].T, biases[0])
@@ -109,7 +108,7 @@ class LinearProbeHead(Configurable):
         return Fit(model, cv=cv, n_iter=self.max_iter, notes=notes)
 
     def _choose(
-        self, rows: Rows32, codes: NDArray[np.int64], options: FitOptions, device: str
+        self, space: RowSpace, rows: Rows32, codes: NDArray[np.int64], options: FitOptions
     ) -> tuple[float, CvCurve | None, tuple[str, ...]]:
         if len(self.lr) == 1:
             return self.lr[0], None, ()
@@ -119,7 +118,7 @@ class LinearProbeHead(Configurable):
             why = "a class with one image, or one group, leaves nothing out"
             return lr, None, (f"lr not searched, lr={lr:g}: {why}",)
         fitted, left_out = folds[0]
-        found = _descend(self, rows[fitted], codes[fitted], self.lr, options.seed, device)
+        found = self._descend(space, rows[fitted], codes[fitted], self.lr, options.seed)
         right = [
             float((np.argmax(rows[left_out] @ w + b, axis=1) == codes[left_out]).mean())
             if np.isfinite(w).all()
@@ -132,6 +131,19 @@ class LinearProbeHead(Configurable):
         lr = self.lr[int(np.argmax(right))]
         return lr, cv, (f"lr={lr:g} chosen on {len(left_out):,} of {len(codes):,} training images",)
 
+    def _descend(
+        self,
+        space: RowSpace,
+        rows: Rows32,
+        codes: NDArray[np.int64],
+        lrs: tuple[float, ...],
+        seed: int,
+    ) -> tuple[Array, Array]:
+        n_bytes = 3 * rows.nbytes + 16 * rows.shape[1] * len(lrs) * (int(codes.max()) + 1)
+        return space.pool.on_device(
+            lambda device: descend(self, rows, codes, lrs, seed, device), len(rows), n_bytes
+        )
+
     def _diverged(self) -> ProtocolError:
         return ProtocolError(
             f"{self.name} diverged with every lr from {min(self.lr):g} on: take smaller ones, or "
@@ -139,7 +151,7 @@ class LinearProbeHead(Configurable):
         )
 
 
-def _descend(
+def descend(
     head: LinearProbeHead,
     rows: Rows32,
     codes: NDArray[np.int64],
@@ -150,6 +162,10 @@ def _descend(
     """Train a layer for each learning rate: (n_lrs, d, n_classes) and (n_lrs, n_classes)."""
     import torch
 
+    from featx.arithmetic import refuse_forced_tf32, true_float32
+
+    if device.startswith("cuda"):
+        refuse_forced_tf32("choose --device cpu")
     n, d, n_classes = *rows.shape, int(codes.max()) + 1
     size = min(head.batch_size, n)
     generator = torch.Generator().manual_seed(seed)
@@ -162,7 +178,7 @@ def _descend(
     moving = torch.zeros_like(w), torch.zeros_like(b)
     steps = torch.tensor(lrs).repeat_interleave(n_classes).to(place) * (size / _PER)
     one_hot = torch.nn.functional.one_hot(truth, n_classes).float()
-    with torch.inference_mode():
+    with torch.inference_mode(), true_float32():
         for step, batch in enumerate(_batches(n, size, head.max_iter, generator)):
             at = slice(None) if size == n else batch.to(place)
             some, wanted = X[at], one_hot[at]

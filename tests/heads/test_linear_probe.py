@@ -9,8 +9,8 @@ from head_data import features
 from torch import nn
 
 from featx.errors import ProtocolError
-from featx.heads import FitOptions, RowSpace, linear_probe
-from featx.heads.linear_probe import LINEAR_PROBE
+from featx.heads import FitOptions, Pool, RowSpace
+from featx.heads.linear_probe import LINEAR_PROBE, descend
 
 
 def by_torch(X, codes, lr, *, n_steps, size, seed, basis=None):
@@ -60,9 +60,9 @@ def test_every_learning_rate_sees_the_same_batches():
     _, codes = np.unique(y, return_inverse=True)
     head = LINEAR_PROBE.with_settings(max_iter=50, batch_size=16)
     rows = X.astype(np.float32)
-    together = linear_probe._descend(head, rows, codes, (0.001, 0.05), 3, "cpu")
+    together = descend(head, rows, codes, (0.001, 0.05), 3, "cpu")
     for i, lr in enumerate((0.001, 0.05)):
-        alone = linear_probe._descend(head, rows, codes, (lr,), 3, "cpu")
+        alone = descend(head, rows, codes, (lr,), 3, "cpu")
         assert np.allclose(together[0][i], alone[0][0], atol=1e-5)
         assert np.allclose(together[1][i], alone[1][0], atol=1e-5)
 
@@ -106,3 +106,12 @@ def test_one_image_a_class_leaves_nothing_to_choose_on():
     fit = LINEAR_PROBE.with_settings(max_iter=20).fit(RowSpace.of(X), y, FitOptions())
     assert fit.cv is None
     assert fit.notes[0].startswith("lr not searched, lr=0.001: ")
+
+
+@pytest.mark.parametrize("device", ["cpu:0", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_on_a_device_the_layer_is_the_same(device):
+    X, y = features(80, 40, 3, noise=3.0)
+    head = LINEAR_PROBE.with_settings(max_iter=100, lr=0.05)
+    here = head.fit(RowSpace.of(X), y, FitOptions(seed=2)).model
+    there = head.fit(RowSpace(Pool(X, device), np.arange(len(X))), y, FitOptions(seed=2)).model
+    assert np.allclose(there.coef_, here.coef_, atol=1e-4 * np.abs(here.coef_).max())
