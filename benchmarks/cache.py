@@ -172,8 +172,8 @@ def measure_reading(folder: Path, options: argparse.Namespace) -> list[Row]:
             return np.memmap(paths[1], np.float16, "r", shape=rows.shape)
 
         wanted = np.random.default_rng(1).permutation(n_rows)[: options.gather]
-        assert np.array_equal(cache.X[wanted], rows[wanted])
-        actions = reading_actions(cache.X, mapped, file["features"], wanted)
+        assert np.array_equal(cache.X.stored[wanted], rows[wanted])
+        actions = reading_actions(cache.X.stored, mapped, file["features"], wanted)
         for what, functions in actions.items():
             n = n_rows if what == "scan" else len(wanted)
             for state in ("warm", "cold"):
@@ -222,18 +222,18 @@ def measure_first_reads(path: Path, rows: np.ndarray, repeats: int) -> list[Row]
     """Time reads of a file that was just opened: its blocks are compared with their digests."""
     table: list[Row] = []
     with Cache.open(path) as checked:
-        row_bytes, everything = checked.X.nbytes // len(checked), slice(None)
+        row_bytes, everything = checked.X.stored.nbytes // len(checked), slice(None)
         checked.X.check()
 
         def first(key: np.ndarray | slice) -> Timed:
             def run() -> float:
                 with Cache.open(path) as opened:
-                    return clock(lambda: opened.X[key])
+                    return clock(lambda: opened.X.stored[key])
 
             return run
 
         for what, key, n in (("256 random rows", rows[:256], 256), ("all", everything, len(rows))):
-            again = reading(lambda key=key: checked.X[key], path, is_cold=False)
+            again = reading(lambda key=key: checked.X.stored[key], path, is_cold=False)
             contenders = {"first read": first(key), "later read": again}
             table += compare(f"{what}, warm", n * row_bytes, repeats, contenders)
     return table
@@ -259,7 +259,7 @@ def measure_packing(folder: Path, real: Path) -> list[str]:
             "| codec | level | size | ratio | pack | unpack |",
             "|" + "---|" * 6,
         ]
-        n_bytes = cache.X.nbytes
+        n_bytes = cache.X.stored.nbytes
     for codec, default in CODECS.items():
         for level in (1, default):
             try:

@@ -62,14 +62,14 @@ def plain_fit(estimator: Any, X: Any, y: Any, **settings: Any) -> Any:
 def subset(cache: Any, per_class: int, seed: int) -> tuple[Any, Any]:
     """Draw as `featx fit` does: features as stored, and labels."""
     rows = draw_subset(cache.y, per_class, seed=seed, valid=cache.status == 1)
-    return cache.X[rows], np.asarray(cache.y)[rows]
+    return cache.X.stored[rows], np.asarray(cache.y)[rows]
 
 
 def single(args: argparse.Namespace, train: Any, test: Any) -> None:
     """Fit once, with a penalty near the best one."""
     print("| rows | fit | seconds | ratio | largest difference of decision values |")
     print("|---|---|---|---|---|")
-    new = test.X[:].astype(np.float32)
+    new = test.X[:]
     for per_class in args.per_class:
         X, y = subset(train, per_class, 0)
         C = float(1.0 / np.mean(np.square(X[:200].astype(np.float64)).sum(axis=1)))
@@ -106,7 +106,7 @@ def agreement(args: argparse.Namespace, train: Any, test: Any) -> None:
         warnings.simplefilter("ignore", ConvergenceWarning)
         seconds, _ = clock(lambda: search.fit(X, y))
     curve = search.cv_results_["mean_test_score"]
-    new = test.X[:].astype(np.float32)
+    new = test.X[:]
     same = (search.predict(new) == fit.model.predict(new)).mean()
     ratio = f"ratio {seconds / took:.0f}"
     print(

@@ -21,7 +21,7 @@ print(train)
 print("made with", train.meta["weights"]["label"], "from layer", train.meta["layer"])
 
 X, y = train.sample(per_class=50, seed=0)
-X, X_test = X.astype(np.float32), np.asarray(test.X[:], dtype=np.float32)
+X_test = test.X[:]
 means = np.stack([X[y == label].mean(axis=0) for label in range(len(train.class_names))])
 distances = np.linalg.norm(means[:, None] - means[None], axis=2)
 np.fill_diagonal(distances, np.inf)

@@ -51,7 +51,7 @@ def open_complete(folder: str | os.PathLike[str]) -> tuple[list[Cache], list[str
     return caches, notices
 
 
-def load(
+def load(  # noqa: PLR0913
     spec: str | os.PathLike[str],
     *,
     data: str | None = None,
@@ -60,6 +60,7 @@ def load(
     pool: str | None = None,
     input_size: int | None = None,
     folder: str | os.PathLike[str] = DEFAULT_FOLDER,
+    dtype: Any = "float32",
 ) -> Cache:
     """Open a cache file, by its path or by what made it.
 
@@ -77,6 +78,9 @@ def load(
         Likewise, in pixels.
     folder : path-like, default="cache"
         Where caches lie.
+    dtype : dtype, default="float32"
+        Type of the features that are read: float32, float64, or ``"float16"`` where the file
+        holds that, which takes half the memory and overflows in sums.
 
     Returns
     -------
@@ -88,7 +92,7 @@ def load(
     CacheError
         If there is no such file, or it is incomplete or damaged.
     UsageError
-        If several files fit.
+        If several files fit, or the features would lose digits as `dtype`.
 
     Examples
     --------
@@ -98,7 +102,7 @@ def load(
     """
     path = Path(spec)
     if path.suffix in _SUFFIXES or path.is_file():
-        return Cache.open(path)
+        return Cache.open(path, dtype=dtype)
     wanted = {
         "backbone": str(spec),
         "data": data,
@@ -111,6 +115,7 @@ def load(
     caches, notices = open_complete(folder)
     found = [cache for cache in caches if _fits(cache.meta, wanted)]
     if len(found) == 1:
+        found[0].X = found[0].X.astype(dtype)
         return found[0]
     if found:
         raise UsageError(_ambiguous(found, wanted))

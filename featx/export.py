@@ -21,6 +21,7 @@ from featx.errors import CacheError, MissingExtraError, UsageError, unknown_name
 from featx.progress import SILENT, Reporter
 from featx.store import Cache, disk, layout
 from featx.store.beside import PROJECTOR_FILES, file_beside, folder_beside
+from featx.store.features import FeatureArray
 
 __all__ = ["FORMATS", "ExportReport", "export_cache", "exported_path"]
 
@@ -59,17 +60,21 @@ class ExportReport:
 @dataclass(frozen=True)
 class _Selection:
     cache: Cache
+    features: FeatureArray
     rows: np.ndarray
     reporter: Reporter
 
+    @property
+    def row_bytes(self) -> int:
+        return self.features.shape[1] * self.features.dtype.itemsize
+
     def blocks(self, block_bytes: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Give row numbers and their features, a few at a time."""
-        row_bytes = self.cache.n_features * self.cache.X.dtype.itemsize
-        n = max(1, block_bytes // row_bytes)
+        n = max(1, block_bytes // self.row_bytes)
         with self.reporter.bar(len(self.rows), f"export {self.cache.path.name}", "row") as bar:
             for start in range(0, len(self.rows), n):
                 rows = self.rows[start : start + n]
-                yield rows, self.cache.X[rows]
+                yield rows, self.features[rows]
                 bar.update(len(rows))
 
     def paths(self, rows: np.ndarray) -> list[str]:
@@ -87,12 +92,13 @@ def exported_path(source: str | os.PathLike[str], format: str) -> Path:
     return Path(source).with_suffix(FORMATS[format])
 
 
-def export_cache(
+def export_cache(  # noqa: PLR0913 - options of a command, all by name
     source: str | os.PathLike[str],
     format: str,
     target: str | os.PathLike[str] | None = None,
     *,
     rows: slice | Sequence[int] | np.ndarray | None = None,
+    dtype: Any = None,
     keep_failed: bool = False,
     overwrite: bool = False,
     reporter: Reporter = SILENT,
@@ -111,6 +117,9 @@ def export_cache(
         The new file or folder; beside the cache by default.
     rows : slice or sequence of int, optional
         Which rows, in this order; all by default.
+    dtype : dtype, optional
+        Type of the features in npz and parquet: float32 by default; ``"float16"``, where the
+        cache holds that, takes half the space and overflows in sums; ``"float64"``.
     keep_failed : bool, default=False
         Export rows without features too; they hold NaN.
     overwrite : bool, default=False
@@ -127,7 +136,7 @@ def export_cache(
     CacheError
         If the cache is incomplete or damaged, or the disk fails.
     UsageError
-        For another format, or rows that the cache does not have.
+        For another format, rows that the cache does not have, or a type that would lose digits.
     MissingExtraError
         If ``parquet`` lacks its package.
     """
@@ -139,7 +148,7 @@ def export_cache(
         good = chosen if keep_failed else chosen[cache.status[chosen] == layout.DONE]
         if len(good) == 0:
             raise CacheError(f"{cache.path}: none of the {len(chosen):,} rows has features")
-        selection = _Selection(cache, good, reporter)
+        selection = _Selection(cache, _typed(cache, format, dtype), good, reporter)
         if format == "projector":
             with folder_beside(out, PROJECTOR_FILES, overwrite=overwrite) as folder:
                 _write_projector(selection, folder)
@@ -148,6 +157,14 @@ def export_cache(
     files = list(out.iterdir()) if out.is_dir() else [out]
     n_bytes = sum(path.stat().st_size for path in files)
     return ExportReport(out, len(good), len(chosen) - len(good), n_bytes)
+
+
+def _typed(cache: Cache, format: str, dtype: Any) -> FeatureArray:
+    if format != "projector":
+        return cache.X if dtype is None else cache.X.astype(dtype)
+    if dtype is not None:
+        raise UsageError("projector is text, which has no type: leave --dtype out")
+    return cache.X.stored  # with as many digits as it has
 
 
 def _chosen(cache: Cache, rows: slice | Sequence[int] | np.ndarray | None) -> np.ndarray:
@@ -167,10 +184,9 @@ def _chosen(cache: Cache, rows: slice | Sequence[int] | np.ndarray | None) -> np
 
 def _write_file(selection: _Selection, format: str, out: Path, *, overwrite: bool) -> None:
     write = _write_npz if format == "npz" else _parquet_writer()
-    row_bytes = selection.cache.n_features * selection.cache.X.dtype.itemsize
     with file_beside(out, overwrite=overwrite) as (_, fd):
         if format == "npz":
-            disk.require_space(out.parent, len(selection.rows) * row_bytes, out.name)
+            disk.require_space(out.parent, len(selection.rows) * selection.row_bytes, out.name)
         with os.fdopen(os.dup(fd), "r+b") as stream:
             write(selection, stream)
 
@@ -180,7 +196,7 @@ def _write_npz(selection: _Selection, stream: Any) -> None:
     shape = (len(rows), cache.n_features)
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
         features = (block for _, block in selection.blocks(_BLOCK_BYTES))
-        _add_array(archive, "features", shape, cache.X.dtype, features)
+        _add_array(archive, "features", shape, selection.features.dtype, features)
         labels = cache.labels[rows]
         _add_array(archive, "labels", labels.shape, labels.dtype, [labels])
         _add_names(archive, "class_names", cache.class_names)
@@ -226,7 +242,9 @@ def _write_parquet(selection: _Selection, stream: Any) -> None:
     import pyarrow.parquet as pq
 
     cache = selection.cache
-    kind = pa.list_(pa.field("item", pa.from_numpy_dtype(cache.X.dtype)), cache.n_features)
+    kind = pa.list_(
+        pa.field("item", pa.from_numpy_dtype(selection.features.dtype)), cache.n_features
+    )
     schema = pa.schema(
         [
             ("path", pa.string()),
@@ -257,7 +275,7 @@ def _readable(name: str) -> str:
 
 def _write_projector(selection: _Selection, folder: Path) -> None:
     cache = selection.cache
-    digits = _DIGITS[cache.X.dtype.name]
+    digits = _DIGITS[selection.features.dtype.name]
     line = "\t".join([digits] * cache.n_features) + "\n"
     # Text, because TensorBoard takes a binary file for text unless it happens not to be UTF-8.
     with (folder / "tensors.tsv").open("w", encoding="ascii", newline="\n") as stream:

@@ -42,7 +42,7 @@ def good_rows(cache):
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_npz_is_read_by_numpy_without_pickle(tmp_path, dtype):
     path = make_cache(tmp_path / "a.h5", dtype=dtype)
-    report = export_cache(path, "npz")
+    report = export_cache(path, "npz", dtype=dtype)
     assert (report.path, report.n_rows, report.n_left_out) == (tmp_path / "a.npz", 28, 2)
     assert report.n_bytes == report.path.stat().st_size
     with Cache.open(path) as cache, np.load(report.path, allow_pickle=False) as found:
@@ -72,6 +72,30 @@ def test_npz_of_any_rows(tmp_path, n_rows, n_features, data):
         assert found["paths"].tolist() == [cache.paths[row] for row in rows]
 
 
+def test_features_are_float32_unless_their_own_type_is_asked_for(tmp_path):
+    pq = pytest.importorskip("pyarrow.parquet", reason="the extra parquet is not installed")
+    path = make_cache(tmp_path / "a.h5")
+    with Cache.open(path) as cache:
+        wanted = cache.X[good_rows(cache)]
+    for dtype, name in ((None, "float32"), ("float16", "float16"), ("float64", "float64")):
+        with np.load(export_cache(path, "npz", dtype=dtype, overwrite=True).path) as found:
+            assert found["features"].dtype == name
+            np.testing.assert_array_equal(found["features"], wanted)
+        table = pq.read_table(export_cache(path, "parquet", dtype=dtype, overwrite=True).path)
+        values = table["features"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        assert values.dtype == name
+        np.testing.assert_array_equal(values.reshape(wanted.shape), wanted)
+
+
+def test_types_that_do_not_fit_leave_nothing_behind(tmp_path):
+    path = make_cache(tmp_path / "a.h5", dtype="float32")
+    with pytest.raises(UsageError, match="lose digits"):
+        export_cache(path, "npz", dtype="float16")
+    with pytest.raises(UsageError, match="no type"):
+        export_cache(path, "projector", dtype="float32")
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_equal_caches_give_equal_npz(cache_file, tmp_path):
     one = export_cache(cache_file, "npz", tmp_path / "1.npz").path.read_bytes()
     assert export_cache(cache_file, "npz", tmp_path / "2.npz").path.read_bytes() == one
@@ -91,7 +115,7 @@ def test_parquet_is_read_by_pyarrow(tmp_path, dtype, monkeypatch):
     pq = pytest.importorskip("pyarrow.parquet", reason="the extra parquet is not installed")
     path = make_cache(tmp_path / "a.h5", dtype=dtype)
     monkeypatch.setattr("featx.export._ROW_GROUP_BYTES", 100)
-    report = export_cache(path, "parquet", keep_failed=True)
+    report = export_cache(path, "parquet", keep_failed=True, dtype=dtype)
     assert (report.n_rows, report.n_left_out) == (30, 0)
     file = pq.ParquetFile(report.path)
     assert file.num_row_groups > 1

@@ -84,7 +84,7 @@ def test_only_the_layers_that_lack_rows_are_written(photos, monkeypatch):
 
 def test_a_repair_asks_for_its_own_layer_only(photos):
     caches, _, _ = run(layer=("features.5", "features.8"), input_size=48)
-    path, row = caches[1].path, caches[1].X[3].tobytes()
+    path, row = caches[1].path, caches[1].X.stored[3].tobytes()
     content = bytearray(path.read_bytes())
     content[content.index(row)] ^= 1
     path.write_bytes(content)

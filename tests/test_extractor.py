@@ -108,7 +108,7 @@ def test_rows_equal_those_of_a_cache_bit_for_bit(paths, tmp_path, dtype):
     found = small(dtype=dtype).fit_transform(files)
     remembered = small(dtype=dtype, memory=tmp_path / "m").fit_transform(files)
     with Cache.open(tmp_path / "c.h5") as cache:
-        assert found.dtype == cache.X.dtype == dtype
+        assert found.dtype == cache.X.stored_dtype == dtype
         assert np.array_equal(found, cache.X[:])
         assert np.array_equal(remembered, cache.X[:])
 

@@ -140,7 +140,7 @@ def test_added_and_repaired_rows_take_the_batch_size_of_the_others(monkeypatch, 
     """The command that made the file does not say it: it was resumed without."""
     interrupt(monkeypatch, batch_size=4)
     [cache], _ = run()
-    path, row = cache.path, cache.X[N - 1].tobytes()
+    path, row = cache.path, cache.X.stored[N - 1].tobytes()
     content = bytearray(path.read_bytes())
     content[content.rindex(row)] ^= 1
     path.write_bytes(content)
@@ -148,7 +148,7 @@ def test_added_and_repaired_rows_take_the_batch_size_of_the_others(monkeypatch, 
     assert main(["repair", str(path), "--quiet"]) == 0
     assert set(shapes) == {4}
     with Cache.open(path) as repaired:
-        assert repaired.X[N - 1].tobytes() == row
+        assert repaired.X.stored[N - 1].tobytes() == row
         assert repaired.meta["engine"]["batch_size"] == 4
     add_photos(range(N, N + 5))
     shapes.clear()

@@ -42,6 +42,12 @@ class _Rows(click.ParamType):  # type: ignore[type-arg]
     "--output", "-o", type=click.Path(path_type=Path), help="File, or folder of the projector."
 )
 @click.option("--rows", type=_Rows(), help="Only these rows, the last excluded.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float16", "float32", "float64"]),
+    help="Of the features in npz and parquet: float32 by default; float16 as most caches store "
+    "them, half as large, which overflows in sums.",
+)
 @click.option("--keep-failed", is_flag=True, help="Also images that could not be read, as NaN.")
 @click.option("--overwrite", is_flag=True, help="Replace what is there.")
 @common_options

@@ -12,7 +12,7 @@ from featx.evaluate.near import NearPairs, find_near
 from featx.evaluate.pairs import CacheLike, Pair
 from featx.evaluate.settings import NEAR_OFF, Settings
 from featx.evaluate.sketch import Sketch, sketch_rows
-from featx.heads.base import Rows, RowsView
+from featx.heads.base import Rows, RowsView, as_stored
 
 __all__ = ["KINDS", "SAME_GROUP", "Conflict", "Leak", "Leaks", "find_copies", "find_leaks"]
 
@@ -187,9 +187,10 @@ def _sketch_both(
     parts: _Parts, *, with_sketch: bool
 ) -> tuple[tuple[Rows, Sketch], tuple[Rows, Sketch]]:
     pair = parts.pair
+    X, X_test = as_stored(pair.train.X), as_stored(pair.test.X)
     # Equal values of float16 and float32 have equal digests as the wider of the two types.
-    dtype = np.result_type(*(np.asarray(cache.X[0:1]).dtype for cache in (pair.train, pair.test)))
-    train, test = RowsView(pair.train.X, parts.train), RowsView(pair.test.X, parts.test)
+    dtype = np.result_type(*(np.asarray(some[0:1]).dtype for some in (X, X_test)))
+    train, test = RowsView(X, parts.train), RowsView(X_test, parts.test)
     return (
         (train, sketch_rows(train, dtype, with_sketch=with_sketch)),
         (test, sketch_rows(test, dtype, with_sketch=with_sketch, must_be_finite=True)),

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.errors import ProtocolError
-from featx.heads.base import Rows, RowsView, check_finite, row_blocks
+from featx.heads.base import Rows, RowsView, as_stored, check_finite, row_blocks
 from featx.memory import available_bytes
 
 __all__ = ["hold_rows", "require_unseen"]
@@ -38,7 +38,7 @@ def hold_rows(X: Rows, rows: NDArray[np.int64]) -> NDArray[Any] | RowsView:
     ProtocolError
         If they hold NaN or infinity.
     """
-    n_features = int(X.shape[1])
+    X, n_features = as_stored(X), int(X.shape[1])
     dtype = np.asarray(X[0:1]).dtype
     fits = len(rows) * n_features * dtype.itemsize < _SHARE * available_bytes()
     out = np.empty((len(rows), n_features), dtype) if fits else None

@@ -28,7 +28,7 @@ from featx.evaluate.scores import score
 from featx.evaluate.settings import Settings
 from featx.evaluate.side_by_side import in_order
 from featx.heads import Fit, FitOptions, Pool, RowSpace, find_head
-from featx.heads.base import RowsView, labels_of
+from featx.heads.base import RowsView, as_stored, labels_of
 from featx.heads.device import AUTO, choose_device
 from featx.heads.linear import LinearHead
 from featx.heads.scaling import STANDARD, Array, Scaling
@@ -117,7 +117,7 @@ class _Job:
     def __init__(self, question: Question, known: ResultsFolder | None) -> None:
         self.question, self.pair, self.settings = question, question.pair, question.settings
         self.n_fits = len(question.subsets) * len(self.settings.heads)
-        self.test = RowsView(self.pair.test.X, question.test_rows)
+        self.test = RowsView(as_stored(self.pair.test.X), question.test_rows)
         self.answered = dict(self._answers(known)) if known is not None else {}
 
     def _answers(self, known: ResultsFolder) -> Iterator[tuple[str, FitResult]]:

@@ -147,7 +147,7 @@ def _report(cache: Cache) -> ExtractReport:
         path=cache.path,
         n_images=n_images,
         n_features=n_features,
-        dtype=str(cache.X.dtype),
+        dtype=str(cache.X.stored_dtype),
         n_computed=0,
         n_failed=len(cache.errors),
         seconds=0.0,

@@ -207,7 +207,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 def _rows(cache: Cache, key: Any) -> np.ndarray[Any, Any]:
     with _explained(cache.path):
-        return cache.X[key]
+        return cache.X.stored[key]
 
 
 def _places(caches: Sequence[Cache]) -> dict[bytes, _Place]:
@@ -247,7 +247,7 @@ def _merge(folder: Path) -> None:
             class_names=[],
             paths=[bytes(digest).hex() for digest in digests],
             n_features=caches[0].n_features,
-            dtype=caches[0].X.dtype.name,
+            dtype=caches[0].X.stored_dtype.name,
             image_digests=digests,
         )
         _write(folder, spec, [_rows(cache, slice(None)) for cache in caches])

@@ -24,6 +24,7 @@ __all__ = [
     "Model",
     "Rows",
     "RowsView",
+    "as_stored",
     "check_finite",
     "labels_of",
     "raw_product",
@@ -69,6 +70,12 @@ class RowsView:
 
     def __getitem__(self, key: slice | NDArray[np.int64], /) -> NDArray[Any]:
         return np.asarray(self.X[self.rows[key]])
+
+
+def as_stored(X: Rows) -> Rows:
+    """Rows in the type of their file: smaller, and the same values."""
+    stored: Rows = getattr(X, "stored", X)
+    return stored
 
 
 class Model(Protocol):

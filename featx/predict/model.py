@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from featx.errors import CacheMismatchError, ModelError, UsageError
 from featx.fingerprint import differences, fingerprint
-from featx.heads.base import Model, Rows
+from featx.heads.base import Model, Rows, as_stored
 from featx.heads.saving import n_features_of, unpack_model
 from featx.predict.file import read_arrays, read_record
 from featx.store import Cache
@@ -214,7 +214,7 @@ class SavedModel:
                 "the images with the model's settings, or fit a model on this cache",
                 lines,
             )
-        return X.X
+        return as_stored(X.X)
 
 
 def load_model(path: str | os.PathLike[str]) -> SavedModel:

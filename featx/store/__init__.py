@@ -94,7 +94,7 @@ def read_summary(path: str | os.PathLike[str], reporter: Reporter = SILENT) -> d
             "complete": True,
             "n_rows": len(cache),
             "n_features": cache.n_features,
-            "dtype": cache.X.dtype.name,
+            "dtype": cache.X.stored_dtype.name,
             "n_done": len(cache) - n_failed,
             "n_failed": n_failed,
             "n_classes": len(cache.class_names),

@@ -161,7 +161,7 @@ def _require_same_settings(path: Path, spec: CacheSpec, cache: Cache) -> None:
     lines = differences(without_source(spec.identity), without_source(found))
     for name, wanted, has in (
         ("n_features", spec.n_features, cache.n_features),
-        ("dtype", spec.dtype, cache.X.dtype.name),
+        ("dtype", spec.dtype, cache.X.stored_dtype.name),
     ):
         if wanted != has:
             lines.append(f"{name}: asked for {wanted!r}, the file has {has!r}")
@@ -184,7 +184,7 @@ def _intact(cache: Cache) -> Donor:
         handle=cache._handle,
         features_offset=header.features.offset,
         n_features=cache.n_features,
-        dtype=cache.X.dtype,
+        dtype=cache.X.stored_dtype,
         block_rows=header.block_rows,
         digests=cache._array("digests"),
         image_digests=cache.image_digests,

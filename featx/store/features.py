@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import operator
 import os
 import weakref
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Self
 
 import numpy as np
 
-from featx.errors import CacheError
+from featx.errors import CacheError, UsageError
+from featx.memory import available_bytes
 from featx.store import disk
 from featx.store.check import Extent
+from featx.store.indexing import split_index
 from featx.store.threads import N_THREADS, in_threads
 
 __all__ = ["FeatureArray", "Handle"]
@@ -21,6 +22,9 @@ __all__ = ["FeatureArray", "Handle"]
 # Reading so much, or hashing so much, is shared among threads, which costs a fifth of a
 # millisecond.
 _THREADED_BYTES: Final = 4 << 20
+# What is read at a time where values are converted, or only some of a row are wanted.
+_PIECE_BYTES: Final = 1 << 20
+_FLOATS: Final = ("float16", "float32", "float64")
 
 
 class Handle:
@@ -64,11 +68,14 @@ class Handle:
 
 
 class FeatureArray:
-    """Features on the disk, indexed by rows; every read gives a NumPy array.
+    """Features on the disk, indexed as NumPy indexes an array; every read gives a NumPy array.
 
-    The first read of a row reads its whole block, and compares the block with its digest:
-    damaged rows are an error. ``np.asarray(features)`` compares all blocks and maps the file
-    into memory, so that a matrix larger than memory can be passed to NumPy and scikit-learn.
+    Values are float32, whatever the file holds: sums and products of float16 overflow at 65,504.
+    `astype` gives the same features in another type. The first read of a row reads its whole
+    block, and compares the block with its digest: damaged rows are an error.
+    ``np.asarray(features)`` compares all blocks. Where values are converted it is a copy in
+    memory; in the stored type it maps the file, so that a matrix larger than memory can be
+    passed to NumPy.
 
     Parameters
     ----------
@@ -80,17 +87,62 @@ class FeatureArray:
         Rows in a block.
     digests : ndarray of uint8, shape (n_blocks, 32)
         SHA-256 of the bytes of each block.
+    reopen : callable
+        Opens the same features again, where a pickle of them is loaded.
     """
 
     ndim = 2
 
     def __init__(
-        self, handle: Handle, extent: Extent, block_rows: int, digests: np.ndarray
+        self,
+        handle: Handle,
+        extent: Extent,
+        block_rows: int,
+        digests: np.ndarray,
+        reopen: Callable[[], FeatureArray],
     ) -> None:
         self._handle, self._extent = handle, extent
         self._block_rows, self._digests = block_rows, digests
+        self._reopen = reopen
         self._row_bytes = extent.n_bytes // extent.shape[0]
         self._is_checked = np.zeros(len(digests), bool)
+        self._dtype: np.dtype[Any] = np.dtype(np.float32)
+
+    def astype(self, dtype: Any) -> Self:
+        """Give the same features in another type; nothing is read.
+
+        Parameters
+        ----------
+        dtype : dtype
+            float16, float32 or float64, wide enough for what is stored.
+
+        Returns
+        -------
+        FeatureArray
+            ``cache.X.astype("float16")[rows]`` reads float16.
+
+        Raises
+        ------
+        UsageError
+            If values would lose digits, or it is no such type.
+        """
+        wanted = _float_type(dtype)
+        if wanted.itemsize < self.stored_dtype.itemsize:
+            raise UsageError(
+                f"features stored as {self.stored_dtype} lose digits, or overflow, as {wanted}: "
+                f"read them, then convert:  X[rows].astype({wanted.name!r})"
+            )
+        return self._as(wanted)
+
+    def _as(self, dtype: np.dtype[Any]) -> Self:
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, _dtype=dtype)
+        return other
+
+    @property
+    def stored(self) -> Self:
+        """The same features in the type of the file."""
+        return self._as(self.stored_dtype)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -100,13 +152,18 @@ class FeatureArray:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Type of the stored values, little-endian float16 or float32."""
+        """Type of the values that are read: float32, unless another was asked for."""
+        return self._dtype
+
+    @property
+    def stored_dtype(self) -> np.dtype[Any]:
+        """Type of the values in the file, little-endian float16 or float32."""
         return self._extent.dtype
 
     @property
     def nbytes(self) -> int:
-        """Size of all features in bytes."""
-        return self._extent.n_bytes
+        """Size of all features in bytes, once they are read."""
+        return self.size * self.dtype.itemsize
 
     @property
     def size(self) -> int:
@@ -117,20 +174,24 @@ class FeatureArray:
         return self.shape[0]
 
     def __repr__(self) -> str:
-        return f"<features {self.shape[0]:,} x {self.shape[1]:,} {self.dtype.name}, on disk>"
+        stored = "" if self.dtype == self.stored_dtype else f" (stored as {self.stored_dtype.name})"
+        return f"<features {len(self):,} x {self.shape[1]:,} {self.dtype.name}{stored}, on disk>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopened, (self._reopen, self.dtype.name)
 
     def __getitem__(self, key: Any) -> np.ndarray:
-        """Read rows.
+        """Read rows, or some columns of them, as NumPy indexes an array.
 
         Parameters
         ----------
-        key : int, slice, array of int in any order with repeats, or bool mask of length N
-            Which rows.
+        key : int, slice, array of int in any order with repeats, or bool mask; or two of them
+            ``X[rows]``, ``X[rows, ...]``, ``X[rows, columns]``, ``X[np.ix_(rows, columns)]``.
 
         Returns
         -------
         numpy.ndarray
-            Shape (D,) for an int, else (n, D).
+            A new array, of the shape that NumPy gives.
 
         Raises
         ------
@@ -139,30 +200,37 @@ class FeatureArray:
         CacheError
             If they lie in a block that changed since it was written.
         """
-        if isinstance(key, slice):
-            start, stop, step = key.indices(len(self))
-            if step == 1:
+        rows, columns = split_index(key, self.shape)
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(len(self))
+            if columns is None and step == 1:
                 return self._span(start, max(start, stop))
-            return self._gather(np.arange(start, stop, step))
-        is_number = hasattr(key, "__index__") and getattr(key, "ndim", 0) == 0
-        if is_number and not isinstance(key, bool | np.bool_):
-            row = self._wrapped(np.array([operator.index(key)]))
-            return np.asarray(self._gather(row)[0])
-        return self._gather(self._wrapped(self._row_numbers(key)))
+            rows = np.arange(start, stop, step)
+        elif isinstance(columns, np.ndarray) and rows.ndim and columns.ndim:
+            return self._values(self._wrapped(rows), columns)
+        flat = self._wrapped(rows).ravel()
+        found = self._gather(flat) if columns is None else self._columns(flat, columns)
+        return np.asarray(found.reshape((*rows.shape, *found.shape[1:])))
 
-    def _row_numbers(self, key: Any) -> np.ndarray:
-        is_listlike = isinstance(key, list | range | np.ndarray) or hasattr(key, "__array__")
-        rows = np.asarray(key) if is_listlike else np.empty((), object)
-        if rows.ndim != 1 or (len(rows) and rows.dtype.kind not in "iub"):
-            raise IndexError(
-                "features are indexed by rows: an int, a slice, an array of ints or a bool mask, "
-                f"not {key!r:.60}; np.asarray(features) takes any index"
-            )
-        if rows.dtype.kind != "b":
-            return rows.astype(np.int64)
-        if len(rows) != len(self):
-            raise IndexError(f"a mask of {len(rows)} values does not fit {len(self)} rows")
-        return np.flatnonzero(rows)
+    def _columns(self, rows: np.ndarray, columns: slice | np.ndarray) -> np.ndarray:
+        """Read rows a piece at a time, and keep some columns."""
+        starts = range(0, max(len(rows), 1), self._piece_rows)
+        pieces = (self._gather(rows[i : i + self._piece_rows])[:, columns] for i in starts)
+        return np.concatenate([piece.copy() for piece in pieces])
+
+    def _values(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Read single values; a row that is needed more than once is read once."""
+        try:
+            rows, columns = np.broadcast_arrays(rows, columns)
+        except ValueError as error:
+            raise IndexError(f"rows and columns do not fit together: {error}") from error
+        needed, place = np.unique(rows, return_inverse=True)
+        place, out = place.reshape(rows.shape), np.empty(rows.shape, self.dtype)
+        for start in range(0, len(needed), self._piece_rows):
+            piece = self._gather(needed[start : start + self._piece_rows])
+            is_here = (place >= start) & (place < start + len(piece))
+            out[is_here] = piece[place[is_here] - start, columns[is_here]]
+        return out
 
     def _wrapped(self, rows: np.ndarray) -> np.ndarray:
         n_rows = len(self)
@@ -172,7 +240,7 @@ class FeatureArray:
         return np.where(rows < 0, rows + n_rows, rows)
 
     def _span(self, start: int, stop: int) -> np.ndarray:
-        out = np.empty((stop - start, self.shape[1]), self.dtype)
+        out = np.empty((stop - start, self.shape[1]), self._dtype)
         if len(out):
             size = self._block_rows
             blocks = np.arange(start // size, (stop - 1) // size + 1)
@@ -183,7 +251,7 @@ class FeatureArray:
         return out
 
     def _gather(self, rows: np.ndarray) -> np.ndarray:
-        out = np.empty((len(rows), self.shape[1]), self.dtype)
+        out = np.empty((len(rows), self.shape[1]), self._dtype)
         if len(out):
             # In the order of the file; neighbours that stay neighbours are read by one call.
             order = np.argsort(rows, kind="stable")
@@ -224,13 +292,28 @@ class FeatureArray:
         block, place = divmod(row, self._block_rows)
         n_rows = self._rows_of(block)
         if self._is_checked[block]:
-            self._handle.read_into(out, self._extent.offset + row * self._row_bytes)
-        elif len(out) == n_rows:
+            self._read_checked(out, row)
+        elif len(out) == n_rows and out.dtype == self.stored_dtype:
             self._read_block(block, out)
         else:
-            whole = np.empty((n_rows, self.shape[1]), self.dtype)
+            whole = np.empty((n_rows, self.shape[1]), self.stored_dtype)
             self._read_block(block, whole)
             out[:] = whole[place : place + len(out)]
+
+    def _read_checked(self, out: np.ndarray, row: int) -> None:
+        """Fill `out` by neighbouring rows of checked blocks, converted a piece at a time."""
+        at, step = self._extent.offset + row * self._row_bytes, self._piece_rows
+        if out.dtype == self.stored_dtype:
+            self._handle.read_into(out, at)
+            return
+        for start in range(0, len(out), step):
+            piece = np.empty(out[start : start + step].shape, self.stored_dtype)
+            self._handle.read_into(piece, at + start * self._row_bytes)
+            out[start : start + step] = piece
+
+    @property
+    def _piece_rows(self) -> int:
+        return max(1, _PIECE_BYTES // self._row_bytes)
 
     def _rows_of(self, block: int) -> int:
         return min(self._block_rows, len(self) - block * self._block_rows)
@@ -257,13 +340,14 @@ class FeatureArray:
         """
 
         def check(block: int) -> None:
-            self._read_block(block, np.empty((self._rows_of(block), self.shape[1]), self.dtype))
+            rows = np.empty((self._rows_of(block), self.shape[1]), self.stored_dtype)
+            self._read_block(block, rows)
 
         for _ in in_threads(check, np.flatnonzero(~self._is_checked).tolist()):
             pass
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        for _, block in self.iter_blocks(max(1, (1 << 20) // max(1, self.nbytes // len(self)))):
+        for _, block in self.iter_blocks(self._piece_rows):
             yield from block
 
     def iter_blocks(self, n_rows: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -288,22 +372,43 @@ class FeatureArray:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         wanted = self.dtype if dtype is None else np.dtype(dtype)
-        if copy is False and wanted != self.dtype:
-            raise ValueError(f"features of {self.dtype} become {wanted} only by a copy")
-        self.check()
-        mapped = self.memmap()
-        if copy or wanted != self.dtype:
-            return np.array(mapped, dtype=wanted)
-        return mapped.view(np.ndarray)
+        if wanted == self.stored_dtype and not copy:
+            self.check()
+            return self.memmap().view(np.ndarray)
+        if copy is False:
+            raise ValueError(f"features stored as {self.stored_dtype} become {wanted} by a copy")
+        n_bytes, free = self.size * wanted.itemsize, available_bytes()
+        if n_bytes > free:
+            raise UsageError(
+                f"{self.shape[0]:,} x {self.shape[1]:,} features as {wanted} need "
+                f"{n_bytes / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are available: read some "
+                f"rows, or map the file:  np.asarray(X.astype({self.stored_dtype.name!r}))"
+            )
+        return self._as(wanted)[:]
 
     def memmap(self) -> np.memmap[Any, Any]:
-        """Map the features into memory, read-only, without comparing them with their digests.
+        """Map the file, read-only and as stored, without comparing it with its digests.
 
         Returns
         -------
         numpy.memmap
-            Shape (N, D). A disk that fails to read ends the process (SIGBUS);
+            Shape (N, D), of the stored type. A disk that fails to read ends the process (SIGBUS);
             indexing raises an error instead.
         """
         with os.fdopen(os.dup(self._handle.fd), "rb") as stream:
-            return np.memmap(stream, self.dtype, "r", offset=self._extent.offset, shape=self.shape)
+            shape, offset = self.shape, self._extent.offset
+            return np.memmap(stream, self.stored_dtype, "r", offset=offset, shape=shape)
+
+
+def _reopened(reopen: Callable[[], FeatureArray], dtype: str) -> FeatureArray:
+    return reopen().astype(dtype)
+
+
+def _float_type(dtype: Any) -> np.dtype[Any]:
+    try:
+        found: np.dtype[Any] = np.dtype(dtype)
+    except TypeError:
+        found = np.dtype(object)
+    if found.name not in _FLOATS:
+        raise UsageError(f"features have no type {dtype!r}: choose from {', '.join(_FLOATS)}")
+    return found

@@ -194,7 +194,7 @@ def _create_features(
     plan.set_obj_track_times(False)
     codec.add_to(plan)
     space = h5py.h5s.create_simple(cache.X.shape)
-    kind = layout.hdf5_type(cache.X.dtype)
+    kind = layout.hdf5_type(cache.X.stored_dtype)
     return h5py.Dataset(h5py.h5d.create(file.id, b"features", kind, space, plan))
 
 
@@ -202,7 +202,7 @@ def _encoded(
     cache: Cache, codec: Codec, chunk_rows: int
 ) -> Iterator[tuple[int, np.ndarray, bytes | None]]:
     def encode(start: int) -> tuple[int, np.ndarray, bytes | None]:
-        rows = cache.X[start : start + chunk_rows]
+        rows = cache.X.stored[start : start + chunk_rows]
         return start, rows, codec.encode(rows, chunk_rows)
 
     return in_order(encode, range(0, len(cache), chunk_rows))

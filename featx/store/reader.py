@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -36,23 +36,28 @@ class Cache:
     path : pathlib.Path
         Where it was opened, absolute.
     X : FeatureArray
-        Features, N x D, float16 or float32, on the disk.
+        Features, N x D, on the disk; read as float32 unless another type was asked for.
     """
 
     def __init__(self, path: Path, handle: Handle, seal: Seal, header: Header) -> None:
         self.path = path
         self._handle, self._seal, self._header = handle, seal, header
         digests = self._array("digests")
-        self.X = FeatureArray(handle, header.features, header.block_rows, digests)
+        reopen = partial(_reopen_features, str(path), seal.digest, header.fingerprint)
+        self.X = FeatureArray(handle, header.features, header.block_rows, digests, reopen)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, verify_seal: bool = True) -> Cache:
+    def open(
+        cls, path: str | os.PathLike[str], *, dtype: Any = "float32", verify_seal: bool = True
+    ) -> Cache:
         """Open a finished cache.
 
         Parameters
         ----------
         path : path-like
             The file.
+        dtype : dtype, default="float32"
+            Type of the features that are read: see `FeatureArray.astype`.
         verify_seal : bool, default=True
             Check the digest of everything but the features first. Without it, a
             damaged file may crash HDF5.
@@ -66,6 +71,8 @@ class Cache:
         CacheError
             If the file is missing, incomplete, damaged, no cache, or newer than
             this featx.
+        UsageError
+            If the features would lose digits as `dtype`, or there is no such type.
         """
         full = Path(path).absolute()
         with disk.translated(f"cannot open {full}"):
@@ -73,7 +80,9 @@ class Cache:
                 raise CacheError(_why_missing(full))
             handle = Handle(str(full))
         try:
-            return cls._read(full, handle, verify_seal)
+            cache = cls._read(full, handle, verify_seal)
+            cache.X = cache.X.astype(dtype)
+            return cache
         except CacheError as error:
             handle.close()
             raise CacheError(f"{full}: {error}") from error
@@ -179,13 +188,15 @@ class Cache:
     def __repr__(self) -> str:
         n_failed = len(self.errors)
         return (
-            f"<Cache {self.path.name}: {len(self):,} x {self.n_features:,} {self.X.dtype.name}, "
-            f"{self._header.extents['class_names'].shape[0]} classes"
+            f"<Cache {self.path.name}: {len(self):,} x {self.n_features:,} "
+            f"{self.X.stored_dtype.name}, {self._header.extents['class_names'].shape[0]} classes"
             + (f", {n_failed} failed" if n_failed else "")
             + f", fingerprint {self.fingerprint[:12]}>"
         )
 
-    def sample(self, per_class: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    def sample(
+        self, per_class: int, *, seed: int = 0, dtype: Any = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Draw the same number of rows of each class; failed rows are never drawn.
 
         Parameters
@@ -194,11 +205,13 @@ class Cache:
             Rows of each class.
         seed : int, default=0
             Equal seeds draw equal rows; a smaller draw lies inside a larger one.
+        dtype : dtype, optional
+            Type of the features, that of `X` by default: see `FeatureArray.astype`.
 
         Returns
         -------
         X : numpy.ndarray
-            Shape (n, D), of the stored type, in row order.
+            Shape (n, D), float32 by default, in row order.
         y : numpy.ndarray
             Shape (n,), int64.
 
@@ -208,12 +221,15 @@ class Cache:
             If a class has too few rows.
         CacheError
             If a row lies in a block that changed since it was written.
+        UsageError
+            If the features would lose digits as `dtype`, or there is no such type.
         """
+        features = self.X if dtype is None else self.X.astype(dtype)
         is_done = self.status == layout.DONE
         rows = draw_subset(
             self.labels, per_class, seed=seed, valid=is_done, class_names=self.class_names
         )
-        return self.X[rows], self.labels[rows]
+        return features[rows], self.labels[rows]
 
     def verify(self, reporter: Reporter = SILENT) -> list[Damage]:
         """Read the whole file and compare it with its digests.
@@ -251,11 +267,15 @@ class Cache:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (str(self.path), self._seal.digest, self.fingerprint)
+        return _reopen, (str(self.path), self._seal.digest, self.fingerprint, self.X.dtype.name)
 
 
-def _reopen(path: str, digest: str, fingerprint: str) -> Cache:
-    cache = Cache.open(path)
+def _reopen_features(path: str, digest: str, fingerprint: str) -> FeatureArray:
+    return _reopen(path, digest, fingerprint, "float32").X
+
+
+def _reopen(path: str, digest: str, fingerprint: str, dtype: str) -> Cache:
+    cache = Cache.open(path, dtype=dtype)
     if (cache._seal.digest, cache.fingerprint) != (digest, fingerprint):
         cache.close()
         raise CacheError(f"{path} was replaced by another cache since it was pickled")

@@ -143,10 +143,9 @@ def _differences(cache: Cache, spec: CacheSpec) -> list[str]:
     if cache.fingerprint != spec.fingerprint:
         lines += differences(spec.identity, cache.meta["identity"])
     shape, dtype = (spec.n_rows, spec.n_features), spec.dtype
-    if (cache.X.shape, cache.X.dtype.name) != (shape, dtype):
-        lines.append(
-            f"features: asked for {shape} {dtype}, the file has {cache.X.shape} {cache.X.dtype}"
-        )
+    found = (cache.X.shape, cache.X.stored_dtype.name)
+    if found != (shape, dtype):
+        lines.append(f"features: asked for {shape} {dtype}, the file has {found[0]} {found[1]}")
     lines += _list_difference("paths", list(spec.paths), cache.paths)
     lines += _list_difference("class_names", list(spec.class_names), cache.class_names)
     if not np.array_equal(spec.labels, cache.labels) and len(cache) == spec.n_rows:

@@ -88,7 +88,7 @@ def test_classes_are_chosen_dropped_and_renamed(photos, capsys):
     assert main([*EXTRACT, *words]) == 0
     assert capsys.readouterr().out.count("was complete already") == 2
     content = bytearray(cache.path.read_bytes())
-    content[content.index(cache.X[3].tobytes())] ^= 1
+    content[content.index(cache.X.stored[3].tobytes())] ^= 1
     cache.path.write_bytes(content)
     assert main(["repair", str(cache.path), "--quiet"]) == 0
     assert main(["verify", str(cache.path), "--quiet"]) == 0

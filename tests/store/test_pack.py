@@ -105,7 +105,7 @@ def test_plain_h5py_reads_gzip_without_featx_and_without_a_plugin(cache_file):
     ).stdout.split()
     with Cache.open(cache_file) as cache:
         assert out[0] == "featx-pack"
-        digest = hashlib.sha256(cache.X[:].tobytes()).hexdigest()
+        digest = hashlib.sha256(cache.X.stored[:].tobytes()).hexdigest()
         assert out[-4:] == [digest, cache.paths[3], "2", "gzip"]
 
 

@@ -58,7 +58,7 @@ def test_everything_comes_back(tmp_path_factory, shape, dtype, source, batch, se
         np.testing.assert_array_equal(np.asarray(cache.X), expected)
         np.testing.assert_array_equal(cache.X[:], expected)
         np.testing.assert_array_equal(cache.labels, labels)
-        assert cache.X.dtype == np.dtype(dtype)
+        assert cache.X.stored_dtype == np.dtype(dtype)
         assert (cache.class_names, cache.paths) == (names, paths)
         assert cache.errors.keys() == failed.keys()
         assert {row: why.replace("\0", " ").rstrip() for row, why in failed.items()} == {

@@ -44,7 +44,7 @@ def test_version_1(tmp_path: Path, name: str, sha256: str) -> None:
     dtype = name.removeprefix("v1-").removesuffix(".h5")
     with Cache.open(tmp_path / name) as cache:
         assert cache.X.shape == (5, 410)
-        assert cache.X.dtype == np.dtype(dtype)
+        assert cache.X.stored_dtype == np.dtype(dtype)
         assert cache.X[4][:4].tolist() == [4, THIRD[dtype], 3.75, 3.625]
         assert cache.X[0][-2:].tolist() == [-51, -51.125]
         assert np.isnan(cache.X[3]).all()
