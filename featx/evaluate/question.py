@@ -106,13 +106,13 @@ class Question(BaseQuestion):
         return fingerprint(identity | self._choices() | self._code(head))[:16]
 
     def _code(self, head: str) -> dict[str, Any]:
-        """Tell what a head's name does not: the digest of the user's code, or a later revision."""
+        """Say which code a head is: a digest of the user's own, once for all fits, or a version."""
         if head not in self._codes:
             found = find_head(head, self.settings.allow_code)
-            code = found.code_sha256 if isinstance(found, ForeignHead) else ""
-            revision = getattr(found, "revision", 1)
-            told = {"revision": revision} if revision > 1 else {}
-            self._codes[head] = {"code": code} if code else told
+            version = getattr(found, "version", 1)
+            self._codes[head] = {"head_version": version} if version > 1 else {}
+            if isinstance(found, ForeignHead) and (digest := found.code_sha256):
+                self._codes[head] = {"code": digest}
         return self._codes[head]
 
     def answer(self, head: str, subset: Subset, known: ResultsFolder) -> FitResult | None:

@@ -103,7 +103,13 @@ class LdaHead(Configurable):
         if gaussians.is_flat:
             notes += ("rows do not differ from the means of their classes: nearest class mean",)
         coef, intercept = second_against_first(*gaussians.discriminants(found.value))
+        intercept = intercept - coef @ gaussians.mean
         coef = coef if dual is None else space.combine(dual @ coef.T).T
+        if len(classes) > 2:
+            # scikit-learn's scores have more, the same for all classes; two classes cancel it.
+            shared = gaussians.of_mean(found.value)
+            intercept = intercept - 0.5 * gaussians.mean @ shared
+            coef = coef + (shared if dual is None else space.combine(dual @ shared[:, None]).T)
         model = LinearModel(classes, coef, intercept, space.scaling, SOFTMAX)
         return Fit(model, cv=found.cv, notes=notes)
 
@@ -119,7 +125,8 @@ def _accuracies(
     rows, _ = space.coordinates
     gaussians = _Gaussians(rows[fitted], codes[fitted], space.n_features)
     fits = (gaussians.discriminants(s) for s in grid)
-    guesses = ((rows[left_out] @ coef.T + b).argmax(axis=1) for coef, b in fits)
+    new = rows[left_out] - gaussians.mean
+    guesses = ((new @ coef.T + b).argmax(axis=1) for coef, b in fits)
     return [float((guess == codes[left_out]).mean()) for guess in guesses]
 
 
@@ -137,6 +144,9 @@ class _Gaussians:
     """
 
     def __init__(self, rows: Array, codes: NDArray[np.int64], n_features: int) -> None:
+        # Apart, so that what classes differ in is not rounded beside a large offset of all.
+        self.mean = rows.mean(axis=0)
+        rows = rows - self.mean
         self._means = rows.T @ class_weights(codes)
         self._log_shares = np.log(np.bincount(codes) / len(codes))
         self._centred = rows - self._means.T[codes]
@@ -150,23 +160,27 @@ class _Gaussians:
         self._values, self._vectors = eigh(square / n)
 
     def discriminants(self, shrinkage: float) -> tuple[Array, Array]:
-        """Coefficients (n_classes, n_coordinates) and intercepts (n_classes,)."""
-        kept = 0.0 if self.is_flat else 1.0 - shrinkage
-        ridge = 1.0 if self.is_flat else shrinkage * self._trace / self._n_features
-        solved = self._solve(kept, ridge)
+        """Of rows less `mean`: coefficients (n_classes, n_coordinates), intercepts (n_classes,)."""
+        solved = self._solve(self._means, shrinkage)
         intercept = -0.5 * np.einsum("ij,ij->j", self._means, solved) + self._log_shares
         return solved.T, intercept
 
-    def _solve(self, kept: float, ridge: float) -> Array:
-        """(kept W + ridge I)^-1 applied to the means."""
+    def of_mean(self, shrinkage: float) -> Array:
+        """S^-1 applied to `mean`, (n_coordinates,)."""
+        return self._solve(self.mean[:, None], shrinkage)[:, 0]
+
+    def _solve(self, means: Array, shrinkage: float) -> Array:
+        """S^-1 = (kept W + ridge I)^-1 applied to means, (n_coordinates, n_means)."""
+        kept = 0.0 if self.is_flat else 1.0 - shrinkage
+        ridge = 1.0 if self.is_flat else shrinkage * self._trace / self._n_features
         damped = (ridge + kept * np.maximum(self._values, 0.0))[:, None]
         if not self._is_dual:
-            return np.asarray(self._vectors @ ((self._vectors.T @ self._means) / damped))
+            return np.asarray(self._vectors @ ((self._vectors.T @ means) / damped))
         # Woodbury, with W = Z^T Z / n and Z Z^T / n = V diag(values) V^T:
         # (1 / ridge) (I - Z^T V diag(kept / (n damped)) V^T Z)
-        inner = self._vectors.T @ (self._centred @ self._means) / len(self._centred)
+        inner = self._vectors.T @ (self._centred @ means) / len(self._centred)
         part = self._centred.T @ (self._vectors @ (kept * inner / damped))
-        return np.asarray((self._means - part) / ridge)
+        return np.asarray((means - part) / ridge)
 
 
 LDA = LdaHead()

@@ -15,7 +15,7 @@ from featx.configurable import Configurable, setting
 from featx.heads.base import SOFTMAX, Fit, FitOptions, Rows, labels_of, raw_product, softmax_of
 from featx.heads.rowspace import RowSpace
 from featx.heads.scaling import UNSCALED, Array, Scaling
-from featx.heads.training import catch_warnings, check_options, codes_of
+from featx.heads.training import catch_warnings, check_options, codes_of, unit_axes
 
 __all__ = ["ACTIVATIONS", "MLP", "MlpHead", "MlpModel"]
 
@@ -72,19 +72,19 @@ class MlpModel:
 
 
 # MLPClassifier's own default.
-_ALPHA = 0.0001
 
 
 @dataclass(frozen=True)
 class MlpHead(Configurable):
     """A perceptron with relu after its hidden layers.
 
-    It sees the training rows in the coordinates of their principal axes (not centred), divided
+    It sees the training rows less their mean, in the coordinates of their principal axes, divided
     by one number that makes the mean squared coordinate 1: an isometry of the rows up to that
-    scale, in as many dimensions as rows. Features are not standardised one by one. That is no
-    reformulation of MLPClassifier on raw features: Adam and the initial weights depend on the
-    axes. There is no early stopping, which would take labelled rows away. Every default is
-    MLPClassifier's own: none was chosen by a test accuracy.
+    scale, in as many dimensions as rows. A common offset and a common scale of all features change
+    nothing. Features are not standardised one by one. That is no reformulation of MLPClassifier on
+    raw features: Adam and the initial weights depend on the axes. There is no early stopping,
+    which would take labelled rows away. Every default is MLPClassifier's own: none was chosen by a
+    test accuracy.
 
     Parameters
     ----------
@@ -99,18 +99,14 @@ class MlpHead(Configurable):
     """
 
     has_class_weight: ClassVar[bool] = False
+    version: ClassVar[int] = 2  # 2: rows are centred, other defaults
 
     name: str = "mlp"
     estimator: str = "sklearn.neural_network.MLPClassifier"
     hidden: tuple[int, ...] = setting((100,), within="[1, inf)")
-    alpha: float = setting(_ALPHA, within="[0, inf)")
+    alpha: float = setting(0.0001, within="[0, inf)")
     max_iter: int = setting(200, within="[1, inf)")
     link: str = SOFTMAX
-
-    @property
-    def revision(self) -> int:
-        """2 where `alpha` is the default, which was 1 in the first."""
-        return 2 if self.alpha == _ALPHA else 1
 
     def fit(self, space: RowSpace, y: NDArray[np.int64], options: FitOptions) -> Fit:
         """Fit on all rows; the seed initialises the weights and shuffles the rows.
@@ -132,15 +128,14 @@ class MlpHead(Configurable):
         Raises
         ------
         ProtocolError
-            If there is a single class.
+            If there is a single class, or all rows are equal.
         UsageError
             If class weights are asked for.
         """
         check_options(self.name, options)
         classes, codes = codes_of(y)
         space = space.scaled(options.scale)
-        rows, dual = space.coordinates
-        scale = 1.0 / np.sqrt(np.mean(rows**2) or 1.0)
+        rows, to_features = unit_axes(space)
         network = MLPClassifier(
             hidden_layer_sizes=self.hidden,
             alpha=self.alpha,
@@ -148,12 +143,12 @@ class MlpHead(Configurable):
             random_state=options.seed,
         )
         with catch_warnings() as caught:
-            network.fit((rows * scale).astype(np.float32), codes)
+            network.fit(rows, codes)
         weights = [np.asarray(layer, dtype=np.float64) for layer in network.coefs_]
-        first = weights[0] * scale
-        weights[0] = first if dual is None else space.combine(dual @ first)
-        biases = tuple(np.asarray(bias, dtype=np.float64) for bias in network.intercepts_)
-        model = MlpModel(classes, tuple(weights), biases, space.scaling)
+        biases = [np.asarray(bias, dtype=np.float64) for bias in network.intercepts_]
+        weights[0], shift = to_features(weights[0])
+        biases[0] = biases[0] + shift
+        model = MlpModel(classes, tuple(weights), tuple(biases), space.scaling)
         n_iter = int(network.n_iter_)
         return Fit(model, n_iter=n_iter, converged=caught.has_converged, notes=caught.notes)
 

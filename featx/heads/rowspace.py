@@ -243,26 +243,86 @@ class RowSpace:
             yield slice(start, start + len(rows)), self.rows(rows, dtype)
 
     @cached_property
-    def coordinates(self) -> tuple[Array, Array | None]:
-        """Isometric coordinates of the rows, and how to get them.
+    def centred(self) -> tuple[Array, Array | None]:
+        """Isometric coordinates of the rows less their mean, and how to get them.
 
         Returns
         -------
         rows : ndarray of float64, shape (n_rows, rank)
-            Z with Z Z^T = X X^T, principal axes first; null directions are dropped.
-            The rows themselves where there are at least as many rows as features.
+            Z with Z Z^T = (X - m)(X - m)^T, principal axes first; null directions are dropped.
+            X - m itself where there are at least as many rows as features.
+        dual : ndarray of float64, shape (n_rows, rank), or None
+            A with Z = (X - m)(X^T A), whose columns sum to 0; None where Z = X - m.
+        """
+        if not self.is_wide:
+            return self.dense - self.dense.mean(axis=0), None
+        means = self.gram.mean(axis=0)
+        gram = self.gram - means
+        gram -= (means - means.mean())[:, None]
+        values, vectors = eigh(gram, overwrite_a=True)
+        # Rounding leaves null directions with eigenvalues of about n eps times the largest number.
+        largest = max(values[-1], float(np.diag(self.gram).max()))
+        seen = np.flatnonzero(values > largest * self.n_rows * np.finfo(np.float64).eps * 10)[::-1]
+        values, vectors = np.sqrt(values[seen]), vectors[:, seen]
+        vectors = vectors - vectors.mean(axis=0)
+        # An axis has no sign: its largest number is positive, as in scikit-learn's svd_flip.
+        largest_rows = np.abs(vectors).argmax(axis=0)
+        vectors = vectors * np.where(vectors[largest_rows, np.arange(len(seen))] < 0, -1.0, 1.0)
+        return vectors * values, vectors / values
+
+    def from_centred(self, weights: Array) -> tuple[Array, Array]:
+        """Turn weights of `centred` coordinates into weights of features.
+
+        Parameters
+        ----------
+        weights : ndarray of float64, shape (rank, n_columns)
+            W.
+
+        Returns
+        -------
+        weights : ndarray of float64, shape (n_features, n_columns)
+            V, and
+        shift : ndarray of float64, shape (n_columns,)
+            s, with Z W = X V + s.
+        """
+        _, dual = self.centred
+        if dual is None:
+            return weights, -(self.dense.mean(axis=0) @ weights)
+        return self.combine(dual @ weights), -(self._mean_coordinates @ weights)
+
+    @property
+    def _mean_coordinates(self) -> Array:
+        """Coordinates of the mean row on the axes of `centred`, where it has a dual."""
+        means = self.gram.mean(axis=0)
+        return np.asarray((means - means.mean()) @ self.centred[1])
+
+    @cached_property
+    def coordinates(self) -> tuple[Array, Array | None]:
+        """Isometric coordinates of the rows as they are, and how to get them.
+
+        Those of `centred` and of the mean, apart: directions in which rows differ are not lost
+        beside a large mean that all share.
+
+        Returns
+        -------
+        rows : ndarray of float64, shape (n_rows, rank)
+            Z with Z Z^T = X X^T; null directions are dropped. The rows themselves where there
+            are at least as many rows as features.
         dual : ndarray of float64, shape (n_rows, rank), or None
             A with Z = X (X^T A); None where Z = X.
         """
-        if not self.is_wide:
+        rows, dual = self.centred
+        if dual is None:
             return self.dense, None
-        values, vectors = eigh(self.gram)
-        # Rounding leaves null directions with eigenvalues of about n eps times the largest.
-        floor = values[-1] * self.n_rows * np.finfo(np.float64).eps * 10
-        seen = np.flatnonzero(values > floor)[::-1]
-        values, vectors = np.sqrt(values[seen]), vectors[:, seen]
-        vectors = vectors * np.where(vectors.sum(axis=0) < 0, -1.0, 1.0)
-        return vectors * values, vectors / values
+        of_mean, size = self._mean_coordinates, float(self.gram.mean())
+        rows = rows + of_mean
+        # What of the mean is orthogonal to all differences between rows.
+        rest = size - float(of_mean @ of_mean)
+        if rest <= size * self.n_rows * np.finfo(np.float64).eps * 10:
+            return rows, dual
+        height = np.sqrt(rest)
+        apart = (1.0 / self.n_rows - dual @ of_mean) / height
+        return np.column_stack([rows, np.full(len(rows), height)]), np.column_stack([dual, apart])
 
     def combine(self, dual: Array) -> Array:
         """Combine the scaled rows: X^T A, float64, shape (n_features, n_columns).

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +15,14 @@ from featx.heads.base import SOFTMAX, Fit, FitOptions
 from featx.heads.centroid import second_against_first
 from featx.heads.mlp import ACTIVATIONS, MlpModel
 from featx.heads.rowspace import RowSpace
-from featx.heads.scaling import Array
 from featx.heads.select import fold_rows
-from featx.heads.training import check_options, codes_of, rows_in_memory
+from featx.heads.training import (
+    ToFeatures,
+    check_options,
+    codes_of,
+    rows_in_memory,
+    unit_axes,
+)
 
 __all__ = ["MLP_TORCH", "TorchMlpHead"]
 
@@ -70,9 +74,9 @@ class TorchMlpHead(Configurable):
     validation : float
         Share of the rows in that part; more where a class has few.
     inputs : {"auto", "axes", "features"}
-        What the first layer sees: the principal axes of the training rows, in at most as many
-        dimensions as rows and divided by one number (as in `MlpHead`; Adam does better and the
-        time no longer depends on the number of features), or the features themselves. ``auto``
+        What the first layer sees of the training rows less their mean: their principal axes, in
+        at most as many dimensions as rows and divided by one number (as in `MlpHead`; Adam does
+        better and the time no longer depends on the number of features), or the features. ``auto``
         takes the features only where batch normalisation does, which depends on the axes.
     device : str
         ``auto`` takes a GPU where there is one and there are `featx.heads.device.LEAST_ROWS` rows;
@@ -83,6 +87,8 @@ class TorchMlpHead(Configurable):
     N. Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting",
     JMLR 15, 2014. S. Ioffe and C. Szegedy, "Batch normalization", ICML 2015, algorithm 2.
     """
+
+    version: ClassVar[int] = 2  # 2: rows are centred, other defaults
 
     name: str = "mlp-torch"
     estimator: str = "skorch.NeuralNetClassifier"
@@ -113,11 +119,6 @@ class TorchMlpHead(Configurable):
                 "hidden layers: give one for all, or one for each"
             )
 
-    @property
-    def revision(self) -> int:
-        """2 with ReduceLROnPlateau, which waited one epoch longer in the first."""
-        return 2 if self.scheduler == "ReduceLROnPlateau" else 1
-
     def fit(self, space: RowSpace, y: NDArray[np.int64], options: FitOptions) -> Fit:
         """Train on the rows.
 
@@ -139,8 +140,8 @@ class TorchMlpHead(Configurable):
         Raises
         ------
         ProtocolError
-            If there is a single class, the rows do not fit into memory, or the weights grow
-            beyond all bounds.
+            If there is a single class, the rows are all equal or do not fit into memory, or the
+            weights grow beyond all bounds.
         UsageError
             If there is no such optimizer or device.
         """
@@ -160,7 +161,8 @@ class TorchMlpHead(Configurable):
                 f"lower lr (it was {self.lr:g}), or scale the features"
             )
         weights, biases = zip(*layers, strict=True)
-        weights = (to_features(weights[0]), *weights[1:])
+        first, shift = to_features(weights[0])
+        weights, biases = (first, *weights[1:]), (biases[0] + shift, *biases[1:])
         last, bias = second_against_first(weights[-1].T, biases[-1])
         model = MlpModel(
             classes,
@@ -172,18 +174,15 @@ class TorchMlpHead(Configurable):
         notes, converged = self._notes(trained, len(watching), len(codes))
         return Fit(model, n_iter=trained.n_epochs, converged=converged, notes=notes)
 
-    def _inputs(self, space: RowSpace) -> tuple[NDArray[np.float32], Callable[[Array], Array]]:
+    def _inputs(self, space: RowSpace) -> tuple[NDArray[np.float32], ToFeatures]:
         """Rows as the first layer sees them, and how its weights become those of features."""
         has_norm = self.batch_norm in ("input", "before")
-        if self.inputs == "features" or (self.inputs == "auto" and has_norm):
-            return rows_in_memory(space, np.float32), lambda weights: weights
-        rows, dual = space.coordinates
-        scale = 1.0 / np.sqrt(np.mean(rows**2) or 1.0)
-
-        def to_features(weights: Array) -> Array:
-            return weights * scale if dual is None else space.combine(dual @ weights * scale)
-
-        return (rows * scale).astype(np.float32), to_features
+        if not (self.inputs == "features" or (self.inputs == "auto" and has_norm)):
+            return unit_axes(space)
+        rows = rows_in_memory(space, np.float32)
+        mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
+        rows -= mean
+        return rows, lambda weights: (weights, -(mean @ weights))
 
     def _split(
         self, codes: NDArray[np.int64], options: FitOptions

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,8 +14,20 @@ from sklearn.exceptions import ConvergenceWarning
 from featx.errors import ProtocolError, UsageError
 from featx.heads.base import FitOptions, row_blocks
 from featx.heads.rowspace import RowSpace, require_memory
+from featx.heads.scaling import Array
 
-__all__ = ["Caught", "catch_warnings", "check_options", "codes_of", "rows_in_memory"]
+__all__ = [
+    "Caught",
+    "ToFeatures",
+    "catch_warnings",
+    "check_options",
+    "codes_of",
+    "rows_in_memory",
+    "unit_axes",
+]
+
+ToFeatures = Callable[[Array], tuple[Array, Array]]
+"""From weights of what a first layer saw to weights of the features, and a shift of its bias."""
 
 
 def codes_of(y: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -92,6 +104,36 @@ def rows_in_memory(space: RowSpace, dtype: Any) -> NDArray[Any]:
     for rows in row_blocks(*shape):
         out[rows] = space.scaling.apply(space.pool.X[space.index[rows]])
     return out
+
+
+def unit_axes(space: RowSpace) -> tuple[NDArray[np.float32], ToFeatures]:
+    """Rows as a perceptron learns them best, whatever their offset and their scale.
+
+    Parameters
+    ----------
+    space : RowSpace
+        Rows and their scaling.
+
+    Returns
+    -------
+    rows : ndarray of float32, shape (n_rows, rank)
+        Coordinates on the principal axes of the rows less their mean, divided by one number that
+        makes their mean square 1.
+    to_features : callable
+        Turns weights of these (rank, n_columns) into weights of the features.
+
+    Raises
+    ------
+    ProtocolError
+        If all rows are equal.
+    """
+    rows, _ = space.centred
+    size = float(np.sqrt(np.mean(rows**2))) if rows.size else 0.0
+    if not size > 0:
+        raise ProtocolError(
+            "the features of all training images are equal: there is nothing to learn from"
+        )
+    return (rows / size).astype(np.float32), lambda weights: space.from_centred(weights / size)
 
 
 class Caught:

@@ -234,30 +234,6 @@ def test_fitting_again_keeps_both_and_the_latest_answers(desk):
     assert [r.fit_id for r in first] == [r.fit_id for r in again]
 
 
-@pytest.mark.parametrize(
-    ("head", "is_believed"),
-    [
-        ("mlp", False),  # alpha was 1
-        ("mlp(hidden=7)", False),
-        ("mlp(alpha=1.0)", True),
-        ("mlp-torch(max_epochs=2 hidden=4 scheduler=ReduceLROnPlateau)", False),
-        ("mlp-torch(max_epochs=2 hidden=4 scheduler=StepLR)", True),
-    ],
-)
-def test_answers_of_heads_that_fitted_otherwise_are_not_believed(
-    desk, head, is_believed, monkeypatch
-):
-    settings = replace(QUESTION, heads=(head,), per_class=(4,), repeats=1)
-    with monkeypatch.context() as older:
-        for kind in (MlpHead, TorchMlpHead):
-            older.setattr(kind, "revision", 1)
-        desk.ask(settings)
-    desk.ask(settings)
-    assert (not desk.fitted) == is_believed
-    desk.ask(settings)
-    assert not desk.fitted
-
-
 def test_a_line_that_a_crash_kept_from_the_table_is_added(desk):
     desk.ask()
     table = desk.folder / "results.csv"

@@ -19,11 +19,12 @@ def test_predictions_are_those_of_the_network_on_coordinates(shape):
     X, y = features(*shape, noise=1.0)
     space = RowSpace.of(X)
     fit = MLP.fit(space, y, FitOptions(seed=3))
-    rows, dual = space.coordinates
+    rows, dual = space.centred
     scale = 1 / np.sqrt(np.mean(rows**2))
     plain = MLPClassifier(alpha=MLP.alpha, random_state=3, max_iter=MLP.max_iter)
     new, _ = features(40, *shape[1:], seed=0, noise=1.0)
-    projected = new.astype(np.float64) @ (np.eye(shape[1]) if dual is None else space.combine(dual))
+    axes = np.eye(shape[1]) if dual is None else space.combine(dual)
+    projected = (new - X.mean(axis=0, dtype=np.float64)) @ axes
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         plain.fit((rows * scale).astype(np.float32), y)

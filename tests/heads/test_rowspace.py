@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from head_data import features
+from sklearn.decomposition import PCA
 
 from featx.errors import ProtocolError
 from featx.heads import FitOptions, base, rowspace
@@ -50,6 +51,26 @@ def test_coordinates_are_an_isometry_without_null_directions():
     axes = space.combine(dual)
     assert np.allclose(axes.T @ axes, np.eye(rows.shape[1]), atol=1e-8)
     assert np.allclose(X.astype(np.float64) @ axes, rows, atol=1e-8)
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0, 1e4])
+@pytest.mark.parametrize("n_rows", [40, 240])
+def test_centred_coordinates_are_those_of_principal_components(offset, n_rows):
+    X = features(n_rows, 200, 4, dtype=np.float64)[0] + offset
+    space = RowSpace.of(X)
+    rows, dual = space.centred
+    centred = X - X.mean(axis=0)
+    rank = np.linalg.matrix_rank(centred, tol=1e-6)
+    if dual is None:
+        assert np.allclose(rows, centred)
+    else:
+        plain = PCA(rank).fit_transform(X)
+        assert rows.shape == plain.shape
+        assert np.allclose(np.abs(rows[:, :9]), np.abs(plain[:, :9]), atol=1e-4)
+        assert np.allclose(rows @ rows.T, centred @ centred.T, atol=1e-3)
+    weights = np.random.default_rng(0).normal(size=(rows.shape[1], 3))
+    of_features, shift = space.from_centred(weights)
+    assert np.allclose(X @ of_features + shift, rows @ weights, atol=1e-3)
 
 
 def test_products_read_lazily_and_name_bad_rows():

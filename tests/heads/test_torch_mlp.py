@@ -53,6 +53,7 @@ def test_numpy_predicts_what_torch_does(networks, batch_norm, activation, n_clas
     new, _ = features(30, 40, n_classes, seed=1)
     new[:, 0] = 0.1  # always 0 in training, so that its variance there is next to nothing
     rows = new / np.linalg.norm(new, axis=1, keepdims=True)
+    rows -= (X / np.linalg.norm(X, axis=1, keepdims=True)).mean(axis=0)
     network = networks[0].eval()
     with torch.no_grad():
         logits = network(torch.tensor(rows)).numpy()
@@ -69,7 +70,7 @@ def test_on_principal_axes_numpy_predicts_what_torch_does(networks, n_features):
     X, y = features(60, n_features, 3, noise=0.5)
     space = RowSpace.of(X)
     model = SMALL.with_settings(batch_norm="after").fit(space, y, FitOptions()).model
-    rows, _ = space.coordinates
+    rows, _ = space.centred
     assert rows.shape[1] <= 60
     with torch.no_grad():
         seen = torch.tensor(rows / np.sqrt(np.mean(rows**2)), dtype=torch.float32)
