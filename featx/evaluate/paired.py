@@ -43,12 +43,13 @@ def compare(
 
     Every test image of every draw gives the difference of being right, 1, 0 or -1; its mean is
     the difference in accuracy, and its interval accounts for both the draws and the test images
-    being samples; see `featx.evaluate.crossed.estimate_mean`. Two fits are paired if everything
-    agrees but what the two systems name: data, seed, training images, test images, head,
-    settings. Weights, layer and input size belong to the backbone and may differ where backbones
-    are compared. Images are the same if their bytes are, whatever cache they are in. What the
-    systems leave open makes a comparison of its own for each value: two heads on three backbones
-    are three comparisons.
+    being samples; see `featx.evaluate.crossed.estimate_mean`. With one draw, interval and p are
+    about that training subset alone; two to four draws make wide intervals. Two fits are paired
+    if everything agrees but what the two systems name: data, seed, training images, test images,
+    head, settings. Weights, layer and input size belong to the backbone and may differ where
+    backbones are compared. Images are the same if their bytes are, whatever cache they are in.
+    What the systems leave open makes a comparison of its own for each value: two heads on three
+    backbones are three comparisons.
 
     Parameters
     ----------

@@ -13,6 +13,7 @@ from featx.evaluate.table import format_table
 __all__ = ["format_comparison", "statement"]
 
 _ALPHA = 0.05
+_ENOUGH_DRAWS = 5
 _TITLES = {
     "difference_points": "difference",
     "low_points": "low",
@@ -50,12 +51,26 @@ def statement(line: pd.Series[Any], telling: Sequence[str], n_compared: int) -> 
         p += f", corrected {_p_text(line['p_holm'])}"
     where = ", ".join(_named(column, line[column]) for column in telling if line[column])
     start = f"{where}: " if where else ""
-    over = f"({_counted(line['n_draws'], 'draw')}, {_counted(line['n_images'], 'test image')})"
+    over = f"{_counted(line['n_draws'], 'draw')}, {_counted(line['n_images'], 'test image')}"
+    is_told = line["p_holm"] < _ALPHA
     if line["n_draws"] == 1:
-        over = over[:-1] + "; the variance between draws is not in it)"
-    if line["p_holm"] < _ALPHA:
-        return f"{start}{first} beats {second} by {interval}, {p} {over}"
-    return f"{start}no difference between {first} and {second} can be told: {interval}, {p} {over}"
+        start, over = f"{start}{_one_draw(line)}, ", f"{over}; nothing is said of other subsets"
+        over += "" if line.get("per_class") == "all" else f": fit {_ENOUGH_DRAWS} or more draws"
+        verb = "does better than"
+    else:
+        verb = "beats"
+        if not is_told and line["n_draws"] < _ENOUGH_DRAWS:
+            over += f"; few draws make wide intervals: fit {_ENOUGH_DRAWS} or more"
+    if is_told:
+        return f"{start}{first} {verb} {second} by {interval}, {p} ({over})"
+    return (
+        f"{start}no difference between {first} and {second} can be told: {interval}, {p} ({over})"
+    )
+
+
+def _one_draw(line: pd.Series[Any]) -> str:
+    what = "training set" if line.get("per_class") == "all" else "training subset"
+    return f"on this one {what}"
 
 
 def _p_text(p: float) -> str:
@@ -93,5 +108,10 @@ def format_comparison(frame: pd.DataFrame) -> str:
         table[name] = [format(value, form) for value in table[name]]
     for name in ("p", "p (Holm)"):
         table[name] = [_p_text(p).removeprefix("p ").removeprefix("= ") for p in table[name]]
-    table.attrs["notes"] = ["difference, low, high: percentage points, 95 % interval"]
+    notes = ["difference, low, high: percentage points, 95 % interval"]
+    if (frame["n_draws"] == 1).any():
+        notes.append(
+            "1 draw: interval and p are about that training subset alone, not about others"
+        )
+    table.attrs["notes"] = notes
     return "\n".join([format_table(table), "", *frame["statement"]])

@@ -43,7 +43,7 @@ def test_a_table_and_a_sentence_for_each_comparison(compare):
     lines = out.splitlines()
     assert lines[0].split()[:2] == ["A", "B"]
     assert "p (Holm)" in lines[0]
-    said = [line for line in lines if "test images)" in line]
+    said = [line for line in lines if "test images" in line]
     assert len(said) == 4
     assert all("(3 draws, 30 test images" in line for line in said)
     assert all(line.startswith("input_size ") for line in said)

@@ -113,7 +113,9 @@ def test_features_are_those_of_the_cache_bit_for_bit(models, pictures, test_cach
     batches = network.engine.run(network.backbone, source, range(3), dtype=network.dtype)
     features = np.concatenate([batch.features for batch in batches])
     assert features.dtype == np.float16
-    assert features.tobytes() == test_cache.X.stored[:].tobytes()  # the same images in the same batches
+    assert (
+        features.tobytes() == test_cache.X.stored[:].tobytes()
+    )  # the same images in the same batches
     scores = [row.scores for row in iter_predictions(saved, network, source, top=10)]
     best = np.sort(saved.decision_function(test_cache), axis=1)[:, ::-1]
     np.testing.assert_allclose(scores, best, rtol=1e-12)

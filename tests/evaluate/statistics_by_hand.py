@@ -26,32 +26,19 @@ def calibration_error(is_right, confidence, n_bins=15):
     return total
 
 
-def crossed_variance(d):
-    """Variance components by sums of squares, entry by entry, then put together again."""
+def squared_parts(d):
+    """Middle, and squared errors with degrees of freedom, of images and of draws, by sums.
+
+    Two images are added, one right and one wrong in every draw.
+    """
     n_draws, n_images = len(d), len(d[0])
-    mean = sum(map(sum, d)) / (n_draws * n_images)
-    row = [sum(r) / n_images for r in d]
-    column = [sum(r[i] for r in d) / n_draws for i in range(n_images)]
-    ms_draw = n_images * sum((m - mean) ** 2 for m in row) / (n_draws - 1)
-    ms_image = n_draws * sum((m - mean) ** 2 for m in column) / (n_images - 1)
-    df_rest = (n_draws - 1) * (n_images - 1)
-    rest = [
-        (d[r][i] - row[r] - column[i] + mean) ** 2 for r in range(n_draws) for i in range(n_images)
-    ]
-    ms_rest = sum(rest) / df_rest
-    of_draw, of_image = (ms_draw - ms_rest) / n_images, (ms_image - ms_rest) / n_draws
-    total = of_draw / n_draws + of_image / n_images + ms_rest / (n_draws * n_images)
-    size = n_draws * n_images
-    one_way = max((ms_draw / size, n_draws - 1), (ms_image / size, n_images - 1))
-    if total <= one_way[0]:
-        return one_way
-    parts = ((ms_draw, n_draws - 1), (ms_image, n_images - 1), (ms_rest, df_rest))
-    return total, (total * size) ** 2 / sum(ms**2 / df for ms, df in parts)
-
-
-def mcnemar_p(d):
-    """McNemar's test of all draws and images as if they were independent; no correction."""
-    better, worse = (d > 0).sum(), (d < 0).sum()
-    if better + worse == 0:
-        return 1.0
-    return float(stats.chi2.sf((better - worse) ** 2 / (better + worse), 1))
+    images = [sum(row[i] for row in d) / n_draws for i in range(n_images)] + [1, -1]
+    n = len(images)
+    centre = sum(images) / n
+    parts = [(sum((image - centre) ** 2 for image in images) / (n - 1) / n, n - 1)]
+    if n_draws > 1:
+        draws = [sum(row) / n_images for row in d]
+        mean = sum(draws) / n_draws
+        squares = sum((draw - mean) ** 2 for draw in draws)
+        parts.append((squares / (n_draws - 1) / n_draws, n_draws - 1))
+    return centre, parts

@@ -109,9 +109,30 @@ def test_nothing_to_tell_and_a_single_draw():
     same = [replace(f, clf="mlp") for f in fits if f.clf == "svm"]
     (line,) = (line for _, line in compare(["svm", "mlp"], [*fits, *same]).iterrows())
     assert line["statement"] == (
-        "no difference between svm and mlp can be told: 0.0 points, 0.0 to 0.0, p = 1.000 "
-        "(1 draw, 45 test images; the variance between draws is not in it)"
+        "on this one training subset, no difference between svm and mlp can be told: 0.0 points, "
+        "-6.1 to 6.1, p = 1.000 (1 draw, 45 test images; nothing is said of other subsets: fit 5 "
+        "or more draws)"
     )
+
+
+@pytest.mark.parametrize(("repeats", "per_class"), [(1, 6), (1, "all"), (2, 6), (5, 6)])
+def test_what_few_draws_can_say(repeats, per_class):
+    settings = {"repeats": repeats, "per_class": (per_class,)}.items()
+    strong, weak = (
+        fits_of(heads=("svm",), noise=noise, n_test=90, settings=settings, backbone=name)
+        for noise, name in ((0.5, "net"), (9.0, "other"))
+    )
+    frame = compare(["net", "other"], [*strong, *weak])
+    (said,) = frame["statement"]
+    assert frame["p"][0] < 0.05
+    assert ("beats" in said) == (repeats > 1)
+    assert said.startswith("on this one training " if repeats == 1 else "net beats other by ")
+    assert ("training set," in said) == (per_class == "all")
+    assert ("fit 5 or more draws" in said) == (repeats == 1 and per_class != "all")
+    assert ("about that training subset alone" in format_comparison(frame)) == (repeats == 1)
+    same = [replace(f, backbone="third") for f in strong]
+    (said,) = compare(["net", "third"], [*strong, *same])["statement"]
+    assert ("few draws make wide intervals" in said) == (repeats == 2)
 
 
 @pytest.mark.parametrize(
