@@ -63,7 +63,8 @@ class BaseQuestion(ABC):
             raise ProtocolError(f"{pair.name}: no test image is labelled and usable")
         self._tell([*pair.notices, *self._unusable()])
         self.leaks = self._find_leaks(drawable)
-        drawable = guard(self.leaks, settings.on_leak, drawable, self._tell, reporter)
+        least = max([k for k in settings.per_class if isinstance(k, int)], default=1)
+        drawable = guard(self.leaks, settings.on_leak, drawable, self._tell, reporter, least)
         self.subsets, notices = draw_all(pair.train, drawable, settings)
         self._tell(notices)
         self.remarks = [*self._split_remarks(), *pair.notices]

@@ -83,6 +83,7 @@ def guard(
     drawable: NDArray[np.bool_],
     tell: Callable[[list[str]], object],
     reporter: Reporter,
+    least: int = 1,
 ) -> NDArray[np.bool_]:
     """Do about leaks what was asked for.
 
@@ -98,6 +99,8 @@ def guard(
         Is given notices that belong to the results too.
     reporter : Reporter
         Is told the pairs.
+    least : int, default=1
+        Images of a class that are needed.
 
     Returns
     -------
@@ -107,7 +110,7 @@ def guard(
     Raises
     ------
     ProtocolError
-        If there are leaks, and they are to be errors.
+        If there are leaks, and they are to be errors, or too little would be left without them.
     """
     found, lines = summary(leaks), leak_lines(leaks)
     if found and on_leak == "raise":
@@ -119,8 +122,32 @@ def guard(
         reporter.warn(f"  {line}")
     if not found or on_leak != "drop":
         return drawable
+    kept = drawable & ~np.isin(np.arange(len(drawable)), leaks.train_rows)
+    _require_enough(leaks, drawable, kept, least)
     tell([f"{len(leaks.train_rows):,} training images that leak are left out"])
-    return drawable & ~np.isin(np.arange(len(drawable)), leaks.train_rows)
+    return kept
+
+
+def _require_enough(
+    leaks: Leaks, before: NDArray[np.bool_], after: NDArray[np.bool_], least: int
+) -> None:
+    """Refuse to leave too few images of a class that had enough."""
+    labels, names = np.asarray(leaks.pair.train.y), leaks.pair.train.class_names
+    n_before, n_after = (
+        np.bincount(labels[kept], minlength=len(names)) for kept in (before, after)
+    )
+    short = np.flatnonzero((n_before >= least) & (n_after < least))
+    if not short.size:
+        return
+    of_classes = [f"{n_after[i]:,} of {n_before[i]:,} images of {names[i]}" for i in short]
+    more = f" and {len(short) - _SHOWN} more classes" * (len(short) > _SHOWN)
+    kinds = ", ".join(f"{n:,} {kind}" for kind, n in leaks.counts.items() if n)
+    raise ProtocolError(
+        f"{leaks.pair.name}: leaving out what leaks ({kinds}) would keep only "
+        f"{', '.join(of_classes[:_SHOWN])}{more}, fewer than the {least} per class asked for: look "
+        "at the pairs (--on-leak warn); if they are no twins, --near 0.3 is stricter and --no-near "
+        "compares files and features alone; if they are, fit fewer images per class"
+    )
 
 
 def leak_lines(leaks: Leaks) -> list[str]:

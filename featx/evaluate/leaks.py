@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from featx.evaluate.near import NearPairs, find_near
 from featx.evaluate.pairs import CacheLike, Pair
 from featx.evaluate.settings import NEAR_OFF, Settings
-from featx.evaluate.sketch import Sketch, sketch_rows
+from featx.evaluate.sketch import Sketch, mean_row, sketch_rows
 from featx.heads.base import Rows, RowsView, as_stored
 
 __all__ = ["KINDS", "SAME_GROUP", "Conflict", "Leak", "Leaks", "find_copies", "find_leaks"]
@@ -191,9 +191,10 @@ def _sketch_both(
     # Equal values of float16 and float32 have equal digests as the wider of the two types.
     dtype = np.result_type(*(np.asarray(some[0:1]).dtype for some in (X, X_test)))
     train, test = RowsView(X, parts.train), RowsView(X_test, parts.test)
+    centre = mean_row(train, test) if with_sketch else np.zeros(X.shape[1], np.float32)
     return (
-        (train, sketch_rows(train, dtype, with_sketch=with_sketch)),
-        (test, sketch_rows(test, dtype, with_sketch=with_sketch, must_be_finite=True)),
+        (train, sketch_rows(train, dtype, centre, with_sketch=with_sketch)),
+        (test, sketch_rows(test, dtype, centre, with_sketch=with_sketch, must_be_finite=True)),
     )
 
 

@@ -51,7 +51,7 @@ class NearPairs:
     train, test : ndarray of int64, shape (n_pairs,)
         Positions in the two sketches.
     cosine : ndarray of float64, shape (n_pairs,)
-        Of the features.
+        Of the features less their mean.
     ratio : ndarray of float64, shape (n_pairs,)
         Distance over the usual distance.
     rule : NearRule
@@ -73,7 +73,8 @@ def find_near(
 ) -> NearPairs:
     r"""Find near twins across two parts.
 
-    The distance of two rows is d = 1 - cosine. What is close depends on the network, the layer
+    The distance of two rows is d = 1 - cosine, of rows less the mean row: an offset that all share
+    makes no two alike. What is close depends on the network, the layer
     and the images, so d is compared with the usual distance: the mean of that to the 10 nearest
     rows of the other part, averaged over both rows (Jegou, Harzallah and Schmid, "A contextual
     dissimilarity measure for accurate and efficient image search", CVPR 2007; Artetxe and
@@ -108,6 +109,11 @@ def find_near(
     that are flagged            1,000        1,000            1,000             1,000
     ======================  ==========  ==============  =================  ================
 
+    (Measured before rows were centred. Of 100 such images among 2,000, SqueezeNet at 96 pixels,
+    centred rows find 98 to 100 of all kinds but mirrored in the map, as before, and pooled from 63
+    for JPEG of quality 50, where it was 66, to 100; of 500 unchanged ones 4 and 5 are flagged,
+    where it was 5 and 4.)
+
     To the eye, 8 of the 9 are the same photograph, 7 of the 10, and 7 of the first 8. Of
     scikit-learn's digits none is flagged. **Mirrored images are mostly missed in maps**; so are
     other crops, another picture of the same thing, and images with more than about 10 near
@@ -139,7 +145,7 @@ def find_near(
     rows, cosine, usual = rows[:, order], cosine[order], usual[order]
     if not test[1].is_exact:
         checked = slice(0, _MOST_VERIFIED)
-        cosine[checked] = _exact_cosines(train[0], test[0], rows[:, checked])
+        cosine[checked] = _exact_cosines((train[0], test[0]), rows[:, checked], test[1].centre)
     found = np.flatnonzero((1 - cosine) < rule.ratio * usual)
     found = found[np.argsort(-cosine[found], kind="stable")]
     n_sketched = 0 if test[1].is_exact else int((found >= _MOST_VERIFIED).sum())
@@ -206,12 +212,14 @@ def _pairs(
     return np.stack([train, test])[:, first], cosine[first]
 
 
-def _exact_cosines(train: Rows, test: Rows, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+def _exact_cosines(
+    parts: tuple[Rows, Rows], rows: NDArray[np.int64], centre: NDArray[np.float32]
+) -> NDArray[np.float64]:
     out = np.empty(rows.shape[1])
     for start in range(0, rows.shape[1], _VERIFIED_AT_ONCE):
         part = rows[:, start : start + _VERIFIED_AT_ONCE]
         a, b = (
-            np.asarray(X[i]).astype(np.float64) for X, i in zip((train, test), part, strict=True)
+            np.asarray(X[i]) - centre.astype(np.float64) for X, i in zip(parts, part, strict=True)
         )
         norms = np.sqrt(np.einsum("nd,nd->n", a, a) * np.einsum("nd,nd->n", b, b))
         products = np.einsum("nd,nd->n", a, b)

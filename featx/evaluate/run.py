@@ -211,7 +211,7 @@ class _Job:
             predict_seconds=timed.predict_seconds,
             n_iter=fit.n_iter,
             converged=fit.converged,
-            notes="; ".join([*question.remarks, *fit.notes]),
+            notes="; ".join([*question.remarks, *fit.notes, *scores.remarks]),
             train_fingerprint=train.fingerprint,
             test_fingerprint=self.pair.test.fingerprint,
             subset_sha256=subset.sha256,

@@ -57,6 +57,15 @@ class Scores:
     detail: dict[str, Any] = field(repr=False)
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is odd about the predictions, for the notes of a result."""
+        only = np.unique(self.guess)
+        n_tested = sum(n > 0 for n in self.detail["per_class"]["support"])
+        if len(only) > 1 or n_tested < 2:
+            return ()
+        return (f"predicts one class for all test images: {self.detail['class_names'][only[0]]}",)
+
+    @property
     def columns(self) -> dict[str, Any]:
         """The columns of the table."""
         names = ("acc1", "acc5", "recall", "macro_f1", "log_loss", "ece")

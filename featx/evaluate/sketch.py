@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from featx.heads.base import Rows, RowsView, check_finite, row_blocks
 
-__all__ = ["WIDTH", "Sketch", "sketch_rows"]
+__all__ = ["WIDTH", "Sketch", "mean_row", "sketch_rows"]
 
 WIDTH = 1024
 """Values of a sketch; rows that are not longer are their own sketch."""
 
 _DIGEST_BYTES = 16
 _MOST_THREADS = 4
+_MOST_AVERAGED = 512
 
 
 @dataclass(frozen=True)
@@ -29,17 +30,20 @@ class Sketch:
     Parameters
     ----------
     unit : ndarray of float32, shape (n_rows, width)
-        Sketches divided by their norm; zeros for a row of zeros, or one that holds NaN or
-        infinity. `width` is 0 where no sketch was asked for.
+        Sketches of the rows less the centre, divided by their norm; zeros for a row that is the
+        centre, or one that holds NaN or infinity. `width` is 0 where no sketch was asked for.
     digests : list of bytes
         One a row; equal rows have equal digests.
     is_exact : bool
         Whether the sketch is the row itself.
+    centre : ndarray of float32, shape (n_features,)
+        What was taken from every row.
     """
 
     unit: NDArray[np.float32]
     digests: list[bytes]
     is_exact: bool
+    centre: NDArray[np.float32]
 
     @property
     def error(self) -> float:
@@ -47,14 +51,34 @@ class Sketch:
         return 0.0 if self.is_exact else 1.0 / np.sqrt(max(self.unit.shape[1], 1))
 
 
+def mean_row(*parts: Rows) -> NDArray[np.float32]:
+    """Average finite rows of all parts, up to 512 of each, which lie evenly: (n_features,)."""
+    n_features = int(parts[0].shape[1])
+    total, n = np.zeros(n_features), 0
+    for X in parts:
+        n_rows = int(X.shape[0])
+        chosen = np.unique(np.linspace(0, n_rows - 1, min(n_rows, _MOST_AVERAGED)).astype(np.int64))
+        for some in row_blocks(len(chosen), n_features):
+            block = np.asarray(X[chosen[some]]).astype(np.float64)
+            block = block[np.isfinite(block).all(axis=1)]
+            total, n = total + block.sum(axis=0), n + len(block)
+    mean: NDArray[np.float32] = (total / max(n, 1)).astype(np.float32)
+    return mean
+
+
 def sketch_rows(
-    X: Rows, dtype: np.dtype[Any], *, with_sketch: bool = True, must_be_finite: bool = False
+    X: Rows,
+    dtype: np.dtype[Any],
+    centre: NDArray[np.float32],
+    *,
+    with_sketch: bool = True,
+    must_be_finite: bool = False,
 ) -> Sketch:
     r"""Sketch and hash rows, which are read once, in order.
 
-    The values x_1 ... x_D of a row are cut into `WIDTH` runs of equal length, and each run is
-    summed with random signs: s_i = sum over run i of e_j x_j. So s = R x with a fixed R whose
-    expected R^T R is the identity, and sketches keep inner products on average (Weinberger,
+    The values x_1 ... x_D of a row less the centre are cut into `WIDTH` runs of equal length, and
+    each run is summed with random signs: s_i = sum over run i of e_j x_j. So s = R x with a fixed R
+    whose expected R^T R is the identity, and sketches keep inner products on average (Weinberger,
     Dasgupta, Langford, Smola and Attenberg, "Feature hashing for large scale multitask
     learning", ICML 2009, lemma 2). The cosine of two sketches of m values is that of the rows
     with a standard deviation of about (1 - c^2) / sqrt(m), like a correlation of m samples: for
@@ -66,6 +90,8 @@ def sketch_rows(
         Features.
     dtype : numpy.dtype
         Rows are hashed as this type, so that those of two caches compare.
+    centre : ndarray of float32, shape (n_features,)
+        Taken from every row before it is sketched: what all rows share makes no two alike.
     with_sketch : bool, default=True
         Without, rows are hashed only.
     must_be_finite : bool, default=False
@@ -89,7 +115,7 @@ def sketch_rows(
     def one(rows: slice) -> list[bytes]:
         block = np.asarray(X[rows])
         if width:
-            sums = _summed(block, signs)
+            sums = _summed(block, centre, signs)
             unit[rows] = _normalised(sums)
             if must_be_finite and not np.isfinite(sums).all():
                 check_finite(block, rows.start, X.rows if isinstance(X, RowsView) else None)
@@ -98,7 +124,7 @@ def sketch_rows(
 
     with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
         parts = list(pool.map(one, row_blocks(n_rows, n_features)))
-    return Sketch(unit, [digest for part in parts for digest in part], is_exact)
+    return Sketch(unit, [digest for part in parts for digest in part], is_exact, centre)
 
 
 def _signs(n_features: int) -> NDArray[np.float32]:
@@ -110,11 +136,14 @@ def _signs(n_features: int) -> NDArray[np.float32]:
     return signs.reshape(WIDTH, run)
 
 
-def _summed(block: NDArray[Any], signs: NDArray[np.float32] | None) -> NDArray[np.float32]:
+def _summed(
+    block: NDArray[Any], centre: NDArray[np.float32], signs: NDArray[np.float32] | None
+) -> NDArray[np.float32]:
     if signs is None:
-        return block.astype(np.float32)
+        rows: NDArray[np.float32] = np.subtract(block, centre, dtype=np.float32)
+        return rows
     padded = np.zeros((len(block), signs.size), np.float32)
-    padded[:, : block.shape[1]] = block
+    np.subtract(block, centre, out=padded[:, : block.shape[1]], dtype=np.float32)
     sums: NDArray[np.float32] = np.einsum("nmw,mw->nm", padded.reshape(-1, *signs.shape), signs)
     return sums
 

@@ -70,7 +70,8 @@ def test_leaks_are_dropped(fit):
     assert {row["n_train"] for row in results()} == {"57"}
     code, _, err = fit("--on-leak", "drop", "--per-class", "20")
     assert code == 1
-    assert "'automobile' has 19 usable images" in err
+    assert "19 of 20 images of automobile" in err
+    assert "fewer than the 20 per class asked for" in err
 
 
 def test_leaks_stop_the_fit(fit):

@@ -165,6 +165,18 @@ def test_another_question_is_fitted(desk, change):
     assert desk.fitted == []
 
 
+@pytest.mark.parametrize("head", [MlpHead, TorchMlpHead])
+def test_a_head_that_computes_something_else_now_is_fitted_again(desk, head, monkeypatch):
+    asked = replace(QUESTION, heads=("svm", head.name), per_class=(3,), repeats=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(head, "version", 1)
+        desk.ask(asked)
+    desk.ask(asked)
+    assert [result.clf for result in desk.fitted] == [head.name]
+    desk.ask(asked)
+    assert not desk.fitted
+
+
 def test_other_features_are_another_question(desk):
     desk.ask()
     desk.pair.train.fingerprint = "changed"

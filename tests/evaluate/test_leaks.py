@@ -48,7 +48,7 @@ def test_each_kind_is_found(leaky):
     ]
     assert leaks.counts == {"same file": 1, "equal features": 1, "near": 1, "same group": 0}
     assert leaks.train_rows.tolist() == [10, 20, 33]
-    assert leaks.found[2].cosine == pytest.approx(1, abs=1e-5)
+    assert leaks.found[2].cosine == pytest.approx(1, abs=1e-4)
     assert summary(leaks) == (
         "3 of 45 test images have a twin among the 60 training images: "
         "1 same file, 1 equal features, 1 near"
@@ -179,8 +179,30 @@ def test_no_dropped_row_is_ever_drawn(leaky, k):
 
 
 def test_a_class_that_becomes_too_small_is_an_error(leaky):
-    with pytest.raises(ProtocolError, match="has 19 usable images"):
-        run(leaky, on_leak="drop", per_class=(20,))
+    with pytest.raises(ProtocolError, match="19 of 20 images of ant.*the 20 per class asked for"):
+        run(leaky, on_leak="drop", per_class=(3, 20))
+
+
+@pytest.mark.parametrize("per_class", [("all",), (1,)])
+def test_no_class_is_emptied_by_what_leaks(leaky, per_class):
+    bees = np.flatnonzero(leaky.train.y == 1)
+    leaky.train.X[bees] = leaky.test.X[np.resize(np.flatnonzero(leaky.test.y == 1), len(bees))]
+    with pytest.raises(ProtocolError, match="keep only 0 of 20 images of bee.*--no-near"):
+        run(leaky, on_leak="drop", per_class=per_class)
+    leaky.train.y[bees[1:]] = -1  # a class that was too small before is the draw's to refuse
+    with pytest.raises(ProtocolError, match="class 'bee' has 0 usable images"):
+        run(leaky, on_leak="drop", per_class=(2,))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_an_offset_of_all_features_raises_no_alarms(leaky, dtype):
+    for cache in (leaky.train, leaky.test):
+        cache.X = (cache.X.astype(np.float64) * 4 + 1_000).astype(dtype)
+    found = search(leaky).found
+    assert [(leak.train, leak.test) for leak in found] == [(10, 1), (20, 2), (33, 3)]
+    leaky.train.image_digests[:] = leaky.test.image_digests[:] = 0
+    results, _ = run(leaky, on_leak="drop", per_class=("all",), repeats=1)
+    assert results[0].n_train >= 57
 
 
 def test_raise_stops_with_the_first_pairs(leaky):

@@ -9,20 +9,22 @@ from hypothesis import strategies as st
 
 from featx.evaluate import near as near_module
 from featx.evaluate.near import DEFAULT_RATIO, find_near
-from featx.evaluate.sketch import sketch_rows
+from featx.evaluate.sketch import mean_row, sketch_rows
 
 F32 = np.dtype("float32")
 
 
 def search(train, test, ratio=None):
-    parts = [(X, sketch_rows(X, F32)) for X in (train, test)]
+    centre = mean_row(train, test)
+    parts = [(X, sketch_rows(X, F32, centre)) for X in (train, test)]
     return find_near(*parts, ratio)
 
 
 def by_hand(train, test, ratio, k=10):
     """All pairs with d < ratio * usual distance, in float64."""
-    a, b = (np.asarray(x, np.float64) for x in (train, test))
-    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
+    centre = np.concatenate([train, test]).mean(axis=0, dtype=np.float64)
+    a, b = (np.asarray(x, np.float64) - centre for x in (train, test))
+    a, b = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9) for x in (a, b))
     distance = 1 - a @ b.T
     usual_a = np.sort(distance, axis=1)[:, :k].mean(axis=1)
     usual_b = np.sort(distance, axis=0)[:k].mean(axis=0)
@@ -129,12 +131,24 @@ def test_beyond_a_number_of_pairs_the_sketch_decides_and_that_is_counted(monkeyp
     assert found.n_sketched == 4
 
 
-def test_rows_of_zeros_are_like_nothing():
+def test_what_does_not_differ_from_the_mean_is_like_nothing():
     train, test, _ = clusters(30, 30, 50, seed=8)
-    train[:3], test[:3] = 0, 0
-    found = search(train, test, 0.9)
-    assert not set(found.train.tolist()) & {0, 1, 2}
-    assert not set(found.test.tolist()) & {0, 1, 2}
+    train[:3] = np.nan
+    assert not set(search(train, test, 0.9).train.tolist()) & {0, 1, 2}
+    same = np.full((30, 50), 7.0, np.float32)
+    assert not len(search(same, same[:9]).train)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("d", [200, 3_000])
+@pytest.mark.parametrize("offset", [0, 1_000])
+def test_an_offset_that_all_share_makes_no_two_alike(offset, d, dtype):
+    """In float16, values about 1,000 are halves."""
+    rng = np.random.default_rng(0)
+    train, test = ((3 * rng.normal(size=(n, d)) + offset).astype(dtype) for n in (300, 100))
+    assert not len(search(train, test).train)
+    test[4], test[7] = train[11], train[20] + (0.5 * (rng.random(d) < 0.3)).astype(dtype)
+    assert pairs_of(search(train, test)) == {(11, 4), (20, 7)}
 
 
 def test_one_row_on_a_side():

@@ -56,6 +56,18 @@ def test_a_reported_score_can_be_computed_again_from_what_was_stored(pair, split
     assert record["fit"]["seed"] == 4
 
 
+def test_one_class_for_all_test_images_is_told(pair):
+    """Rows of another kind than those that were fitted."""
+    results, _ = run(pair, heads=("svm", "ncm"), near="off", per_class=(4,))
+    assert not any("predicts one class" in result.notes for result in results)
+    pair.test.X[:] = -pair.train.X[0]
+    results, _ = run(pair, heads=("svm", "ncm"), near="off", per_class=(4,))
+    for result in results:
+        (only,) = set(result.detail["predictions"])
+        told = f"predicts one class for all test images: {pair.train.class_names[only]}"
+        assert told in result.notes.split("; ")
+
+
 def test_one_result_for_every_head_size_and_draw(pair):
     seen = []
     settings = Settings(heads=("svm", "logreg", "mlp"), per_class=(2, 5), repeats=2)
