@@ -71,7 +71,7 @@ def concat_caches(
     parts = [_point(cache) for cache in caches]
     name = backbone or "+".join(part["name"] for part in parts)
     check_names(backbone=name)
-    dtype = np.result_type(*(cache.X.dtype for cache in caches)).name
+    dtype = np.result_type(*(cache.X.stored_dtype for cache in caches)).name
     data, split = str(first.meta["data"]), str(first.meta["split"])
     n_features = sum(cache.n_features for cache in caches)
     source = first.meta["identity"].get("source", {})
@@ -112,7 +112,7 @@ def _joined(caches: Sequence[Cache], places: Sequence[np.ndarray], height: int) 
                 if reason := cache.errors.get(int(place[row])):
                     failed.setdefault(row, reason)
         parts = [
-            np.asarray(cache.X[place[start:stop]])
+            np.asarray(cache.X.stored[place[start:stop]])
             for cache, place in zip(caches, places, strict=True)
         ]
         yield start, np.concatenate(parts, axis=1), failed

@@ -237,7 +237,7 @@ def test_what_was_exported_can_be_imported(kind, dtype):
     assert run.exit_code == 0, run.output
     after = Cache.open("cache/pets-all-after.h5")
     assert np.array_equal(after.X[:], before.X[:])
-    assert after.X.dtype == before.X.dtype
+    assert after.X.stored_dtype == before.X.stored_dtype
     assert (after.paths, after.class_names) == (before.paths, before.class_names)
     assert np.array_equal(after.y, before.y)
 

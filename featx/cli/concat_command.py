@@ -37,4 +37,4 @@ def command(
             )
         )
         file = Path(cache_dir, made.path.name)
-        click.echo(f"{file}: {len(made):,} x {made.n_features:,} {made.X.dtype.name}")
+        click.echo(f"{file}: {len(made):,} x {made.n_features:,} {made.X.stored_dtype.name}")

@@ -56,6 +56,6 @@ def command(file: Path, reporter: Reporter, **options: Any) -> None:
             reporter=reporter,
         ):
             path = Path(options["cache_dir"], cache.path.name)
-            shape = f"{len(cache):,} x {cache.n_features:,} {cache.X.dtype.name}"
+            shape = f"{len(cache):,} x {cache.n_features:,} {cache.X.stored_dtype.name}"
             click.echo(f"{path}: {shape}, {len(cache.class_names)} classes")
             cache.close()
