@@ -231,9 +231,7 @@ def to_fit(
         predict_seconds=scored.predict_seconds,
         n_iter=len(trained.curves),
         converged=trained.has_stopped or not question.plan.patience,
-        notes="; ".join(
-            [*question.remarks, *remarks_of(question.plan, trained), *scores.remarks]
-        ),
+        notes="; ".join([*question.remarks, *remarks_of(question.plan, trained), *scores.remarks]),
         train_fingerprint=pair.train.fingerprint,
         test_fingerprint=pair.test.fingerprint,
         subset_sha256=subset.sha256,
