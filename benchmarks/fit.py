@@ -35,7 +35,7 @@ from sklearn.svm import LinearSVC
 
 import featx
 from featx.evaluate import Pair, Settings, evaluate
-from featx.fewshot import draw_subset
+from featx.fewshot import draw_subset, name_images
 from featx.heads import FitOptions, Pool, RowSpace, get_head
 
 PLAIN = {"svm": LinearSVC(random_state=0), "logreg": LogisticRegression(max_iter=1000)}
@@ -61,8 +61,17 @@ def plain_fit(estimator: Any, X: Any, y: Any, **settings: Any) -> Any:
 
 def subset(cache: Any, per_class: int, seed: int) -> tuple[Any, Any]:
     """Draw as `featx fit` does: features as stored, and labels."""
-    rows = draw_subset(cache.y, per_class, seed=seed, valid=cache.status == 1)
+    rows = rows_of(cache, per_class, seed)
     return cache.X.stored[rows], np.asarray(cache.y)[rows]
+
+
+def rows_of(cache: Any, per_class: int, seed: int) -> Any:
+    """Rows that `featx fit` draws."""
+    images = name_images(cache.image_digests, cache.paths)
+    names = cache.class_names
+    return draw_subset(
+        cache.y, per_class, seed=seed, valid=cache.status == 1, class_names=names, images=images
+    )
 
 
 def single(args: argparse.Namespace, train: Any, test: Any) -> None:
@@ -175,12 +184,7 @@ def memory(args: argparse.Namespace, train: Any, test: Any) -> None:
     found = subprocess.run(command, check=True, capture_output=True, text=True)
     before, peak = (int(word) for word in found.stdout.split()[-2:])
     rows = np.unique(
-        np.concatenate(
-            [
-                draw_subset(train.y, max(args.per_class), seed=seed, valid=train.status == 1)
-                for seed in range(args.repeats)
-            ]
-        )
+        np.concatenate([rows_of(train, max(args.per_class), seed) for seed in range(args.repeats)])
     )
     held = len(rows) * train.X.shape[1] * 2
     grown = (peak - before) * 1024

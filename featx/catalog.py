@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from featx.errors import CacheError, UsageError, nearest
+from featx.sources.splits import read_split
 from featx.store import Cache, find_caches
 
 __all__ = ["DEFAULT_FOLDER", "load", "open_complete"]
@@ -71,7 +72,7 @@ def load(  # noqa: PLR0913
     data : str, optional
         Name of the data set; may be left out where the folder holds only one.
     split : str, default="train"
-        ``train``, ``val``, ``test`` or ``all``.
+        ``train``, ``val`` (also called ``validation``, ``valid`` or ``dev``), ``test`` or ``all``.
     layer, pool : str, optional
         Needed where the folder holds several of this backbone.
     input_size : int, optional
@@ -92,7 +93,7 @@ def load(  # noqa: PLR0913
     CacheError
         If there is no such file, or it is incomplete or damaged.
     UsageError
-        If several files fit, or the features would lose digits as `dtype`.
+        If several files fit, `split` is none, or the features would lose digits as `dtype`.
 
     Examples
     --------
@@ -106,7 +107,7 @@ def load(  # noqa: PLR0913
     wanted = {
         "backbone": str(spec),
         "data": data,
-        "split": split,
+        "split": read_split(split),
         "layer": layer,
         "pool": pool,
         "input_size": input_size,

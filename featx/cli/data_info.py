@@ -10,6 +10,7 @@ import click
 from featx.progress import Reporter
 from featx.sources import LayoutChoice, Source, open_data
 from featx.sources.look import SourceSummary, find_dim, preview, summarise
+from featx.sources.splits import describe_choice
 
 __all__ = ["show_data"]
 
@@ -47,6 +48,7 @@ def _lines(source: Source, summaries: Sequence[SourceSummary]) -> Iterator[str]:
     n_classes = len(source.class_names)
     counts = ", ".join(f"{summary.split} {summary.n_images:,}" for summary in summaries)
     yield f"{source.name}: {n_classes:,} classes, images: {counts}"
+    yield f"  {describe_choice([summary.split for summary in summaries])}"
     for summary in summaries:
         yield _headers(summary)
         for path, reason in list(summary.bad.items())[:5]:

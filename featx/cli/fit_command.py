@@ -17,6 +17,7 @@ from featx.cli.options import (
     common_options,
     fit_options,
     list_option,
+    test_split_option,
 )
 from featx.errors import CacheError, UsageError, unknown_name
 from featx.progress import Reporter
@@ -45,6 +46,7 @@ class Choice:
     n_jobs: int = 1
     device: str = "auto"
     holdout: float = 0.2
+    test_split: str | None = None
     data: tuple[str, ...] = ()
     backbone: tuple[str, ...] = ()
     train_data: str | None = None
@@ -99,6 +101,7 @@ class Choice:
     show_default=True,
     help="Share held out where there is no test split.",
 )
+@test_split_option
 @list_option("--data", help="Only caches of these data sets.")
 @list_option("--backbone", help="Only caches of these backbones.")
 @click.option("--train-data", help="Fit on this data set, test on that of --test-data.")
@@ -226,6 +229,7 @@ class _Sheet:
 def _pairs(choice: Choice, reporter: Reporter) -> list[Pair]:
     from featx.catalog import open_complete
     from featx.evaluate import add_groups, choose_classes, cross_pairs, pair_caches
+    from featx.evaluate.pairs import with_enough_images
     from featx.sources import ClassChoice
 
     classes = ClassChoice.parse(choice.classes, choice.drop, choice.map)
@@ -234,17 +238,19 @@ def _pairs(choice: Choice, reporter: Reporter) -> list[Pair]:
     if choice.train_data is not None and choice.test_data is not None:
         names = choice.train_data, choice.test_data
         caches = _only(caches, "data", names, choice.cache_dir)
-        pairs, alone = cross_pairs(caches, *names, classes)
+        pairs, alone = cross_pairs(caches, *names, classes, choice.test_split)
     else:
         caches = _only(caches, "data", choice.data, choice.cache_dir)
-        pairs, alone = pair_caches(caches)
+        pairs, alone = pair_caches(caches, choice.test_split)
+        pairs, small = with_enough_images(pairs, choice.per_class)
+        alone += small
         pairs = [choose_classes(pair, classes) for pair in pairs]
     for notice in [*notices, *alone]:
         reporter.warn(notice)
     if not pairs:
         raise CacheError(
-            f"{choice.cache_dir} holds no finished cache to fit on: run  featx extract "
-            "--backbone NAME  first, for the train and the test split"
+            f"{choice.cache_dir} holds no finished caches to fit and test on: "
+            + (alone[0] if alone else "run  featx extract --backbone NAME  first")
         )
     return [add_groups(pair, choice.groups) for pair in pairs] if choice.groups else pairs
 

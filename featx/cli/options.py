@@ -27,6 +27,7 @@ __all__ = [
     "layout_options",
     "list_option",
     "reports_option",
+    "test_split_option",
 ]
 
 DATA_HELP = "Built-in name, folder, archive, manifest or Hugging Face data: see  featx list data."
@@ -180,6 +181,15 @@ def reports_option(function: F) -> F:
     """Add ``--reports``, the folder of the results."""
     return click.option(
         "--reports", "reports_dir", default="reports", show_default=True, help="Folder of results."
+    )(function)
+
+
+def test_split_option(function: F) -> F:
+    """Add ``--test-split``, the split that is tested on."""
+    return click.option(
+        "--test-split",
+        metavar="test|val",
+        help="Split to test on.  [default: test, or val where there is no test]",
     )(function)
 
 

@@ -98,7 +98,8 @@ def _describe(saved: SavedModel) -> str:
         f"{meta['head']} on {features.get('backbone')} {features.get('point', {}).get('layer')}, "
         f"{len(saved.classes_)} classes, fitted on {meta['train'].get('data')}, "
         f"{meta['train'].get('per_class')} per class; "
-        f"accuracy on its {test.get('n_test')} test images then: {test.get('accuracy'):.3f}"
+        f"accuracy on its {test.get('n_test')} test images ({test.get('split')}) then: "
+        f"{test.get('accuracy'):.3f}"
     )
 
 

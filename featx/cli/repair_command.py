@@ -62,4 +62,6 @@ def _request(cache: Cache) -> dict[str, Any]:
     fields = read_fields(f"the record of {cache.path}", request, Plan, NOT_RECORDED)
     # Of the batch size, that of the rows that are there is taken up, where memory holds it.
     fields.pop("batch_size", None)
+    # A sample whose record does not name its rule is of an older featx.
+    fields.setdefault("draws", 1)
     return {**fields, "split": (cache.meta["split"],), "layer": (cache.meta["layer"],)}

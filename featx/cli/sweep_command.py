@@ -21,6 +21,7 @@ from featx.cli.options import (
     fit_options,
     layout_options,
     list_option,
+    test_split_option,
 )
 from featx.errors import UsageError
 from featx.progress import Reporter
@@ -54,6 +55,7 @@ _AXES = ("input_size", "layer", "pool", "preprocess")
 @click.option(
     "--plot", type=click.Path(path_type=Path), help="Draw accuracy and cost (.png, .svg)."
 )
+@test_split_option
 @cache_option
 @click.option(
     "--reports", "reports_dir", default="reports", show_default=True, help="Folder of results."
@@ -84,9 +86,18 @@ def command(reporter: Reporter, plot: Path | None, reports_dir: str, **options: 
         seed=options["seed"],
         **{name: options.pop(name) for name in _FIT},
     )
+    test_split = options.pop("test_split")
     plan = Plan(per_class=options.pop("cache_per_class"), **options)
     results = ResultsFolder(reports_dir, reporter)
-    rows = sweep(plan, axes, settings, reporter=reporter, tell=reporter.say, results=results)
+    rows = sweep(
+        plan,
+        axes,
+        settings,
+        test_split=test_split,
+        reporter=reporter,
+        tell=reporter.say,
+        results=results,
+    )
     varied = axes.varied or ("layer",)
     table = to_table(rows, varied)
     click.echo(format_table(table))

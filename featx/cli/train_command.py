@@ -19,6 +19,7 @@ from featx.cli.options import (
     layout_options,
     list_option,
     reports_option,
+    test_split_option,
 )
 from featx.progress import Reporter
 
@@ -48,6 +49,7 @@ __all__ = ["command"]
     show_default=True,
     help="Share held out where there is no test split.",
 )
+@test_split_option
 @click.option(
     "--on-leak",
     type=click.Choice(["warn", "drop", "raise"]),

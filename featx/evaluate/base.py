@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.errors import ProtocolError
-from featx.evaluate.draws import Subset, draw_all
+from featx.evaluate.draws import Subset, check_classes, draw_all
 from featx.evaluate.images import images_sha256
 from featx.evaluate.leak_report import guard, leak_record, leak_remark
 from featx.evaluate.leaks import Leaks
 from featx.evaluate.pairs import Pair
 from featx.evaluate.settings import Settings
 from featx.evaluate.views import count_unusable
+from featx.fewshot import DRAWS_VERSION
 from featx.progress import Reporter
 
 __all__ = ["BaseQuestion"]
@@ -61,13 +62,15 @@ class BaseQuestion(ABC):
         drawable, self.test_rows = pair.split(settings.holdout, settings.holdout_seed)
         if not self.test_rows.size:
             raise ProtocolError(f"{pair.name}: no test image is labelled and usable")
-        self._tell([*pair.notices, *self._unusable()])
+        idle = check_classes(pair.train, drawable, pair.test, self.test_rows)
+        self._tell([*pair.notices, *self._unusable(), *idle])
         self.leaks = self._find_leaks(drawable)
         least = max([k for k in settings.per_class if isinstance(k, int)], default=1)
         drawable = guard(self.leaks, settings.on_leak, drawable, self._tell, reporter, least)
+        check_classes(pair.train, drawable, pair.test, self.test_rows)  # of what is left
         self.subsets, notices = draw_all(pair.train, drawable, settings)
         self._tell(notices)
-        self.remarks = [*self._split_remarks(), *pair.notices]
+        self.remarks = [*self._split_remarks(), *pair.notices, *idle]
         self.remarks += leak_remark(self.leaks, settings.on_leak)
         self.truth = np.asarray(pair.test.y)[self.test_rows]
 
@@ -93,6 +96,8 @@ class BaseQuestion(ABC):
             )
             share = f"{self.settings.holdout:.0%} {what} held out"
             yield f"no test split: {share} (seed {self.settings.holdout_seed})"
+        elif self.pair.tested != "test":
+            yield f"tested on the split {self.pair.tested}"
 
     @cached_property
     def _test_images(self) -> str:
@@ -131,6 +136,7 @@ class BaseQuestion(ABC):
             **self._images(subset),
             "test_labels": self.truth.tolist(),
             "is_holdout": self.pair.is_holdout,
+            "draws_version": DRAWS_VERSION,
             "notices": list(self.notices),
             "leaks": self._leaks(subset),
             "settings": self.settings.record(),

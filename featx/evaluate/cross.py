@@ -13,14 +13,19 @@ from featx.evaluate.pairs import CacheLike, Pair
 from featx.evaluate.views import ClassView, describe
 from featx.fingerprint import fingerprint
 from featx.sources.select import ClassChoice
+from featx.sources.splits import read_split
 
 __all__ = ["cross_pairs"]
 
-_TRAIN, _TEST = ("train", "all"), ("test", "all")
+_TEST = ("test", "val", "all")
 
 
 def cross_pairs(
-    caches: Iterable[CacheLike], train_data: str, test_data: str, choice: ClassChoice
+    caches: Iterable[CacheLike],
+    train_data: str,
+    test_data: str,
+    choice: ClassChoice,
+    test_split: str | None = None,
 ) -> tuple[list[Pair], list[str]]:
     """Pair the caches of two data sets.
 
@@ -34,10 +39,12 @@ def cross_pairs(
         Any caches.
     train_data, test_data : str
         Names of data sets: the ``train`` caches of the first, or its ``all``, and the ``test``
-        caches of the second, or its ``all``.
+        caches of the second, or its ``val``, or its ``all``.
     choice : ClassChoice
         New names and choice of classes, of either data set; then the classes of one name are
         one class.
+    test_split : str, optional
+        ``test`` or ``val`` of the second.
 
     Returns
     -------
@@ -54,10 +61,10 @@ def cross_pairs(
         If a class is named that neither has.
     """
     caches = list(caches)
-    tests = _of_split(caches, test_data, _TEST)
+    tests = _of_split(caches, test_data, [read_split(test_split)] if test_split else _TEST)
     pairs: list[Pair] = []
     notices = []
-    for train in _of_split(caches, train_data, _TRAIN):
+    for train in _of_split(caches, train_data, ("train", "all")):
         alike = [test for test in tests if _point(test) == _point(train)]
         partners = _best([test for test in alike if _width(test) == _width(train)], train)
         pairs += [_pair(train, test, choice) for test in partners]
@@ -70,13 +77,14 @@ def cross_pairs(
 
 def _of_split(caches: Sequence[CacheLike], data: str, splits: Sequence[str]) -> list[CacheLike]:
     of_data = {c.fingerprint: c for c in caches if c.meta["data"] == data}.values()
-    found = [c for c in of_data if c.meta["split"] == splits[0]]
-    found = found or [c for c in of_data if c.meta["split"] == splits[1]]
+    by_split = [[c for c in of_data if c.meta["split"] == split] for split in splits]
+    found = next((caches for caches in by_split if caches), [])
     if not found:
         present = sorted({str(c.meta["split"]) for c in of_data})
         has = f"it has {', '.join(present)}" if present else "it has none at all"
         raise ProtocolError(
-            f"there is no finished cache of {data!r}, split {splits[0]!r} or {splits[1]!r}: {has}; "
+            f"there is no finished cache of {data!r}, split "
+            f"{' or '.join(map(repr, splits))}: {has}; "
             f"run  featx extract --data {data}  first"
         )
     return found
@@ -133,7 +141,8 @@ def _pair(train: CacheLike, test: CacheLike, choice: ClassChoice) -> Pair:
             f"the features were made differently (train and test): {', '.join(differing)}"
         )
     typed = describe(ClassChoice(choice.keep, choice.drop))
-    name = f"{train.meta['data']} -> {test.meta['data']} {typed}".strip()
+    there = " (val)" if test.meta["split"] == "val" else ""
+    name = f"{train.meta['data']} -> {test.meta['data']}{there} {typed}".strip()
     return Pair(train_view, test_view, data=name, notices=tuple(notices))
 
 
@@ -152,13 +161,17 @@ def _for(cache: CacheLike, shared: list[str], choice: ClassChoice) -> ClassChoic
     return ClassChoice(keep=tuple(shared), rename=rename)
 
 
+def _with_images(cache: CacheLike) -> list[str]:
+    """Classes of a cache that have a usable image."""
+    labels = np.asarray(cache.y)[np.asarray(cache.status) == 1]
+    return [cache.class_names[label] for label in np.unique(labels[labels >= 0])]
+
+
 def _shared(train: CacheLike, test: CacheLike, choice: ClassChoice) -> tuple[list[str], str]:
     """Classes that both have, in the order asked for, and what is to be told of the others."""
     either = list(dict.fromkeys([*train.class_names, *test.class_names]))
     _, wanted = choice.apply(np.zeros(0, np.int64), either)
-    names = [
-        {choice.rename.get(name, name) for name in cache.class_names} for cache in (train, test)
-    ]
+    names = [{choice.rename.get(name, name) for name in _with_images(c)} for c in (train, test)]
     shared = [name for name in wanted if name in names[0] and name in names[1]]
     data = [str(cache.meta["data"]) for cache in (train, test)]
     if len(shared) < 2:
@@ -169,5 +182,9 @@ def _shared(train: CacheLike, test: CacheLike, choice: ClassChoice) -> tuple[lis
             f"{data[0]} and {data[1]} share {len(shared)} of the classes asked for, a classifier "
             f"needs two: {lists[0]}. {lists[1]}. Give classes the same name with --map OLD=NEW"
         )
-    lone = [f"{name} (only in {data[name in names[1]]})" for name in wanted if name not in shared]
+    lone = [
+        f"{name} (only in {data[name in names[1]]})"
+        for name in wanted
+        if name not in shared and (name in names[0] or name in names[1])
+    ]
     return shared, f", left out: {', '.join(lone)}" if lone else ""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.errors import ProtocolError
 from featx.evaluate.pairs import CacheLike
 from featx.evaluate.settings import ALL, Settings
-from featx.fewshot import draw_subset, subset_hash
+from featx.fewshot import draw_subsets, name_images, subset_hash
 
-__all__ = ["Subset", "draw_all", "share_reads"]
+__all__ = ["Subset", "check_classes", "draw_all", "share_reads"]
+
+_MOST_NAMED = 12
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,52 @@ class Subset:
         return subset_hash(self.rows)
 
 
+def check_classes(
+    train: CacheLike, drawable: NDArray[np.bool_], test: CacheLike, test_rows: NDArray[np.int64]
+) -> list[str]:
+    """Compare the classes that can be fitted with those that are tested.
+
+    Parameters
+    ----------
+    train, test : CacheLike
+        Of the same classes.
+    drawable : ndarray of bool, shape (N,)
+        Rows of `train` that may be drawn.
+    test_rows : ndarray of int64
+        Rows of `test`.
+
+    Returns
+    -------
+    list of str
+        A notice, where classes are never tested.
+
+    Raises
+    ------
+    ProtocolError
+        If a class that is tested has no image to fit on: every answer would be wrong.
+    """
+    fitted = {train.class_names[label] for label in np.unique(np.asarray(train.y)[drawable])}
+    tested = {test.class_names[label] for label in np.unique(np.asarray(test.y)[test_rows])}
+    if lacking := [name for name in test.class_names if name in tested - fitted]:
+        raise ProtocolError(
+            f"{len(lacking)} of {len(tested)} tested classes have no usable training image, so "
+            f"that every answer about them would be wrong: {_some(lacking)}. Add images, or leave "
+            f"them out:  --drop {shlex.join(lacking)}"
+        )
+    idle = [name for name in train.class_names if name in fitted - tested]
+    if not idle:
+        return []
+    return [
+        f"{len(idle)} of {len(fitted)} classes have no test image and are never tested, the scores "
+        f"are of the other {len(tested)}: {_some(idle)}"
+    ]
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
+
+
 def draw_all(
     cache: CacheLike, drawable: NDArray[np.bool_], settings: Settings
 ) -> tuple[list[Subset], list[str]]:
@@ -63,13 +113,21 @@ def draw_all(
     notices : list of str
         One line for each size whose draws are not all different.
     """
+    sizes = [None if k == ALL else int(k) for k in settings.per_class]
+    images = name_images(cache.image_digests, cache.paths)
     subsets: list[Subset] = []
     seen: dict[tuple[int | str, str], int] = {}
     for repeat in range(settings.repeats):
-        for per_class in settings.per_class:
-            k = None if per_class == ALL else int(per_class)
-            seed = settings.seed + repeat
-            rows = draw_subset(cache.y, k, seed=seed, valid=drawable, class_names=cache.class_names)
+        seed = settings.seed + repeat
+        drawn = draw_subsets(
+            cache.y,
+            sizes,
+            seed=seed,
+            valid=drawable,
+            class_names=cache.class_names,
+            images=images,
+        )
+        for per_class, rows in zip(settings.per_class, drawn, strict=True):
             subset = Subset(per_class, repeat, seed, rows)
             key = (per_class, subset.sha256)
             seen[key] = seen.get(key, 0) + 1

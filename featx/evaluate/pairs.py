@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,14 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.errors import ProtocolError
-from featx.fewshot import split_holdout
+from featx.fewshot import name_images, split_holdout
 from featx.fingerprint import differences, fingerprint
 from featx.heads.base import Rows
+from featx.sources.splits import choose_splits
 
 if TYPE_CHECKING:
     from featx.evaluate.groups import Groups
 
-__all__ = ["CacheLike", "Pair", "pair_caches"]
+__all__ = ["CacheLike", "Pair", "pair_caches", "with_enough_images"]
 
 _DONE = 1
 
@@ -98,8 +100,15 @@ class Pair:
 
     @property
     def data_name(self) -> str:
-        """What the table calls the data."""
-        return str(self.train.meta["data"]) if self.data is None else self.data
+        """What the table calls the data: with the split that is tested on, where it is not test."""
+        name = str(self.train.meta["data"]) if self.data is None else self.data
+        is_usual = self.data is not None or self.tested in ("test", "all")
+        return name if is_usual else f"{name} ({self.tested})"
+
+    @property
+    def tested(self) -> str:
+        """Split that is tested on; ``all`` where rows are held out."""
+        return str(self.test.meta["split"])
 
     def usable(self, cache: CacheLike) -> NDArray[np.bool_]:
         """Rows with features and a known label, shape (N,)."""
@@ -126,22 +135,33 @@ class Pair:
         usable = self.usable(self.train)
         if not self.is_holdout:
             return usable, np.flatnonzero(self.usable(self.test)).astype(np.int64)
-        groups = None if self.groups is None else self.groups.train
+        groups = self.groups
         train_rows, test_rows = split_holdout(
-            self.train.y, fraction, seed=seed, valid=usable, groups=groups
+            self.train.y,
+            fraction,
+            seed=seed,
+            valid=usable,
+            groups=None if groups is None else np.array(groups.names)[groups.train],
+            class_names=self.train.class_names,
+            images=name_images(self.train.image_digests, self.train.paths),
         )
         drawable = np.zeros(len(usable), dtype=bool)
         drawable[train_rows] = True
         return drawable, test_rows
 
 
-def pair_caches(caches: Iterable[CacheLike]) -> tuple[list[Pair], list[str]]:
-    """Find the test cache of every train cache.
+def pair_caches(
+    caches: Iterable[CacheLike], test_split: str | None = None
+) -> tuple[list[Pair], list[str]]:
+    """Find the caches that every train cache is tested on.
 
     Parameters
     ----------
     caches : iterable of CacheLike
         Any caches.
+    test_split : str, optional
+        ``test`` or ``val``; by default ``test``, or ``val`` where the data have no ``test``: see
+        `featx.sources.splits.choose_splits`.
 
     Returns
     -------
@@ -153,47 +173,119 @@ def pair_caches(caches: Iterable[CacheLike]) -> tuple[list[Pair], list[str]]:
     Raises
     ------
     ProtocolError
-        If partners have different classes, or a cache has two partners.
+        If partners have different classes, or two caches are the same part of a split.
     """
     groups: dict[str, list[CacheLike]] = {}
     for cache in caches:
         groups.setdefault(_point(cache), []).append(cache)
     pairs, notices = [], []
     for group in groups.values():
-        by_split = {
-            split: _only(group, split) for split in sorted({str(c.meta["split"]) for c in group})
-        }
-        train, test = by_split.pop("train", None), by_split.pop("test", None)
-        if train is not None and test is not None:
-            pairs.append(_checked(train, test))
-        elif alone := train or test:
-            missing = "test" if train else "train"
-            notices.append(f"{_where(alone)}: left out, there is no cache of its {missing} split")
-        if whole := by_split.pop("all", None):
-            pairs.append(Pair(whole, whole))
-        notices += [f"{_where(c)}: left out, split {s!r} is not used" for s, c in by_split.items()]
+        by_split = _by_split(group)
+        whole = by_split.pop("all", [])
+        if by_split:
+            found, alone = _pair_splits(by_split, test_split)
+            pairs += found
+            notices += alone
+        if whole and test_split is not None:
+            notices += [f"{_where(c)}: left out, it has no splits to test on" for c in whole]
+        else:
+            pairs += [Pair(cache, cache) for cache in whole]
     return pairs, notices
 
 
+def with_enough_images(
+    pairs: Sequence[Pair], per_class: Iterable[int | str]
+) -> tuple[list[Pair], list[str]]:
+    """Leave out pairs whose sample is smaller than the subsets, where others are large enough.
+
+    Parameters
+    ----------
+    pairs : sequence of Pair
+        As from `pair_caches`.
+    per_class : iterable of int or "all"
+        Sizes of subsets.
+
+    Returns
+    -------
+    pairs : list of Pair
+        All of them where none is large enough: the fit then says what is missing.
+    notices : list of str
+        One line for each that was left out.
+    """
+    most = max((k for k in per_class if isinstance(k, int)), default=0)
+    large: list[Pair] = []
+    small: list[Pair] = []
+    for pair in pairs:
+        n, _ = _part(pair.train.meta, str(pair.train.meta["split"]))
+        (large if n is None or n >= most else small).append(pair)
+    if not large:
+        return small, []
+    few = f"left out, it has fewer than {most} images a class"
+    return large, [f"{_where(pair.train)}: {few}" for pair in small]
+
+
+def _pair_splits(
+    by_split: dict[str, list[CacheLike]], test_split: str | None
+) -> tuple[list[Pair], list[str]]:
+    """Pair the caches of data with splits."""
+    try:
+        fitted, tested = choose_splits(by_split, test_split)
+    except ProtocolError as error:
+        caches = itertools.chain.from_iterable(by_split.values())
+        return [], [f"{_where(cache)}: left out, {error}" for cache in caches]
+    couples = list(itertools.product(by_split[fitted], by_split[tested]))
+    couples = [couple for couple in couples if _is_asked_together(*couple)]
+    paired = {id(cache) for couple in couples for cache in couple}
+    why = {split: f"split {split!r} is not used" for split in by_split}
+    why[fitted] = f"there is no cache of its {tested} split with this sample"
+    why[tested] = f"there is no cache of its {fitted} split with this sample"
+    if "val" in by_split and tested != "val":
+        why["val"] = f"left for choices: heads are tested on {tested} (or  --test-split val)"
+    notices = [
+        f"{_where(cache)}: left out, {why[split]}"
+        for split, caches in by_split.items()
+        for cache in caches
+        if id(cache) not in paired
+    ]
+    return [_checked(*couple) for couple in couples], notices
+
+
 def _point(cache: CacheLike) -> str:
-    """Everything that partners share: data, sample setting, and how features were made."""
+    """Everything that partners share: data, classes, and how features were made."""
     identity = {k: v for k, v in cache.meta["identity"].items() if k != "source"}
-    sample = cache.meta.get("sample")
-    return fingerprint({"data": cache.meta["data"], "sample": sample, "identity": identity})
+    classes = (cache.meta.get("sample") or {}).get("classes")
+    return fingerprint({"data": cache.meta["data"], "classes": classes, "identity": identity})
 
 
-def _only(group: Sequence[CacheLike], split: str) -> CacheLike:
-    found = {c.fingerprint: c for c in group if c.meta["split"] == split}
-    if len(found) > 1:
-        first, second = list(found.values())[:2]
-        lines = differences(first.meta["identity"], second.meta["identity"])
-        error = ProtocolError(
-            f"two caches are the {split} split of {first.meta['data']!r}: {first.path} and "
-            f"{second.path}; name the one to use"
-        )
-        error.add_note("\n".join(lines))
-        raise error
-    return next(iter(found.values()))
+def _part(meta: Mapping[str, Any], split: str) -> tuple[int | None, int | None]:
+    """Give the images a class and the seed that the run which made a cache took of a split."""
+    sample = meta.get("sample") or {}
+    n = sample.get("per_class" if split in ("train", "all") else "test_per_class")
+    return n, None if n is None else sample.get("seed")
+
+
+def _is_asked_together(train: CacheLike, test: CacheLike) -> bool:
+    """Whether a run that made one of them asked for the other too."""
+    return any(
+        _part(train.meta, str(of.meta["split"])) == _part(test.meta, str(of.meta["split"]))
+        for of in (train, test)
+    )
+
+
+def _by_split(group: Sequence[CacheLike]) -> dict[str, list[CacheLike]]:
+    """Give the caches of each split, one of each part of it."""
+    parts: dict[str, dict[Any, CacheLike]] = {}
+    for cache in sorted(group, key=lambda cache: str(cache.meta["split"])):
+        split = str(cache.meta["split"])
+        first = parts.setdefault(split, {}).setdefault(_part(cache.meta, split), cache)
+        if first.fingerprint != cache.fingerprint:
+            error = ProtocolError(
+                f"two caches are the {split} split of {first.meta['data']!r}: {first.path} and "
+                f"{cache.path}; name the one to use"
+            )
+            error.add_note("\n".join(differences(first.meta["identity"], cache.meta["identity"])))
+            raise error
+    return {split: list(caches.values()) for split, caches in parts.items()}
 
 
 def _checked(train: CacheLike, test: CacheLike) -> Pair:
@@ -213,7 +305,42 @@ def _checked(train: CacheLike, test: CacheLike) -> Pair:
             f"{train.path} and {test.path} were made from the same images: a head would be "
             "scored on rows it was fitted on"
         )
-    return Pair(train, test)
+    notice = _why_not_one_source(train, test)
+    return Pair(train, test, notices=(notice,) if notice else ())
+
+
+def _why_not_one_source(train: CacheLike, test: CacheLike) -> str | None:
+    """Say so where the data changed between the runs that made two caches.
+
+    A cache records the contents of all splits of its run. One that was reused is known by the
+    record of the later run, or the earlier one; older caches have no such record.
+    """
+    agreed = [
+        wanted["content"] == other.meta["identity"].get("source", {}).get("content")
+        for one, other in ((train, test), (test, train))
+        if (wanted := _beside(one, str(other.meta["split"])))
+    ]
+    if any(agreed) or not agreed:
+        return None
+    told = [
+        f"{Path(cache.path).name} of {cache.meta.get('created')}, made beside "
+        f"{_beside(cache, other)['n_images']:,} images of {other}"
+        for cache, other in ((train, str(test.meta["split"])), (test, str(train.meta["split"])))
+        if _beside(cache, other)
+    ]
+    here = (
+        f"{len(train.y):,} images of {train.meta['split']}, {len(test.y):,} of {test.meta['split']}"
+    )
+    return (
+        f"train and test are not of one state of the data ({'; '.join(told)}; here are {here}): "
+        "extract both again (featx extract --overwrite)"
+    )
+
+
+def _beside(cache: CacheLike, split: str) -> Mapping[str, Any]:
+    """Give what a cache records of another split of its run; nothing where it does not."""
+    found = (cache.meta.get("splits") or {}).get(split)
+    return found if isinstance(found, Mapping) and "content" in found else {}
 
 
 def _where(cache: CacheLike) -> str:

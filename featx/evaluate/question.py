@@ -15,8 +15,9 @@ from featx.evaluate.leaks import Leaks, find_leaks
 from featx.evaluate.output import ResultsFolder
 from featx.evaluate.pairs import Pair
 from featx.evaluate.result import FitResult
-from featx.evaluate.settings import NEAR_OFF, Settings
+from featx.evaluate.settings import ALL, NEAR_OFF, Settings
 from featx.evaluate.views import ClassView
+from featx.fewshot import DRAWS_VERSION
 from featx.fingerprint import fingerprint
 from featx.heads import find_head
 from featx.heads.foreign import ForeignHead
@@ -103,6 +104,8 @@ class Question(BaseQuestion):
             "scale": self.settings.scale,
             "class_weight": self.settings.class_weight,
         }
+        if subset.per_class != ALL:
+            identity["draws"] = DRAWS_VERSION
         return fingerprint(identity | self._choices() | self._code(head))[:16]
 
     def _code(self, head: str) -> dict[str, Any]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from featx.errors import BackboneError, UsageError
 from featx.extract.plan import NATIVE, Plan, open_sources
 from featx.progress import Reporter
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from featx.backbones import Backbone, BackboneGroup
     from featx.engines import Engine
     from featx.extract.report import ExtractReport
@@ -57,6 +60,7 @@ def run_plan(
     """
     from featx.extract.known import find_known
 
+    plan = plan.drawn_as_in_folder()
     sources = cache(partial(open_sources, plan, reporter))
     if target is None and (known := find_known(plan, reporter, sources)) is not None:
         for report in known:
@@ -105,6 +109,7 @@ def prepare(
 
     for name in plan.backbone:
         check_backbone(name)
+    plan = plan.drawn_as_in_folder()
     devices = resolve_devices(plan.devices)
     precision, why = resolve_precision(plan.precision, devices[0])
     opened = open_sources(plan, reporter) if sources is None else sources()
@@ -122,7 +127,32 @@ def prepare(
     reporter.say(f"device {', '.join(map(str, devices))}, precision {precision} ({why})")
     if plan.runtime != "torch":
         reporter.say(f"runtime {runtime} ({because})")
-    return Job(plan, plan, plan.sample, opened, engine, reporter).asking(plan)
+    splits = _Splits(opened, reporter)
+    return Job(plan, plan, plan.sample, opened, splits, engine, reporter).asking(plan)
+
+
+@dataclass(frozen=True)
+class _Splits:
+    """The splits of a run, hashed together before the first image of any is extracted."""
+
+    sources: list[Source]
+    reporter: Reporter
+
+    @cached_property
+    def digests(self) -> dict[str, NDArray[np.uint8]]:
+        """SHA-256 of each image, (N, 32), by split."""
+        return {s.split: s.image_digests(reporter=self.reporter) for s in self.sources}
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What a cache says of all splits of the run that made it."""
+        return {
+            source.split: {
+                "content": source.content_id(self.digests[source.split]),
+                "n_images": len(source),
+            }
+            for source in self.sources
+        }
 
 
 @dataclass(frozen=True)
@@ -137,6 +167,8 @@ class Job:
         Which part of the data it takes.
     sources : list of Source
         The splits, restricted to that.
+    splits : _Splits
+        What is known of all of them.
     engine : Engine
         What runs the network.
     reporter : Reporter
@@ -147,6 +179,7 @@ class Job:
     plan: Plan
     sample: Sample
     sources: list[Source]
+    splits: _Splits
     engine: Engine
     reporter: Reporter
 
@@ -269,11 +302,20 @@ class Job:
             on_error=self.plan.on_error,
             reuse=self.plan.append,
             request=self._answered().request(group[0].name),
+            splits=self.splits.record,
         )
         folder = Path(self.plan.cache_dir)
         paths = [cache_path(folder, source, member, self.engine, settings) for member in group]
         targets = paths if target is None else [target]
-        return extract_many(source, group, self.engine, targets, settings, reporter=self.reporter)
+        return extract_many(
+            source,
+            group,
+            self.engine,
+            targets,
+            settings,
+            digests=self.splits.digests[source.split],
+            reporter=self.reporter,
+        )
 
     def _answered(self) -> Plan:
         """Put what was taken in the place of ``auto``, so that it can be asked again."""

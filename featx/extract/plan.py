@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featx.errors import UsageError, unknown_name
+from featx.errors import CacheError, UsageError, unknown_name
 from featx.progress import Reporter
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ _PATHS = ("data", "weights")
 class Plan:
     """Everything that was typed after ``featx extract``, by the names of the options.
 
-    A backbone ``module:function`` is imported only if it is in `allow_code` too: a plan may come
-    out of a file.
+    And `draws`, the rule of samples: see `drawn_as_in_folder`. A backbone ``module:function`` is
+    imported only if it is in `allow_code` too: a plan may come out of a file.
     """
 
     backbone: tuple[str, ...]
@@ -78,6 +78,7 @@ class Plan:
     on_error: str = "skip"
     append: bool = False
     allow_code: tuple[str, ...] = ()
+    draws: int | None = None
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -88,10 +89,40 @@ class Plan:
     def sample(self) -> Sample:
         """Which part of the data it takes."""
         from featx.extract.settings import Sample
+        from featx.fewshot import DRAWS_VERSION
         from featx.sources import ClassChoice
 
         classes = ClassChoice.parse(self.classes, self.drop, self.map)
-        return Sample(self.per_class, self.test_per_class, self.seed, classes)
+        rule = DRAWS_VERSION if self.draws is None else self.draws
+        return Sample(self.per_class, self.test_per_class, self.seed, classes, rule)
+
+    @property
+    def is_sample(self) -> bool:
+        """Whether images are drawn, not all of them taken."""
+        return self.per_class is not None or self.test_per_class is not None
+
+    def drawn_as_in_folder(self) -> Plan:
+        """Keep the rule of the samples of these data and this seed that the folder has.
+
+        So the sample of an older featx is completed, and is the same for another backbone.
+        """
+        from featx.fewshot import DRAWS_VERSION
+        from featx.store import Cache, find_caches
+
+        if not self.is_sample or self.draws is not None:
+            return self
+        own = self.request("")
+        rules = []
+        for path in find_caches(Path(self.cache_dir)):
+            try:
+                with Cache.open(path) as cache:
+                    request = cache.meta.get("request") or {}
+            except CacheError:
+                continue  # the usual way says what is wrong with it
+            is_sample = "per_class" in request or "test_per_class" in request
+            if is_sample and all(request.get(key) == own[key] for key in ("data", "seed")):
+                rules.append(request.get("draws", 1))
+        return replace(self, draws=max(rules, default=DRAWS_VERSION))
 
     def overrides(self) -> dict[str, Any]:
         """Give the changes to the weights' own preprocessing that were asked for.
@@ -167,6 +198,8 @@ class Plan:
         values["backbone"] = [backbone]
         if self.runtime == "torch":  # what no older cache names
             del values["runtime"]
+        if self.draws == 1 or not self.is_sample:  # likewise
+            values.pop("draws", None)
         for name in _PATHS:
             word = values.get(name)
             if word and Path(word).exists() and word not in available_data():
@@ -182,7 +215,7 @@ def open_sources(plan: Plan, reporter: Reporter) -> list[Source]:
     plan : Plan
         What to do.
     reporter : Reporter
-        Shows downloads.
+        Shows downloads, and is told what heads are fitted and tested on.
 
     Returns
     -------
@@ -196,9 +229,12 @@ def open_sources(plan: Plan, reporter: Reporter) -> list[Source]:
     """
     from featx.extract.settings import take_sample
     from featx.sources import LayoutChoice, open_data
+    from featx.sources.splits import describe_choice
 
     opened = open_data(plan.data, layout=LayoutChoice.of(plan), reporter=reporter)
     splits = _chosen(opened, plan)
+    if not plan.split:
+        reporter.say(describe_choice(opened))
     return [take_sample(source, plan.sample) for source in splits.values()]
 
 

@@ -119,5 +119,6 @@ def _record(
             **{name: version(name) for name in _packages(backbone, engine)},
         },
         "request": dict(settings.request),
+        "splits": dict(settings.splits),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

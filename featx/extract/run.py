@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from featx.backbones import Backbone, BackboneGroup
 from featx.engines import Engine
 from featx.errors import CacheError, SourceError
@@ -79,6 +82,7 @@ def extract_many(
     targets: Sequence[Path],
     settings: Settings,
     *,
+    digests: NDArray[np.uint8] | None = None,
     reporter: Reporter = SILENT,
 ) -> list[ExtractReport]:
     """Fill several cache files in one pass of a network; see `extract`.
@@ -95,6 +99,8 @@ def extract_many(
         A cache file for each of them.
     settings : Settings
         The other choices.
+    digests : ndarray of uint8, shape (N, 32), optional
+        Of the images, as from `Source.image_digests`, where they are known.
     reporter : Reporter
         Shows the progress.
 
@@ -109,7 +115,7 @@ def extract_many(
         As `extract`.
     """
     started = time.monotonic()
-    digests = source.image_digests(reporter=reporter)
+    digests = source.image_digests(reporter=reporter) if digests is None else digests
     content = source.content_id(digests)
     specs = [make_spec(source, one, engine, settings, digests, content) for one in group]
     reused = [_reused(*pair, settings) for pair in zip(targets, specs, strict=True)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featx.errors import UsageError
-from featx.fewshot import draw_subset
+from featx.fewshot import DRAWS_VERSION, draw_subset
 from featx.sources import ClassChoice, Source
 
 if TYPE_CHECKING:
@@ -35,12 +35,16 @@ class Sample:
         Of the draw.
     classes : ClassChoice
         Which classes, before the draw; all by default.
+    draws : int, default=2
+        Rule of the draw: 2 goes by the names of class and image (the path), 1 by their numbers,
+        as in caches of older versions.
     """
 
     per_class: int | None = None
     test_per_class: int | None = None
     seed: int = 0
     classes: ClassChoice = field(default_factory=ClassChoice)
+    draws: int = DRAWS_VERSION
 
     def for_split(self, split: str) -> int | None:
         """Images per class of one split; None for all."""
@@ -82,6 +86,9 @@ class Settings:
         image is wanted still: adds images to a finished file, and mends a damaged one.
     request : mapping, optional
         What was typed, recorded so that the same can be asked again.
+    splits : mapping, optional
+        Content and number of images of all splits of the run, by name, recorded to tell which
+        caches belong together.
 
     Raises
     ------
@@ -96,6 +103,7 @@ class Settings:
     on_error: str = "skip"
     reuse: bool = False
     request: Mapping[str, Any] = field(default_factory=dict)
+    splits: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.on_error not in ON_ERROR:
@@ -129,8 +137,14 @@ def take_sample(source: Source, sample: Sample) -> Source:
     per_class = sample.for_split(source.split)
     if per_class is None:
         return source
+    # By paths: by content, all images would have to be read to take a few.
+    images = [path.encode("utf-8", "surrogatepass") for path in source.paths]
     rows = draw_subset(
-        source.labels, per_class, seed=sample.seed, class_names=list(source.class_names)
+        source.labels,
+        per_class,
+        seed=sample.seed,
+        class_names=list(source.class_names),
+        images=images if sample.draws == DRAWS_VERSION else None,
     )
     return source.take(rows)
 

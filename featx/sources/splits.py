@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TypeVar
 
-from featx.errors import SourceError
+from featx.errors import ProtocolError, SourceError, UsageError, unknown_name
 
 __all__ = [
     "SPLIT_ORDER",
+    "choose_splits",
+    "describe_choice",
     "in_order",
     "names_test",
+    "read_split",
     "split_in",
     "split_of",
     "split_of_folder",
@@ -131,6 +134,90 @@ def split_of_shard(name: str) -> str | None:
             "and a number, as in  tubes-train-000"
         )
     return split
+
+
+def read_split(word: str) -> str:
+    """Give the split that a person calls by `word`: ``validation`` and ``dev`` are ``val``.
+
+    Raises
+    ------
+    UsageError
+        If it is none.
+    """
+    split = word if word in SPLIT_ORDER else _IN_NAMES.get(word.lower())
+    if split is None:
+        raise unknown_name("split", word, SPLIT_ORDER)
+    return split
+
+
+def choose_splits(splits: Collection[str], test_split: str | None = None) -> tuple[str, str]:
+    """Choose the split that is fitted on and the one that is tested on, for all commands alike.
+
+    Parameters
+    ----------
+    splits : collection of str
+        Those that there are.
+    test_split : str, optional
+        ``test`` or ``val``, as a person calls it; by default ``test``, or ``val`` where there is
+        no ``test``.
+
+    Returns
+    -------
+    fitted, tested : str
+        ``all`` twice where there are no splits: a part is held out.
+
+    Raises
+    ------
+    UsageError
+        If `test_split` is no split to test on.
+    ProtocolError
+        If a split is missing, with what to do.
+
+    Examples
+    --------
+    >>> choose_splits(["train", "val"]), choose_splits(["train", "val", "test"])
+    (('train', 'val'), ('train', 'test'))
+    """
+    wanted = None if test_split is None else read_split(test_split)
+    if wanted not in (None, "test", "val"):
+        raise UsageError(f"--test-split {test_split}: heads are tested on test or on val")
+    there = ", ".join(splits) or "none"
+    if "all" in splits:
+        if wanted is not None:
+            raise ProtocolError(
+                f"--test-split {test_split}: the data have no splits, a share is held out of them "
+                "(--holdout): leave --test-split out"
+            )
+        return "all", "all"
+    if "train" not in splits:
+        raise ProtocolError(
+            f"there is no split train to fit on, but {there}: name the folder of the training "
+            "images (--train-folder)"
+        )
+    tested = next((name for name in ("test", "val") if name in splits), None)
+    if wanted is not None and wanted not in splits:
+        raise ProtocolError(f"there is no split {wanted} to test on, but {there}")
+    if wanted is None and tested is None:
+        raise ProtocolError(
+            f"there is no split to test on, but {there}: name the folder of the test images "
+            "(--test-folder), or give the folder of the training images itself after --data: of a "
+            "set without splits a share is held out (--holdout)"
+        )
+    return "train", wanted or str(tested)
+
+
+def describe_choice(splits: Collection[str]) -> str:
+    """Say what is fitted on and what is tested on, before anything is computed."""
+    try:
+        fitted, tested = choose_splits(splits)
+    except ProtocolError as error:
+        return f"featx fit has nothing to do with these data: {error}"
+    if fitted == tested:
+        return "no splits: featx fit holds out a share of each class to test on (--holdout)"
+    words = f"featx fit draws from {fitted} and tests on {tested}"
+    if tested == "val":
+        return f"{words}, since there is no split test"
+    return f"{words}; val is left for choices (--test-split val)" if "val" in splits else words
 
 
 def in_order(splits: Mapping[str, _Value]) -> dict[str, _Value]:

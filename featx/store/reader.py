@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from featx.errors import CacheError
-from featx.fewshot import draw_subset
+from featx.fewshot import draw_subset, name_images
 from featx.progress import SILENT, Reporter
 from featx.store import disk, layout
 from featx.store.check import Header, read_header
@@ -227,7 +227,12 @@ class Cache:
         features = self.X if dtype is None else self.X.astype(dtype)
         is_done = self.status == layout.DONE
         rows = draw_subset(
-            self.labels, per_class, seed=seed, valid=is_done, class_names=self.class_names
+            self.labels,
+            per_class,
+            seed=seed,
+            valid=is_done,
+            class_names=self.class_names,
+            images=name_images(self.image_digests, self.paths),
         )
         return features[rows], self.labels[rows]
 

@@ -18,6 +18,7 @@ from featx.extract import NATIVE, Job, Plan, prepare
 from featx.heads import Fit
 from featx.progress import SILENT, Reporter
 from featx.sources import Source
+from featx.sources.splits import choose_splits
 from featx.store import Cache
 from featx.sweep.axes import Axes
 
@@ -67,6 +68,7 @@ def sweep(
     axes: Axes,
     settings: Settings,
     *,
+    test_split: str | None = None,
     reporter: Reporter = SILENT,
     tell: Callable[[str], object] = print,
     results: ResultsFolder | None = None,
@@ -84,6 +86,8 @@ def sweep(
         What is varied.
     settings : Settings
         Heads, subsets and repeats.
+    test_split : str, optional
+        ``test`` or ``val``; by default ``test``, or ``val`` where the data have no ``test``.
     reporter : Reporter
         Shows what is done.
     tell : callable, default=print
@@ -106,9 +110,10 @@ def sweep(
     first: FeatxError | None = None
     # Data and device are opened once; names and sizes are judged one by one.
     shared = prepare(replace(plan, backbone=(), input_size=None), reporter)
+    choose_splits([source.split for source in shared.sources], test_split)  # before hours of work
     for each in axes.plans(plan):
         try:
-            rows += _run(shared.asking(each), settings, tell, results)
+            rows += _run(shared.asking(each), settings, test_split, tell, results)
         except FeatxError as error:
             first = first or error
             reporter.warn(f"{_name(each)}: {error}")
@@ -121,6 +126,7 @@ def sweep(
 def _run(
     job: Job,
     settings: Settings,
+    test_split: str | None,
     tell: Callable[[str], object],
     results: ResultsFolder | None,
 ) -> list[SweepRow]:
@@ -132,7 +138,7 @@ def _run(
     rate = images_per_second(job.engine, group, job.sources[0], plan.store_dtype)
     rows = []
     for member, files in zip(group, zip(*paths, strict=True), strict=True):
-        fits = _fit(files, settings, job.reporter, results)
+        fits = _fit(files, settings, test_split, job.reporter, results)
         row = SweepRow(
             backbone=member.name,
             layer=member.layer,
@@ -150,11 +156,15 @@ def _run(
 
 
 def _fit(
-    files: Sequence[Path], settings: Settings, reporter: Reporter, results: ResultsFolder | None
+    files: Sequence[Path],
+    settings: Settings,
+    test_split: str | None,
+    reporter: Reporter,
+    results: ResultsFolder | None,
 ) -> list[FitResult]:
     caches = [Cache.open(file) for file in files]
     try:
-        pairs, alone = pair_caches(caches)
+        pairs, alone = pair_caches(caches, test_split)
         if not pairs:
             raise CacheError(f"{alone[0]}: a sweep needs images to fit on and images to test on")
 

@@ -212,7 +212,8 @@ class SourceRows:
     @property
     def meta(self) -> dict[str, Any]:
         """Names, as a cache has them."""
-        return {"data": self.source.name, "backbone": self.network, "layer": "trained"}
+        names = {"data": self.source.name, "split": self.source.split}
+        return {**names, "backbone": self.network, "layer": "trained"}
 
     @property
     def path(self) -> Path:

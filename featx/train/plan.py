@@ -73,6 +73,8 @@ class TrainPlan:
         heads on a cache made with the same numbers; all by default.
     holdout : float, default=0.2
         Share of each class held out for testing, where the data have no test split.
+    test_split : str, optional
+        ``test`` or ``val``; by default ``test``, or ``val`` where the data have no ``test``.
     on_leak : {"warn", "drop", "raise"}, default="warn"
         What to do about exact copies of test images in the train split.
     weights : str, optional
@@ -176,6 +178,7 @@ class TrainPlan:
     cache_per_class: int | None = None
     test_per_class: int | None = None
     holdout: float = 0.2
+    test_split: str | None = None
     on_leak: str = "warn"
     weights: str | None = None
     weights_key: str | None = None
@@ -252,7 +255,7 @@ class TrainPlan:
         values = {key: value for key, value in asdict(self).items() if key not in _NOT_ASKED}
         if not self.search:
             del values["search"]
-        for name in (*LAYOUT_FIELDS, "weights_key", "bits"):  # not in older records
+        for name in (*LAYOUT_FIELDS, "weights_key", "bits", "test_split"):  # not in older records
             if values[name] is None:
                 del values[name]
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.errors import ProtocolError, UsageError
+from featx.errors import ProtocolError
 from featx.evaluate import Leaks, Pair, Settings
 from featx.evaluate.base import BaseQuestion
 from featx.evaluate.draws import Subset
@@ -21,6 +21,7 @@ from featx.extract.settings import Sample, take_sample
 from featx.fingerprint import fingerprint
 from featx.progress import Reporter
 from featx.sources import LAYOUT_FIELDS, ClassChoice, LayoutChoice, Source, open_data
+from featx.sources.splits import choose_splits
 from featx.train.batches import PixelSet
 from featx.train.images import Decoded, Decoder, SourceRows, is_readable
 from featx.train.networks import Recipe
@@ -42,7 +43,17 @@ epoch longer than it says.
 _NOT_TOLD = {
     *LAYOUT_FIELDS,
     *("network", "data", "classes", "drop", "map", "seed", "cache_per_class", "test_per_class"),
-    *("holdout", "on_leak", "weights", "weights_key", "layer", "input_size", "bits", "precision"),
+    *(
+        "holdout",
+        "test_split",
+        "on_leak",
+        "weights",
+        "weights_key",
+        "layer",
+        "input_size",
+        "bits",
+        "precision",
+    ),
     "channels_last",
 }
 
@@ -60,7 +71,8 @@ def open_sources(plan: TrainPlan, reporter: Reporter) -> dict[str, Source]:
     Returns
     -------
     dict of str to Source
-        ``train`` and ``test``, the same ones that heads are fitted and tested on; or ``all``.
+        The split that is trained on and the one that is tested on, the same as of heads; or
+        ``all``.
 
     Raises
     ------
@@ -70,12 +82,10 @@ def open_sources(plan: TrainPlan, reporter: Reporter) -> dict[str, Source]:
     classes = ClassChoice.parse(plan.classes, plan.drop, plan.map)
     sample = Sample(plan.cache_per_class, plan.test_per_class, plan.seed, classes)
     splits = open_data(plan.data, layout=LayoutChoice.of(plan), reporter=reporter)
-    names = ("all",) if "all" in splits else ("train", "test" if "test" in splits else "val")
-    lacking = [name for name in names if name not in splits]
-    if lacking:
-        raise UsageError(
-            f"{plan.data} has the splits {', '.join(splits)}: a training needs train and test"
-        )
+    try:
+        names = dict.fromkeys(choose_splits(splits, plan.test_split))
+    except ProtocolError as error:
+        raise ProtocolError(f"{plan.data}: {error}") from error
     return {name: take_sample(splits[name], sample) for name in names}
 
 
@@ -199,7 +209,7 @@ class TrainQuestion(BaseQuestion):
         asked = self.plan.asked()
         for name in ("data", "classes", "drop", "map", "cache_per_class", "test_per_class"):
             del asked[name]  # the images and their classes are told below
-        for name in LAYOUT_FIELDS:
+        for name in (*LAYOUT_FIELDS, "test_split"):
             asked.pop(name, None)
         return fingerprint(
             {

@@ -109,7 +109,11 @@ class _Job:
 
     def _file(self, folder: str, subset: Subset, ending: str) -> Path:
         question = self.question
-        words = (question.pair.data_name, question.recipe.text, f"k{subset.per_class}")
+        words = (
+            str(question.pair.train.meta["data"]),
+            question.recipe.text,
+            f"k{subset.per_class}",
+        )
         stem = "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", word)[:40].strip("_") for word in words)
         name = f"{stem}-r{subset.repeat}-{question.fit_id(subset)}{ending}"
         return Path(self.plan.reports_dir) / folder / name

@@ -7,7 +7,7 @@ from memory_cache import make_cache
 
 from featx.evaluate import Settings
 from featx.evaluate.draws import Subset, draw_all, share_reads, union_of
-from featx.fewshot import draw_subset, subset_hash
+from featx.fewshot import draw_subset, name_images, subset_hash
 
 
 def test_draw_r_has_the_seed_plus_r_and_sizes_are_nested():
@@ -20,7 +20,9 @@ def test_draw_r_has_the_seed_plus_r_and_sizes_are_nested():
         (3, 1, 6),
         (8, 1, 6),
     ]
-    assert subsets[2].rows.tolist() == draw_subset(cache.y, 3, seed=6).tolist()
+    images = name_images(cache.image_digests, cache.paths)
+    alone = draw_subset(cache.y, 3, seed=6, class_names=cache.class_names, images=images)
+    assert subsets[2].rows.tolist() == alone.tolist()
     assert set(subsets[0].rows) < set(subsets[1].rows)
     assert subsets[0].sha256 == subset_hash(subsets[0].rows)
     assert notices == []

@@ -116,7 +116,7 @@ def test_held_out_rows_of_one_cache_are_compared_with_the_others():
     whole.X[test_rows[3]] = whole.X[train_row]
     whole.image_digests[test_rows[5]] = digest(7)
     whole.image_digests[np.flatnonzero(drawable)[8]] = digest(7)
-    leaks = search(pair)
+    leaks = find_leaks(pair, drawable, test_rows, Settings())
     assert leaks.counts["equal features"] == leaks.counts["same file"] == 1
     assert Leak("equal features", train_row, int(test_rows[3]), 1.0) in leaks.found
 
