@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from memory_cache import make_cache
 
-from featx.errors import ProtocolError
-from featx.evaluate import pair_caches
+from featx.errors import ProtocolError, UsageError
+from featx.evaluate import Settings, evaluate, pair_caches
+from featx.evaluate.pairs import with_enough_images
 
 
 def test_train_and_test_of_the_same_data_and_network_are_a_pair():
@@ -17,15 +20,142 @@ def test_train_and_test_of_the_same_data_and_network_are_a_pair():
     pairs, notices = pair_caches(caches)
     assert [(p.train, p.test) for p in pairs] == [(train, test)]
     assert len(notices) == 2
-    assert any("farm" in n and "no cache of its test split" in n for n in notices)
-    assert any("zoo" in n and "no cache of its train split" in n for n in notices)
+    assert any("farm" in n and "no split to test on, but train" in n for n in notices)
+    assert any("zoo" in n and "no split train to fit on, but test" in n for n in notices)
+
+
+def sampled(split, train, test, seed=0, **changes):
+    """A cache of a run  --per-class TRAIN --test-per-class TEST."""
+    sample = {"per_class": train, "test_per_class": test, "seed": seed}
+    sample = None if train is test is None else sample
+    cache = make_cache(split=split, sample=sample, **changes)
+    own = train if split in ("train", "all") else test
+    cache.fingerprint = f"{split} {own} {seed}"
+    return cache
+
+
+def couples(caches, test_split=None):
+    pairs, _ = pair_caches(caches, test_split)
+    return {(pair.train.fingerprint, pair.test.fingerprint) for pair in pairs}
 
 
 def test_samples_pair_with_samples_only():
-    sample = {"per_class": 5, "test_per_class": 2, "seed": 0}
-    pairs, notices = pair_caches([make_cache(sample=sample), make_cache(split="test")])
+    pairs, notices = pair_caches([sampled("train", 5, 2), make_cache(split="test")])
     assert pairs == []
     assert len(notices) == 2
+    assert couples([sampled("train", 5, 2), sampled("test", 5, 2, seed=1)]) == set()
+
+
+@pytest.mark.parametrize(
+    ("runs", "wanted"),
+    [
+        # The second run finds the test cache of the first, and leaves it as it is.
+        ([(8, 5), (12, 5)], {(8, 5), (12, 5)}),
+        ([(8, 5), (8, 9)], {(8, 5), (8, 9)}),
+        ([(8, 5), (12, 5), (12, 7)], {(8, 5), (12, 5), (12, 7)}),
+        ([(None, None), (8, None)], {(None, None), (8, None)}),
+        ([(None, None), (8, 5)], {(None, None), (8, 5)}),
+        ([(None, 5), (8, 5)], {(None, 5), (8, 5)}),
+    ],
+)
+def test_caches_of_every_run_pair_though_a_later_run_found_one_there(runs, wanted):
+    caches = {}
+    for train, test in runs:
+        for split in ("train", "test"):
+            cache = sampled(split, train, test)
+            caches.setdefault(cache.fingerprint, cache)
+    found = couples(caches.values())
+    assert found == {(f"train {train} 0", f"test {test} 0") for train, test in wanted}
+
+
+def test_a_sample_that_is_too_small_is_left_out_where_another_is_not():
+    pairs, _ = pair_caches([sampled("train", 8, 5), sampled("train", 12, 5), sampled("test", 8, 5)])
+    kept, notices = with_enough_images(pairs, (4, 10, "all"))
+    assert [pair.train.fingerprint for pair in kept] == ["train 12 0"]
+    assert "fewer than 10 images" in notices[0]
+    assert with_enough_images(pairs, (8,)) == (pairs, [])
+    assert with_enough_images(pairs, ("all",)) == (pairs, [])
+    assert with_enough_images(pairs, (13,)) == (pairs, [])  # the fit says what is missing
+
+
+def test_val_is_tested_on_where_there_is_no_test_and_left_for_choices_where_there_is():
+    train, val, test = (make_cache(split=split) for split in ("train", "val", "test"))
+    (pair,), notices = pair_caches([val, train])
+    assert (pair.train, pair.test, notices) == (train, val, [])
+    assert pair.data_name == "farm (val)"
+    (result, *_) = evaluate(pair, Settings(C=1.0, per_class=(5,), repeats=1))
+    assert result.data == "farm (val)"
+    assert "tested on the split val" in result.notes
+    (pair,), notices = pair_caches([val, test, train])
+    assert (pair.train, pair.test, pair.data_name) == (train, test, "farm")
+    assert "val" in notices[0]
+    assert "left for choices" in notices[0]
+    (pair,), _ = pair_caches([val, test, train], "validation")
+    assert (pair.train, pair.test) == (train, val)
+
+
+@pytest.mark.parametrize(
+    ("splits", "test_split", "why"),
+    [
+        (["train"], None, "no split to test on, but train.*--test-folder.*--data.*--holdout"),
+        (["val"], None, "no split train to fit on, but val"),
+        (["test", "val"], None, "no split train"),
+        (["train", "val"], "test", "no split test to test on, but train, val"),
+        (["all"], "val", "no splits to test on"),
+    ],
+)
+def test_what_is_missing_is_said_with_what_to_do(splits, test_split, why):
+    pairs, notices = pair_caches([make_cache(split=split) for split in splits], test_split)
+    assert pairs == []
+    assert len(notices) == len(splits)
+    assert re.search(why, notices[0])
+
+
+def test_only_test_and_val_can_be_tested_on():
+    with pytest.raises(UsageError, match="tested on test or on val"):
+        pair_caches([make_cache()], "train")
+    with pytest.raises(UsageError, match="tset.*test"):
+        pair_caches([make_cache()], "tset")
+
+
+def extracted(train, test, made=("train", "test")):
+    """Caches of a run over images that are called by two words."""
+    contents = {"train": train, "test": test}
+    splits = {name: {"content": contents[name], "n_images": 9} for name in made}
+    caches = {}
+    for name in made:
+        identity = {"source": {"content": contents[name]}, "weights": "w", "schema": 1}
+        caches[name] = make_cache(split=name, identity=identity, splits=splits, created="today")
+        caches[name].fingerprint = contents[name]
+    return caches
+
+
+OLD = {name: make_cache(split=name) for name in ("train", "test")}
+
+
+@pytest.mark.parametrize(
+    ("caches", "is_told"),
+    [
+        (extracted("t", "e"), False),
+        (extracted("t", "e") | extracted("T", "E", ["train"]), True),  # in the middle of a run
+        ({**extracted("t", "e"), "train": extracted("T", "E")["train"]}, True),
+        ({**extracted("t", "e"), "test": extracted("T", "E")["test"]}, True),
+        ({**extracted("t", "e"), "train": extracted("T", "e")["train"]}, False),  # new train images
+        ({**extracted("t", "e"), "test": extracted("t", "E")["test"]}, False),
+        ({"train": extracted("t", "e")["train"], "test": OLD["test"]}, True),
+        ({"train": OLD["train"], "test": extracted("t", "e")["test"]}, True),
+        (OLD, False),  # of a version that recorded nothing
+        (extracted("t", "e", ["train"]) | extracted("t", "e", ["test"]), False),
+    ],
+)
+def test_caches_of_two_states_of_the_data_are_told(caches, is_told):
+    (pair,), _ = pair_caches(caches.values())
+    assert bool(pair.notices) == is_told
+    if is_told:
+        assert "not of one state of the data" in pair.notices[0]
+        assert "9 images of" in pair.notices[0]
+        result = evaluate(pair, Settings(C=1.0, per_class=(5,), repeats=1))[0]
+        assert pair.notices[0] in result.notes
 
 
 def test_a_cache_without_splits_holds_test_rows_out():
@@ -42,9 +172,10 @@ def test_a_cache_without_splits_holds_test_rows_out():
 
 
 def test_other_splits_are_not_used():
-    pairs, notices = pair_caches([make_cache(split="val")])
-    assert pairs == []
-    assert "split 'val' is not used" in notices[0]
+    caches = [make_cache(split=split) for split in ("train", "test", "unlabeled")]
+    pairs, notices = pair_caches(caches)
+    assert len(pairs) == 1
+    assert "split 'unlabeled' is not used" in notices[0]
 
 
 def test_partners_that_cannot_be_compared():
