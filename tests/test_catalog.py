@@ -43,6 +43,15 @@ def test_a_cache_is_found_by_backbone_and_split_and_by_path(tmp_path):
         assert cache.class_names == ["cat", "dog"]
 
 
+def test_a_split_is_known_by_every_word_for_it(tmp_path):
+    path = make_cache(tmp_path, "a", split="val")
+    for word in ("val", "validation", "valid", "dev", "Validation"):
+        with load("vgg16", split=word, folder=tmp_path) as cache:
+            assert cache.path == path
+    with pytest.raises(UsageError, match="unknown split 'vla'"):
+        load("vgg16", split="vla", folder=tmp_path)
+
+
 def test_several_that_fit_are_an_error_that_says_what_to_add(tmp_path):
     make_cache(tmp_path, "a")
     make_cache(tmp_path, "b", layer="features.16")

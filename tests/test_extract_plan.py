@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
@@ -9,11 +12,15 @@ import torch
 from PIL import Image
 
 import featx
+from featx.catalog import open_complete
 from featx.cli import main
 from featx.errors import UsageError
+from featx.evaluate import pair_caches
 from featx.extract import Plan, run_plan
+from featx.fewshot import draw_subset
 from featx.preprocess import MISTAKES, Preprocessing
 from featx.progress import SILENT
+from featx.sources import open_data
 from featx.store import Cache
 
 BASE = {"backbone": ("squeezenet1_1",), "weights": "random:3", "workers": 0, "batch_size": 4}
@@ -207,3 +214,97 @@ def test_failed_images_are_told_although_another_layer_was_complete(photos, caps
     capsys.readouterr()
     assert main([*words, "features.5", "features.8"]) == 0
     assert "1 of 10 images could not be read" in capsys.readouterr().err
+
+
+@pytest.fixture
+def splits(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "val"):
+        make_photos(tmp_path / "photos" / split, dict.fromkeys(("cat", "dog", "eel"), (40, 40)), 9)
+    return tmp_path / "photos"
+
+
+def drawn(caches, name="dog"):
+    return [{path for path in cache.paths if f"/{name}/" in path} for cache in caches]
+
+
+def test_the_sample_of_a_class_depends_neither_on_the_others_nor_on_their_order(splits):
+    options = {"input_size": 48, "per_class": 4, "test_per_class": 3}
+    whole, *_ = run(**options)
+    assert [len(paths) for paths in drawn(whole)] == [4, 3]
+    assert drawn(run(**options, drop=("cat",))[0]) == drawn(whole)
+    assert drawn(run(**options, classes=("eel", "dog"))[0]) == drawn(whole)
+    shutil.rmtree(splits / "train" / "cat")
+    shutil.rmtree(splits / "val" / "cat")
+    assert drawn(run(**options, cache_dir="fewer")[0]) == drawn(whole)
+    assert drawn(run(**options, cache_dir="other", seed=1)[0]) != drawn(whole)
+    larger, *_ = run(input_size=48, cache_dir="larger", per_class=6)
+    assert drawn(whole)[0] < drawn(larger)[0]
+
+
+def test_samples_of_an_older_featx_are_completed_enlarged_and_repaired(splits, monkeypatch):
+    """Their records do not name a rule; it went by the numbers of classes and rows."""
+    options = {"input_size": 48, "per_class": 4, "test_per_class": 3}
+    older, *_ = run(**options, draws=1)
+    assert "draws" not in older[0].meta["request"]
+    labels = open_data("photos")["train"].labels
+    rows = np.flatnonzero(np.isin(open_data("photos")["train"].paths, older[0].paths))
+    assert np.array_equal(rows, draw_subset(labels, 4, seed=0))  # as at that time
+    assert [report.n_computed for report in run(**options)[2]] == [0, 0]
+    larger, _, reports = run(**{**options, "per_class": 6})
+    assert set(older[0].paths) < set(larger[0].paths)
+    assert reports[1].n_computed == 0
+    pairs, notices = pair_caches([*older, *larger])
+    assert (len(pairs), notices) == (2, [])
+    assert not any(pair.notices for pair in pairs)
+    other, *_ = run(**options, cache_dir="fresh")
+    assert other[0].meta["request"]["draws"] == 2
+    assert set(other[0].paths) != set(older[0].paths)
+    before, X = older[0].paths, older[0].X[:]
+    path = older[0].path
+    damage_first_block(path)
+    assert main(["repair", str(path), "-q"]) == 0
+    with Cache.open(path) as repaired:
+        assert repaired.paths == before
+        assert np.array_equal(repaired.X[:], X)
+
+
+def damage_first_block(path):
+    with h5py.File(path) as file:
+        at = file["features"].id.get_offset()
+    with path.open("r+b") as stream:
+        stream.seek(at)
+        stream.write(b"\x13\x37")
+
+
+def test_caches_record_all_splits_of_their_run(splits):
+    (train, val), *_ = run(input_size=48)
+    contents = [cache.meta["identity"]["source"] for cache in (train, val)]
+    wanted = {
+        split: {"content": source["content"], "n_images": source["n_images"]}
+        for split, source in zip(("train", "val"), contents, strict=True)
+    }
+    assert train.meta["splits"] == val.meta["splits"] == wanted
+
+
+def test_a_new_train_cache_beside_an_old_one_of_val_is_told(splits):
+    """As when  extract --overwrite  is stopped between the splits of changed data."""
+    run(input_size=48)
+    (splits / "val" / "dog" / "0.png").rename(splits / "train" / "dog" / "moved.png")
+    (train, val), *_ = run(input_size=48, cache_dir="after")
+    shutil.copy(train.path, Path("cache") / train.path.name)
+    caches, _ = open_complete("cache")
+    (pair,), _ = pair_caches(caches)
+    assert "27 of val" in pair.notices[0]
+    assert "26 images of val" in pair.notices[0]
+    (pair,), _ = pair_caches([train, val])
+    assert pair.notices == ()
+
+
+def test_what_fit_will_do_is_said_before_the_extraction(splits, capsys):
+    words = ["extract", "--backbone", BASE["backbone"][0], "--weights", BASE["weights"]]
+    words += ["--data", "photos", "--input-size", "48", "-j", "0", "--per-class", "5"]
+    assert main(words) == 0
+    said = capsys.readouterr().err
+    assert "tests on val, since there is no split test" in said
+    assert said.index("tests on val") < said.index("preprocessing:")

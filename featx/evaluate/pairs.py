@@ -332,7 +332,7 @@ def _why_not_one_source(train: CacheLike, test: CacheLike) -> str | None:
         f"{len(train.y):,} images of {train.meta['split']}, {len(test.y):,} of {test.meta['split']}"
     )
     return (
-        f"train and test are not of one state of the data ({'; '.join(told)}; here are {here}): "
+        f"train and test are not of one state of the data ({', '.join(told)}, here are {here}): "
         "extract both again (featx extract --overwrite)"
     )
 

@@ -175,3 +175,29 @@ def test_leaks_are_sought_across_data_sets():
     results, text = run(pair, on_leak="drop")
     assert "3 of 45 test images have a twin among the 60 training images: 1 same file" in text
     assert not {6, 7, 9} & set(results[0].detail["train_rows"])
+
+
+def test_a_class_without_an_image_on_one_side_is_left_out():
+    test = zoo()
+    test.y[test.y == 0] = -1  # bees
+    (pair,), _ = cross_pairs([farm(), test], "farm", "zoo", EVERYTHING)
+    assert pair.train.class_names == ["ant", "cow"]
+    assert pair.notices == ("2 shared classes, left out: bee (only in farm)",)
+    (result,), _ = run(pair)
+    assert (result.n_train, result.n_test) == (40, 30)
+    train = farm()
+    train.status[train.y == 2] = 2
+    (pair,), _ = cross_pairs([train, zoo()], "farm", "zoo", EVERYTHING)
+    assert pair.notices == ("2 shared classes, left out: cow (only in zoo)",)
+
+
+def test_the_other_data_are_tested_on_val_where_there_is_no_test_or_it_is_asked_for():
+    (pair,), _ = cross_pairs([farm(), zoo("val")], "farm", "zoo", EVERYTHING)
+    assert pair.data_name == "farm -> zoo (val)"
+    both = [farm(), zoo("val"), zoo("test")]
+    (pair,), _ = cross_pairs(both, "farm", "zoo", EVERYTHING)
+    assert (pair.tested, pair.data_name) == ("test", "farm -> zoo")
+    (pair,), _ = cross_pairs(both, "farm", "zoo", EVERYTHING, "dev")
+    assert pair.tested == "val"
+    with pytest.raises(ProtocolError, match="no finished cache of 'zoo', split 'val'"):
+        cross_pairs([farm(), zoo("test")], "farm", "zoo", EVERYTHING, "val")

@@ -308,3 +308,20 @@ def test_normalisation_and_size_are_as_asked(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_told(tmp_path: Path, options: dict[str, Any], told: str) -> None:
     with pytest.raises(UsageError, match=told):
         run(plan(tmp_path, **options))
+
+
+def test_val_is_tested_on_where_there_is_no_test_or_it_is_asked_for(tmp_path: Path) -> None:
+    small: dict[str, Any] = {"per_class": (4,), "epochs": 1, "cache_per_class": None}
+    data = str(tree(tmp_path / "two", splits=("train", "val")))
+    (result,) = run(plan(tmp_path, data=data, **small))
+    assert result.fit.data == "two (val)"
+    assert "tested on the split val" in result.fit.notes
+    data = str(tree(tmp_path / "three", splits=("train", "val", "test")))
+    options: dict[str, Any] = {"data": data, **small}
+    (on_test,) = run(plan(tmp_path, **options))
+    (on_val,) = run(plan(tmp_path, **options, test_split="validation"))
+    assert (on_test.fit.data, on_val.fit.data) == ("three", "three (val)")
+    images = [fit.detail["test_images_sha256"] for fit in (on_test.fit, on_val.fit)]
+    assert images[0] != images[1]
+    with pytest.raises(ProtocolError, match="two: there is no split test"):
+        run(plan(tmp_path, data=str(tmp_path / "two"), **small, test_split="test"))
