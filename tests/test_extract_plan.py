@@ -284,7 +284,15 @@ def test_caches_record_all_splits_of_their_run(splits):
         split: {"content": source["content"], "n_images": source["n_images"]}
         for split, source in zip(("train", "val"), contents, strict=True)
     }
+    names = {split: source.names_id() for split, source in open_data("photos").items()}
+    for split, listed in names.items():
+        wanted[split]["listed"] = listed
     assert train.meta["splits"] == val.meta["splits"] == wanted
+    (alone,), *_ = run(input_size=48, split=("val",), cache_dir="alone")
+    assert alone.meta["splits"] == {
+        "train": {"listed": names["train"], "n_images": 27},
+        "val": wanted["val"],
+    }
 
 
 def test_a_new_train_cache_beside_an_old_one_of_val_is_told(splits):
@@ -296,7 +304,7 @@ def test_a_new_train_cache_beside_an_old_one_of_val_is_told(splits):
     caches, _ = open_complete("cache")
     (pair,), _ = pair_caches(caches)
     assert "27 of val" in pair.notices[0]
-    assert "26 images of val" in pair.notices[0]
+    assert "beside 26 images of val" in pair.notices[0]
     (pair,), _ = pair_caches([train, val])
     assert pair.notices == ()
 

@@ -312,35 +312,38 @@ def _checked(train: CacheLike, test: CacheLike) -> Pair:
 def _why_not_one_source(train: CacheLike, test: CacheLike) -> str | None:
     """Say so where the data changed between the runs that made two caches.
 
-    A cache records the contents of all splits of its run. One that was reused is known by the
-    record of the later run, or the earlier one; older caches have no such record.
+    It is enough if one of the two runs saw the other split as it is here: a cache is reused where
+    its split did not change. Caches of older versions do not say what their runs saw.
     """
-    agreed = [
-        wanted["content"] == other.meta["identity"].get("source", {}).get("content")
-        for one, other in ((train, test), (test, train))
-        if (wanted := _beside(one, str(other.meta["split"])))
-    ]
-    if any(agreed) or not agreed:
+    seen = [_has_seen(*couple) for couple in ((train, test), (test, train))]
+    if True in seen or False not in seen:
         return None
     told = [
-        f"{Path(cache.path).name} of {cache.meta.get('created')}, made beside "
-        f"{_beside(cache, other)['n_images']:,} images of {other}"
-        for cache, other in ((train, str(test.meta["split"])), (test, str(train.meta["split"])))
-        if _beside(cache, other)
+        f"{Path(one.path).name} of {one.meta.get('created')} beside "
+        f"{_seen(one, other).get('n_images')} images of {other.meta['split']}"
+        for one, other in ((train, test), (test, train))
+        if _seen(one, other)
     ]
-    here = (
-        f"{len(train.y):,} images of {train.meta['split']}, {len(test.y):,} of {test.meta['split']}"
-    )
+    here = f"{len(train.y)} of {train.meta['split']}, {len(test.y)} of {test.meta['split']}"
     return (
-        f"train and test are not of one state of the data ({', '.join(told)}, here are {here}): "
+        f"train and test are not of one state of the data (made: {', '.join(told)}, here: {here}): "
         "extract both again (featx extract --overwrite)"
     )
 
 
-def _beside(cache: CacheLike, split: str) -> Mapping[str, Any]:
-    """Give what a cache records of another split of its run; nothing where it does not."""
-    found = (cache.meta.get("splits") or {}).get(split)
-    return found if isinstance(found, Mapping) and "content" in found else {}
+def _has_seen(one: CacheLike, other: CacheLike) -> bool | None:
+    """Whether the run that made a cache saw the other's images; None where it does not say."""
+    seen, own = _seen(one, other), _seen(other, other)
+    if "content" in seen:
+        return bool(seen["content"] == other.meta["identity"].get("source", {}).get("content"))
+    # It saw the names of the images alone, with  --split.
+    return seen["listed"] == own["listed"] if "listed" in seen and "listed" in own else None
+
+
+def _seen(one: CacheLike, other: CacheLike) -> Mapping[str, Any]:
+    """Give what a cache records of another's split."""
+    found = (one.meta.get("splits") or {}).get(str(other.meta["split"]))
+    return found if isinstance(found, Mapping) else {}
 
 
 def _where(cache: CacheLike) -> str:

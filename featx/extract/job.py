@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featx.errors import BackboneError, UsageError
-from featx.extract.plan import NATIVE, Plan, open_sources
+from featx.extract.plan import NATIVE, Plan, Sources, open_sources
 from featx.progress import Reporter
 
 if TYPE_CHECKING:
@@ -81,9 +81,7 @@ def run_plan(
     return reports
 
 
-def prepare(
-    plan: Plan, reporter: Reporter, sources: Callable[[], list[Source]] | None = None
-) -> Job:
+def prepare(plan: Plan, reporter: Reporter, sources: Callable[[], Sources] | None = None) -> Job:
     """Check the names of a plan, and open its data and its device.
 
     Parameters
@@ -135,7 +133,7 @@ def prepare(
 class _Splits:
     """The splits of a run, hashed together before the first image of any is extracted."""
 
-    sources: list[Source]
+    sources: Sources
     reporter: Reporter
 
     @cached_property
@@ -146,13 +144,11 @@ class _Splits:
     @cached_property
     def record(self) -> dict[str, Any]:
         """What a cache says of all splits of the run that made it."""
-        return {
-            source.split: {
-                "content": source.content_id(self.digests[source.split]),
-                "n_images": len(source),
-            }
-            for source in self.sources
-        }
+        record = {split: dict(known) for split, known in self.sources.listed.items()}
+        for source in self.sources:
+            content = source.content_id(self.digests[source.split])
+            record[source.split] |= {"n_images": len(source), "content": content}
+        return record
 
 
 @dataclass(frozen=True)

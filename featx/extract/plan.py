@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from featx.extract.settings import Sample
     from featx.sources import Source
 
-__all__ = ["NATIVE", "NOT_RECORDED", "Plan", "open_sources"]
+__all__ = ["NATIVE", "NOT_RECORDED", "Plan", "Sources", "open_sources"]
 
 NATIVE = "native"
 """An input size: that of the images themselves, which are not resized."""
@@ -207,7 +207,24 @@ class Plan:
         return values
 
 
-def open_sources(plan: Plan, reporter: Reporter) -> list[Source]:
+class Sources(list["Source"]):
+    """The splits that are extracted.
+
+    Parameters
+    ----------
+    chosen : iterable of Source
+        Restricted to the sample.
+    listed : mapping
+        Number and `Source.names_id` of the images of every split that the data have, whether it
+        is extracted or not.
+    """
+
+    def __init__(self, chosen: Iterable[Source], listed: Mapping[str, Mapping[str, Any]]) -> None:
+        super().__init__(chosen)
+        self.listed = listed
+
+
+def open_sources(plan: Plan, reporter: Reporter) -> Sources:
     """Open the splits of a plan, restricted to its sample.
 
     Parameters
@@ -219,7 +236,7 @@ def open_sources(plan: Plan, reporter: Reporter) -> list[Source]:
 
     Returns
     -------
-    list of Source
+    Sources
         One a split.
 
     Raises
@@ -235,7 +252,11 @@ def open_sources(plan: Plan, reporter: Reporter) -> list[Source]:
     splits = _chosen(opened, plan)
     if not plan.split:
         reporter.say(describe_choice(opened))
-    return [take_sample(source, plan.sample) for source in splits.values()]
+    listed = {
+        name: {"n_images": len(source), "listed": source.names_id()}
+        for name, source in opened.items()
+    }
+    return Sources([take_sample(source, plan.sample) for source in splits.values()], listed)
 
 
 def _chosen(splits: Mapping[str, Source], plan: Plan) -> dict[str, Source]:

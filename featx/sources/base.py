@@ -292,6 +292,14 @@ class Source(ABC):
             digests = self.image_digests(reporter=reporter)
         return content_of(map(bytes, digests), map(self._class_name, range(len(self))))
 
+    def names_id(self) -> str:
+        """Hash the paths of the images and the names of their classes; nothing is read."""
+        names = (_encode(self._class_name(row)) for row in range(len(self)))
+        state = hashlib.sha256(b"featx names 1\n")
+        for path, class_name in sorted(zip(map(_encode, self.paths), names, strict=True)):
+            state.update(b"%d %b %d %b " % (len(path), path, len(class_name), class_name))
+        return state.hexdigest()
+
     def require_unchanged(self, start: int, found: np.ndarray, wanted: np.ndarray) -> None:
         """Refuse what was read from row `start` on, if its digests are not those of before."""
         changed = (found != wanted[start : start + len(found)]).any(axis=1)

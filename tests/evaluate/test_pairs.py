@@ -121,7 +121,9 @@ def test_only_test_and_val_can_be_tested_on():
 def extracted(train, test, made=("train", "test")):
     """Caches of a run over images that are called by two words."""
     contents = {"train": train, "test": test}
-    splits = {name: {"content": contents[name], "n_images": 9} for name in made}
+    splits = {name: {"listed": f"names of {contents[name]}", "n_images": 9} for name in contents}
+    for name in made:
+        splits[name]["content"] = contents[name]
     caches = {}
     for name in made:
         identity = {"source": {"content": contents[name]}, "weights": "w", "schema": 1}
@@ -146,6 +148,9 @@ OLD = {name: make_cache(split=name) for name in ("train", "test")}
         ({"train": OLD["train"], "test": extracted("t", "e")["test"]}, True),
         (OLD, False),  # of a version that recorded nothing
         (extracted("t", "e", ["train"]) | extracted("t", "e", ["test"]), False),
+        (extracted("T", "E", ["train"]) | extracted("t", "e", ["test"]), True),
+        ({**extracted("t", "e"), **extracted("T", "e", ["train"])}, False),  # --split train
+        ({**extracted("t", "e"), **extracted("T", "E", ["train"])}, True),
     ],
 )
 def test_caches_of_two_states_of_the_data_are_told(caches, is_told):
@@ -153,7 +158,7 @@ def test_caches_of_two_states_of_the_data_are_told(caches, is_told):
     assert bool(pair.notices) == is_told
     if is_told:
         assert "not of one state of the data" in pair.notices[0]
-        assert "9 images of" in pair.notices[0]
+        assert "beside 9 images of" in pair.notices[0]
         result = evaluate(pair, Settings(C=1.0, per_class=(5,), repeats=1))[0]
         assert pair.notices[0] in result.notes
 
