@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,7 @@ class Pair:
     @property
     def tested(self) -> str:
         """Split that is tested on; ``all`` where rows are held out."""
-        return str(self.test.meta["split"])
+        return str(self.test.meta.get("split", "test"))
 
     def usable(self, cache: CacheLike) -> NDArray[np.bool_]:
         """Rows with features and a known label, shape (N,)."""
@@ -208,20 +209,19 @@ def with_enough_images(
     Returns
     -------
     pairs : list of Pair
-        All of them where none is large enough: the fit then says what is missing.
+        The largest where none is large enough: the fit then says what is missing.
     notices : list of str
         One line for each that was left out.
     """
     most = max((k for k in per_class if isinstance(k, int)), default=0)
-    large: list[Pair] = []
-    small: list[Pair] = []
-    for pair in pairs:
-        n, _ = _part(pair.train.meta, str(pair.train.meta["split"]))
-        (large if n is None or n >= most else small).append(pair)
-    if not large:
-        return small, []
+    sizes = [_part(pair.train.meta, str(pair.train.meta["split"]))[0] or math.inf for pair in pairs]
+    enough = min(most, max(sizes, default=0))
     few = f"left out, it has fewer than {most} images a class"
-    return large, [f"{_where(pair.train)}: {few}" for pair in small]
+    both = list(zip(pairs, sizes, strict=True))
+    return (
+        [pair for pair, size in both if size >= enough],
+        [f"{_where(pair.train)}: {few}" for pair, size in both if size < enough],
+    )
 
 
 def _pair_splits(

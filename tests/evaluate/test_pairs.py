@@ -75,7 +75,9 @@ def test_a_sample_that_is_too_small_is_left_out_where_another_is_not():
     assert "fewer than 10 images" in notices[0]
     assert with_enough_images(pairs, (8,)) == (pairs, [])
     assert with_enough_images(pairs, ("all",)) == (pairs, [])
-    assert with_enough_images(pairs, (13,)) == (pairs, [])  # the fit says what is missing
+    ((largest,), _) = with_enough_images(pairs, (13,))  # the fit says what is missing
+    assert largest.train.fingerprint == "train 12 0"
+    assert with_enough_images([], (13,)) == ([], [])
 
 
 def test_val_is_tested_on_where_there_is_no_test_and_left_for_choices_where_there_is():

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from featx.errors import FeatxError, ProtocolError, UsageError
+from featx.sources import open_data
 from featx.sources.splits import choose_splits, describe_choice, read_split
 
 
@@ -60,3 +64,13 @@ def test_words_for_splits() -> None:
     words = ("train", "Training", "valid", "dev", "TEST", "eval", "all", "unlabelled")
     splits = ["train", "train", "val", "val", "test", "test", "all", "unlabeled"]
     assert [read_split(word) for word in words] == splits
+
+
+def test_names_of_images_are_the_same_in_any_order_and_others_where_one_is_moved() -> None:
+    source = open_data("digits")["test"]
+    shuffled = source.take(np.random.default_rng(0).permutation(len(source)))
+    assert shuffled.names_id() == source.names_id()
+    assert source.take(np.arange(1, len(source))).names_id() != source.names_id()
+    labels = source.labels.copy()
+    labels[3] = (labels[3] + 1) % 10
+    assert replace(source, labels=labels).names_id() != source.names_id()

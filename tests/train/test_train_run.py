@@ -325,3 +325,17 @@ def test_val_is_tested_on_where_there_is_no_test_or_it_is_asked_for(tmp_path: Pa
     assert images[0] != images[1]
     with pytest.raises(ProtocolError, match="two: there is no split test"):
         run(plan(tmp_path, data=str(tmp_path / "two"), **small, test_split="test"))
+
+
+def test_a_tested_class_without_a_training_image_is_refused(tmp_path: Path) -> None:
+    data = tree(tmp_path / "data")
+    shutil.copytree(data / "test" / "class1", data / "test" / "class2")
+    (data / "train" / "class2").mkdir()
+    (data / "train" / "class2" / "0.png").write_bytes(b"cut off")
+    small: dict[str, Any] = {"data": str(data), "epochs": 1, "cache_per_class": None}
+    for per_class in (("all",), (4,)):
+        with pytest.raises(ProtocolError, match=r"no usable training image.*--drop class2"):
+            run(plan(tmp_path, **small, test_per_class=None, per_class=per_class))
+    asked = plan(tmp_path, **small, test_per_class=None, per_class=("all",), drop=("class2",))
+    (result,) = run(asked)
+    assert result.fit.n_test == 16
