@@ -253,13 +253,13 @@ def _pair_splits(
 def _point(cache: CacheLike) -> str:
     """Everything that partners share: data, classes, and how features were made."""
     identity = {k: v for k, v in cache.meta["identity"].items() if k != "source"}
-    classes = (cache.meta.get("sample") or {}).get("classes")
+    classes = _record(cache.meta, "sample").get("classes")
     return fingerprint({"data": cache.meta["data"], "classes": classes, "identity": identity})
 
 
 def _part(meta: Mapping[str, Any], split: str) -> tuple[int | None, int | None]:
     """Give the images a class and the seed that the run which made a cache took of a split."""
-    sample = meta.get("sample") or {}
+    sample = _record(meta, "sample")
     n = sample.get("per_class" if split in ("train", "all") else "test_per_class")
     return n, None if n is None else sample.get("seed")
 
@@ -342,7 +342,12 @@ def _has_seen(one: CacheLike, other: CacheLike) -> bool | None:
 
 def _seen(one: CacheLike, other: CacheLike) -> Mapping[str, Any]:
     """Give what a cache records of another's split."""
-    found = (one.meta.get("splits") or {}).get(str(other.meta["split"]))
+    return _record(_record(one.meta, "splits"), str(other.meta["split"]))
+
+
+def _record(meta: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Give what is recorded under a name; nothing where another program wrote something else."""
+    found = meta.get(name)
     return found if isinstance(found, Mapping) else {}
 
 

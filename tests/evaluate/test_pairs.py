@@ -207,3 +207,11 @@ def test_two_candidates_are_an_error_and_one_file_twice_is_not():
     with pytest.raises(ProtocolError, match="two caches are the train split"):
         pair_caches([first, second, make_cache(split="test")])
     assert len(pair_caches([first, first, make_cache(split="test")])[0]) == 1
+
+
+@pytest.mark.parametrize("odd", ["a tenth", 3, [1], {"test": 5}])
+def test_records_of_other_programs_do_not_end_the_search(odd):
+    caches = [make_cache(split=split, sample=odd, splits=odd) for split in ("train", "test")]
+    pairs, notices = pair_caches(caches)
+    assert (len(pairs), notices) == (1, [])
+    assert pairs[0].notices == ()
