@@ -11,11 +11,12 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from featx.errors import UsageError, unknown_name
 
-__all__ = ["Configurable", "setting", "settings_of", "words_of"]
+__all__ = ["Configurable", "check_number", "parse", "setting", "settings_of", "words_of"]
 
 _RULE = "featx.configurable"
 _KINDS = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
@@ -170,6 +171,26 @@ def parse(head: object, words: Sequence[str]) -> dict[str, Any]:
             raise UsageError(f"{getattr(head, 'name', head)} has no settings: leave {key} out")
         values[key] = head.read(key, text)
     return values
+
+
+def check_number(name: str, value: object, interval: str, *, is_whole: bool = False) -> None:
+    """Raise a `UsageError` for what is no number, or lies outside an interval such as "(0, inf)".
+
+    NaN lies outside every interval, and infinity is no number to give.
+    """
+    kind = Integral if is_whole else Real
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise UsageError(f"{name} is {value!r}: it must be {_KINDS[int if is_whole else float]}")
+    if not _is_within(value, interval):  # type: ignore[arg-type]
+        raise UsageError(f"{name} is {value}: it must be {_in_words(interval)}")
+
+
+def _in_words(interval: str) -> str:
+    low, high = interval[1:-1].split(", ")
+    least = f"above {low}" if interval[0] == "(" else f"{low} or more"
+    if high == "inf":
+        return f"{least}, and finite" if interval[0] == "(" else least
+    return f"{least}, and {'below' if interval[-1] == ')' else 'at most'} {high}"
 
 
 def _rules(owner: Any) -> dict[str, _Rule]:

@@ -22,6 +22,7 @@ __all__ = [
     "CacheMismatchError",
     "CodeError",
     "FeatxError",
+    "FitError",
     "ImageError",
     "MissingExtraError",
     "ModelError",
@@ -124,6 +125,10 @@ class ModelError(FeatxError):
 
 class ProtocolError(FeatxError):
     """A few-shot question that the data cannot answer honestly."""
+
+
+class FitError(ProtocolError):
+    """One fit that fails; the text is the reason for its row, and other fits go on."""
 
 
 class MissingExtraError(FeatxError):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from featx.stops import check
+
 __all__ = ["SILENT", "Bar", "Reporter"]
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -55,7 +57,7 @@ class Bar:
         return self
 
     def update(self, n: int = 1, note: str = "") -> None:
-        """Count `n` more units as done.
+        """Count `n` more units as done; a stop that somebody swallowed ends the work here.
 
         Parameters
         ----------
@@ -64,6 +66,7 @@ class Bar:
         note : str, optional
             A short text shown beside the rate.
         """
+        check()
         self.done += n
         self._note = note or self._note
         if self._tqdm is not None:

@@ -8,6 +8,7 @@ import click
 
 from featx.cli.options import cache_option, common_options
 from featx.progress import Reporter
+from featx.stops import check
 
 __all__ = ["command"]
 
@@ -97,9 +98,8 @@ def _may(is_sure: bool, question: str) -> bool:
         return True
     try:
         is_sure = click.confirm(question)
-    except click.Abort as error:
-        if isinstance(error.__cause__, KeyboardInterrupt):
-            raise
+    except click.Abort:
+        check()
         click.echo("")  # the standard input ended: that is no answer
     if not is_sure:
         click.echo("nothing was removed (--yes does not ask)")

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import importlib
+import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
+from threading import current_thread, main_thread
 from types import FrameType
+from typing import Any
 
 import click
 
 from featx import __version__
 from featx.errors import FeatxError
+from featx.stops import NUMBERS, heard
 
 __all__ = ["cli", "main"]
 
@@ -40,8 +46,16 @@ _COMMANDS = {
 }
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, handled as Ctrl-C but for its exit code."""
+_WORDS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "hung up"}
+_SECONDS_OF_ONE_STOP = 1.0  # timeout(1) and others send the same signal twice
+
+
+class _Stop(KeyboardInterrupt):
+    """A signal that ends the command."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 class _Lazy(click.Group):
@@ -88,12 +102,26 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated.
+        0 done, 1 failed, 2 wrong usage; stopped by a signal: 128 and its number, which is 130
+        for Ctrl-C and 143 for SIGTERM.
     """
     words = list(sys.argv[1:] if args is None else args)
-    previous = signal.signal(signal.SIGTERM, _terminate)
+    stops = _Stops(words)
     try:
-        return _run(words)
+        try:
+            stops.take()
+            return _answer(words)
+        except KeyboardInterrupt as stop:
+            return stops.tell(getattr(stop, "number", signal.SIGINT))
+    finally:
+        # A program is over here: a signal that comes now ends it without another word.
+        stops.give_back(signal.SIG_DFL if args is None else None)
+
+
+def _answer(words: list[str]) -> int:
+    try:
+        with heard():
+            return _run(words)
     except FeatxError as error:
         if "--debug" in words:
             raise
@@ -104,17 +132,51 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         _print_error(error)
         return 1
-    except KeyboardInterrupt as stop:
-        command = shlex.join(["featx", *words])
-        is_terminated = isinstance(stop, _Terminated)
-        print(
-            f"{'terminated' if is_terminated else 'interrupted'}; what was done is kept, "
-            f"go on with:  {command}",
-            file=sys.stderr,
-        )
-        return 143 if is_terminated else 130
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+
+
+class _Stops:
+    """The signals that end a command, but for those that are ignored or handled already."""
+
+    def __init__(self, words: list[str]) -> None:
+        self.command = shlex.join(["featx", *words])
+        self.first = 0.0
+        self.taken: dict[int, Any] = {}
+
+    def take(self) -> None:
+        """Handle the signals; only the main thread can."""
+        for number in NUMBERS if current_thread() is main_thread() else ():
+            previous = signal.getsignal(number)
+            if previous in (signal.SIG_DFL, signal.default_int_handler):
+                self.taken[number] = previous
+                signal.signal(number, self._stop)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        now = time.monotonic()
+        if not self.first:
+            self.first = now
+            raise _Stop(number)
+        if now - self.first > _SECONDS_OF_ONE_STOP:
+            # Asked again: what was written is good whenever the process ends. No print: the
+            # signal may have come in the middle of one.
+            with suppress(OSError):
+                os.write(2, f"{self._text(number)}\n".encode(errors="surrogateescape"))
+            os._exit(128 + number)
+
+    def tell(self, number: int) -> int:
+        """Say how to go on, and give the exit code."""
+        with suppress(OSError):  # a terminal that was closed
+            print(self._text(number), file=sys.stderr, flush=True)
+        return 128 + number
+
+    def _text(self, number: int) -> str:
+        word = _WORDS[signal.Signals(number).name]
+        return f"{word}; what was done is kept, go on with:  {self.command}"
+
+    def give_back(self, handler: Any) -> None:
+        """Let somebody else handle the signals: who did before, by default."""
+        for number, previous in self.taken.items():
+            signal.signal(number, previous if handler is None else handler)
 
 
 def _run(words: list[str]) -> int:
@@ -129,10 +191,8 @@ def _run(words: list[str]) -> int:
                 hint = f" (see {error.ctx.command_path} --help)"
             print(f"featx: {error.format_message()}{hint}", file=sys.stderr)
         return error.exit_code
-    except click.Abort as error:
-        # Click's word for KeyboardInterrupt: keep which one it was.
-        stop = error.__cause__
-        raise (stop if isinstance(stop, KeyboardInterrupt) else KeyboardInterrupt()) from None
+    except click.Abort:  # click's word for any stop
+        raise KeyboardInterrupt from None
     return result if isinstance(result, int) else 0
 
 
@@ -140,10 +200,6 @@ def _print_error(error: Exception) -> None:
     print(f"featx: {error}", file=sys.stderr)
     for note in getattr(error, "__notes__", ()):
         print(f"  {note}", file=sys.stderr)
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise _Terminated
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ class ResultsFolder:
         return len(missing)
 
     def find(self, fit_id: str) -> Iterator[FitResult]:
-        """Yield the fits of a name, the latest first.
+        """Yield the fits of a name that did not fail, the latest first.
 
         Parameters
         ----------
@@ -109,7 +109,7 @@ class ResultsFolder:
         """
         for path in self._files[_FIT].get(fit_id, []):
             result = self._read(_FIT, path, partial(_named, fit_id))
-            if result is not None:
+            if result is not None and not result.error:
                 yield result
 
     def fits(self) -> Iterator[FitResult]:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from featx.evaluate.records import RecordError
 
-__all__ = ["COLUMNS", "FitResult"]
+__all__ = ["COLUMNS", "FitResult", "joined"]
+
+_BETWEEN = "; "
+
+
+def joined(notes: Iterable[str]) -> str:
+    """Write notes as one text that can be taken apart again at semicolons."""
+    return _BETWEEN.join(" ".join(note.replace(";", ",").split()) for note in notes)
 
 
 @dataclass(frozen=True)
@@ -37,16 +44,17 @@ class FitResult:
         Penalty of the raw features.
     cv_accuracy : float or None
         Best mean of the cross-validation inside the subset.
-    train_acc1 : float
+    train_acc1 : float or None
         TRAINING score: accuracy on the very rows that were fitted on. Says how closely a head
         fits its subset, and nothing about new images.
-    acc1 : float
-        Accuracy on the test rows, between 0 and 1, as all that follows.
+    acc1 : float or None
+        Accuracy on the test rows, between 0 and 1, as all that follows. None, as all measures
+        are, where the fit failed: see `error`.
     acc5 : float or None
         Share whose class is among the five largest scores; None up to five classes.
-    recall : float
+    recall : float or None
         Mean of the recall of every class: balanced accuracy.
-    macro_f1 : float
+    macro_f1 : float or None
         Mean of the F1 of every class.
     log_loss, ece : float or None
         In nats, and expected calibration error; None where the head gives no probabilities.
@@ -89,11 +97,11 @@ class FitResult:
     seed: int
     C: float | None
     cv_accuracy: float | None
-    train_acc1: float
-    acc1: float
+    train_acc1: float | None
+    acc1: float | None
     acc5: float | None
-    recall: float
-    macro_f1: float
+    recall: float | None
+    macro_f1: float | None
     log_loss: float | None
     ece: float | None
     n_train: int
@@ -111,6 +119,11 @@ class FitResult:
     # Last, so that a row torn by a crash lacks it and is recognised.
     fit_id: str
     detail: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def error(self) -> str:
+        """Why the fit failed; empty where it did not. A fit that failed answers nothing."""
+        return str(self.detail.get("error", ""))
 
     def row(self) -> dict[str, Any]:
         """Columns of the table."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import platform
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,26 +18,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.errors import FitError
 from featx.evaluate.draws import Subset, share_reads, union_of
 from featx.evaluate.leaks import Leaks
 from featx.evaluate.output import ResultsFolder
 from featx.evaluate.pairs import Pair
 from featx.evaluate.question import Question
 from featx.evaluate.reading import hold_rows, require_unseen
-from featx.evaluate.result import FitResult
+from featx.evaluate.result import FitResult, joined
 from featx.evaluate.scores import score
 from featx.evaluate.settings import Settings
 from featx.evaluate.side_by_side import in_order
-from featx.heads import Fit, FitOptions, Pool, RowSpace, find_head
+from featx.heads import Fit, FitOptions, Head, Pool, RowSpace, find_head
 from featx.heads.base import RowsView, as_stored, labels_of
+from featx.heads.boundary import fit_errors
 from featx.heads.device import AUTO, choose_device
 from featx.heads.linear import LinearHead
 from featx.heads.scaling import STANDARD, Array, Scaling
 from featx.progress import SILENT, Reporter
+from featx.stops import heard
 
 __all__ = ["evaluate"]
 
 _RECORDED_PACKAGES = ("featx", "scikit-learn", "numpy", "scipy")
+_NOT_FINITE = (
+    "its scores are not finite; take another --scale, or a C that is nearer to 1 over the mean "
+    "squared norm of the features"
+)
 _FROM_META = ("backbone", "layer", "pool", "input_size", "precision")
 
 # Heads that fit scikit-learn's iterative estimators record their warnings, and Python keeps
@@ -49,7 +57,7 @@ def evaluate(
     settings: Settings,
     *,
     reporter: Reporter = SILENT,
-    sink: Callable[[FitResult, Fit], object] | None = None,
+    sink: Callable[[FitResult, Fit | None], object] | None = None,
     on_leaks: Callable[[Leaks], object] | None = None,
     known: ResultsFolder | None = None,
 ) -> list[FitResult]:
@@ -68,35 +76,42 @@ def evaluate(
         draws that are not different.
     sink : callable, optional
         Called with each new result, and its fit, as soon as it is there, in order and in this
-        thread; not with those that were known.
+        thread; not with those that were known. The fit is None where it failed.
     on_leaks : callable, optional
         Called with what the search for leaks found, before anything is done about it.
     known : ResultsFolder, optional
         Fits that are there are not made again, and features are not read where all are. A fit is
         known by the fingerprints of the features, the subset, the test rows, the head, and its
-        settings; not by versions of packages.
+        settings; not by versions of packages. One that failed is made again.
 
     Returns
     -------
     list of FitResult
-        By draw, then by size, then by head.
+        By draw, then by size, then by head. A fit that fails has its reason as `error`, and the
+        others go on.
 
     Raises
     ------
     ProtocolError
         If a class has too few rows, a used row holds NaN or infinity, the rows do not fit
         into memory, or there are leaks and they are to be errors.
+    MemoryError, OSError
+        If the machine cannot do it now, which says nothing about the fit.
+    KeyboardInterrupt
+        If it is stopped, also where a classifier swallows that: nothing is made of the fit.
     """
-    job = _Job(Question(pair, settings, reporter, on_leaks, known), known)
-    results = []
-    with reporter.bar(job.n_fits, pair.name, "fit", initial=len(job.answered)) as bar:
-        for result, fit in job.run():
-            results.append(result)
-            if fit is None:
-                continue
-            if sink is not None:
-                sink(result, fit)
-            bar.update(1, f"{result.clf} {result.per_class}: {result.acc1:.1%}")
+    with heard():
+        job = _Job(Question(pair, settings, reporter, on_leaks, known), known)
+        results = []
+        with reporter.bar(job.n_fits, pair.name, "fit", initial=len(job.answered)) as bar:
+            for result, fit in job.run():
+                results.append(result)
+                if result.fit_id in job.answered:
+                    continue
+                if sink is not None:
+                    sink(result, fit)
+                said = "failed" if result.acc1 is None else f"{result.acc1:.1%}"
+                bar.update(1, f"{result.clf} {result.per_class}: {said}")
     return results
 
 
@@ -140,7 +155,7 @@ class _Job:
 
     def _calls(
         self, group: list[Subset], missing: list[tuple[Subset, str]]
-    ) -> list[Callable[[], tuple[FitResult, Fit]]]:
+    ) -> list[Callable[[], tuple[FitResult, Fit | None]]]:
         if not missing:
             return []
         # All rows of the group, so that a fit gives the same bits when others are known.
@@ -162,7 +177,23 @@ class _Job:
             pool.gram(Scaling(self.settings.scale))
         return pool
 
-    def _fit(self, name: str, subset: Subset, space: RowSpace) -> tuple[FitResult, Fit]:
+    def _fit(self, name: str, subset: Subset, space: RowSpace) -> tuple[FitResult, Fit | None]:
+        train, test, test_rows = self.pair.train, self.pair.test, self.question.test_rows
+        require_unseen((train.fingerprint, subset.rows), (test.fingerprint, test_rows))
+        head = find_head(name, self.settings.allow_code)
+        started = time.perf_counter()
+        try:
+            with fit_errors(name):
+                timed = self._timed(head, subset, space)
+                if not np.isfinite(timed.decisions).all():
+                    raise FitError(_NOT_FINITE)
+                measures = self._measures(timed)
+        except FitError as error:
+            seconds = time.perf_counter() - started
+            return self._result(name, subset, _failure(name, error, seconds)), None
+        return self._result(name, subset, measures), timed.fit
+
+    def _timed(self, head: Head, subset: Subset, space: RowSpace) -> _Timed:
         groups = None if self.pair.groups is None else self.pair.groups.train[subset.rows]
         options = FitOptions(
             self.settings.C,
@@ -172,10 +203,7 @@ class _Job:
             self.settings.scale,
             self.settings.class_weight,
         )
-        train, test, test_rows = self.pair.train, self.pair.test, self.question.test_rows
-        require_unseen((train.fingerprint, subset.rows), (test.fingerprint, test_rows))
-        head = find_head(name, self.settings.allow_code)
-        labels = np.asarray(train.y)[subset.rows]
+        labels = np.asarray(self.pair.train.y)[subset.rows]
         with nullcontext() if isinstance(head, LinearHead) else _one_at_a_time:
             started = time.perf_counter()
             fit = head.fit(space, labels, options)
@@ -183,13 +211,32 @@ class _Job:
         train_acc1 = np.mean(_fitted_labels(fit, space) == labels)
         started = time.perf_counter()
         decisions = fit.model.decision_function(self.test)
-        predict_seconds = time.perf_counter() - started
-        timed = _Timed(fit, float(train_acc1), decisions, fit_seconds, predict_seconds)
-        return self._result(name, subset, timed), fit
+        return _Timed(fit, float(train_acc1), decisions, fit_seconds, time.perf_counter() - started)
 
-    def _result(self, name: str, subset: Subset, timed: _Timed) -> FitResult:
-        fit, train, question = timed.fit, self.pair.train, self.question
-        scores = score(question.truth, timed.decisions, fit.model, train.class_names)
+    def _measures(self, timed: _Timed) -> dict[str, Any]:
+        """What came of a fit, by the fields of a result."""
+        fit, names = timed.fit, self.pair.train.class_names
+        scores = score(self.question.truth, timed.decisions, fit.model, names)
+        return {
+            "C": fit.C,
+            "cv_accuracy": max(fit.cv.mean) if fit.cv else None,
+            "train_acc1": timed.train_acc1,
+            **scores.columns,
+            "fit_seconds": timed.fit_seconds,
+            "predict_seconds": timed.predict_seconds,
+            "n_iter": fit.n_iter,
+            "converged": fit.converged,
+            "notes": (*fit.notes, *scores.remarks),
+            "detail": {"predictions": scores.guess.tolist(), **scores.detail, **_detail(fit)},
+        }
+
+    def _result(self, name: str, subset: Subset, measures: dict[str, Any]) -> FitResult:
+        train, question = self.pair.train, self.question
+        detail = measures["detail"] | question.record(subset) | {"versions": _versions()}
+        own = {
+            "notes": joined([*question.remarks, *measures["notes"]]),
+            "detail": detail,
+        }
         return FitResult(
             data=self.pair.data_name,
             weights=str(train.meta.get("weights", {}).get("label", "")),
@@ -201,30 +248,31 @@ class _Job:
             per_class=str(subset.per_class),
             repeat=subset.repeat,
             seed=subset.seed,
-            C=fit.C,
-            cv_accuracy=max(fit.cv.mean) if fit.cv else None,
-            train_acc1=timed.train_acc1,
-            **scores.columns,
             n_train=len(subset.rows),
             n_test=len(question.test_rows),
-            fit_seconds=timed.fit_seconds,
-            predict_seconds=timed.predict_seconds,
-            n_iter=fit.n_iter,
-            converged=fit.converged,
-            notes="; ".join([*question.remarks, *fit.notes, *scores.remarks]),
             train_fingerprint=train.fingerprint,
             test_fingerprint=self.pair.test.fingerprint,
             subset_sha256=subset.sha256,
             featx_version=version("featx"),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             fit_id=question.fit_id(name, subset),
-            detail={
-                "predictions": scores.guess.tolist(),
-                **scores.detail,
-                **question.record(subset),
-                **_detail(fit),
-            },
+            **measures | own,
         )
+
+
+def _failure(name: str, error: FitError, seconds: float) -> dict[str, Any]:
+    """Measures of a fit that failed."""
+    reason = str(error).removeprefix(f"{name} failed: ")
+    return {
+        **dict.fromkeys(("C", "cv_accuracy", "train_acc1"), None),
+        **dict.fromkeys(("acc1", "acc5", "recall", "macro_f1", "log_loss", "ece"), None),
+        "fit_seconds": seconds,
+        "predict_seconds": 0.0,
+        "n_iter": 0,
+        "converged": False,
+        "notes": (f"failed: {reason}",),
+        "detail": {"error": reason, "traceback": "".join(traceback.format_exception(error))},
+    }
 
 
 def _fitted_labels(fit: Fit, space: RowSpace) -> NDArray[np.int64]:
@@ -244,8 +292,9 @@ def _detail(fit: Fit) -> dict[str, Any]:
         }
         if fit.cv
         else None,
-        "versions": {
-            "python": platform.python_version(),
-            **{package: version(package) for package in _RECORDED_PACKAGES},
-        },
     }
+
+
+def _versions() -> dict[str, str]:
+    own = {package: version(package) for package in _RECORDED_PACKAGES}
+    return {"python": platform.python_version(), **own}

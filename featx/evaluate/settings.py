@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from featx.configurable import check_number
 from featx.errors import UsageError
-from featx.heads import find_head
+from featx.heads import canonical_name, find_head
+from featx.heads.base import LARGEST_SEED
 from featx.heads.device import AUTO
 from featx.heads.scaling import NONE, check_scale
 
@@ -25,7 +27,8 @@ class Settings:
     Parameters
     ----------
     heads : tuple of str, default=("svm",)
-        Names of heads.
+        Names of heads; settings that are the head's own anyway are taken off a name, and each
+        head comes once.
     per_class : tuple of int or "all", default=(100,)
         Labelled images of each class; ``"all"`` takes every usable one, once.
     repeats : int, default=5
@@ -85,13 +88,15 @@ class Settings:
         for k in self.per_class:
             if k != ALL and not (isinstance(k, int) and k > 0):
                 raise UsageError(f"per_class is {k!r}: give numbers above 0, or {ALL!r}")
-        for name, least in (("repeats", 1), ("seed", 0), ("folds", 2), ("holdout_seed", 0)):
-            if getattr(self, name) < least:
-                raise UsageError(f"{name} is {getattr(self, name)}: it must be {least} or more")
-        if not 0 < self.holdout < 1:
-            raise UsageError(f"holdout is {self.holdout}: it must lie between 0 and 1")
-        if self.C is not None and not self.C > 0:
-            raise UsageError(f"C is {self.C}: it must be above 0")
+        for name, least in (("repeats", 1), ("folds", 2)):
+            check_number(name, getattr(self, name), f"[{least}, inf)", is_whole=True)
+        # Draw r has the seed of the first plus r.
+        most = LARGEST_SEED + 1 - self.repeats
+        check_number("seed", self.seed, f"[0, {most}]", is_whole=True)
+        check_number("holdout_seed", self.holdout_seed, f"[0, {LARGEST_SEED}]", is_whole=True)
+        check_number("holdout", self.holdout, "(0, 1)")
+        if self.C is not None:
+            check_number("C", self.C, "(0, inf)")
         if not (self.n_jobs > 0 or self.n_jobs == -1):
             raise UsageError(f"n_jobs is {self.n_jobs}: give 1 or more, or -1 for all cores")
         check_scale(self.scale)
@@ -100,6 +105,8 @@ class Settings:
     def _check_heads(self) -> None:
         if self.class_weight not in (None, BALANCED):
             raise UsageError(f"class_weight is {self.class_weight!r}: give {BALANCED!r}, or None")
+        names = dict.fromkeys(canonical_name(name, self.allow_code) for name in self.heads)
+        object.__setattr__(self, "heads", tuple(names))
         for name in self.heads:
             # One's own classifiers are asked when they are fitted.
             has_weights = getattr(find_head(name, self.allow_code), "has_class_weight", True)

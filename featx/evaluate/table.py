@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
@@ -114,17 +115,24 @@ def _distinct(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _count_notes(frame: pd.DataFrame) -> list[str]:
-    notes = frame["notes"].fillna("").str.split("; ").explode()
-    # Numbers of iterations and the like differ from fit to fit; what they say does not.
-    heads = (
-        frame["clf"].reindex(notes.index) + ": " + notes.str.replace(r" after .*", "", regex=True)
-    )
-    counts = heads[notes != ""].value_counts(sort=False)
-    return [f"{note} ({n} of {len(frame)} fits)" for note, n in counts.items()]
+    """Each note once, with the heads that have it unless all have, and how many of their fits."""
+    n_fits, heads_with = Counter(frame["clf"]), dict[str, list[str]]()
+    for head, text in zip(frame["clf"], frame["notes"].fillna(""), strict=True):
+        # Numbers of iterations and the like differ from fit to fit; what they say does not.
+        for note in dict.fromkeys(note.partition(" after ")[0] for note in text.split("; ")):
+            heads_with.setdefault(note, []).append(head)
+    heads_with.pop("", None)
+    counted = []
+    for note, fits in heads_with.items():
+        heads = dict.fromkeys(fits)
+        whose = "" if 1 < len(heads) == len(n_fits) else f"{', '.join(heads)}: "
+        counted.append(f"{whose}{note} ({len(fits)} of {sum(n_fits[h] for h in heads)} fits)")
+    return counted
 
 
 def _line(group: pd.DataFrame) -> list[object]:
     first = group.iloc[0]
+    group = group[group["acc1"].notna()]  # one that failed is in the notes
     accuracy = group["acc1"].to_numpy(dtype=float)
     return [
         first["data"],
@@ -143,9 +151,9 @@ def _line(group: pd.DataFrame) -> list[object]:
         str(first["per_class"]),
         int(first["n_test"]),
         len(group),
-        accuracy.mean(),
+        float(group["acc1"].astype(float).mean()),
         _half_width_of_mean(accuracy),
-        _half_width_of_share(float(accuracy.mean()), int(first["n_test"])),
+        _half_width_of_share(float(group["acc1"].astype(float).mean()), int(first["n_test"])),
         float(group["C"].astype(float).median()),
         float(group["fit_seconds"].mean()),
     ]

@@ -30,6 +30,7 @@ __all__ = [
     "Pool",
     "RowSpace",
     "available_heads",
+    "canonical_name",
     "configure",
     "find_head",
     "get_head",
@@ -86,6 +87,24 @@ def find_head(name: str, allow_code: Collection[str]) -> Head:
     else:
         raise unknown_name("head", bare, available_heads(), see="featx list heads")
     return with_settings(head, parse(head, words))
+
+
+def canonical_name(name: str, allow_code: Collection[str]) -> str:
+    """Name a head one way, however its settings are typed: ``mlp(hidden=100)`` is ``mlp``.
+
+    Settings that are as they would be anyway are left out, others come in the head's order.
+    """
+    bare, words = _split(name)
+    if not words:
+        return bare
+    plain = find_head(bare, allow_code)
+    usual, values = settings_of(plain), parse(plain, words)
+    texts = {key: word for key, word in zip(values, words, strict=True)}
+    if not isinstance(plain, foreign.ForeignHead):
+        texts = {key: words_of({key: value}) for key, value in values.items()}
+    # By their texts: values of the user's own classes may be arrays.
+    kept = [texts[key] for key in usual if key in values and repr(values[key]) != repr(usual[key])]
+    return f"{bare}({' '.join(kept)})" if kept else bare
 
 
 def _split(name: str) -> tuple[str, list[str]]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
+from featx.configurable import check_number
 from featx.errors import ProtocolError
 from featx.heads.rowspace import RowSpace
 from featx.heads.scaling import NONE, UNSCALED, Array, Scaling
@@ -20,6 +21,7 @@ __all__ = [
     "Fit",
     "FitOptions",
     "Head",
+    "LARGEST_SEED",
     "LinearModel",
     "Model",
     "Rows",
@@ -35,6 +37,8 @@ __all__ = [
 _BLOCK_BYTES = 64 << 20
 SOFTMAX = "softmax"
 """The link of logits."""
+LARGEST_SEED = 2**32 - 1
+"""What scikit-learn and NumPy's older generators take."""
 
 
 class Rows(Protocol):
@@ -116,6 +120,11 @@ class FitOptions:
         Scaling of the features, fitted inside each fold: see `featx.heads.scaling.SCALES`.
     class_weight : {None, "balanced"}, default=None
         As in the scikit-learn estimator of the head.
+
+    Raises
+    ------
+    UsageError
+        If a number lies outside of what it may be.
     """
 
     C: float | None = None
@@ -124,6 +133,12 @@ class FitOptions:
     groups: NDArray[np.int64] | None = field(default=None, compare=False)
     scale: str = NONE
     class_weight: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.C is not None:
+            check_number("C", self.C, "(0, inf)")
+        check_number("folds", self.folds, "[2, inf)", is_whole=True)
+        check_number("seed", self.seed, f"[0, {LARGEST_SEED}]", is_whole=True)
 
 
 @dataclass(frozen=True)

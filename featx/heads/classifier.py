@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.errors import FeatxError
 from featx.heads import FitOptions, Head, RowSpace, get_head, with_settings
+from featx.heads.boundary import fit_errors
 
 __all__ = ["Classifier"]
 
@@ -121,7 +122,8 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         classes, codes = np.unique(y, return_inverse=True)
         if len(classes) < 2:
             raise ValueError("Classifier needs two classes or more, these rows have one class")
-        fit = _translated(head.fit, RowSpace.of(X), codes.astype(np.int64), self._options())
+        options = self._options()
+        fit = self._translated(head.fit, RowSpace.of(X), codes.astype(np.int64), options)
         self.classes_ = classes
         self.fit_ = fit
         self.model_ = fit.model
@@ -143,7 +145,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self)
         X = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
-        return np.asarray(_translated(self.model_.decision_function, X))
+        return np.asarray(self._translated(self.model_.decision_function, X))
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Labels of the largest scores.
@@ -159,7 +161,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self)
         X = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
-        return np.asarray(self.classes_[_translated(self.model_.predict, X)])
+        return np.asarray(self.classes_[self._translated(self.model_.predict, X)])
 
     @available_if(_has_probabilities)  # type: ignore[untyped-decorator]
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
@@ -192,10 +194,10 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             class_weight=self.class_weight,
         )
 
-
-def _translated(call: Any, *args: Any) -> Any:
-    """Call, with errors about data as the ValueError that scikit-learn expects."""
-    try:
-        return call(*args)
-    except FeatxError as error:
-        raise ValueError(str(error)) from error
+    def _translated(self, call: Any, *args: Any) -> Any:
+        """Call, with errors about data as the ValueError that scikit-learn expects."""
+        try:
+            with fit_errors(self.head):
+                return call(*args)
+        except FeatxError as error:
+            raise ValueError(str(error)) from error

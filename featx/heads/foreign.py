@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sklearn.base import is_classifier
 
 from featx.configurable import Configurable
-from featx.errors import FeatxError, ProtocolError, UsageError
+from featx.errors import FeatxError, UsageError
 from featx.heads.base import (
     SOFTMAX,
     Fit,
@@ -38,6 +38,7 @@ GROUP = "featx.heads"
 _VIAS = ("decision_function", "predict_proba", "predict")
 _SHARES = "shares"
 _PROBE = 64
+_SHARE_ERROR = 1e-3  # of float16, and of calibrated classifiers
 
 
 @dataclass(frozen=True)
@@ -202,9 +203,13 @@ class ForeignHead(Configurable):
         Raises
         ------
         ProtocolError
-            If there is a single class, memory is short, or the classifier fails.
+            If there is a single class, or memory is short.
         UsageError
             If class weights are asked for and it has no such parameter.
+        ValueError
+            If what the classifier gives is nothing that can be scored.
+        Exception
+            Whatever the classifier raises; `featx.heads.boundary` translates.
         """
         made = self.make()
         params = made.get_params()
@@ -215,16 +220,9 @@ class ForeignHead(Configurable):
         dtype = "float64" if space.pool.X.dtype == np.float64 else "float32"
         rows = rows_in_memory(space, dtype)
         with catch_warnings() as caught:
-            try:
-                fitted = made.fit(rows, codes)
-                via, link = _way(fitted, rows[:_PROBE], len(classes))
-            except FeatxError:
-                raise
-            except Exception as error:
-                raise ProtocolError(
-                    f"{self.name} failed on {len(codes):,} rows of {len(classes)} classes: "
-                    f"{type(error).__name__}: {error} (--debug shows where)"
-                ) from error
+            fitted = made.fit(rows, codes)
+            _check_fitted(fitted, len(classes))
+            via, link = _way(fitted, rows[:_PROBE], len(classes))
         model = ForeignModel(classes, fitted, dtype, via, link, space.scaling)
         n_iter = getattr(fitted, "n_iter_", None)
         steps = 0 if n_iter is None else int(np.max(n_iter))
@@ -287,8 +285,54 @@ def _fits(estimator: Any, via: str, rows: NDArray[Any], shape: tuple[int, ...]) 
 
 def _scores(estimator: Any, via: str, rows: NDArray[Any], n_classes: int) -> Array:
     found = np.asarray(getattr(estimator, via)(rows))
-    if via == "predict":
-        found = np.eye(n_classes)[found.astype(np.int64)]
-    if via != "decision_function" and n_classes == 2:
-        found = found[:, 1] - 0.5
+    is_label = via == "predict"
+    is_flat = is_label or (via == "decision_function" and n_classes == 2)
+    shape = (len(rows),) if is_flat else (len(rows), n_classes)
+    if found.shape != shape or not (is_label or found.dtype.kind in "fiub"):
+        raise ValueError(
+            f"its {via} gives {found.dtype} of shape "
+            f"{found.shape} for {len(rows)} rows and {n_classes} classes: it must be numbers of "
+            f"shape {shape}"
+        )
+    if is_label:
+        return _of_labels(estimator, found, n_classes)
+    if via == "predict_proba":
+        _check_shares(estimator, found)
+        found = found[:, 1] - 0.5 if n_classes == 2 else found
     return found.astype(np.float64)
+
+
+def _of_labels(estimator: Any, found: NDArray[Any], n_classes: int) -> Array:
+    """1 for the class that is predicted, 0 for others; of two classes, 1/2 or -1/2."""
+    places = np.flatnonzero(~np.isin(found, np.arange(n_classes)))
+    if places.size:
+        raise ValueError(
+            f"its predict gives {found[places[0]]!r}, it was "
+            f"fitted on the labels 0 to {n_classes - 1}"
+        )
+    scores = np.eye(n_classes)[found.astype(np.int64)]
+    return np.asarray(scores[:, 1] - 0.5 if n_classes == 2 else scores)
+
+
+def _check_shares(estimator: Any, found: NDArray[Any]) -> None:
+    # NaN is not close to anything.
+    is_sum = np.isclose(found.sum(axis=1), 1, atol=_SHARE_ERROR)
+    is_odd = ~is_sum | (found < -_SHARE_ERROR).any(axis=1)
+    if is_odd.any():
+        odd = found[int(np.argmax(is_odd))]
+        raise ValueError(
+            f"its predict_proba gives "
+            f"{np.array2string(odd[:5], precision=3)} for an image: probabilities of the classes "
+            "must not be negative, and have the sum 1"
+        )
+
+
+def _check_fitted(estimator: Any, n_classes: int) -> None:
+    if not hasattr(estimator, "predict"):
+        raise ValueError(f"its fit gives {type(estimator).__name__}: it must give the classifier")
+    known = getattr(estimator, "classes_", None)
+    if known is not None and not np.array_equal(np.ravel(known), np.arange(n_classes)):
+        raise ValueError(
+            f"its classes_ are {np.ravel(known)[:8].tolist()}, "
+            f"it was fitted on the labels 0 to {n_classes - 1}"
+        )

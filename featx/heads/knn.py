@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.configurable import Configurable, setting
-from featx.errors import ProtocolError
+from featx.errors import FitError, ProtocolError
 from featx.heads.base import (
     Fit,
     FitOptions,
@@ -152,7 +152,7 @@ class KnnHead(Configurable):
         Raises
         ------
         ProtocolError
-            If there is a single class, or fewer rows than the one k asked for.
+            If there is a single class; a FitError for fewer rows than the one k asked for.
         UsageError
             If class weights are asked for.
         """
@@ -174,7 +174,7 @@ class KnnHead(Configurable):
         )
         k = int(found.value)
         if k > len(codes):
-            raise ProtocolError(
+            raise FitError(
                 f"n_neighbors={k} but there are {len(codes)} training rows: "
                 "take fewer neighbours, or more images per class"
             )

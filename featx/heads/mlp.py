@@ -15,9 +15,11 @@ from featx.configurable import Configurable, setting
 from featx.heads.base import SOFTMAX, Fit, FitOptions, Rows, labels_of, raw_product, softmax_of
 from featx.heads.rowspace import RowSpace
 from featx.heads.scaling import UNSCALED, Array, Scaling
-from featx.heads.training import catch_warnings, check_options, codes_of, unit_axes
+from featx.heads.training import Caught, catch_warnings, check_options, codes_of, unit_axes
 
 __all__ = ["ACTIVATIONS", "MLP", "MlpHead", "MlpModel"]
+
+_TOO_FEW, _STOPPED = "Maximum iterations", "Training interrupted by user"
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": lambda x: np.maximum(x, 0.0),
@@ -144,13 +146,22 @@ class MlpHead(Configurable):
         )
         with catch_warnings() as caught:
             network.fit(rows, codes)
+        if any(_STOPPED in note for note in caught.notes):
+            raise KeyboardInterrupt  # which scikit-learn swallows: this is half a fit
         weights = [np.asarray(layer, dtype=np.float64) for layer in network.coefs_]
         biases = [np.asarray(bias, dtype=np.float64) for bias in network.intercepts_]
         weights[0], shift = to_features(weights[0])
         biases[0] = biases[0] + shift
         model = MlpModel(classes, tuple(weights), tuple(biases), space.scaling)
         n_iter = int(network.n_iter_)
-        return Fit(model, n_iter=n_iter, converged=caught.has_converged, notes=caught.notes)
+        return Fit(model, n_iter=n_iter, converged=caught.has_converged, notes=self._notes(caught))
+
+    def _notes(self, caught: Caught) -> tuple[str, ...]:
+        if caught.has_converged:
+            return caught.notes
+        advice = f"max_iter={self.max_iter} epochs are too few: --clf 'mlp(max_iter="
+        others = (note for note in caught.notes if _TOO_FEW not in note)
+        return (f"not converged, {advice}{5 * self.max_iter})' goes on", *others)
 
 
 MLP = MlpHead()

@@ -306,8 +306,8 @@ class RowSpace:
         Returns
         -------
         rows : ndarray of float64, shape (n_rows, rank)
-            Z with Z Z^T = X X^T; null directions are dropped. The rows themselves where there
-            are at least as many rows as features.
+            Z with Z Z^T = X X^T; null directions are dropped, but for one where all rows are
+            zero. The rows themselves where there are at least as many rows as features.
         dual : ndarray of float64, shape (n_rows, rank), or None
             A with Z = X (X^T A); None where Z = X.
         """
@@ -319,7 +319,9 @@ class RowSpace:
         # What of the mean is orthogonal to all differences between rows.
         rest = size - float(of_mean @ of_mean)
         if rest <= size * self.n_rows * np.finfo(np.float64).eps * 10:
-            return rows, dual
+            if rows.shape[1]:
+                return rows, dual
+            return np.zeros((self.n_rows, 1)), np.zeros((self.n_rows, 1))  # all rows are zero
         height = np.sqrt(rest)
         apart = (1.0 / self.n_rows - dual @ of_mean) / height
         return np.column_stack([rows, np.full(len(rows), height)]), np.column_stack([dual, apart])

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.configurable import Configurable, setting
-from featx.errors import ProtocolError, UsageError
+from featx.errors import FitError, UsageError
 from featx.heads import torch_parts
 from featx.heads.base import SOFTMAX, Fit, FitOptions
 from featx.heads.centroid import second_against_first
@@ -156,7 +156,7 @@ class TorchMlpHead(Configurable):
         layers = _without_batch_norm(trained.layers)
         is_finite = all(np.isfinite(array).all() for layer in layers for array in layer)
         if not (is_finite and trained.best_epoch):
-            raise ProtocolError(
+            raise FitError(
                 f"{self.name} diverged: its weights or its loss are no longer finite; take a "
                 f"lower lr (it was {self.lr:g}), or scale the features"
             )

@@ -115,7 +115,11 @@ def train(
     n_epochs, best = len(net.history), len(net.history)
     if watch is not None:
         best = dict(net.callbacks_)["stop"].best_epoch_
-    return Trained(_layers(net.module_), n_epochs, best, n_epochs - best == head.patience)
+    has_stopped = n_epochs - best == head.patience
+    is_whole = bool(net.history) and "train_loss" in net.history[-1]
+    if not is_whole or not (has_stopped or n_epochs == head.max_epochs):
+        raise KeyboardInterrupt  # which skorch swallows: this is half a training
+    return Trained(_layers(net.module_), n_epochs, best, has_stopped)
 
 
 def _network(head: TorchMlpHead, n_features: int, n_classes: int) -> nn.Sequential:

@@ -70,8 +70,6 @@ def check_options(name: str, options: FitOptions, *, has_weights: bool = False) 
     has_weights : bool, default=False
         Whether the head can weight its classes.
     """
-    if options.seed < 0:
-        raise UsageError(f"the seed is {options.seed}: it must be 0 or more")
     if options.class_weight is not None and not has_weights:
         raise UsageError(
             f"{name} cannot weight its classes: leave class_weight out, or take a linear head"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from featx.evaluate import FitResult
 from featx.evaluate.draws import Subset
+from featx.evaluate.result import joined
 from featx.evaluate.scores import score
 from featx.heads.base import labels_of, softmax_of
 from featx.heads.scaling import NONE, Array
@@ -231,7 +232,7 @@ def to_fit(
         predict_seconds=scored.predict_seconds,
         n_iter=len(trained.curves),
         converged=trained.has_stopped or not question.plan.patience,
-        notes="; ".join([*question.remarks, *remarks_of(question.plan, trained), *scores.remarks]),
+        notes=joined([*question.remarks, *remarks_of(question.plan, trained), *scores.remarks]),
         train_fingerprint=pair.train.fingerprint,
         test_fingerprint=pair.test.fingerprint,
         subset_sha256=subset.sha256,

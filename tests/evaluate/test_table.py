@@ -11,6 +11,7 @@ from scipy import stats
 from statistics_by_hand import wilson_half_width
 
 from featx.evaluate import Settings, evaluate, format_table, summarise
+from featx.evaluate.result import joined
 
 
 @pytest.fixture
@@ -56,9 +57,34 @@ def test_the_text_is_aligned_and_tells_the_notes(results):
     assert svm.split()[:4] == ["farm", "net", "last", "100"]
     assert " - " in mlp
     assert text[4:] == [
-        "mlp: no test split: 20% (1 of 4 fits)",
-        "mlp: stopped (1 of 4 fits)",
+        "mlp: no test split: 20% (1 of 1 fits)",
+        "mlp: stopped (1 of 1 fits)",
     ]
+
+
+def test_a_note_is_told_once_and_counted_over_the_fits_of_the_heads_that_have_it(results):
+    base, shared = results[0], "no test split"
+    fits = [replace(base, notes=shared, repeat=r) for r in range(3)]
+    fits += [replace(base, clf="mlp", notes=f"{shared}; late after {r} epochs") for r in (4, 9)]
+    fits += [replace(base, clf="mlp", notes=joined([shared, "late; or early"]))]
+    fits += [replace(base, clf="knn", notes=shared), replace(base, clf="ncm", notes="late")]
+    assert summarise(fits).attrs["notes"] == [
+        "svm, mlp, knn: no test split (7 of 7 fits)",
+        "mlp, ncm: late (3 of 4 fits)",
+        "mlp: late, or early (1 of 3 fits)",
+    ]
+    assert summarise(fits[:-1]).attrs["notes"][0] == "no test split (7 of 7 fits)"
+
+
+def test_a_fit_that_failed_counts_in_no_mean_and_has_its_reason(results):
+    lost = dict.fromkeys(("acc1", "train_acc1", "recall", "macro_f1", "C"))
+    failed = replace(results[0], **lost, notes="failed: no luck", detail={"error": "no luck"})
+    table = summarise([*results, failed])
+    assert table["accuracy"].tolist() == summarise(results)["accuracy"].tolist()
+    assert table["repeats"].tolist() == [3]
+    assert table.attrs["notes"] == ["svm: failed: no luck (1 of 4 fits)"]
+    text = format_table(summarise([failed])).splitlines()
+    assert "nan" not in text[2]
 
 
 def test_a_table_read_from_disk_is_summarised_likewise(results):

@@ -44,6 +44,73 @@ class Fails(Nearest):
         raise ValueError("no luck")
 
 
+class Nothing(Nearest):
+    def fit(self, X, y):
+        super().fit(X, y)
+
+
+class Shares(Nearest):
+    """Knows the probabilities of three classes, right or wrong."""
+
+    shares: tuple[float, ...] = (0.5, 0.25, 0.25)
+
+    def predict_proba(self, X):
+        return np.tile(self.shares, (len(X), 1))
+
+
+class NoNumbers(Shares):
+    shares = (0.5, 0.5, np.nan)
+
+
+class TooMuch(Shares):
+    shares = (1.0, 1.0, 1.0)
+
+
+class Negative(Shares):
+    shares = (1.0, -0.5, 0.5)
+
+
+class OneColumn(Shares):
+    shares = (1.0,)
+
+
+class OneMore(Shares):
+    shares = (0.25, 0.25, 0.25, 0.25)
+
+
+class Labels(Nearest):
+    """Predicts one thing."""
+
+    label: object = 0
+
+    def predict(self, X):
+        return np.array([self.label] * len(X))
+
+
+class Beyond(Labels):
+    label = 3
+
+
+class Half(Labels):
+    label = 0.5
+
+
+class Names(Labels):
+    label = "cat"
+
+
+class Short(Labels):
+    def predict(self, X):
+        return np.zeros(len(X) - 1, dtype=np.int64)
+
+
+class Backwards(Shares):
+    def fit(self, X, y):
+        super().fit(X, y)
+        self.classes_ = self.classes_[::-1]
+        return self
+
+
 class Warns(Nearest):
     def fit(self, X, y):
         warnings.warn("not\nyet", ConvergenceWarning, stacklevel=1)

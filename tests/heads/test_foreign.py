@@ -12,9 +12,10 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from featx import plugins
-from featx.errors import ProtocolError, UsageError
+from featx import Classifier, plugins
+from featx.errors import FitError, UsageError
 from featx.heads import FitOptions, RowSpace, available_heads, configure, foreign, get_head
+from featx.heads.boundary import fit_errors
 
 
 @pytest.fixture(autouse=True)
@@ -127,10 +128,34 @@ def test_what_is_wrong_is_told_on_one_line(name, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_fit_that_fails_says_whose_it_was():
+ODD = {
+    "Fails": "ValueError: no luck",
+    "Nothing": "its fit gives NoneType",
+    "NoNumbers": "its predict_proba gives .* nan",
+    "TooMuch": r"its predict_proba gives \[1\. 1\. 1\.\]",
+    "Negative": r"its predict_proba gives .*-0.5",
+    "OneColumn": r"its predict_proba gives float64 of shape \(30, 1\)",
+    "OneMore": r"its predict_proba gives float64 of shape \(30, 4\)",
+    "Beyond": r"its predict gives .*3.*, it was fitted on the labels 0 to 2",
+    "Half": r"its predict gives .*0.5",
+    "Names": r"its predict gives .*cat",
+    "Short": r"its predict gives .* of shape \(29,\)",
+    "Backwards": r"its classes_ are \[2, 1, 0\]",
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_classifier_that_gives_nonsense_fails_and_says_whose_it_was(name):
     X, y = features(30, 10, 3)
-    with pytest.raises(ProtocolError, match=r"my_heads:Fails failed .* ValueError: no luck"):
-        get_head("my_heads:Fails").fit(RowSpace.of(X), y, FitOptions())
+    head = get_head(f"my_heads:{name}")
+    with (
+        pytest.raises(FitError, match=f"^my_heads:{name} failed: .*{ODD[name]}") as caught,
+        fit_errors(head.name),
+    ):
+        head.fit(RowSpace.of(X), y, FitOptions()).model.decision_function(X)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=f"my_heads:{name} failed"):
+        Classifier(head.name).fit(X, y).predict(X)
 
 
 def test_an_entry_point_is_a_head_like_any_other(monkeypatch):

@@ -48,7 +48,9 @@ def test_a_fit_that_stops_early_says_so():
     fit = MlpHead(max_iter=2).fit(RowSpace.of(X), y, FitOptions())
     assert not fit.converged
     assert fit.n_iter == 2
-    assert any("Maximum iterations (2)" in note for note in fit.notes)
+    assert fit.notes == (
+        "not converged, max_iter=2 epochs are too few: --clf 'mlp(max_iter=10)' goes on",
+    )
 
 
 def test_every_setting_is_scikit_learns_own():

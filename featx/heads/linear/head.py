@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.errors import UsageError
 from featx.heads.base import SOFTMAX, CvCurve, Fit, FitOptions, LinearModel
 from featx.heads.linear.losses import Logistic, Loss, SquaredHinge, SquaredLoss
 from featx.heads.linear.path import Path, Problem
@@ -127,9 +126,7 @@ class LinearHead:
     ) -> tuple[float, CvCurve | None, Solution | None, list[str]]:
         """Penalty, how it was chosen, where its fit may start, and what to tell."""
         if options.C is not None:
-            if not options.C > 0:
-                raise UsageError(f"C is {options.C}: it must be above 0")
-            return options.C, None, None, []
+            return float(options.C), None, None, []
         # C times the mean squared norm does not depend on the scale of the features.
         grid = np.array(self.grid) / problem.space.scale
         folds = fold_rows(problem.codes, options.folds, options.seed, options.groups)

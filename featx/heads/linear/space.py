@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh
-from scipy.sparse.linalg import eigsh
+from scipy.sparse.linalg import ArpackError, eigsh
 
 from featx.heads.device import Matrix, matrix_on
 from featx.heads.linear.geometry import Geometry, GramGeometry, Leading, RowGeometry
@@ -206,7 +206,10 @@ def _leading_eigenpairs(matrix: Array) -> tuple[Array, Array]:
     if n > _SMALL:
         # A fixed start vector makes the result, and so every fit, repeatable.
         start = np.random.default_rng(0).normal(size=n)
-        values, vectors = eigsh(matrix, k=_LEADING, v0=start)
+        try:
+            values, vectors = eigsh(matrix, k=_LEADING, v0=start)
+        except ArpackError:  # of rows that are all alike; nothing but speed rests on the pairs
+            return np.zeros(0), np.zeros((n, 0))
     else:
         values, vectors = eigh(matrix, subset_by_index=(max(0, n - _LEADING), n - 1))
     return np.maximum(values, 0.0), vectors
