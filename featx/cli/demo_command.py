@@ -16,7 +16,7 @@ BACKBONE, DATA, PER_CLASS = "efficientnet_lite0", "digits", (10, 50, 100)
 @cache_option
 @click.option("--reports", "reports_dir", default="reports", show_default=True)
 @common_options
-def command(cache_dir: str, reports_dir: str, reporter: Reporter) -> None:
+def command(cache_dir: str, reports_dir: str, reporter: Reporter) -> int:
     """Extract and fit on handwritten digits, offline, in a minute or two.
 
     Real images (scikit-learn's digits) through a real ImageNet-trained network
@@ -39,4 +39,4 @@ def command(cache_dir: str, reports_dir: str, reporter: Reporter) -> None:
         cache_dir=cache_dir,
         reports_dir=reports_dir,
     )
-    fit_command.run(question, reporter)
+    return fit_command.run(question, reporter)

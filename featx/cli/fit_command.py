@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from featx.cli.failed import tell_failed
 from featx.cli.options import (
     ListCommand,
     NumberOr,
@@ -139,19 +140,20 @@ class Choice:
 @click.option("--refit", is_flag=True, help="Fit again what reports/ has an answer to.")
 @click.option("--save-models", is_flag=True, help="Keep every fitted head in reports/models/.")
 @common_options
-def command(reporter: Reporter, no_near: bool, **options: Any) -> None:
+def command(reporter: Reporter, no_near: bool, **options: Any) -> int:
     """Fit classifiers on few labelled images per class, on every finished cache.
 
     Prints one table; adds a row per fit to reports/results.csv and a JSON per fit.
     Fits that are there already are not made again: the same command goes on where an
-    interrupted one stopped.
+    interrupted one stopped. A fit that fails is a row with its reason, is tried again the next
+    time, and makes the exit code 1.
     """
     near = options.pop("near")
     options["near"] = "off" if no_near else near or "auto"
-    run(Choice(**options), reporter)
+    return run(Choice(**options), reporter)
 
 
-def run(choice: Choice, reporter: Reporter) -> None:
+def run(choice: Choice, reporter: Reporter) -> int:
     """Fit, print the table and keep the results.
 
     Parameters
@@ -160,6 +162,11 @@ def run(choice: Choice, reporter: Reporter) -> None:
         What to do.
     reporter : Reporter
         Shows what is done.
+
+    Returns
+    -------
+    int
+        Exit code: 1 if a fit failed.
     """
     from featx.evaluate import ResultsFolder, evaluate, format_table, summarise
 
@@ -171,8 +178,8 @@ def run(choice: Choice, reporter: Reporter) -> None:
     fits: list[FitResult] = []
     added: list[FitResult] = []
 
-    def keep(pair: Pair, result: FitResult, fit: Fit) -> None:
-        if models is None:
+    def keep(pair: Pair, result: FitResult, fit: Fit | None) -> None:
+        if models is None or fit is None:
             results.add(result)
         else:
             models.add_fit(pair, result, fit)
@@ -196,6 +203,7 @@ def run(choice: Choice, reporter: Reporter) -> None:
     if models is not None:
         click.echo(f"{models.count(fits)} models in {models.models}")
     sheet.tell()
+    return tell_failed(fits, reporter)
 
 
 def _models(choice: Choice, reporter: Reporter) -> ModelsFolder:

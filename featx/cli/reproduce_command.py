@@ -18,6 +18,7 @@ from featx.cli.options import (
 )
 from featx.errors import FeatxError, UsageError
 from featx.progress import Reporter
+from featx.stops import check
 
 if TYPE_CHECKING:
     from featx.reproduce import Options, Outcome, Recipe
@@ -139,5 +140,6 @@ def _outcomes(recipe: Recipe, options: Options, reporter: Reporter) -> list[Outc
     try:
         return run_recipe(recipe, options, reporter, reporter.say)
     except FeatxError as error:
+        check()
         reporter.warn(f"{recipe.name}: {error}")
         return [Outcome.not_run(recipe, str(error))]

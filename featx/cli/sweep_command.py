@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from featx.cli.failed import tell_failed
 from featx.cli.options import (
     DATA_HELP,
     INPUT_SIZE,
@@ -62,7 +63,7 @@ _AXES = ("input_size", "layer", "pool", "preprocess")
 )
 @code_option
 @common_options
-def command(reporter: Reporter, plot: Path | None, reports_dir: str, **options: Any) -> None:
+def command(reporter: Reporter, plot: Path | None, reports_dir: str, **options: Any) -> int:
     """Extract, fit and time several input sizes, layers, poolings or mistakes.
 
     Give one of --input-size, --layer, --pool and --preprocess several values. Prints one
@@ -109,6 +110,7 @@ def command(reporter: Reporter, plot: Path | None, reports_dir: str, **options: 
 
         save_plot(table, varied, plot)
         click.echo(f"picture: {plot}")
+    return tell_failed([fit for row in rows for fit in row.fits], reporter)
 
 
 def _csv_path(folder: Path, plan: Any, varied: tuple[str, ...]) -> Path:

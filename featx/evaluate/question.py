@@ -21,6 +21,7 @@ from featx.fewshot import DRAWS_VERSION
 from featx.fingerprint import fingerprint
 from featx.heads import find_head
 from featx.heads.foreign import ForeignHead
+from featx.heads.select import has_lone_classes
 from featx.progress import Reporter
 
 __all__ = ["Question"]
@@ -106,7 +107,13 @@ class Question(BaseQuestion):
         }
         if subset.per_class != ALL:
             identity["draws"] = DRAWS_VERSION
-        return fingerprint(identity | self._choices() | self._code(head))[:16]
+        return fingerprint(identity | self._choices() | self._code(head) | self._search(subset))[:16]
+
+    def _search(self, subset: Subset) -> dict[str, int]:
+        """Version of the search, where it is not the first: a lone class turned that off."""
+        codes = np.asarray(self.pair.train.y)[subset.rows]
+        groups = None if self.pair.groups is None else self.pair.groups.train[subset.rows]
+        return {"search": 2} if has_lone_classes(codes, groups) else {}
 
     def _code(self, head: str) -> dict[str, Any]:
         """Say which code a head is: a digest of the user's own, once for all fits, or a version."""

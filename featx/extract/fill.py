@@ -16,6 +16,7 @@ from featx.errors import FeatxError, ImageError
 from featx.extract.times import StageTimes
 from featx.progress import Reporter
 from featx.sources import Source
+from featx.stops import check
 from featx.store import CacheWriter
 from featx.store.threads import give_way
 
@@ -80,6 +81,7 @@ def fill(
         try:
             with worker_deaths_named():
                 for parts in engine.run_many(group, source, batches, dtype=dtype):
+                    check()
                     _check(parts[0], source, writers[0].spec.image_digests, on_error)
                     waiting.append(pool.submit(_write, writers, parts, missing, times))
                     start, n_rows = parts[0].start, len(parts[0].features)

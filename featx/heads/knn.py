@@ -169,6 +169,7 @@ class KnnHead(Configurable):
             "n_neighbors",
             grid,
             smallest,
+            codes,
             folds,
             partial(_accuracies, space, codes, grid, self._temperature),
         )

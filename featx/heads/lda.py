@@ -94,6 +94,7 @@ class LdaHead(Configurable):
             "shrinkage",
             grid,
             grid[len(grid) // 2],
+            codes,
             folds,
             partial(_accuracies, space, codes, grid),
         )

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.heads.base import CvCurve
-from featx.heads.select import Folds
+from featx.heads.select import Folds, lone_note
 
 __all__ = ["Choice", "choose"]
 
@@ -37,6 +37,7 @@ def choose(
     name: str,
     grid: Sequence[float],
     default: float,
+    codes: NDArray[np.int64],
     folds: Folds,
     accuracies_of: Callable[[NDArray[np.int64], NDArray[np.int64]], list[float]],
 ) -> Choice:
@@ -50,6 +51,8 @@ def choose(
         Its values; a single one is taken without a search.
     default : float
         The value where nothing can be left out.
+    codes : ndarray of int64, shape (n_rows,)
+        Classes of the rows.
     folds : list of tuple of ndarray of int64
         As from `featx.heads.select.fold_rows`.
     accuracies_of : callable
@@ -58,9 +61,10 @@ def choose(
     if len(grid) == 1:
         return Choice(grid[0])
     if not folds:
-        why = "a class with one image, or one group, leaves nothing out"
+        why = "classes with one image, or one group, leave nothing out"
         return Choice(default, notes=(f"{name} not searched, {name}={default:g}: {why}",))
     accuracy = [accuracies_of(*fold) for fold in folds]
     cv = CvCurve(tuple(float(value) for value in grid), tuple(zip(*accuracy, strict=True)), name)
     value = grid[cv.best]
-    return Choice(value, cv, (f"{name}={value:g} by cross-validation",))
+    notes = f"{name}={value:g} by cross-validation", *lone_note(name, codes, folds)
+    return Choice(value, cv, notes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -172,6 +172,10 @@ def outcomes_of(
     heads = _short([fit.clf for fit in fits])
     for (head, k), group in _grouped(fits).items():
         name = ", ".join(word for word in (variant, heads[head]) if word)
+        if failed := [fit.error for fit in group if fit.error]:
+            # A mean over some of the draws is not what was to be measured.
+            lines.append(replace(Outcome.not_run(recipe, failed[0]), variant=name, per_class=k))
+            continue
         shared = {**_of_recipe(recipe, is_first), **asdict(cost), **_measured(group)}
         shared |= {"variant": name, "per_class": k, "kind": kind}
         if recipe.reported.split == "train" and is_first:
@@ -218,7 +222,7 @@ def _measured(fits: Sequence[FitResult]) -> dict[str, Any]:
 def _on_training(fits: Sequence[FitResult]) -> dict[str, Any]:
     return {
         "scored": "train",
-        "accuracy": sum(fit.train_acc1 for fit in fits) / len(fits),
+        "accuracy": sum(fit.train_acc1 or 0.0 for fit in fits) / len(fits),
         "half_draws": None,
         "half_test": None,
         "n_test": fits[0].n_train,

@@ -128,7 +128,7 @@ class _Run:
     def _fit(self, pair: Pair) -> list[FitResult]:
         results = ResultsFolder(self.options.reports_dir, self.reporter)
 
-        def keep(result: FitResult, fit: Fit) -> None:
+        def keep(result: FitResult, fit: Fit | None) -> None:
             del fit
             results.add(result)
 

@@ -19,6 +19,7 @@ from featx.heads import Fit
 from featx.progress import SILENT, Reporter
 from featx.sources import Source
 from featx.sources.splits import choose_splits
+from featx.stops import check
 from featx.store import Cache
 from featx.sweep.axes import Axes
 
@@ -115,6 +116,7 @@ def sweep(
         try:
             rows += _run(shared.asking(each), settings, test_split, tell, results)
         except FeatxError as error:
+            check()
             first = first or error
             reporter.warn(f"{_name(each)}: {error}")
             rows.append(_failed(each, str(error)))
@@ -168,7 +170,7 @@ def _fit(
         if not pairs:
             raise CacheError(f"{alone[0]}: a sweep needs images to fit on and images to test on")
 
-        def keep(fit: FitResult, _: Fit) -> None:
+        def keep(fit: FitResult, _: Fit | None) -> None:
             if results is not None:
                 results.add(fit)
 
@@ -229,6 +231,8 @@ def _name(plan: Plan) -> str:
 def _best(fits: Sequence[FitResult]) -> str:
     by_system: dict[tuple[str, str], list[float]] = {}
     for fit in fits:
+        if fit.acc1 is None:
+            continue
         by_system.setdefault((fit.clf, fit.per_class), []).append(fit.acc1)
     return ", ".join(
         f"{head} {per_class}: {np.mean(values):.1%}"

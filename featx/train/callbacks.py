@@ -12,6 +12,7 @@ from torch import Tensor
 from featx.errors import FeatxError
 from featx.progress import Bar, Reporter
 from featx.replacing import set_aside
+from featx.stops import check
 from featx.train.checkpoint import read_checkpoint, take_apart, write_checkpoint
 from featx.train.optimisation import make_scheduler
 
@@ -164,6 +165,7 @@ class Checkpoint(Callback):  # type: ignore[misc]
 
     def on_epoch_end(self, net: Any, **_: Any) -> None:
         """Begin to write the file, once the one before is written."""
+        check()
         state = {
             "network": net.module_.state_dict(),
             "optimizer": net.optimizer_.state_dict(),

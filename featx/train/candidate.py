@@ -14,6 +14,7 @@ from featx.fingerprint import fingerprint
 from featx.progress import SILENT, Reporter
 from featx.replacing import replace_text, set_aside
 from featx.sealed import ENDING
+from featx.stops import check
 from featx.train.callbacks import Checkpoint
 from featx.train.classifier import NetworkClassifier, Pixels
 
@@ -98,6 +99,7 @@ class Candidate(NetworkClassifier):
             return None
 
     def _remember(self, accuracy: float | None) -> dict[str, Any]:
+        check()
         seconds = sum(line.get("dur", 0.0) for line in self.history)
         self.outcome_ = {**self.settings, "accuracy": accuracy, "seconds": seconds}
         known = _read(self.memory, self.reporter) | {fingerprint(self.settings): self.outcome_}

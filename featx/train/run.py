@@ -24,6 +24,7 @@ from featx.networks import count
 from featx.progress import SILENT, Reporter
 from featx.replacing import replace_text
 from featx.sealed import ENDING
+from featx.stops import check, heard
 from featx.train.callbacks import Checkpoint, Progress, curves_of
 from featx.train.classifier import NetworkClassifier
 from featx.train.curves import save_curves, save_curves_plot
@@ -65,8 +66,9 @@ def run_train(
     FeatxError
         Of any kind, from wrong names to a loss that is no longer finite.
     """
-    job = _prepare(plan, reporter, tell)
-    return [job.answer(subset) for subset in job.question.subsets]
+    with heard():
+        job = _prepare(plan, reporter, tell)
+        return [job.answer(subset) for subset in job.question.subsets]
 
 
 def _prepare(plan: TrainPlan, reporter: Reporter, tell: Callable[[str], object]) -> _Job:
@@ -166,10 +168,12 @@ class _Job:
             question, subset.seed, self.device, NetworkClassifier, callbacks=callbacks
         )
         net.fit(question.training_images(subset))
+        check()  # before anything is kept: a network of the user's may have swallowed a stop
         trained = _outcome(net, question, subset)
         for remark in remarks_of(self.plan, trained):
             self.reporter.warn(remark)
         fit = to_fit(self.question, subset, trained, self._scored(net, question, subset), extra)
+        check()
         path = self._save(net, subset, question, fit) if self.plan.save else None
         self._save_curves(trained, subset)
         self.results.add(fit)
@@ -238,7 +242,7 @@ def _outcome(net: NetworkClassifier, question: TrainQuestion, subset: Subset) ->
 
 def _line(result: TrainResult) -> str:
     fit, trained = result.fit, result.trained
-    what = f"{fit.backbone}, {fit.per_class} per class, draw {fit.repeat}: {fit.acc1:.1%}"
+    what = f"{fit.backbone}, {fit.per_class} per class, draw {fit.repeat}: {fit.acc1 or 0.0:.1%}"
     how = (
         f"{len(trained.curves)} epochs of {trained.seconds_per_epoch:.2g} s, weights of epoch "
         f"{trained.best_epoch}, {trained.n_trainable:,} of {trained.n_parameters:,} parameters"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from head_data import features
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from featx.heads import FitOptions, RowSpace, get_head
-from featx.heads.select import fold_rows
+from featx.heads.select import fold_rows, has_lone_classes
 
 
 def same(first, second):
@@ -54,6 +55,43 @@ def test_no_group_straddles_and_every_fit_has_every_class(rows, folds, seed):
         assert sorted([*fitted, *left_out]) == list(range(len(codes)))
         assert set(codes[fitted]) == {0, 1, 2}
         assert len(left_out)
+
+
+@pytest.mark.parametrize("counts", [(9, 6, 1), (1, 8, 1, 4), (1, 5, 2)])
+def test_a_class_of_one_row_is_fitted_in_every_fold_and_the_others_are_scikit_learns(counts):
+    codes = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
+    many = np.flatnonzero(np.array(counts)[codes] > 1)
+    found = fold_rows(codes, 5, 3)
+    plain = StratifiedKFold(min(5, *(n for n in counts if n > 1)), shuffle=True, random_state=3)
+    assert [b.tolist() for _, b in found] == [
+        many[b].tolist() for _, b in plain.split(many, codes[many])
+    ]
+    for fitted, left_out in found:
+        assert sorted([*fitted, *left_out]) == list(range(len(codes)))
+        assert set(codes[fitted]) == set(codes)
+    assert has_lone_classes(codes, None)
+
+
+def test_a_group_that_a_lone_class_needs_stays_whole():
+    # Class 2 has group 0 alone, which leaves class 1 with group 1 alone: that stays too.
+    codes = np.array([2, 1, 0, 1, 0, 0, 0, 3, 3, 3])
+    groups = np.array([0, 0, 0, 1, 1, 2, 3, 2, 3, 4])
+    found = fold_rows(codes, 3, 0, groups)
+    assert found
+    assert {g for _, left_out in found for g in groups[left_out]} <= {2, 3, 4}
+    assert has_lone_classes(codes, groups)
+    assert not has_lone_classes(np.arange(8) % 4, None)
+    assert not has_lone_classes(np.arange(4), None)
+
+
+@pytest.mark.parametrize("name", ["svm", "logreg", "ridge", "knn", "lda"])
+def test_one_lone_class_does_not_turn_the_search_off(name):
+    X, y = features(61, 20, 3)
+    y = np.where(y == 2, 1, y)
+    y[-1] = 2
+    fit = get_head(name).fit(RowSpace.of(X), y, FitOptions())
+    assert fit.cv is not None
+    assert any("judged on 2 of 3 classes" in note for note in fit.notes)
 
 
 @pytest.mark.parametrize("groups", [[0] * 8, [0, 0, 0, 0, 1, 1, 2, 2]])

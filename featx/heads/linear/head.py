@@ -16,7 +16,7 @@ from featx.heads.linear.solver import Solution
 from featx.heads.linear.space import LinearSpace
 from featx.heads.rowspace import RowSpace
 from featx.heads.scaling import Array
-from featx.heads.select import fold_rows
+from featx.heads.select import fold_rows, lone_note
 from featx.heads.training import codes_of
 
 __all__ = ["LOGREG", "RIDGE", "SVM", "LinearHead"]
@@ -132,12 +132,12 @@ class LinearHead:
         folds = fold_rows(problem.codes, options.folds, options.seed, options.groups)
         if not folds:
             what = "image" if options.groups is None else "group"
-            note = f"C not searched: one {what} per class leaves nothing out; middle of the grid"
+            note = f"C not searched, middle of the grid: one {what} per class leaves nothing out"
             return float(grid[len(grid) // 2]), None, None, [note]
         path = Path(problem, grid, folds)
         cv = path.curve
         best = cv.best
-        notes = []
+        notes = [*lone_note("C", problem.codes, folds)]
         if best in (0, len(grid) - 1):
             notes.append(f"C at the {'lower' if best == 0 else 'upper'} edge of the grid")
         return float(grid[best]), cv, path.guess(best), notes
