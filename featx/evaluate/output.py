@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import pandas as pd
 from filelock import FileLock
 
-from featx.evaluate.records import RecordError, read_record, record_text, write_record
+from featx.evaluate.records import RecordError, made, read_record, record_text, write_record
 from featx.evaluate.result import COLUMNS, FitResult
 from featx.progress import SILENT, Reporter
 
@@ -134,7 +134,7 @@ class ResultsFolder:
         """
         for path in self._files[_LEAKS].get(key, []):
             record = self._read(_LEAKS, path, dict)
-            if record is not None and record["key"] == key:
+            if record is not None and record.get("key") == key:
                 return record
         return None
 
@@ -161,7 +161,7 @@ class ResultsFolder:
 
     def _read(self, kind: str, path: Path, make: Callable[[dict[str, Any]], T]) -> T | None:
         try:
-            return make(read_record(kind, path))
+            return made(kind, make, read_record(kind, path))
         except RecordError as error:
             self.reporter.warn(f"{path} is not used and left as it is: {error}")
         return None

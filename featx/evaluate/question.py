@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from featx.evaluate.leak_memory import leaks_key, recall_leaks, record_leaks
 from featx.evaluate.leaks import Leaks, find_leaks
 from featx.evaluate.output import ResultsFolder
 from featx.evaluate.pairs import Pair
+from featx.evaluate.records import RecordError, made
 from featx.evaluate.result import FitResult
 from featx.evaluate.settings import ALL, NEAR_OFF, Settings
 from featx.evaluate.views import ClassView
@@ -65,16 +67,23 @@ class Question(BaseQuestion):
         """Search, unless an earlier run did."""
         pair, known = self.pair, self._known
         key = leaks_key(pair, drawable, self.test_rows, self.settings)
-        stored = None if known is None else known.find_leaks(key)
-        if stored is not None:
-            leaks = recall_leaks(stored, pair)
-        else:
+        leaks = self._recalled(None if known is None else known.find_leaks(key))
+        if leaks is None:
             leaks, self._new_leaks = find_leaks(pair, drawable, self.test_rows, self.settings), key
         if self._on_leaks is not None:
             self._on_leaks(leaks)
         if self.settings.near == NEAR_OFF:
             self._tell(["near twins are not looked for (--near off)"])
         return leaks
+
+    def _recalled(self, stored: dict[str, Any] | None) -> Leaks | None:
+        try:
+            if stored is None:
+                return None
+            return made("leaks", partial(recall_leaks, pair=self.pair), stored)
+        except RecordError as error:
+            self.reporter.warn(f"{self.pair.name}: what was kept of leaks is not used: {error}")
+            return None
 
     def fit_id(self, head: str, subset: Subset) -> str:
         """Name what is fitted, on what, and how: 16 hexadecimal digits.
@@ -150,7 +159,7 @@ class Question(BaseQuestion):
             result
             for result in known.find(self.fit_id(head, subset))
             if self._is_sound(result)
-            and _told(result.detail.get("leaks", {})) == told
+            and _told(result.detail.get("leaks")) == told
             and all(result.detail.get(name) in (None, images[name]) for name in images)
         )
         return next(found, None)
@@ -176,7 +185,9 @@ class Question(BaseQuestion):
         return super().record(subset) | self._choices() | caches | {_CHECKED: True}
 
 
-def _told(leaks: dict[str, Any]) -> dict[str, Any]:
+def _told(leaks: Any) -> dict[str, Any]:
     """Leave out what was to be done about leaks where there are none."""
+    if not isinstance(leaks, dict):
+        return {}
     found = bool(leaks.get("n_pairs"))
     return {key: value for key, value in leaks.items() if found or key != "on_leak"}

@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from featx.errors import FeatxError
 from featx.json_text import parse_json
 from featx.replacing import replace_text
 
-__all__ = ["RecordError", "read_older_too", "read_record", "record_text", "write_record"]
+__all__ = ["RecordError", "made", "read_older_too", "read_record", "record_text", "write_record"]
 
 _TYPE, _VERSION, _DIGEST = "featx", "version", "sha256"
 _NOW = 1
+
+T = TypeVar("T")
 
 
 class RecordError(FeatxError):
@@ -75,14 +77,26 @@ def read_record(kind: str, path: Path) -> dict[str, Any]:
     """
     try:
         whole = parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if not isinstance(whole, dict) or whole.get(_TYPE) != kind or whole.get(_VERSION) != _NOW:
+            raise RecordError(f"it is no {kind} of this version of featx")
+        digest = whole.pop(_DIGEST, "")
+        if _digest(whole) != digest:
+            raise RecordError("it was changed or damaged: its digest does not fit")
+    # Nested just less deep than can be read, it cannot be written for its digest.
+    except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"it cannot be read as JSON ({error})") from error
-    if not isinstance(whole, dict) or whole.get(_TYPE) != kind or whole.get(_VERSION) != _NOW:
-        raise RecordError(f"it is no {kind} of this version of featx")
-    digest = whole.pop(_DIGEST, "")
-    if _digest(whole) != digest:
-        raise RecordError("it was changed or damaged: its digest does not fit")
     return {key: value for key, value in whole.items() if key not in (_TYPE, _VERSION)}
+
+
+def made(kind: str, make: Callable[[dict[str, Any]], T], record: dict[str, Any]) -> T:
+    """Make something of a record, whose content another program may have written."""
+    try:
+        return make(record)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise RecordError(
+            f"it has the digest of a {kind}, but not the content ({reason})"
+        ) from error
 
 
 def read_older_too(kind: str, path: Path) -> dict[str, Any]:

@@ -185,7 +185,7 @@ class _Job:
         try:
             with fit_errors(name):
                 timed = self._timed(head, subset, space)
-                if not np.isfinite(timed.decisions).all():
+                if not (np.isfinite(timed.decisions).all() and np.isfinite(timed.fit.C or 0.0)):
                     raise FitError(_NOT_FINITE)
                 measures = self._measures(timed)
         except FitError as error:
@@ -214,7 +214,7 @@ class _Job:
         return _Timed(fit, float(train_acc1), decisions, fit_seconds, time.perf_counter() - started)
 
     def _measures(self, timed: _Timed) -> dict[str, Any]:
-        """What came of a fit, by the fields of a result."""
+        """Give what came of a fit, by the fields of a result."""
         fit, names = timed.fit, self.pair.train.class_names
         scores = score(self.question.truth, timed.decisions, fit.model, names)
         return {

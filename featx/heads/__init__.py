@@ -99,7 +99,7 @@ def canonical_name(name: str, allow_code: Collection[str]) -> str:
         return bare
     plain = find_head(bare, allow_code)
     usual, values = settings_of(plain), parse(plain, words)
-    texts = {key: word for key, word in zip(values, words, strict=True)}
+    texts = dict(zip(values, words, strict=True))
     if not isinstance(plain, foreign.ForeignHead):
         texts = {key: words_of({key: value}) for key, value in values.items()}
     # By their texts: values of the user's own classes may be arrays.

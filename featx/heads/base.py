@@ -16,12 +16,12 @@ from featx.heads.rowspace import RowSpace
 from featx.heads.scaling import NONE, UNSCALED, Array, Scaling
 
 __all__ = [
+    "LARGEST_SEED",
     "SOFTMAX",
     "CvCurve",
     "Fit",
     "FitOptions",
     "Head",
-    "LARGEST_SEED",
     "LinearModel",
     "Model",
     "Rows",

@@ -46,7 +46,7 @@ def fold_rows(
     units = np.arange(len(codes)) if groups is None else groups
     rows = np.flatnonzero(_may_leave(codes, units))
     n_units = _units_of_classes(codes[rows], units[rows])
-    if len(n_units) < 2 or (n_folds := min(folds, min(n_units.values()))) < 2:
+    if len(n_units) < 2 or (n_folds := min(folds, *n_units.values())) < 2:
         return []
     kind = StratifiedKFold if groups is None else StratifiedGroupKFold
     splitter = kind(n_folds, shuffle=True, random_state=seed)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
 SENTENCE = "what was done is kept, go on with:  featx "
 
 # Estimators that stay in their training until somebody stops them, and then never again.
-ESTIMATORS = '''
+ESTIMATORS = """
 import time
 from pathlib import Path
 from sklearn.neighbors import NearestCentroid
@@ -56,10 +56,10 @@ class Deaf(Patient):
                 time.sleep(600)
             except BaseException:
                 Path("swallowed").touch()
-'''
+"""
 
 # The libraries' own trainings, held in their first step.
-HELD = '''
+HELD = """
 import time
 from pathlib import Path
 import sklearn.neural_network._multilayer_perceptron as perceptron
@@ -75,7 +75,7 @@ def held(step):
 network = perceptron.BaseMultilayerPerceptron
 network._backprop = held(network._backprop)
 skorch.NeuralNet.train_step = held(skorch.NeuralNet.train_step)
-'''
+"""
 
 RUN = "from featx.cli import main; raise SystemExit(main())"
 
@@ -205,7 +205,7 @@ def test_a_stop_at_a_question_is_no_answer(desk, action, number, code):
     left = Path("cache/cifar10-test-32-60.h5.lock")
     left.touch()
     os.utime(left, (0, 0))
-    before = sorted(os.listdir("cache"))
+    before = sorted(Path("cache").iterdir())
     process = start("cache", *action, stdin=subprocess.PIPE)
     assert process.stdout is not None
     while "?" not in (said := process.stdout.read(1)):
@@ -213,10 +213,10 @@ def test_a_stop_at_a_question_is_no_answer(desk, action, number, code):
     process.send_signal(number)
     returned, _, told = end(process)
     assert (returned, told.count(SENTENCE)) == (code, 1)
-    assert sorted(os.listdir("cache")) == before
+    assert sorted(Path("cache").iterdir()) == before
 
 
-API = '''
+API = """
 import sys
 from pathlib import Path
 from featx.catalog import open_complete
@@ -224,13 +224,14 @@ from featx.evaluate import ResultsFolder, Settings, evaluate, pair_caches
 from featx.stops import _raised
 pairs, _ = pair_caches(open_complete("cache")[0])
 results = ResultsFolder("reports")
-settings = Settings(heads=("patience:Swallows",), per_class=(5,), repeats=1, allow_code=("patience:Swallows",))
+mine = ("patience:Swallows",)
+settings = Settings(heads=mine, per_class=(5,), repeats=1, allow_code=mine)
 try:
     evaluate(pairs[0], settings, sink=lambda result, fit: results.add(result))
 except BaseException as error:
     print(type(error).__name__, len(_raised))
 evaluate(pairs[0], settings, sink=lambda result, fit: results.add(result))
-'''
+"""
 
 
 def test_a_stop_in_a_script_is_raised_there_whatever_its_handler_raises(desk):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.errors import FitError
 from featx.heads.base import SOFTMAX, CvCurve, Fit, FitOptions, LinearModel
 from featx.heads.linear.losses import Logistic, Loss, SquaredHinge, SquaredLoss
 from featx.heads.linear.path import Path, Problem
@@ -24,6 +25,9 @@ __all__ = ["LOGREG", "RIDGE", "SVM", "LinearHead"]
 _FINAL_TOL = 1e-9
 # A fit that rounding keeps from the tolerance above is still a fit.
 _ACCEPTABLE_ERROR = 1e-6
+
+_TINY = 1e-10
+_LEAST = 1e-100  # mean squared norm: penalties, and squares of it, are still numbers
 
 MakeLoss = Callable[[NDArray[np.int64], Array, Array, Any], Loss]
 
@@ -85,7 +89,7 @@ class LinearHead:
         """
         space = space.scaled(options.scale)
         classes, codes = codes_of(y)
-        linear = LinearSpace(space, self.is_free)
+        linear = self._space(space)
         n_outputs = 1 if len(classes) == 2 else len(classes)
         problem = Problem(linear, codes, self._losses(codes, options.class_weight), n_outputs)
         C, cv, start, notes = self._penalty(problem, options)
@@ -103,6 +107,18 @@ class LinearHead:
         scores = solution.scores.reshape(len(y), n_outputs)
         scores = scores[:, 0] if n_outputs == 1 else scores
         return Fit(model, C, cv, n_iter, converged, tuple(notes), scores)
+
+    def _space(self, space: RowSpace) -> LinearSpace:
+        linear = LinearSpace(space, self.is_free)
+        with np.errstate(over="ignore"):
+            if not _LEAST <= linear.scale <= 1 / _LEAST:
+                raise FitError(
+                    f"the mean squared norm of the features is {linear.scale:.0e}, with which "
+                    f"{self.name} cannot compute: take --scale standard or l2"
+                )
+        # A column of ones beside far smaller features: they would be lost in its rounding, and
+        # the penalty of its coefficient is nothing beside theirs.
+        return LinearSpace(space, is_free=True) if linear.scale < _TINY else linear
 
     def _losses(
         self, codes: NDArray[np.int64], class_weight: str | None
