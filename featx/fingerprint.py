@@ -38,7 +38,7 @@ def canonical_json(value: Any) -> bytes:
     text = json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
-    return text.encode("utf-8")
+    return text.encode("utf-8", "surrogatepass")  # names of files need not be text
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:

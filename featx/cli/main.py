@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import shlex
 import signal
@@ -106,6 +107,9 @@ def main(args: Sequence[str] | None = None) -> int:
         for Ctrl-C and 143 for SIGTERM.
     """
     words = list(sys.argv[1:] if args is None else args)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     stops = _Stops(words)
     try:
         try:

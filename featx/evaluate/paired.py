@@ -17,7 +17,7 @@ from featx.evaluate.crossed import Estimate, estimate_mean, holm
 from featx.evaluate.output import ResultsFolder
 from featx.evaluate.result import FitResult
 from featx.evaluate.statements import statement
-from featx.evaluate.systems import SYSTEM_COLUMNS, choose, find_words, to_systems
+from featx.evaluate.systems import SYSTEM_COLUMNS, by_size, choose, find_words, to_systems
 from featx.progress import SILENT, Reporter
 
 __all__ = ["compare"]
@@ -174,7 +174,7 @@ def _draws(side: _Side, rows: pd.DataFrame, draw: list[str]) -> dict[tuple[Any, 
     columns = [column for column in SYSTEM_COLUMNS if rows[column].nunique() > 1]
     if columns:
         column = next((c for c in columns if c != "cache"), "cache")
-        values = sorted(rows[column].unique())
+        values = by_size(rows[column].unique())
         raise UsageError(
             f"{side.text!r} names {len(values)} systems, with {column} {', '.join(values)}: say "
             f"which, as in  {side.text},{column}={values[0]}"

@@ -120,6 +120,12 @@ class FitResult:
     fit_id: str
     detail: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        # Names of folders need not be text, as tables must be.
+        for name in ("data", "weights", "notes"):
+            text = str(getattr(self, name)).encode("utf-8", "backslashreplace").decode()
+            object.__setattr__(self, name, text)
+
     @property
     def error(self) -> str:
         """Why the fit failed; empty where it did not. A fit that failed answers nothing."""

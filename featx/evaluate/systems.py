@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -10,7 +11,7 @@ import pandas as pd
 from featx.errors import UsageError, nearest
 from featx.evaluate.result import FitResult
 
-__all__ = ["SYSTEM_COLUMNS", "choose", "find_words", "to_systems"]
+__all__ = ["SYSTEM_COLUMNS", "by_size", "choose", "find_words", "to_systems"]
 
 SYSTEM_COLUMNS = (
     "data",
@@ -122,17 +123,23 @@ def _column_of(word: str, systems: pd.DataFrame) -> tuple[str, str]:
 
 
 def _check_value(column: str, value: str, systems: pd.DataFrame) -> None:
-    values = sorted(systems[column].unique())
+    values = by_size(systems[column].unique())
     if value not in values:
         close = nearest(value, values)
         hint = f"did you mean {', '.join(close)}? " if close else ""
         raise UsageError(f"no fit has {column}={value}: {hint}There are {', '.join(values)}")
 
 
+def by_size(values: Iterable[str]) -> list[str]:
+    """Sort numbers by their size, then words: 5, 10, 100, all."""
+    is_number = re.compile(r"\d+(\.\d+)?")
+    return sorted(values, key=lambda v: (float(v) if is_number.fullmatch(v) else math.inf, v))
+
+
 def _what_there_is(systems: pd.DataFrame) -> str:
     parts = []
     for column in ("data", "backbone", "layer", "input_size", "clf", "scale", "per_class"):
-        values = [str(value) for value in systems[column].unique()]
+        values = by_size(str(value) for value in systems[column].unique())
         more = ", ..." if len(values) > _MOST_NAMED else ""
         parts.append(f"{column} {', '.join(values[:_MOST_NAMED])}{more}")
     return "; ".join(parts)
