@@ -116,7 +116,9 @@ class Question(BaseQuestion):
         }
         if subset.per_class != ALL:
             identity["draws"] = DRAWS_VERSION
-        return fingerprint(identity | self._choices() | self._code(head) | self._search(subset))[:16]
+        return fingerprint(identity | self._choices() | self._code(head) | self._search(subset))[
+            :16
+        ]
 
     def _search(self, subset: Subset) -> dict[str, int]:
         """Version of the search, where it is not the first: a lone class turned that off."""

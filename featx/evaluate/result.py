@@ -15,7 +15,7 @@ _BETWEEN = "; "
 
 def joined(notes: Iterable[str]) -> str:
     """Write notes as one text that can be taken apart again at semicolons."""
-    return _BETWEEN.join(" ".join(note.replace(";", ",").split()) for note in notes)
+    return _BETWEEN.join(" ".join(note.replace(";", ":").split()) for note in notes)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.configurable import Configurable, setting
-from featx.errors import ProtocolError
+from featx.errors import FitError
 from featx.heads.base import SOFTMAX, CvCurve, Fit, FitOptions, LinearModel
 from featx.heads.centroid import second_against_first
 from featx.heads.rowspace import RowSpace
@@ -89,7 +89,8 @@ class LinearProbeHead(Configurable):
         Raises
         ------
         ProtocolError
-            If there is a single class, memory is short, or no learning rate keeps finite weights.
+            If there is a single class, or memory is short; a FitError where no learning rate
+            keeps finite weights.
         UsageError
             If class weights are asked for.
         """
@@ -144,8 +145,8 @@ class LinearProbeHead(Configurable):
             lambda device: descend(self, rows, codes, lrs, seed, device), len(rows), n_bytes
         )
 
-    def _diverged(self) -> ProtocolError:
-        return ProtocolError(
+    def _diverged(self) -> FitError:
+        return FitError(
             f"{self.name} diverged with every lr from {min(self.lr):g} on: take smaller ones, or "
             "scale the features (--scale standard)"
         )

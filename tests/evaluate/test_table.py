@@ -71,7 +71,7 @@ def test_a_note_is_told_once_and_counted_over_the_fits_of_the_heads_that_have_it
     assert summarise(fits).attrs["notes"] == [
         "svm, mlp, knn: no test split (7 of 7 fits)",
         "mlp, ncm: late (3 of 4 fits)",
-        "mlp: late, or early (1 of 3 fits)",
+        "mlp: late: or early (1 of 3 fits)",
     ]
     assert summarise(fits[:-1]).attrs["notes"][0] == "no test split (7 of 7 fits)"
 

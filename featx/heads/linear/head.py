@@ -148,7 +148,7 @@ class LinearHead:
         folds = fold_rows(problem.codes, options.folds, options.seed, options.groups)
         if not folds:
             what = "image" if options.groups is None else "group"
-            note = f"C not searched, middle of the grid: one {what} per class leaves nothing out"
+            note = f"C not searched (middle of the grid): one {what} per class leaves nothing out"
             return float(grid[len(grid) // 2]), None, None, [note]
         path = Path(problem, grid, folds)
         cv = path.curve
