@@ -159,9 +159,9 @@ class MlpHead(Configurable):
     def _notes(self, caught: Caught) -> tuple[str, ...]:
         if caught.has_converged:
             return caught.notes
-        advice = f"max_iter={self.max_iter} epochs are too few: --clf 'mlp(max_iter="
+        advice = f"max_iter={self.max_iter} epochs are too few (--clf 'mlp(max_iter="
         others = (note for note in caught.notes if _TOO_FEW not in note)
-        return (f"not converged, {advice}{5 * self.max_iter})' goes on", *others)
+        return (f"not converged: {advice}{5 * self.max_iter})' goes on)", *others)
 
 
 MLP = MlpHead()

@@ -49,7 +49,7 @@ def test_a_fit_that_stops_early_says_so():
     assert not fit.converged
     assert fit.n_iter == 2
     assert fit.notes == (
-        "not converged, max_iter=2 epochs are too few: --clf 'mlp(max_iter=10)' goes on",
+        "not converged: max_iter=2 epochs are too few (--clf 'mlp(max_iter=10)' goes on)",
     )
 
 
