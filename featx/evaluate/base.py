@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +17,7 @@ from featx.evaluate.images import images_sha256
 from featx.evaluate.leak_report import guard, leak_record, leak_remark
 from featx.evaluate.leaks import Leaks
 from featx.evaluate.pairs import Pair
+from featx.evaluate.result import FitResult
 from featx.evaluate.settings import Settings
 from featx.evaluate.views import count_unusable
 from featx.fewshot import DRAWS_VERSION
@@ -73,6 +75,14 @@ class BaseQuestion(ABC):
         self.remarks = [*self._split_remarks(), *pair.notices, *idle]
         self.remarks += leak_remark(self.leaks, settings.on_leak)
         self.truth = np.asarray(pair.test.y)[self.test_rows]
+
+    @abstractmethod
+    def names(self) -> dict[str, Any]:
+        """Columns of the table that say what is fitted, in the words of today."""
+
+    @abstractmethod
+    def question_id(self, head: str, subset: Subset) -> str:
+        """Name what all draws of one size have in common."""
 
     @abstractmethod
     def _find_leaks(self, drawable: NDArray[np.bool_]) -> Leaks:
@@ -139,5 +149,46 @@ class BaseQuestion(ABC):
             "draws_version": DRAWS_VERSION,
             "notices": list(self.notices),
             "leaks": self._leaks(subset),
-            "settings": self.settings.record(),
         }
+
+    def asked(self, head: str, subset: Subset) -> dict[str, Any]:
+        """Give what a fit's JSON keeps of how it was asked.
+
+        Parameters
+        ----------
+        head : str
+            Name of the head.
+        subset : Subset
+            One of `subsets`.
+
+        Returns
+        -------
+        dict
+            Plain values.
+        """
+        question = self.question_id(head, subset)
+        return {"settings": self.settings.record(), "question": question}
+
+    def as_asked(self, result: FitResult, head: str, subset: Subset) -> FitResult:
+        """Give an answer under the names of this question, whatever it was kept under.
+
+        Parameters
+        ----------
+        result : FitResult
+            Of the same content: images, features, draw, head.
+        head : str
+            Name of the head.
+        subset : Subset
+            The draw.
+
+        Returns
+        -------
+        FitResult
+            With other names than it was kept under, it can be kept again.
+        """
+        detail = {**result.detail, **self.asked(head, subset)}
+        asked = replace(result, **self.names(), repeat=subset.repeat, detail=detail)
+        if asked.key != result.key:
+            return asked
+        kept = {**result.detail, "question": detail["question"]}
+        return replace(result, repeat=subset.repeat, detail=kept)

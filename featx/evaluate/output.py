@@ -1,13 +1,12 @@
-"""`results.csv`, one line a fit; one JSON file a fit; and what both are good for later."""
+"""One JSON file a fit, `results.csv` made of them, and what both are good for later."""
 
 from __future__ import annotations
 
 import csv
 import io
-import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,20 +15,31 @@ import pandas as pd
 from filelock import FileLock
 
 from featx.evaluate.records import RecordError, made, read_record, record_text, write_record
-from featx.evaluate.result import COLUMNS, FitResult
+from featx.evaluate.result import COLUMNS, KEY_COLUMNS, FitResult
+from featx.evaluate.rows import RecordRows, Row, latest, table_text
 from featx.progress import SILENT, Reporter
+from featx.replacing import part_of, set_aside
 
 __all__ = ["ResultsFolder", "read_results"]
 
-_HEADER = ",".join(COLUMNS)
+_TABLE = "results.csv"
 _FIT, _LEAKS = "fit", "leaks"
 _NAME = re.compile(r"([0-9a-f]{16,64})(?:-(\d+))?\.json")
+_TEXT = {
+    *("data", "backbone", "weights", "layer", "pool", "precision", "clf", "scale", "per_class"),
+    *("notes", "train_fingerprint", "test_fingerprint", "subset_sha256", "featx_version"),
+    *("created", "fit_id", "C_asked", "test_images", "question", "error"),
+}
+"""Columns that are words, whatever they look like, and never missing."""
 
 T = TypeVar("T")
 
 
 class ResultsFolder:
     """Where results go and are found again; several processes may write to it at once.
+
+    The JSON files are what is kept; ``results.csv`` is written anew from all of them, one line for
+    the latest fit of each question and draw.
 
     Parameters
     ----------
@@ -41,21 +51,24 @@ class ResultsFolder:
     Attributes
     ----------
     table : pathlib.Path
-        The CSV file in use: ``results.csv``, or ``results-2.csv`` and so on where an older
-        featx wrote other columns.
+        The CSV file. One that is there and has lines that no JSON file gives (of an older featx,
+        or changed by hand) gets another name, and a notice.
     """
 
     def __init__(self, folder: str | os.PathLike[str], reporter: Reporter = SILENT) -> None:
         self.folder, self.reporter = Path(folder), reporter
-        self.table = self.folder / "results.csv"
+        self.table = self.folder / _TABLE
+        self._records = RecordRows(self.folder, reporter)
+        # A file that is not among these when a fit is added is of another process.
+        self._seen = {path.name for path in (self.folder / "fits").glob("*.json")}
 
     @property
     def _lock(self) -> FileLock:
         self.folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.folder / "results.csv.lock")
+        return FileLock(self.folder / f"{_TABLE}.lock")
 
     def add(self, result: FitResult) -> Path:
-        """Write the fit's JSON file, then its line of the table.
+        """Write the fit's JSON file, unless another process did meanwhile, then the table.
 
         Parameters
         ----------
@@ -68,31 +81,92 @@ class ResultsFolder:
             The JSON file; one that exists is never overwritten.
         """
         with self._lock:
-            path = write_record(self.folder / "fits" / _file_stem(result), _FIT, result.record())
-            self.table = _table_with(self.folder)
-            _append(self.table, _csv_line(result))
+            rows = self._records.refresh()
+            twins = (name for name, row in rows.items() if self._is_twin(name, row, result))
+            name = next(twins, None)
+            path = self._write(result) if name is None else self.folder / "fits" / name
+            self._write_table()
         return path
 
-    def complete(self, results: Iterable[FitResult]) -> int:
-        """Give the table the lines that it lacks, such as one that a crash kept from it.
+    def _is_twin(self, name: str, row: Row, result: FitResult) -> bool:
+        """Whether another process has added the same since this one began to look."""
+        is_new = name not in self._seen
+        return is_new and row.key == result.key and row["error"] == result.row()["error"]
+
+    def _write(self, result: FitResult) -> Path:
+        path = write_record(self.folder / "fits" / _file_stem(result), _FIT, result.record())
+        self._seen.add(path.name)
+        self._files[_FIT].setdefault(result.fit_id, []).insert(0, path)
+        return path
+
+    def complete(self, results: Iterable[FitResult] = ()) -> int:
+        """Add the fits that have no JSON file under their names, and write the table.
 
         Parameters
         ----------
         results : iterable of FitResult
-            Fits, each of which has a JSON file.
+            Fits; those that are there already, under the same names, are not added again.
 
         Returns
         -------
         int
-            Lines added.
+            Fits added.
         """
         with self._lock:
-            self.table = _table_with(self.folder)
-            present = _ids_in(self.table)
-            missing = [result for result in results if result.fit_id not in present]
-            for result in missing:
-                _append(self.table, _csv_line(result))
+            present = {row.key for row in self._records.refresh().values()}
+            missing = {r.key: r for r in results if r.key not in present}
+            for result in missing.values():
+                self._write(result)
+            self._write_table()
+            self._records.keep()
         return len(missing)
+
+    def remove(self, names: Iterable[str]) -> int:
+        """Remove records, and their lines of the table.
+
+        Parameters
+        ----------
+        names : iterable of str
+            Of files in ``fits/``.
+
+        Returns
+        -------
+        int
+            Bytes that were freed.
+        """
+        freed = 0
+        with self._lock:
+            before = self._records.refresh()
+            for path in (self.folder / "fits" / name for name in names):
+                freed += path.stat().st_size
+                path.unlink()
+            self._write_table(before)
+            self._records.keep()
+        return freed
+
+    def _write_table(self, before: Mapping[str, Row] | None = None) -> None:
+        """Write the table, with the lock held.
+
+        A line that is there and comes from no record is somebody's: it is not overwritten.
+        """
+        rows = self._records.refresh()
+        text = table_text(latest(rows).values())
+        there = _lines(self.table)
+        ours = _physical(table_text([*rows.values(), *(before or {}).values()]))
+        if not there <= ours:
+            kept = set_aside(self.table)
+            self.reporter.warn(
+                f"{self.table} has {len(there - ours)} lines that no file in "
+                f"{self._records.folder} gives (of an older featx, or changed since): it is kept "
+                f"as {kept}"
+            )
+        with part_of(self.table) as part:
+            # Names of folders need not be text.
+            part.write_bytes(text.encode("utf-8", "backslashreplace"))
+
+    def rows(self) -> dict[str, Row]:
+        """Give the table's rows: the latest of every question and draw, by the file's name."""
+        return latest(self._records.refresh())
 
     def find(self, fit_id: str) -> Iterator[FitResult]:
         """Yield the fits of a name that did not fail, the latest first.
@@ -107,15 +181,15 @@ class ResultsFolder:
         FitResult
             Exactly as it was added.
         """
-        for path in self._files[_FIT].get(fit_id, []):
+        for path in list(self._files[_FIT].get(fit_id, [])):
             result = self._read(_FIT, path, partial(_named, fit_id))
             if result is not None and not result.error:
                 yield result
 
     def fits(self) -> Iterator[FitResult]:
-        """Yield the latest fit of every name, in the order of the files' names."""
-        for fit_id in self._files[_FIT]:
-            found = next(self.find(fit_id), None)
+        """Yield the latest fit of every question and draw, in the order in which they were made."""
+        for name in self.rows():
+            found = self._read(_FIT, self.folder / "fits" / name, FitResult.from_record)
             if found is not None:
                 yield found
 
@@ -187,62 +261,63 @@ def json_text(result: FitResult) -> str:
     return record_text(_FIT, result.record())
 
 
-def read_results(path: str | os.PathLike[str]) -> pd.DataFrame:
+def read_results(path: str | os.PathLike[str], *, reporter: Reporter | None = None) -> pd.DataFrame:
     """Read a table of results.
 
     Parameters
     ----------
     path : path-like
-        A CSV file that `ResultsFolder` wrote.
+        A folder of results, or its ``results.csv``: then the JSON files are read, whose digests
+        tell damage. Or a CSV file that lies somewhere else.
+    reporter : Reporter, optional
+        Is told which files or lines are damaged and left out; on standard error by default.
 
     Returns
     -------
     pandas.DataFrame
-        One row a fit: the last, where a fit was repeated. A line torn by a crash is left out.
+        One row a fit: the last, where a fit was repeated.
     """
-    frame = pd.read_csv(path, dtype={"per_class": str, "fit_id": str, "notes": str, "weights": str})
-    frame[["notes", "weights"]] = frame[["notes", "weights"]].fillna("")
-    whole = frame["fit_id"].str.fullmatch("[0-9a-f]{16}").fillna(value=False).astype(bool)
-    return frame[whole].drop_duplicates("fit_id", keep="last").reset_index(drop=True)
+    path, reporter = Path(path), reporter or Reporter(quiet=True)
+    folder = path if path.is_dir() else path.parent
+    if (folder / "fits").is_dir() and (path.is_dir() or path.name == _TABLE):
+        rows = ResultsFolder(folder, reporter).rows().values()
+        text = table_text(rows)
+    else:
+        text = _whole_lines(path, reporter)
+    frame = pd.read_csv(
+        io.StringIO(text),
+        dtype=dict.fromkeys(_TEXT, str),
+        keep_default_na=False,
+        na_values={name: [""] for name in COLUMNS if name not in _TEXT},
+    )
+    key = [name for name in KEY_COLUMNS if name in frame]
+    return frame.drop_duplicates(key, keep="last").reset_index(drop=True)
 
 
-def _csv_line(result: FitResult) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(result.row().values())
-    return text.getvalue()
+def _whole_lines(path: Path, reporter: Reporter) -> str:
+    """Read a CSV file line by line, so that a torn or damaged one costs itself only."""
+    header, *lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    n_cells = len(_cells(header))
+    odd = [line for line in lines if line and len(_cells(line)) != n_cells]
+    if odd:
+        reporter.warn(f"{path}: {len(odd)} damaged lines are left out")
+    return "\n".join([header, *(line for line in lines if line not in odd)])
 
 
-def _table_with(folder: Path) -> Path:
-    """Find the first table that has today's columns, or does not exist yet."""
-    for number in itertools.count(1):
-        path = folder / ("results.csv" if number == 1 else f"results-{number}.csv")
-        try:
-            with path.open(encoding="utf-8") as stream:
-                header = stream.readline()
-        except FileNotFoundError:
-            return path
-        if header.rstrip("\n") == _HEADER or not header:
-            return path
-    raise AssertionError("itertools.count ended")
+def _cells(line: str) -> list[str]:
+    return next(csv.reader([line]), [])
 
 
-def _ids_in(path: Path) -> set[str]:
-    """Names of the fits that have a whole line."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return {line.rpartition(",")[2] for line in lines}
+def _lines(path: Path) -> set[str]:
+    try:
+        return _physical(path.read_text(encoding="utf-8", errors="surrogateescape"))
+    except FileNotFoundError:
+        return set()
 
 
-def _append(path: Path, line: str) -> None:
-    """Append in a single write, after ending what a crash left unended."""
-    with path.open("ab+") as stream:
-        size = stream.seek(0, os.SEEK_END)
-        start = _HEADER + "\n" if size == 0 else ""
-        if size:
-            stream.seek(-1, os.SEEK_END)
-            start = "" if stream.read(1) == b"\n" else "\n"
-        stream.write((start + line).encode("utf-8"))
-        stream.flush()
-        os.fsync(stream.fileno())
+def _physical(text: str) -> set[str]:
+    whole = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return {*whole.split("\n"), ""}
 
 
 def _file_stem(result: FitResult) -> str:

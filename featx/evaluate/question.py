@@ -32,6 +32,7 @@ _VERSION = 2
 """Part of every fit's name; to be raised when the same question gets another answer."""
 
 _CHECKED = "features_checked"
+_FROM_META = ("backbone", "layer", "pool", "input_size", "precision")
 
 
 class Question(BaseQuestion):
@@ -99,6 +100,16 @@ class Question(BaseQuestion):
         -------
         str
         """
+        # The number of a draw, which was part of the name at first, is no part of the question:
+        # seed and rows say which draw it is. With 0 for all, fits of that time go on answering.
+        draw = {"repeat": 0, "seed": subset.seed, "rows": subset.sha256}
+        return fingerprint(self._identity(head, subset) | self._search(subset) | draw)[:16]
+
+    def question_id(self, head: str, subset: Subset) -> str:
+        """Name what all draws of one size have in common: 16 hexadecimal digits."""
+        return fingerprint(self._identity(head, subset))[:16]
+
+    def _identity(self, head: str, subset: Subset) -> dict[str, Any]:
         identity = {
             "version": _VERSION,
             "train": self.pair.train.fingerprint,
@@ -106,9 +117,6 @@ class Question(BaseQuestion):
             "test_rows": self.test_rows.tolist(),
             "head": head,
             "per_class": str(subset.per_class),
-            "repeat": subset.repeat,
-            "seed": subset.seed,
-            "rows": subset.sha256,
             "C": self.settings.C,
             "folds": self.settings.folds,
             "scale": self.settings.scale,
@@ -116,9 +124,7 @@ class Question(BaseQuestion):
         }
         if subset.per_class != ALL:
             identity["draws"] = DRAWS_VERSION
-        return fingerprint(identity | self._choices() | self._code(head) | self._search(subset))[
-            :16
-        ]
+        return identity | self._choices() | self._code(head)
 
     def _search(self, subset: Subset) -> dict[str, int]:
         """Version of the search, where it is not the first: a lone class turned that off."""
@@ -152,7 +158,7 @@ class Question(BaseQuestion):
         -------
         FitResult or None
             Of the same question, of the same images in the same order, of undamaged features, and
-            with the same to tell about leaks.
+            with the same to tell about leaks; under the names and settings of this question.
         """
         told = _told(self._leaks(subset))
         images = self._images(subset)
@@ -164,7 +170,16 @@ class Question(BaseQuestion):
             and _told(result.detail.get("leaks")) == told
             and all(result.detail.get(name) in (None, images[name]) for name in images)
         )
-        return next(found, None)
+        asked = ((result, self.as_asked(result, head, subset)) for result in found)
+        # Kept under these names before others: the same images may lie in two folders.
+        best = sorted(asked, key=lambda both: both[0].key != both[1].key)
+        return best[0][1] if best else None
+
+    def names(self) -> dict[str, Any]:
+        """Give the columns that the caches name."""
+        meta = self.pair.train.meta
+        label = str(meta.get("weights", {}).get("label", ""))
+        return {"data": self.pair.data_name, "weights": label} | {k: meta[k] for k in _FROM_META}
 
     def _is_sound(self, result: FitResult) -> bool:
         """Whether a fit is not of features that were damaged."""
@@ -183,8 +198,12 @@ class Question(BaseQuestion):
 
     def record(self, subset: Subset) -> dict[str, Any]:
         """Give what a fit's JSON keeps of the question; see `BaseQuestion.record`."""
+        return super().record(subset) | self._choices() | {_CHECKED: True}
+
+    def asked(self, head: str, subset: Subset) -> dict[str, Any]:
+        """Give what a fit's JSON keeps of how it was asked; see `BaseQuestion.asked`."""
         caches = {"train_cache": str(self.pair.train.path), "test_cache": str(self.pair.test.path)}
-        return super().record(subset) | self._choices() | caches | {_CHECKED: True}
+        return super().asked(head, subset) | caches
 
 
 def _told(leaks: Any) -> dict[str, Any]:

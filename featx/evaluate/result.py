@@ -6,11 +6,31 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from featx.evaluate.intervals import share_interval
 from featx.evaluate.records import RecordError
 
-__all__ = ["COLUMNS", "FitResult", "joined"]
+__all__ = ["COLUMNS", "KEY_COLUMNS", "QUESTION_COLUMNS", "FitResult", "joined"]
 
 _BETWEEN = "; "
+
+_NAMES = (
+    *("data", "backbone", "weights", "layer", "pool", "input_size", "precision"),
+    *("clf", "scale", "class_weight", "per_class"),
+)
+_ASKED = (
+    *("C_asked", "folds", "holdout", "holdout_seed", "on_leak", "near", "groups", "first_seed"),
+    "test_images",
+)
+KEY_COLUMNS = ("fit_id", *_NAMES, *_ASKED)
+"""Columns of the table that say which fit a row is, and what it was asked for as."""
+
+QUESTION_COLUMNS = (
+    *_NAMES,
+    *("n_features", "n_test", "train_fingerprint", "test_fingerprint"),
+    *_ASKED,
+    "question",
+)
+"""Columns of the table in which the draws of one question agree."""
 
 
 def joined(notes: Iterable[str]) -> str:
@@ -22,7 +42,7 @@ def joined(notes: Iterable[str]) -> str:
 class FitResult:
     """One head, fitted on one subset and scored once.
 
-    The fields but `detail` are the columns of ``results.csv``, in that order.
+    The fields but `detail` are columns of ``results.csv``, in that order; `row` has more.
 
     Parameters
     ----------
@@ -116,7 +136,6 @@ class FitResult:
     subset_sha256: str
     featx_version: str
     created: str
-    # Last, so that a row torn by a crash lacks it and is recognised.
     fit_id: str
     detail: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -132,12 +151,50 @@ class FitResult:
         return str(self.detail.get("error", ""))
 
     def row(self) -> dict[str, Any]:
-        """Columns of the table."""
-        return {name: getattr(self, name) for name in COLUMNS}
+        """Columns of the table: the fields, the interval of `acc1`, and what was asked.
+
+        Returns
+        -------
+        dict
+            ``acc1_low`` and ``acc1_high`` are the ends of the 95 % interval of one accuracy over
+            test images (Wilson). What made no difference is None: a held-out share where there is
+            a test split, what to do about leaks where there are none.
+        """
+        ends = (None, None) if self.acc1 is None else share_interval(self.acc1, self.n_test)
+        return {
+            **{name: getattr(self, name) for name in _FIELDS},
+            **dict(zip(("acc1_low", "acc1_high"), ends, strict=True)),
+            **self._asked(),
+            "question": self.detail.get("question", ""),
+            "error": self.detail.get("error", ""),
+        }
+
+    def _asked(self) -> dict[str, Any]:
+        settings, groups = self.detail.get("settings", {}), self.detail.get("groups")
+        is_holdout = self.detail.get("is_holdout", False)
+        has_leaks = bool(self.detail.get("leaks", {}).get("n_pairs"))
+        penalty = settings.get("C")
+        return {
+            "C_asked": "searched" if penalty is None else repr(penalty).removesuffix(".0"),
+            "folds": settings.get("folds"),
+            "holdout": settings.get("holdout") if is_holdout else None,
+            "holdout_seed": settings.get("holdout_seed") if is_holdout else None,
+            "on_leak": settings.get("on_leak") if has_leaks else None,
+            "near": str(settings.get("near")) if has_leaks else None,
+            "groups": f"{groups['column']} {groups['sha256'][:8]}" if groups else None,
+            "first_seed": settings.get("seed"),
+            "test_images": self.detail.get("test_images_sha256", ""),
+        }
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What a folder of results has once: a fit, under one set of names and settings."""
+        row = self.row()
+        return tuple(row[name] for name in KEY_COLUMNS)
 
     def record(self) -> dict[str, Any]:
         """Everything as plain values, for the fit's JSON."""
-        return {"fit": self.row(), **self.detail}
+        return {"fit": {name: getattr(self, name) for name in _FIELDS}, **self.detail}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> FitResult:
@@ -155,12 +212,39 @@ class FitResult:
         Raises
         ------
         RecordError
-            If the columns are others than today's.
+            If the columns are others than today's, or a value is of another type.
         """
         row = record.get("fit")
-        if not isinstance(row, dict) or tuple(row) != COLUMNS:
+        if not isinstance(row, dict) or tuple(row) != _FIELDS:
             raise RecordError("it is a fit of another version of featx, with other columns")
-        return cls(**row, detail={key: value for key, value in record.items() if key != "fit"})
+        result = cls(**row, detail={key: value for key, value in record.items() if key != "fit"})
+        try:
+            _check_types(result)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise RecordError(f"it is no fit of featx: {error}") from error
+        return result
 
 
-COLUMNS = tuple(item.name for item in fields(FitResult) if item.name != "detail")
+_FIELDS = tuple(item.name for item in fields(FitResult) if item.name != "detail")
+COLUMNS = (*_FIELDS, "acc1_low", "acc1_high", *_ASKED, "question", "error")
+"""Columns of ``results.csv``."""
+
+_PLAIN: dict[str, tuple[type, ...]] = {
+    "float": (float, int),
+    "int": (int,),
+    "str": (str,),
+    "bool": (bool,),
+}
+_TYPES = _PLAIN | {f"{name} | None": (*types, type(None)) for name, types in _PLAIN.items()}
+
+
+def _check_types(result: FitResult) -> None:
+    """Refuse what another program may have written, before it is in a table."""
+    for item in fields(FitResult):
+        value, types = getattr(result, item.name), _TYPES.get(str(item.type))
+        if types is not None and not isinstance(value, types):
+            raise TypeError(f"{item.name} is {value!r}")
+    lengths = {len(result.detail[name]) for name in ("predictions", "test_labels")}
+    if lengths != {result.n_test}:
+        raise TypeError(f"it has no prediction for each of {result.n_test} test images")
+    hash(result.key)

@@ -45,7 +45,6 @@ _NOT_FINITE = (
     "its scores are not finite; take another --scale, or a C that is nearer to 1 over the mean "
     "squared norm of the features"
 )
-_FROM_META = ("backbone", "layer", "pool", "input_size", "precision")
 
 # Heads that fit scikit-learn's iterative estimators record their warnings, and Python keeps
 # one record for all threads of a process.
@@ -232,15 +231,13 @@ class _Job:
 
     def _result(self, name: str, subset: Subset, measures: dict[str, Any]) -> FitResult:
         train, question = self.pair.train, self.question
-        detail = measures["detail"] | question.record(subset) | {"versions": _versions()}
+        told = question.record(subset) | question.asked(name, subset)
         own = {
             "notes": joined([*question.remarks, *measures["notes"]]),
-            "detail": detail,
+            "detail": {**measures["detail"], **told, "versions": _versions()},
         }
         return FitResult(
-            data=self.pair.data_name,
-            weights=str(train.meta.get("weights", {}).get("label", "")),
-            **{key: train.meta[key] for key in _FROM_META},
+            **question.names(),
             n_features=int(train.X.shape[1]),
             clf=name,
             scale=self.settings.scale,

@@ -7,30 +7,13 @@ from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm, t
 
-from featx.evaluate.result import FitResult
+from featx.evaluate.intervals import format_ends, mean_interval, share_interval
+from featx.evaluate.result import QUESTION_COLUMNS, FitResult
 
 __all__ = ["format_table", "summarise"]
 
-_SYSTEM = [
-    "data",
-    "backbone",
-    "weights",
-    "layer",
-    "pool",
-    "input_size",
-    "precision",
-    "n_features",
-    "clf",
-    "scale",
-    "class_weight",
-    "per_class",
-    "train_fingerprint",
-    "test_fingerprint",
-    "n_test",  # differs where other classes of one cache were tested
-]
-_CONFIDENCE = 0.95
+_DRAW = ["seed", "subset_sha256"]
 
 
 def summarise(results: Iterable[FitResult] | pd.DataFrame) -> pd.DataFrame:
@@ -44,16 +27,16 @@ def summarise(results: Iterable[FitResult] | pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        In the order of first appearance. ``accuracy`` is the mean over draws, between 0 and 1.
-        ``± draws`` is the half-width of its 95 % interval over draws of the training subset
-        (Student's t; missing for a single draw). ``± test`` is the half-width of the 95 %
-        interval of one accuracy over test images (Wilson, "Probable inference, the law of
-        succession, and statistical inference", JASA 22, 1927), the same test images for every
+        One line for each question: everything but the draws is equal, also their first seed
+        (``--seed``), since the draws of another are another table. In the order of first
+        appearance. ``repeats`` counts the draws, each once; ``accuracy`` is their mean, between 0
+        and 1. ``draws low`` and ``draws high`` are the ends of its 95 % interval over draws of the
+        training subset (`mean_interval`; missing for a single draw), ``test low`` and ``test
+        high`` those of one accuracy over ``test images`` (`share_interval`), the same for every
         draw. ``C`` is the median. ``seconds`` is the mean time of a fit with its
-        cross-validation. ``weights``, ``pool``, ``input``, ``precision``, ``scale``,
-        ``class weight`` and ``test images`` are columns where the lines differ in them;
-        ``cache`` and ``test cache``, the beginnings of the fingerprints, where nothing else
-        tells two lines apart. ``attrs["notes"]`` counts the notes of the fits.
+        cross-validation. What was asked is in columns where the lines differ in it; ``cache``,
+        ``test cache``, ``test set`` and ``question``, the beginnings of digests, where nothing
+        else tells two lines apart. ``attrs["notes"]`` counts the notes of the fits.
     """
     if isinstance(results, pd.DataFrame):
         frame = results
@@ -61,54 +44,47 @@ def summarise(results: Iterable[FitResult] | pd.DataFrame) -> pd.DataFrame:
         frame = pd.DataFrame([result.row() for result in results])
     if frame.empty:
         return pd.DataFrame(columns=[name for name in _TABLE if name not in _WHERE_DIFFERENT])
-    groups = frame.groupby(_SYSTEM, sort=False, dropna=False)
-    table = _distinct(pd.DataFrame([_line(group) for _, group in groups], columns=_TABLE))
+    question = [name for name in QUESTION_COLUMNS if name in frame]
+    frame = frame.drop_duplicates([*question, *_DRAW], keep="last")
+    groups = frame.groupby(question, sort=False, dropna=False)
+    table = _distinct(pd.DataFrame([_line(group) for _, group in groups])[_TABLE])
     table.attrs["notes"] = _count_notes(frame)
     return table
 
 
+_ASKED = {
+    "C_asked": "C asked",
+    **{name: name.replace("_", " ") for name in ("folds", "holdout", "holdout_seed", "on_leak")},
+    **{"near": "near", "groups": "groups", "first_seed": "first seed"},
+}
+_WORDS = {
+    **{"data": "data", "backbone": "backbone", "weights": "weights", "layer": "layer"},
+    **{"pool": "pool", "input_size": "input", "precision": "precision", "clf": "head"},
+    **{"scale": "scale", "class_weight": "class weight", "per_class": "per class"},
+}
+_DIGESTS = {
+    **{"train_fingerprint": "cache", "test_fingerprint": "test cache"},
+    **{"test_images": "test set", "question": "question"},
+}
 _TABLE = [
-    "data",
-    "backbone",
-    "weights",
-    "layer",
-    "pool",
-    "input",
-    "precision",
-    "cache",
-    "test cache",
-    "dim",
-    "head",
-    "scale",
-    "class weight",
-    "per class",
-    "test images",
-    "repeats",
-    "accuracy",
-    "± draws",
-    "± test",
-    "C",
-    "seconds",
+    *("data", "backbone", "weights", "layer", "pool", "input", "precision"),
+    *(*_DIGESTS.values(), "dim", "head", "scale", "class weight"),
+    *(*_ASKED.values(), "per class", "repeats", "accuracy", "draws low", "draws high"),
+    *("test low", "test high", "test images", "C", "seconds"),
 ]
 _WHERE_DIFFERENT = (
-    "weights",
-    "pool",
-    "input",
-    "precision",
-    "scale",
-    "class weight",
-    "test images",
-    "cache",
-    "test cache",
+    *("weights", "pool", "input", "precision", "scale", "class weight"),
+    *(*_ASKED.values(), *_DIGESTS.values()),
 )
-_LAST_RESORT = ("cache", "test cache")
+_LAST_RESORT = tuple(_DIGESTS.values())
 
 
 def _distinct(table: pd.DataFrame) -> pd.DataFrame:
     """Leave out columns that say the same in every line, or nothing that others do not."""
     for name in _WHERE_DIFFERENT[::-1]:
         rest = table.loc[:, :"repeats"].columns.drop(["repeats", name])
-        is_idle = name in _LAST_RESORT and not table.duplicated(list(rest)).any()
+        alike = table.duplicated([*rest, "test images"], keep=False)
+        is_idle = name in _LAST_RESORT and not alike.any()
         if is_idle or table[name].nunique(dropna=False) == 1:
             table = table.drop(columns=name)
     return table
@@ -130,45 +106,33 @@ def _count_notes(frame: pd.DataFrame) -> list[str]:
     return counted
 
 
-def _line(group: pd.DataFrame) -> list[object]:
+def _line(group: pd.DataFrame) -> dict[str, object]:
     first = group.iloc[0]
-    group = group[group["acc1"].notna()]  # one that failed is in the notes
-    accuracy = group["acc1"].to_numpy(dtype=float)
-    return [
-        first["data"],
-        first["backbone"],
-        first["weights"],
-        first["layer"],
-        first["pool"],
-        str(first["input_size"]),
-        first["precision"],
-        first["train_fingerprint"][:8],
-        first["test_fingerprint"][:8],
-        int(first["n_features"]),
-        first["clf"],
-        first["scale"],
-        "none" if pd.isna(first["class_weight"]) else first["class_weight"],
-        str(first["per_class"]),
-        int(first["n_test"]),
-        len(group),
-        float(group["acc1"].astype(float).mean()),
-        _half_width_of_mean(accuracy),
-        _half_width_of_share(float(group["acc1"].astype(float).mean()), int(first["n_test"])),
-        float(group["C"].astype(float).median()),
-        float(group["fit_seconds"].mean()),
-    ]
+    # One that could not be fitted has its reason in place of an accuracy.
+    accuracy = group["acc1"].dropna().to_numpy(dtype=float)
+    mean, n_test = float(accuracy.mean()) if accuracy.size else np.nan, int(first["n_test"])
+    draws = mean_interval(accuracy.tolist()) or (np.nan, np.nan)
+    test = share_interval(mean, n_test) if accuracy.size else (np.nan, np.nan)
+    return {
+        **{title: _word(first[name]) for name, title in _WORDS.items()},
+        **{title: _word(first.get(name)) for name, title in _ASKED.items()},
+        **{title: str(first.get(name, ""))[:8] for name, title in _DIGESTS.items()},
+        "dim": int(first["n_features"]),
+        "repeats": len(accuracy),
+        "accuracy": mean,
+        **dict(zip(("draws low", "draws high"), draws, strict=True)),
+        **dict(zip(("test low", "test high"), test, strict=True)),
+        "test images": n_test,
+        "C": float(group["C"].astype(float).median()),
+        "seconds": float(group["fit_seconds"].mean()),
+    }
 
 
-def _half_width_of_mean(values: np.ndarray) -> float:
-    n = len(values)
-    if n < 2:
-        return float("nan")
-    return float(t.ppf((1 + _CONFIDENCE) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
-
-
-def _half_width_of_share(share: float, n: int) -> float:
-    z = norm.ppf((1 + _CONFIDENCE) / 2)
-    return float(z * np.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2) / (1 + z**2 / n))
+def _word(value: object) -> str:
+    """Write a cell of what was asked, the same from results and from a file."""
+    if value is None or value != value:  # noqa: PLR0124 - missing in a file
+        return "none"
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def format_table(table: pd.DataFrame) -> str:
@@ -185,6 +149,7 @@ def format_table(table: pd.DataFrame) -> str:
         A heading, a rule and one line a row, then the notes of the fits, each with the number
         of fits that have it.
     """
+    table = _join_ends(table)
     cells = [[_cell(name, row[name]) for name in table.columns] for _, row in table.iterrows()]
     lines = [list(table.columns), *cells]
     widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
@@ -200,15 +165,26 @@ def format_table(table: pd.DataFrame) -> str:
     return "\n".join([text, *table.attrs.get("notes", [])])
 
 
+def _join_ends(table: pd.DataFrame) -> pd.DataFrame:
+    """Put the two ends of each interval into one column of text."""
+    joined = table.copy()
+    for low in [name for name in table.columns if name.endswith(" low")]:
+        what = low.removesuffix(" low")
+        high = f"{what} high"
+        ends = zip(table[low], table[high], strict=True)
+        joined[low] = ["-" if np.isnan(two[0]) else format_ends(two) for two in ends]
+        joined = joined.drop(columns=high).rename(columns={low: f"95 % {what}"})
+    return joined
+
+
 _TEXT = (
-    *("data", "backbone", "weights", "layer", "pool", "input", "precision", "cache", "test cache"),
+    *("data", "backbone", "weights", "layer", "pool", "input", "precision"),
+    *(*_DIGESTS.values(), *_ASKED.values()),
     *("A", "B", "clf", "class_weight", "head", "scale", "class weight", "preprocess"),
 )
 _FORMATS = {
     "images/s": ".1f",
     "accuracy": ".3f",
-    "± draws": ".3f",
-    "± test": ".3f",
     "C": ".3g",
     "seconds": ".1f",
 }

@@ -206,35 +206,60 @@ class TrainQuestion(BaseQuestion):
         -------
         str
         """
+        # The number of a draw is no part of the question: see the fits of heads.
+        draw = {
+            "repeat": 0,
+            "seed": subset.seed,
+            "train_images": images_sha256(self.pair.train, subset.rows),
+            "n_drawn_leaks": self._n_drawn_leaks(subset),
+        }
+        identity = self._identity(subset)
+        identity["asked"]["seed"] = subset.seed
+        return fingerprint(identity | draw)[:16]
+
+    def question_id(self, head: str, subset: Subset) -> str:
+        """Name what all draws of one size have in common: 16 hexadecimal digits."""
+        return fingerprint(self._identity(subset))[:16]
+
+    def _identity(self, subset: Subset) -> dict[str, Any]:
         asked = self.plan.asked()
-        for name in ("data", "classes", "drop", "map", "cache_per_class", "test_per_class"):
+        for name in ("data", "classes", "drop", "map", "cache_per_class", "test_per_class", "seed"):
             del asked[name]  # the images and their classes are told below
         for name in (*LAYOUT_FIELDS, "test_split"):
             asked.pop(name, None)
-        return fingerprint(
-            {
-                "version": self._version,
-                "kind": "train",
-                "asked": {**asked, "precision": self.precision},
-                "recipe": self.recipe.identity(),
-                "class_names": self.class_names,
-                "train_images": images_sha256(self.pair.train, subset.rows),
-                "test_images": self._test_images,
-                "per_class": str(subset.per_class),
-                "repeat": subset.repeat,
-                "seed": subset.seed,
-                "n_drawn_leaks": self._n_drawn_leaks(subset),
-            }
-        )[:16]
+        return {
+            "version": self._version,
+            "kind": "train",
+            "asked": {**asked, "precision": self.precision},
+            "recipe": self.recipe.identity(),
+            "class_names": self.class_names,
+            "test_images": self._test_images,
+            "per_class": str(subset.per_class),
+        }
 
     @property
     def _version(self) -> int:
         is_held = self.plan.freeze != "none" or self.plan.scheduler == "plateau"
         return _VERSION_HELD if is_held else _VERSION
 
-    def record(self, subset: Subset) -> dict[str, Any]:
-        """Give what a training's JSON keeps of the question; see `BaseQuestion.record`."""
-        known = super().record(subset)
+    def names(self) -> dict[str, Any]:
+        """Give the columns that network and images name."""
+        recipe, backbone = self.recipe, self.recipe.backbone
+        return {
+            "data": self.pair.data_name,
+            "backbone": recipe.text,
+            "weights": "" if backbone is None else backbone.weights.label,
+            "layer": "input" if backbone is None else backbone.layer,
+            "pool": "none",
+            "input_size": recipe.input_px,
+            "precision": self.precision,
+            "n_features": recipe.n_inputs,
+            "clf": self.head,
+        }
+
+    def asked(self, head: str, subset: Subset) -> dict[str, Any]:
+        """Give what a training's JSON keeps of how it was asked; see `BaseQuestion.asked`."""
+        known = super().asked(head, subset)
         settings = {**known["settings"], **self.plan.asked(), "heads": [self.head]}
         return known | {"settings": settings}
 

@@ -203,20 +203,11 @@ def to_fit(
     -------
     FitResult
     """
-    recipe, pair = question.recipe, question.pair
-    backbone = recipe.backbone
+    pair = question.pair
     model = Logits(np.arange(len(question.class_names)), scored.decisions)
     scores = score(question.truth, scored.decisions, model, question.class_names)
     return FitResult(
-        data=pair.data_name,
-        backbone=recipe.text,
-        weights="" if backbone is None else backbone.weights.label,
-        layer="input" if backbone is None else backbone.layer,
-        pool="none",
-        input_size=recipe.input_px,
-        precision=question.precision,
-        n_features=recipe.n_inputs,
-        clf=question.head,
+        **question.names(),
         scale=NONE,
         class_weight=None,
         per_class=str(subset.per_class),
@@ -243,6 +234,7 @@ def to_fit(
             "predictions": scores.guess.tolist(),
             **scores.detail,
             **question.record(subset),
+            **question.asked(question.head, subset),
             "train_acc1_is": "TRAINING score: accuracy on the rows that the network was fitted on",
             "trained": trained.record(),
             **extra,

@@ -19,7 +19,7 @@ def results(pair):
     base = evaluate(pair, Settings(per_class=(2,), repeats=1, C=0.01))[0]
     values = (0.5, 0.6, 0.7)
     return [
-        replace(base, repeat=i, acc1=a, n_test=100, fit_seconds=float(i), C=10.0**i)
+        replace(base, repeat=i, seed=i, acc1=a, n_test=100, fit_seconds=float(i), C=10.0**i)
         for i, a in enumerate(values)
     ]
 
