@@ -11,7 +11,7 @@ from featx.errors import CacheError, UsageError, nearest
 from featx.sources.splits import read_split
 from featx.store import Cache, find_caches
 
-__all__ = ["DEFAULT_FOLDER", "load", "open_complete"]
+__all__ = ["DEFAULT_FOLDER", "fingerprints", "load", "open_complete"]
 
 DEFAULT_FOLDER = "cache"
 _SUFFIXES = (".h5", ".hdf5")
@@ -50,6 +50,18 @@ def open_complete(folder: str | os.PathLike[str]) -> tuple[list[Cache], list[str
         except CacheError as error:
             notices.append(f"left out: {error}")
     return caches, notices
+
+
+def fingerprints(folder: str | os.PathLike[str]) -> set[str]:
+    """Give the fingerprints of the finished cache files of a folder; none without the folder."""
+    if not Path(folder).is_dir():
+        return set()
+    caches, _ = open_complete(folder)
+    try:
+        return {cache.fingerprint for cache in caches}
+    finally:
+        for cache in caches:
+            cache.close()
 
 
 def load(  # noqa: PLR0913

@@ -6,7 +6,14 @@ import json
 
 import click
 
-from featx.cli.options import PER_CLASS, ListCommand, common_options, list_option
+from featx.cli.options import (
+    PER_CLASS,
+    ListCommand,
+    cache_option,
+    common_options,
+    list_option,
+    reports_option,
+)
 from featx.progress import Reporter
 
 __all__ = ["command"]
@@ -28,13 +35,13 @@ __all__ = ["command"]
     show_default=True,
     help="What to print.",
 )
-@click.option(
-    "--reports", "reports_dir", default="reports", show_default=True, help="Folder of results."
-)
+@cache_option
+@reports_option
 @common_options
 def command(
     systems: tuple[str, ...],
     form: str,
+    cache_dir: str,
     reports_dir: str,
     reporter: Reporter,
     **filters: tuple[str, ...],
@@ -44,11 +51,14 @@ def command(
     Each of A, B, ... is one or more words, joined by commas, that name values of a system:
     svm, resnet50,svm, input_size=96. All pairs are compared; every value that they leave
     open (three backbones, two sizes of subset) makes a comparison of its own, and p values are
-    corrected for their number.
+    corrected for their number. Of fits on several caches of one name, those on a cache that is
+    in --cache today are compared.
     """
+    from featx.catalog import fingerprints
     from featx.evaluate import compare, format_comparison
 
-    frame = compare(systems, reports_dir, where=filters, reporter=reporter)
+    today = fingerprints(cache_dir)
+    frame = compare(systems, reports_dir, where=filters, today=today, reporter=reporter)
     if form == "csv":
         click.echo(frame.to_csv(index=False), nl=False)
     elif form == "json":

@@ -147,10 +147,11 @@ def _caches(folder: str) -> tuple[Sequence[str], Rows]:
 
 def _models(folder: str, reporter: Reporter) -> tuple[Sequence[str], Rows]:
     from featx.predict import ModelsFolder
+    from featx.predict.model import test_text
 
     rows: Rows = []
     for path, record in ModelsFolder(folder, reporter).list_models():
-        features, train, test = (record.get(part, {}) for part in ("features", "train", "test"))
+        features, train = (record.get(part, {}) for part in ("features", "train"))
         rows.append(
             (
                 path.name,
@@ -159,7 +160,7 @@ def _models(folder: str, reporter: Reporter) -> tuple[Sequence[str], Rows]:
                 features.get("point", {}).get("layer"),
                 len(record.get("class_names", ())),
                 train.get("per_class"),
-                _number(test.get("accuracy"), ".3f"),
+                test_text(record),
                 f"{path.stat().st_size / 1e6:,.1f} MB",
             )
         )

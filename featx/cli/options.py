@@ -157,8 +157,13 @@ INPUT_SIZE = NumberOr("native", "PIXELS")
 
 
 def list_option(*names: str, **settings: Any) -> Callable[[F], F]:
-    """Option that takes a space-separated list, for a `ListCommand`."""
-    return click.option(*names, multiple=True, **settings)
+    """Option that takes a space-separated list, for a `ListCommand`; what comes twice is once."""
+    return click.option(*names, multiple=True, **{"callback": _unique, **settings})
+
+
+def _unique(ctx: click.Context, param: click.Parameter, values: tuple[Any, ...]) -> Any:
+    del ctx, param
+    return tuple(dict.fromkeys(values))
 
 
 def bits_option(function: F) -> F:

@@ -92,14 +92,14 @@ def _form(output: str | None) -> str:
 
 
 def _describe(saved: SavedModel) -> str:
-    meta, test = saved.meta, saved.meta["test"]
-    features = meta["features"]
+    from featx.predict.model import test_text
+
+    meta, features = saved.meta, saved.meta["features"]
     return (
         f"{meta['head']} on {features.get('backbone')} {features.get('point', {}).get('layer')}, "
         f"{len(saved.classes_)} classes, fitted on {meta['train'].get('data')}, "
         f"{meta['train'].get('per_class')} per class; "
-        f"accuracy on its {test.get('n_test')} test images ({test.get('split')}) then: "
-        f"{test.get('accuracy'):.3f}"
+        f"accuracy on its test images ({test.get('split')}) then: {test_text(meta)}"
     )
 
 

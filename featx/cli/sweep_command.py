@@ -36,11 +36,13 @@ _AXES = ("input_size", "layer", "pool", "preprocess")
 
 @click.command(cls=ListCommand)
 @list_option("--backbone", required=True, help="Names, as for  featx extract.")
-@list_option("--input-size", type=INPUT_SIZE, help="Sizes to compare.")
-@list_option("--layer", help="Layers to compare, in one pass.")
-@list_option("--pool", help="Ways of pooling to compare.")
+@list_option("--input-size", type=INPUT_SIZE, help="Sizes to compare.", callback=None)
+@list_option("--layer", help="Layers to compare, in one pass.", callback=None)
+@list_option("--pool", help="Ways of pooling to compare.", callback=None)
 @list_option(
-    "--preprocess", help="Mistakes to compare: correct half-range divide-only divide-twice bgr raw."
+    "--preprocess",
+    callback=None,
+    help="Mistakes to compare: correct half-range divide-only divide-twice bgr raw.",
 )
 @bits_option
 @click.option("--data", default="cifar10", show_default=True, help=DATA_HELP)

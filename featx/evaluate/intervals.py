@@ -90,7 +90,7 @@ def both_intervals(mean: float, *intervals: Ends | None) -> Ends:
 
 def format_ends(ends: Ends | None) -> str:
     """Write the ends of an interval with a dash between them; ``-`` where there is none."""
-    return "-" if ends is None else f"{ends[0]:.3f}–{ends[1]:.3f}"  # noqa: RUF001 - a range
+    return "-" if ends is None else f"{ends[0]:.3f}–{ends[1]:.3f}"
 
 
 def _bounded(low: float, high: float) -> Ends:

@@ -28,7 +28,8 @@ _NAME = re.compile(r"([0-9a-f]{16,64})(?:-(\d+))?\.json")
 _TEXT = {
     *("data", "backbone", "weights", "layer", "pool", "precision", "clf", "scale", "per_class"),
     *("notes", "train_fingerprint", "test_fingerprint", "subset_sha256", "featx_version"),
-    *("created", "fit_id", "C_asked", "test_images", "question", "error"),
+    *("created", "fit_id", "C_asked", "test_images", "train_images", "question"),
+    "error",
 }
 """Columns that are words, whatever they look like, and never missing."""
 
@@ -168,6 +169,19 @@ class ResultsFolder:
         """Give the table's rows: the latest of every question and draw, by the file's name."""
         return latest(self._records.refresh())
 
+    def all_rows(self) -> dict[str, Row]:
+        """Give a row for every record, also of fits that were made again later."""
+        return self._records.refresh()
+
+    def unreadable(self) -> list[str]:
+        """Names of the files in ``fits/`` that are damaged or something else."""
+        self._records.refresh()
+        return list(self._records.bad)
+
+    def n_bytes(self) -> int:
+        """Size of all records."""
+        return sum(row.stamp[0] for row in self.all_rows().values())
+
     def find(self, fit_id: str) -> Iterator[FitResult]:
         """Yield the fits of a name that did not fail, the latest first.
 
@@ -189,9 +203,26 @@ class ResultsFolder:
     def fits(self) -> Iterator[FitResult]:
         """Yield the latest fit of every question and draw, in the order in which they were made."""
         for name in self.rows():
-            found = self._read(_FIT, self.folder / "fits" / name, FitResult.from_record)
-            if found is not None:
-                yield found
+            yield self.read(name)
+
+    def read(self, name: str) -> FitResult:
+        """Read the fit of a file of `rows`.
+
+        Parameters
+        ----------
+        name : str
+            Of the file in ``fits/``.
+
+        Returns
+        -------
+        FitResult
+
+        Raises
+        ------
+        RecordError
+            If it was damaged since.
+        """
+        return FitResult.from_record(read_record(_FIT, self.folder / "fits" / name))
 
     def find_leaks(self, key: str) -> dict[str, Any] | None:
         """Find what a search for leaks found.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,15 @@ from featx.evaluate.crossed import Estimate, estimate_mean, holm
 from featx.evaluate.output import ResultsFolder
 from featx.evaluate.result import FitResult
 from featx.evaluate.statements import statement
-from featx.evaluate.systems import SYSTEM_COLUMNS, by_size, choose, find_words, to_systems
+from featx.evaluate.systems import (
+    OWN_COLUMNS,
+    SYSTEM_COLUMNS,
+    by_size,
+    choose,
+    find_words,
+    of_today,
+    to_systems,
+)
 from featx.progress import SILENT, Reporter
 
 __all__ = ["compare"]
@@ -37,6 +46,7 @@ def compare(
     reports: str | os.PathLike[str] | Iterable[FitResult] = "reports",
     *,
     where: Mapping[str, Iterable[str]] | None = None,
+    today: Iterable[str] = (),
     reporter: Reporter = SILENT,
 ) -> pd.DataFrame:
     """Compare systems with each other, pair by pair, on the same draws and test images.
@@ -60,6 +70,9 @@ def compare(
         Folder of results, or fits.
     where : mapping, optional
         Values by column that fits must have.
+    today : iterable of str, optional
+        Fingerprints of the train caches that are there: of a system that was fitted on several
+        caches (images were added), the fits on these are compared.
     reporter : Reporter, optional
         Is told which files are damaged.
 
@@ -85,33 +98,46 @@ def compare(
     """
     if len(systems) < 2 or len(set(systems)) < len(systems):
         raise UsageError("name two or more different systems to compare, as in  svm logreg")
-    fits = _fits(reports, reporter)
-    known = to_systems(fits)
+    rows, read = _rows(reports, reporter)
+    known = to_systems(rows)
     # Of a classifier whose code has changed, the last fit of each draw counts.
-    newest = known.assign(created=[fit.created for fit in fits])
+    newest = known.assign(created=[row["created"] for row in rows])
     newest = newest.sort_values("created", kind="stable")
     known = newest.drop_duplicates([*known], keep="last").sort_index().drop(columns="created")
     kept = choose(known, where or {})
     if kept.empty:
         raise ProtocolError("no fit has all that was asked for: leave a filter out")
     named = {text: find_words(text, kept) for text in systems}
+    sides = [_Side(text, named[text], tuple(today)) for text in systems]
     found = [
         comparison
-        for a, b in itertools.combinations(systems, 2)
-        for comparison in _compare_two(_Side(a, named[a]), _Side(b, named[b]), kept, fits)
+        for a, b in itertools.combinations(sides, 2)
+        for comparison in _compare_two(a, b, kept, read)
     ]
     return _to_frame(found)
 
 
-def _fits(reports: Any, reporter: Reporter) -> list[FitResult]:
+_Read = Callable[[int], FitResult]
+
+
+def _rows(reports: Any, reporter: Reporter) -> tuple[list[Mapping[str, Any]], _Read]:
+    """Give the rows of all fits that have an accuracy, and what reads one whole."""
     if isinstance(reports, str | os.PathLike):
-        fits = list(ResultsFolder(reports, reporter).fits())
-        where = os.fspath(reports)
+        folder, where = ResultsFolder(reports, reporter), os.fspath(reports)
+        files = {n: row for n, row in folder.rows().items() if row["acc1"] is not None}
+        rows: list[Mapping[str, Any]] = [row.as_dict() for row in files.values()]
+        names = list(files)
+
+        def read(i: int) -> FitResult:
+            return folder.read(names[i])
+
+        found: _Read = read
     else:
-        fits, where = list(reports), "what was given"
-    if not fits:
+        fits, where = [fit for fit in reports if fit.acc1 is not None], "what was given"
+        rows, found = [fit.row() for fit in fits], fits.__getitem__
+    if not rows:
         raise ProtocolError(f"{where} holds no fits: run  featx fit  first")
-    return fits
+    return rows, found
 
 
 @dataclass(frozen=True)
@@ -120,6 +146,7 @@ class _Side:
 
     text: str
     words: Mapping[str, str]
+    today: Sequence[str] = ()
 
     def of(self, systems: pd.DataFrame) -> pd.DataFrame:
         kept = systems
@@ -127,7 +154,7 @@ class _Side:
             kept = kept[kept[column] == value]
         if kept.empty:
             raise UsageError(f"no fit has all of {self.text!r}: its words are of different fits")
-        return kept
+        return kept if "cache" in self.words else of_today(kept, self.today)
 
 
 @dataclass(frozen=True)
@@ -141,11 +168,11 @@ class _Comparison:
 
 
 def _compare_two(
-    first: _Side, second: _Side, systems: pd.DataFrame, fits: Sequence[FitResult]
+    first: _Side, second: _Side, systems: pd.DataFrame, read: _Read
 ) -> Iterator[_Comparison]:
     sides = (first.of(systems), second.of(systems))
     varied = {*first.words, *second.words}
-    shared = [c for c in SYSTEM_COLUMNS if c not in varied and c != "cache"]
+    shared = [c for c in SYSTEM_COLUMNS if c not in {*varied, *OWN_COLUMNS}]
     if "backbone" in varied:
         shared = [c for c in shared if c not in _OF_BACKBONE]
     # Subsets of two sizes are other images; those of one seed are nested.
@@ -155,12 +182,15 @@ def _compare_two(
     for stratum, rows in by_stratum[0].items():
         if stratum not in by_stratum[1]:
             continue
-        both = (_draws(first, rows, draw), _draws(second, by_stratum[1][stratum], draw))
+        both = (
+            _draws(first, rows, draw, read),
+            _draws(second, by_stratum[1][stratum], draw, read),
+        )
         common = [key for key in both[0] if key in both[1]]
         if common:
             is_empty = False
             right = [
-                np.array([_is_right(fits[side[key]]) for key in common], dtype=float)
+                np.array([_is_right(read(side[key])) for key in common], dtype=float)
                 for side in both
             ]
             words = {name: str(value) for name, value in zip(shared, stratum, strict=False)}
@@ -169,17 +199,31 @@ def _compare_two(
         raise ProtocolError(_why_apart(first, second, sides, [*shared, *draw, "test_images"]))
 
 
-def _draws(side: _Side, rows: pd.DataFrame, draw: list[str]) -> dict[tuple[Any, ...], int]:
+def _draws(
+    side: _Side, rows: pd.DataFrame, draw: list[str], read: _Read
+) -> dict[tuple[Any, ...], int]:
     """Fits by their draw; all are of one system."""
     columns = [column for column in SYSTEM_COLUMNS if rows[column].nunique() > 1]
     if columns:
         column = next((c for c in columns if c != "cache"), "cache")
         values = by_size(rows[column].unique())
+        told = ", ".join(values)
+        if column == "cache":
+            firsts = [rows.index[rows["cache"] == value][0] for value in values]
+            told = "; ".join(
+                f"{v} ({_where(read(i))})" for v, i in zip(values, firsts, strict=True)
+            )
         raise UsageError(
-            f"{side.text!r} names {len(values)} systems, with {column} {', '.join(values)}: say "
+            f"{side.text!r} names {len(values)} systems, with {column} {told}: say "
             f"which, as in  {side.text},{column}={values[0]}"
         )
     return {tuple(row): index for index, row in zip(rows.index, rows[draw].values, strict=True)}
+
+
+def _where(fit: FitResult) -> str:
+    """Tell fits of one name apart."""
+    file = Path(fit.detail.get("train_cache", "trained on images")).name
+    return f"{file}, {fit.n_train} training images, fitted {fit.created[:16].replace('T', ' ')}"
 
 
 def _is_right(fit: FitResult) -> NDArray[np.bool_]:
@@ -209,7 +253,7 @@ def _why_apart(
 
 def _to_frame(found: Sequence[_Comparison]) -> pd.DataFrame:
     adjusted = holm([c.estimate.p for c in found])
-    columns = [c for c in SYSTEM_COLUMNS if c != "cache"]
+    columns = [c for c in SYSTEM_COLUMNS if c not in OWN_COLUMNS]
     lines = []
     for comparison, p_holm in zip(found, adjusted, strict=True):
         e = comparison.estimate

@@ -158,7 +158,7 @@ class FitResult:
         dict
             ``acc1_low`` and ``acc1_high`` are the ends of the 95 % interval of one accuracy over
             test images (Wilson). What made no difference is None: a held-out share where there is
-            a test split, what to do about leaks where there are none.
+            a test split, leaks that were not dropped.
         """
         ends = (None, None) if self.acc1 is None else share_interval(self.acc1, self.n_test)
         return {
@@ -166,21 +166,24 @@ class FitResult:
             **dict(zip(("acc1_low", "acc1_high"), ends, strict=True)),
             **self._asked(),
             "question": self.detail.get("question", ""),
+            "train_images": self.detail.get("train_images_sha256", ""),
             "error": self.detail.get("error", ""),
         }
 
     def _asked(self) -> dict[str, Any]:
         settings, groups = self.detail.get("settings", {}), self.detail.get("groups")
         is_holdout = self.detail.get("is_holdout", False)
-        has_leaks = bool(self.detail.get("leaks", {}).get("n_pairs"))
+        has_dropped = settings.get("on_leak") == "drop" and self.detail.get("leaks", {}).get(
+            "n_pairs"
+        )
         penalty = settings.get("C")
         return {
             "C_asked": "searched" if penalty is None else repr(penalty).removesuffix(".0"),
             "folds": settings.get("folds"),
             "holdout": settings.get("holdout") if is_holdout else None,
             "holdout_seed": settings.get("holdout_seed") if is_holdout else None,
-            "on_leak": settings.get("on_leak") if has_leaks else None,
-            "near": str(settings.get("near")) if has_leaks else None,
+            "on_leak": "drop" if has_dropped else None,
+            "near": str(settings.get("near")) if has_dropped else None,
             "groups": f"{groups['column']} {groups['sha256'][:8]}" if groups else None,
             "first_seed": settings.get("seed"),
             "test_images": self.detail.get("test_images_sha256", ""),
@@ -226,7 +229,7 @@ class FitResult:
 
 
 _FIELDS = tuple(item.name for item in fields(FitResult) if item.name != "detail")
-COLUMNS = (*_FIELDS, "acc1_low", "acc1_high", *_ASKED, "question", "error")
+COLUMNS = (*_FIELDS, "acc1_low", "acc1_high", *_ASKED, "question", "train_images", "error")
 """Columns of ``results.csv``."""
 
 _PLAIN: dict[str, tuple[type, ...]] = {
@@ -244,7 +247,9 @@ def _check_types(result: FitResult) -> None:
         value, types = getattr(result, item.name), _TYPES.get(str(item.type))
         if types is not None and not isinstance(value, types):
             raise TypeError(f"{item.name} is {value!r}")
+    hash(result.key)
+    if result.detail.get("error"):
+        return
     lengths = {len(result.detail[name]) for name in ("predictions", "test_labels")}
     if lengths != {result.n_test}:
         raise TypeError(f"it has no prediction for each of {result.n_test} test images")
-    hash(result.key)

@@ -58,6 +58,10 @@ class Row:
         """As CSV."""
         return _csv(self.values)
 
+    def as_dict(self) -> dict[str, Any]:
+        """By column, as `FitResult.row`."""
+        return dict(zip(COLUMNS, self.values, strict=True))
+
     def __getitem__(self, column: str) -> Any:
         return self.values[COLUMNS.index(column)]
 

@@ -84,6 +84,8 @@ class Settings:
     allow_code: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("heads", "per_class"):  # what is named twice is asked once
+            object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
         self._check_heads()
         for k in self.per_class:
             if k != ALL and not (isinstance(k, int) and k > 0):

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import pandas as pd
 
 from featx.errors import UsageError, nearest
-from featx.evaluate.result import FitResult
 
-__all__ = ["SYSTEM_COLUMNS", "by_size", "choose", "find_words", "to_systems"]
+__all__ = [
+    "OWN_COLUMNS",
+    "SYSTEM_COLUMNS",
+    "by_size",
+    "choose",
+    "find_words",
+    "of_today",
+    "to_systems",
+]
 
 SYSTEM_COLUMNS = (
     "data",
@@ -27,21 +35,28 @@ SYSTEM_COLUMNS = (
     "C",
     "folds",
     "per_class",
+    "holdout",
+    "groups",
+    "on_leak",
+    "near",
     "cache",
 )
 """What a word can be a value of. ``C`` is what was asked: a number, or ``searched``."""
+
+OWN_COLUMNS = ("on_leak", "near", "cache")
+"""Those that two systems need not share: their images are compared themselves."""
 
 _MOST_NAMED = 12
 _COMMA = re.compile(r",(?![^()]*\))")  # not in mlp(hidden=512,256)
 
 
-def to_systems(fits: Sequence[FitResult]) -> pd.DataFrame:
+def to_systems(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Describe fits by words.
 
     Parameters
     ----------
-    fits : sequence of FitResult
-        Any fits.
+    rows : iterable of mapping
+        Rows of the table, as `FitResult.row` gives them.
 
     Returns
     -------
@@ -49,24 +64,13 @@ def to_systems(fits: Sequence[FitResult]) -> pd.DataFrame:
         `SYSTEM_COLUMNS`, all text; ``cache`` is the beginning of the train cache's fingerprint.
         Then ``seed``, ``train_images`` and ``test_images``. The index counts the fits.
     """
-    return pd.DataFrame([_words_of(fit) for fit in fits])
+    return pd.DataFrame([_words_of(row) for row in rows])
 
 
-def _words_of(fit: FitResult) -> dict[str, object]:
-    settings = fit.detail["settings"]
-    asked = {
-        "class_weight": fit.class_weight or "none",
-        "C": "searched" if settings["C"] is None else f"{settings['C']:g}",
-        "folds": settings["folds"],
-        "cache": fit.train_fingerprint[:8],
-    }
-    words = {c: str(asked[c] if c in asked else getattr(fit, c)) for c in SYSTEM_COLUMNS}
-    return {
-        **words,
-        "seed": fit.seed,
-        "train_images": fit.detail["train_images_sha256"],
-        "test_images": fit.detail["test_images_sha256"],
-    }
+def _words_of(row: Mapping[str, Any]) -> dict[str, object]:
+    known = {**row, "C": row["C_asked"], "cache": row["train_fingerprint"][:8]}
+    words = {c: "none" if known[c] is None else str(known[c]) for c in SYSTEM_COLUMNS}
+    return words | {name: row[name] for name in ("seed", "train_images", "test_images")}
 
 
 def find_words(text: str, systems: pd.DataFrame) -> dict[str, str]:
@@ -143,6 +147,26 @@ def _what_there_is(systems: pd.DataFrame) -> str:
         more = ", ..." if len(values) > _MOST_NAMED else ""
         parts.append(f"{column} {', '.join(values[:_MOST_NAMED])}{more}")
     return "; ".join(parts)
+
+
+def of_today(systems: pd.DataFrame, today: Iterable[str]) -> pd.DataFrame:
+    """Of a system that was fitted on several caches, keep the fits on those that are there today.
+
+    Parameters
+    ----------
+    systems : DataFrame
+        As from `to_systems`.
+    today : iterable of str
+        Fingerprints of the train caches that are there.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Where no cache of a system is there, all its fits.
+    """
+    is_there = systems["cache"].isin([fingerprint[:8] for fingerprint in today])
+    same = [systems[column] for column in SYSTEM_COLUMNS if column not in OWN_COLUMNS]
+    return systems[is_there | ~is_there.groupby(same).transform("any")]
 
 
 def choose(systems: pd.DataFrame, where: Mapping[str, Iterable[str]]) -> pd.DataFrame:

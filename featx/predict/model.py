@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.errors import CacheMismatchError, ModelError, UsageError
+from featx.evaluate.intervals import format_ends, share_interval
 from featx.fingerprint import differences, fingerprint
 from featx.heads.base import Model, Rows, as_stored
 from featx.heads.saving import n_features_of, unpack_model
@@ -21,7 +22,7 @@ from featx.store import Cache
 if TYPE_CHECKING:
     from featx.predict.run import Prediction
 
-__all__ = ["SavedModel", "check_record", "features_identity", "load_model"]
+__all__ = ["SavedModel", "check_record", "features_identity", "load_model", "test_text"]
 
 Array = NDArray[np.float64]
 
@@ -276,8 +277,18 @@ def check_record(record: Mapping[str, Any]) -> None:
         raise ModelError("it does not name its head")
     if not isinstance(record["features"].get("point", {}), dict):
         raise ModelError("it does not name the layer of its features")
-    if not isinstance(record["test"].get("accuracy"), float):
-        raise ModelError("its test accuracy is no number")
+    accuracy, n_test = (record["test"].get(name) for name in ("accuracy", "n_test"))
+    if not (isinstance(accuracy, float) and 0 <= accuracy <= 1):
+        raise ModelError("its test accuracy is no number between 0 and 1")
+    if not (isinstance(n_test, int) and n_test > 0):
+        raise ModelError("it does not say how many images its test accuracy is of")
+
+
+def test_text(record: Mapping[str, Any]) -> str:
+    """Tell a model's test accuracy, with its 95 % interval over that many test images."""
+    accuracy, n_test = record["test"]["accuracy"], record["test"]["n_test"]
+    ends = format_ends(share_interval(accuracy, n_test))
+    return f"{accuracy:.3f} ({ends}, {n_test:,} test images)"
 
 
 def _check(record: Mapping[str, Any], model: Model) -> None:

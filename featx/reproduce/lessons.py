@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import hypot
 
+from featx.evaluate.intervals import format_ends
 from featx.reproduce.outcome import FINE_TUNED, FROZEN, SCRATCH, Outcome
 from featx.reproduce.recipe import SMALL, Recipe
 
@@ -88,14 +90,21 @@ def _as_reported(lines: Sequence[Outcome]) -> list[str]:
 
 
 def _apart(frozen: Outcome, other: Outcome) -> str:
-    """Compare the best of two kinds; the intervals are taken as independent, which is careful."""
-    points = 100 * ((frozen.accuracy or 0.0) - (other.accuracy or 0.0))
-    margin = 100 * (frozen.margin**2 + other.margin**2) ** 0.5
-    side = "above" if points > 0 else "below"
-    sure = "" if abs(points) > margin else ", within their intervals"
+    """Compare the best of two kinds; the intervals are taken as independent, which is careful.
+
+    Their difference as in Newcombe, "Interval estimation for the difference between independent
+    proportions", Statistics in Medicine 17, 1998, method 10.
+    """
+    first, second, side = frozen, other, "above"
+    if (frozen.accuracy or 0.0) < (other.accuracy or 0.0):
+        first, second, side = other, frozen, "below"
+    a, b = first.accuracy or 0.0, second.accuracy or 0.0
+    low = a - b - hypot(a - first.interval[0], second.interval[1] - b)
+    high = a - b + hypot(first.interval[1] - a, b - second.interval[0])
+    sure = "" if low > 0 else ", within their intervals"
     return (
-        f"  {FROZEN} ({frozen.name}) are {abs(points):.1f} ± {margin:.1f} points {side} the best "
-        f"of the {other.kind} ({other.name}){sure}"
+        f"  {FROZEN} ({frozen.name}) are {100 * (a - b):.1f} points, {100 * low:.1f} to "
+        f"{100 * high:.1f}, {side} the best of the {other.kind} ({other.name}){sure}"
     )
 
 
@@ -188,12 +197,12 @@ def _against_reported(outcome: Outcome) -> list[str]:
     if outcome.accuracy is None or outcome.reported_accuracy is None:
         return []
     difference = outcome.accuracy - outcome.reported_accuracy
-    margin = outcome.margin
+    low, high = outcome.interval
     at = outcome.per_class
     at += f" per class, reported at {outcome.reported_per_class}" if _is_other(outcome) else ""
     chance = f" (no better than chance, 1 of {outcome.n_classes})" if outcome.is_chance else ""
-    measured = f"{outcome.accuracy:.3f} ± {margin:.3f} measured{chance}"
-    if abs(difference) <= margin:
+    measured = f"{outcome.accuracy:.3f} ({format_ends((low, high))}) measured{chance}"
+    if low <= outcome.reported_accuracy <= high:
         words = f"{measured}, {outcome.reported_accuracy:.3f} reported: within the interval"
     else:
         side = "above" if difference > 0 else "below"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
 from featx.evaluate import FitResult, summarise
+from featx.evaluate.intervals import Ends, both_intervals, share_interval
 from featx.reproduce.recipe import Recipe
 
 __all__ = ["FINE_TUNED", "FROZEN", "OUTCOME_COLUMNS", "SCRATCH", "Cost", "Outcome", "outcomes_of"]
@@ -63,8 +64,8 @@ class Outcome:
         Of the source; None where it says nothing.
     accuracy : float, optional
         Mean over draws; None where it was not run.
-    half_draws, half_test : float, optional
-        Half-widths of its 95 % intervals over draws and over test images.
+    low_draws, high_draws, low_test, high_test : float, optional
+        Ends of its 95 % intervals over draws and over test images.
     repeats, n_test, n_classes : int
         Draws, and images that were scored, of how many classes.
     extract_seconds, fit_seconds : float, optional
@@ -94,8 +95,10 @@ class Outcome:
     reported_layers: int | None = None
     reported_features: int | None = None
     accuracy: float | None = None
-    half_draws: float | None = None
-    half_test: float | None = None
+    low_draws: float | None = None
+    high_draws: float | None = None
+    low_test: float | None = None
+    high_test: float | None = None
     repeats: int = 0
     n_test: int = 0
     n_classes: int = 0
@@ -119,12 +122,36 @@ class Outcome:
     def is_chance(self) -> bool:
         """Whether it is not clearly better than guessing, for classes of one size."""
         known = self.accuracy is not None and self.n_classes > 0
-        return known and (self.accuracy or 0.0) - self.margin <= 1 / self.n_classes
+        return known and self.interval[0] <= 1 / self.n_classes
 
     @property
-    def margin(self) -> float:
-        """Half-width of the 95 % interval of draws and test images together."""
-        return math.hypot(self.half_draws or 0.0, self.half_test or 0.0)
+    def draws(self) -> Ends | None:
+        """Interval over draws, if there were several."""
+        return _ends(self.low_draws, self.high_draws)
+
+    @property
+    def test(self) -> Ends | None:
+        """Interval over test images, if it is of these."""
+        return _ends(self.low_test, self.high_test)
+
+    @property
+    def interval(self) -> Ends:
+        """The 95 % interval of draws and test images together."""
+        return both_intervals(self.accuracy or 0.0, self.draws, self.test)
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Outcome:
+        """Read plain values, also of a featx that kept half-widths in place of ends."""
+        values = dict(record)
+        half, is_older = values.pop("half_draws", None), values.pop("half_test", None) is not None
+        accuracy = values.get("accuracy")
+        if accuracy is not None and half is not None:
+            ends = both_intervals(accuracy, (accuracy - half, accuracy + half))
+            values |= dict(zip(("low_draws", "high_draws"), ends, strict=True))
+        if accuracy is not None and is_older:
+            ends = share_interval(accuracy, values["n_test"])
+            values |= dict(zip(("low_test", "high_test"), ends, strict=True))
+        return cls(**values)
 
     @classmethod
     def not_run(cls, recipe: Recipe, problem: str) -> Outcome:
@@ -132,6 +159,11 @@ class Outcome:
         return cls(**_of_recipe(recipe), variant="", problem=problem)
 
 
+def _ends(low: float | None, high: float | None) -> Ends | None:
+    return None if low is None or high is None else (low, high)
+
+
+_WHAT = ("draws", "test")
 OUTCOME_COLUMNS = tuple(f.name for f in fields(Outcome))
 
 
@@ -207,11 +239,10 @@ def _grouped(fits: Sequence[FitResult]) -> dict[tuple[str, str], list[FitResult]
 
 def _measured(fits: Sequence[FitResult]) -> dict[str, Any]:
     line = summarise(fits).iloc[0]
-    draws = float(line["± draws"])
+    ends = {f"{end}_{what}": line[f"{what} {end}"] for what in _WHAT for end in ("low", "high")}
     return {
         "accuracy": float(line["accuracy"]),
-        "half_draws": None if math.isnan(draws) else draws,
-        "half_test": float(line["± test"]),
+        **{name: None if math.isnan(value) else float(value) for name, value in ends.items()},
         "fit_seconds": float(line["seconds"]),
         "repeats": len(fits),
         "n_test": fits[0].n_test,
@@ -223,8 +254,7 @@ def _on_training(fits: Sequence[FitResult]) -> dict[str, Any]:
     return {
         "scored": "train",
         "accuracy": sum(fit.train_acc1 or 0.0 for fit in fits) / len(fits),
-        "half_draws": None,
-        "half_test": None,
+        **dict.fromkeys(("low_draws", "high_draws", "low_test", "high_test")),
         "n_test": fits[0].n_train,
     }
 

@@ -133,7 +133,9 @@ class _Run:
             results.add(result)
 
         settings = self.recipe.settings(self.options.device)
-        return evaluate(pair, settings, reporter=self.reporter, sink=keep, known=results)
+        fits = evaluate(pair, settings, reporter=self.reporter, sink=keep, known=results)
+        results.complete(fits)
+        return fits
 
     def _swept(self) -> list[Outcome]:
         rows = sweep(

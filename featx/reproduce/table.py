@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from featx.evaluate.intervals import format_ends
 from featx.evaluate.records import RecordError, read_older_too, record_text
 from featx.progress import Reporter
 from featx.replacing import replace_text
@@ -113,7 +114,10 @@ def _kept(
         try:
             values = read_older_too(_KIND, path)
             if values["source"] == source:
-                yield [Outcome(**one) for one in values["outcomes"]], list(values["words"])
+                yield (
+                    [Outcome.from_record(one) for one in values["outcomes"]],
+                    list(values["words"]),
+                )
         except (OSError, ValueError, TypeError, KeyError, RecordError) as error:
             reporter.warn(f"{path} is not read ({error}): run its recipe again to replace it")
 
@@ -129,8 +133,8 @@ def format_outcomes(outcomes: Sequence[Outcome]) -> str:
     Returns
     -------
     str
-        ``± draws`` and ``± test`` are half-widths of 95 % intervals, as `featx fit` prints them;
-        times are in seconds.
+        ``95 % draws`` and ``95 % test`` are intervals, as `featx fit` prints them; times are in
+        seconds.
     """
     lines = [_line(outcome) for outcome in outcomes]
     header = list(lines[0]) if lines else ["system"]
@@ -157,8 +161,9 @@ def _line(outcome: Outcome) -> dict[str, str]:
         "its time": _number(outcome.reported_seconds, ",.0f"),
         "measured": accuracy,
         "scored on": outcome.scored.upper() if outcome.scored == "train" else outcome.scored,
-        "± draws": _number(outcome.half_draws, ".3f"),
-        "± test": _number(outcome.half_test, ".3f"),
+        "95 % draws": format_ends(outcome.draws),
+        "95 % test": format_ends(outcome.test),
+        "images": _number(outcome.n_test or None, ","),
         "extraction": _number(outcome.extract_seconds, ",.1f"),
         "fit": _number(outcome.fit_seconds, ",.1f"),
         "layers": _number(outcome.n_layers, ""),

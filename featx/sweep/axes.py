@@ -65,7 +65,7 @@ class Axes:
             Of one backbone; by backbone, then by pooling, preprocessing and size.
         """
         choices = itertools.product(
-            plan.backbone,
+            dict.fromkeys(plan.backbone),
             self.pool or (plan.pool,),
             self.preprocess or (plan.preprocess,),
             self.input_size or (plan.input_size,),

@@ -21,8 +21,8 @@ _SIZE_INCHES = (10.0, 4.2)
 def save_plot(table: pd.DataFrame, varied: Sequence[str], path: Path) -> None:
     """Draw a sweep's table.
 
-    The accuracy has bars of ``± draws``, the interval over draws of the training subset;
-    the band of ``± test`` is not drawn: it is common to all systems.
+    The accuracy has bars from ``draws low`` to ``draws high``, the interval over draws of the
+    training subset; that over test images is not drawn: it is common to all systems.
 
     Parameters
     ----------
@@ -50,11 +50,10 @@ def save_plot(table: pd.DataFrame, varied: Sequence[str], path: Path) -> None:
         positions = _positions(line[axis], table[axis])
         order = positions.argsort()
         at, drawn = positions.iloc[order], line.iloc[order]
-        left.errorbar(
-            at, drawn["accuracy"], drawn["± draws"].fillna(0), label=name, marker="o", capsize=3
-        )
+        left.errorbar(at, drawn["accuracy"], _bars(drawn), label=name, marker="o", capsize=3)
         right.plot(at, drawn["images/s"], label=name, marker="o")
-    _label(left, "accuracy on the test split", axis, table)
+    n_test = " or ".join(f"{n:,}" for n in table["test images"].dropna().unique())
+    _label(left, f"accuracy on {n_test} test images", axis, table)
     _label(right, "images per second", axis, table)
     right.set_yscale("log")
     left.legend(fontsize="small")
@@ -62,6 +61,12 @@ def save_plot(table: pd.DataFrame, varied: Sequence[str], path: Path) -> None:
         figure.savefig(path)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _bars(line: pd.DataFrame) -> list[pd.Series[Any]]:
+    """How far the interval over draws reaches below and above the accuracy."""
+    below = line["accuracy"] - line["draws low"]
+    return [below.fillna(0), (line["draws high"] - line["accuracy"]).fillna(0)]
 
 
 def _lines(table: pd.DataFrame, others: list[str]) -> list[tuple[str, pd.DataFrame]]:

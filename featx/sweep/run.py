@@ -174,11 +174,14 @@ def _fit(
             if results is not None:
                 results.add(fit)
 
-        return [
+        fits = [
             fit
             for pair in pairs
             for fit in evaluate(pair, settings, reporter=reporter, sink=keep, known=results)
         ]
+        if results is not None:
+            results.complete(fits)
+        return fits
     finally:
         for cache in caches:
             cache.close()

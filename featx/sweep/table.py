@@ -12,7 +12,10 @@ from featx.sweep.run import SweepRow
 __all__ = ["to_frame", "to_table"]
 
 _SYSTEM = ("backbone", "layer", "pool", "preprocess", "input_size", "is_native", "n_features")
-_FROM_SUMMARY = ("head", "per class", "repeats", "accuracy", "± draws", "± test", "seconds")
+_FROM_SUMMARY = (
+    *("head", "per class", "repeats", "accuracy", "draws low", "draws high"),
+    *("test low", "test high", "test images", "seconds"),
+)
 
 
 def to_frame(rows: Sequence[SweepRow]) -> pd.DataFrame:

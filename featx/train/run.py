@@ -117,8 +117,11 @@ class _Job:
             f"k{subset.per_class}",
         )
         stem = "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", word)[:40].strip("_") for word in words)
-        name = f"{stem}-r{subset.repeat}-{question.fit_id(subset)}{ending}"
-        return Path(self.plan.reports_dir) / folder / name
+        name = question.fit_id(subset)
+        place = Path(self.plan.reports_dir) / folder
+        # One that is there may be of another name of the same images, or number of the same draw.
+        there = sorted(place.glob(f"*-{name}{ending}"))
+        return there[0] if there else place / f"{stem}-r{subset.repeat}-{name}{ending}"
 
     def answer(self, subset: Subset) -> TrainResult:
         """Find the training of a draw, or do it."""
@@ -136,6 +139,7 @@ class _Job:
         found = next(self.results.find(self.question.fit_id(subset)), None)
         if found is None:
             return None
+        found = self.question.as_asked(found, self.question.head, subset)
         trained = Trained.from_record(found.detail["trained"])
         self._save_curves(trained, subset)
         return TrainResult(found, trained, path if path.exists() else None, is_known=True)

@@ -65,7 +65,7 @@ def test_the_table_is_made_of_the_records_whatever_becomes_of_it(results, tmp_pa
         folder.add(replace(result, notes='stopped "early", at max_iter=50'))
     data, expected = folder.table.read_bytes(), [result.fit_id for result in results]
     rng = np.random.default_rng(0)
-    for position in rng.integers(0, len(data), 40).tolist():
+    for position in rng.integers(0, len(data), 15).tolist():
         flipped = data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :]
         for damaged in (flipped, data[:position], data[:position] + b"\xff"):
             folder.table.write_bytes(damaged)
@@ -139,7 +139,7 @@ def test_a_record_of_other_content_with_a_good_digest(results, tmp_path, change)
 def test_rows_are_remembered_for_as_long_as_the_files_stay(results, tmp_path, monkeypatch):
     folder = ResultsFolder(tmp_path)
     paths = [folder.add(result) for result in results]
-    monkeypatch.setattr(rows, "_RECENT_SECONDS", -60.0)
+    monkeypatch.setattr(rows, "_RECENT_SECONDS", -60.0)  # as if a minute had passed
     folder.complete()
     text = (tmp_path / ".rows").read_text(encoding="utf-8")
     read = []

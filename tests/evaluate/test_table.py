@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from statistics_by_hand import wilson_half_width
 
 from featx.evaluate import Settings, evaluate, format_table, summarise
-from featx.evaluate.result import joined
+from featx.evaluate.intervals import both_intervals, mean_interval, share_interval
+from featx.evaluate.result import QUESTION_COLUMNS, joined
 
 
 @pytest.fixture
@@ -27,18 +27,65 @@ def results(pair):
 def test_intervals_over_draws_and_over_test_images(results):
     line = summarise(results).iloc[0]
     assert line["accuracy"] == pytest.approx(0.6)
-    low, high = stats.t.interval(0.95, 2, loc=0.6, scale=stats.sem([0.5, 0.6, 0.7]))
-    assert line["± draws"] == pytest.approx((high - low) / 2)
-    assert line["± test"] == pytest.approx(wilson_half_width(60, 100))
-    assert line["± test"] == pytest.approx(0.0942, abs=1e-4)
+    ends = stats.t.interval(0.95, 2, loc=0.6, scale=stats.sem([0.5, 0.6, 0.7]))
+    assert (line["draws low"], line["draws high"]) == pytest.approx(ends)
+    ends = stats.binomtest(60, 100).proportion_ci(method="wilson")
+    assert (line["test low"], line["test high"]) == pytest.approx((ends.low, ends.high))
+    assert line["test images"] == 100
     assert (line["repeats"], line["C"], line["seconds"]) == (3, 10.0, 1.0)
+
+
+@pytest.mark.parametrize(("right", "n"), [(8, 8), (0, 8), (1, 3), (500, 1000), (999, 1000)])
+def test_the_interval_of_one_accuracy_is_wilsons_and_bounded(right, n):
+    low, high = share_interval(right / n, n)
+    ends = stats.binomtest(right, n).proportion_ci(method="wilson")
+    assert (low, high) == pytest.approx((ends.low, ends.high), abs=1e-12)
+    assert 0 <= low <= right / n <= high <= 1
+
+
+def test_the_interval_of_few_draws_is_cut_off_at_0_and_1():
+    assert mean_interval([0.4, 0.8]) == (0.0, 1.0)
+    assert mean_interval([0.9]) is None
+    assert mean_interval([1.0, 1.0, 1.0]) == (1.0, 1.0)
+    assert both_intervals(0.9, (0.87, 0.98), None) == pytest.approx((0.87, 0.98))
+    assert both_intervals(0.6, (0.57, 0.64), (0.56, 0.63)) == pytest.approx((0.55, 0.65))
+    assert both_intervals(0.9, (0.8, 1.0), (0.8, 1.0)) == pytest.approx((0.9 - 0.02**0.5, 1.0))
+
+
+@pytest.mark.parametrize("column", QUESTION_COLUMNS)
+def test_what_makes_the_question_parts_the_lines(results, column):
+    """Whatever differs between two sets of draws is never pooled, and is told in the line."""
+    frame = pd.DataFrame([result.row() for result in results])
+    other = frame.assign(
+        **{column: frame[column].map(lambda v: 7 if isinstance(v, int) else "other")}
+    )
+    both = pd.concat([frame.astype(object), other.astype(object)], ignore_index=True)
+    table = summarise(both)
+    assert table["repeats"].tolist() == [3, 3]
+    assert not table.drop(columns=["C", "seconds"]).duplicated().any()
+
+
+def test_a_draw_counts_once_whatever_its_number(results):
+    again = [replace(result, repeat=result.repeat + 5) for result in results]
+    assert summarise([*results, *again])["repeats"].tolist() == [3]
+    assert format_table(summarise([*results, *again])) == format_table(summarise(results))
+
+
+def test_a_fit_that_failed_has_a_reason_and_is_in_no_mean(results):
+    broken = replace(
+        results[0], acc1=None, seed=9, detail=results[0].detail | {"error": "all zero"}
+    )
+    table = summarise([*results, broken])
+    assert (table["repeats"][0], table["accuracy"][0]) == (3, pytest.approx(0.6))
+    assert "svm: not fitted: all zero (1 of 4 fits)" in format_table(table)
+    assert format_table(summarise([broken])).splitlines()[2].split()[7:10] == ["-", "-", "-"]
 
 
 def test_one_line_for_each_system_and_size(results):
     more = [replace(results[0], clf="mlp", C=None), replace(results[0], per_class="all")]
     table = summarise([*results, *more, replace(results[0], input_size=64)])
     assert table["repeats"].tolist() == [3, 1, 1, 1]
-    assert np.isnan(table["± draws"].tolist()[1])
+    assert np.isnan(table["draws low"].tolist()[1])
     assert table["per class"].tolist() == ["2", "2", "all", "2"]
 
 
@@ -51,9 +98,10 @@ def test_the_text_is_aligned_and_tells_the_notes(results):
     text = format_table(summarise([*results, noted])).splitlines()
     head, rule, svm, mlp = text[:4]
     names = ["data", "backbone", "layer", "dim", "head", "per class", "repeats", "accuracy"]
-    assert head.split() == " ".join([*names, "± draws", "± test", "C", "seconds"]).split()
+    ends = ["95 % draws", "95 % test", "test images", "C", "seconds"]
+    assert head.split() == " ".join([*names, *ends]).split()
     assert len(rule) == len(head) == len(svm) == len(mlp)
-    assert "0.600" in svm
+    assert "0.600  0.352–0.848  0.502–0.691          100" in svm
     assert svm.split()[:4] == ["farm", "net", "last", "100"]
     assert " - " in mlp
     assert text[4:] == [

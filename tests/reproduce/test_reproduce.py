@@ -374,18 +374,25 @@ def outcome(**values: Any) -> Outcome:
         "per_class": "100",
         "accuracy": 0.9,
         "reported_accuracy": 0.95,
-        "half_draws": 0.03,
-        "half_test": 0.04,
+        "low_draws": 0.87,
+        "high_draws": 0.94,
+        "low_test": 0.86,
+        "high_test": 0.93,
     }
-    return Outcome(**usual | values)
+    whole = usual | values
+    if "accuracy" in values and "low_test" not in values:  # as far below and above it
+        moved = (values["accuracy"] or 0.0) - 0.9
+        ends = ("low_draws", "high_draws", "low_test", "high_test")
+        whole |= {name: usual[name] + moved for name in ends}
+    return Outcome(**whole)
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({}, "0.900 ± 0.050 measured, 0.950 reported: within the interval"),
-        ({"half_test": 0.0}, "5.0 points below the 0.950 reported"),
-        ({"accuracy": 0.995, "half_draws": None, "half_test": 0.01}, "4.5 points above"),
+        ({}, "0.900 (0.850–0.950) measured, 0.950 reported: within the interval"),
+        ({"low_draws": None, "high_draws": None}, "5.0 points below the 0.950 reported"),
+        ({"accuracy": 0.995}, "0.995 (0.945–1.000) measured, 4.5 points above"),
         ({"reported_per_class": "500"}, "(100 per class, reported at 500)"),
         ({"problem": "no weights", "accuracy": None}, "not run: no weights"),
         ({"accuracy": 0.14, "n_classes": 10}, "measured (no better than chance, 1 of 10), 81.0"),
@@ -439,15 +446,15 @@ def test_words_about_the_order_of_systems() -> None:
     said = order([*lines, *systems(0.3, 0.9, 0.5, reported_accuracy=None, per_class="500")])
     assert said == [
         "100 per class, full scale, best first: fine-t 0.730, frozen 0.700, networ 0.400",
-        "  frozen features (frozen) are 3.0 ± 7.1 points below the best of the fine-tuned networks "
-        "(fine-t), within their intervals",
-        "  frozen features (frozen) are 30.0 ± 7.1 points above the best of the networks from "
-        "scratch (networ)",
+        "  frozen features (frozen) are 3.0 points, -4.1 to 10.1, below the best of the fine-tuned "
+        "networks (fine-t), within their intervals",
+        "  frozen features (frozen) are 30.0 points, 22.9 to 37.1, above the best of the networks "
+        "from scratch (networ)",
         "500 per class, full scale, best first: fine-t 0.900, networ 0.500, frozen 0.300",
-        "  frozen features (frozen) are 60.0 ± 7.1 points below the best of the fine-tuned "
-        "networks (fine-t)",
-        "  frozen features (frozen) are 20.0 ± 7.1 points below the best of the networks from "
-        "scratch (networ)",
+        "  frozen features (frozen) are 60.0 points, 52.9 to 67.1, below the best of the "
+        "fine-tuned networks (fine-t)",
+        "  frozen features (frozen) are 20.0 points, 12.9 to 27.1, below the best of the networks "
+        "from scratch (networ)",
     ]
 
 

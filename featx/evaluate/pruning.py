@@ -1,0 +1,73 @@
+"""Which records of a folder of results nothing reads any more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from featx.evaluate.output import ResultsFolder
+from featx.evaluate.rows import Row
+from featx.evaluate.systems import find_words, to_systems
+
+__all__ = ["find_idle", "find_named"]
+
+
+def find_idle(results: ResultsFolder, today: Iterable[str] | None = None) -> dict[str, str]:
+    """Find records that give no line of the table, or one of a cache that is gone.
+
+    Parameters
+    ----------
+    results : ResultsFolder
+        The folder.
+    today : iterable of str, optional
+        Fingerprints of the caches that are there; fits on others are idle too. Trainings, which
+        have no cache, never are.
+
+    Returns
+    -------
+    dict
+        The reason, by the name of the file in ``fits/``.
+    """
+    every, used = results.all_rows(), results.rows()
+    found = dict.fromkeys(results.unreadable(), "cannot be read")
+    found |= {name: "the same was fitted again later" for name in every if name not in used}
+    if today is not None:
+        present = set(today)
+        found |= {name: "its cache is gone" for name, row in used.items() if _is_gone(row, present)}
+    return found
+
+
+def _is_gone(row: Row, present: set[str]) -> bool:
+    is_training = str(row["clf"]).partition("(")[0] == "train"
+    return not is_training and not {row["train_fingerprint"], row["test_fingerprint"]} <= present
+
+
+def find_named(results: ResultsFolder, systems: Iterable[str]) -> dict[str, str]:
+    """Find the records of systems, by the words of ``featx compare``.
+
+    Parameters
+    ----------
+    results : ResultsFolder
+        The folder.
+    systems : iterable of str
+        Words joined by commas, as `find_words` takes them.
+
+    Returns
+    -------
+    dict
+        The system, by the name of the file in ``fits/``.
+
+    Raises
+    ------
+    UsageError
+        If a word is in no column or in several.
+    """
+    rows: Mapping[str, Row] = results.all_rows()
+    frame = to_systems(row.as_dict() for row in rows.values())
+    names = list(rows)
+    found: dict[str, str] = {}
+    for text in systems:
+        kept = frame
+        for column, value in find_words(text, frame).items():
+            kept = kept[kept[column] == value]
+        found |= {names[i]: text for i in kept.index}
+    return found
