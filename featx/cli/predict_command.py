@@ -99,7 +99,7 @@ def _describe(saved: SavedModel) -> str:
         f"{meta['head']} on {features.get('backbone')} {features.get('point', {}).get('layer')}, "
         f"{len(saved.classes_)} classes, fitted on {meta['train'].get('data')}, "
         f"{meta['train'].get('per_class')} per class; "
-        f"accuracy on its test images ({test.get('split')}) then: {test_text(meta)}"
+        f"accuracy on its test images ({meta['test'].get('split')}) then: {test_text(meta)}"
     )
 
 

@@ -86,7 +86,7 @@ class ResultsFolder:
             twins = (name for name, row in rows.items() if self._is_twin(name, row, result))
             name = next(twins, None)
             path = self._write(result) if name is None else self.folder / "fits" / name
-            self._write_table()
+            self._write_table(self._records.note(path, result) if name is None else rows)
         return path
 
     def _is_twin(self, name: str, row: Row, result: FitResult) -> bool:
@@ -118,7 +118,7 @@ class ResultsFolder:
             missing = {r.key: r for r in results if r.key not in present}
             for result in missing.values():
                 self._write(result)
-            self._write_table()
+            self._write_table(self._records.refresh())
             self._records.keep()
         return len(missing)
 
@@ -141,16 +141,17 @@ class ResultsFolder:
             for path in (self.folder / "fits" / name for name in names):
                 freed += path.stat().st_size
                 path.unlink()
-            self._write_table(before)
+            self._write_table(self._records.refresh(), before)
             self._records.keep()
         return freed
 
-    def _write_table(self, before: Mapping[str, Row] | None = None) -> None:
+    def _write_table(
+        self, rows: Mapping[str, Row], before: Mapping[str, Row] | None = None
+    ) -> None:
         """Write the table, with the lock held.
 
         A line that is there and comes from no record is somebody's: it is not overwritten.
         """
-        rows = self._records.refresh()
         text = table_text(latest(rows).values())
         there = _lines(self.table)
         ours = _physical(table_text([*rows.values(), *(before or {}).values()]))

@@ -248,8 +248,6 @@ def _check_types(result: FitResult) -> None:
         if types is not None and not isinstance(value, types):
             raise TypeError(f"{item.name} is {value!r}")
     hash(result.key)
-    if result.detail.get("error"):
-        return
-    lengths = {len(result.detail[name]) for name in ("predictions", "test_labels")}
-    if lengths != {result.n_test}:
+    kept = [result.detail[name] for name in ("predictions", "test_labels") if name in result.detail]
+    if any(not isinstance(part, list) or len(part) != result.n_test for part in kept):
         raise TypeError(f"it has no prediction for each of {result.n_test} test images")

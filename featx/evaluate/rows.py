@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -106,6 +107,12 @@ class RecordRows:
         self._rows = found
         return found
 
+    def note(self, path: Path, result: FitResult) -> dict[str, Row]:
+        """Take up a record that was written since the last look, without another look."""
+        row = Row(_stamp(path.stat()), tuple(result.row().values()))
+        self._rows = {**(self._rows or {}), path.name: row}
+        return self._rows
+
     def _read(self, names: list[str], stamps: Mapping[str, Stamp]) -> dict[str, Row]:
         found = {}
         shown = self.reporter if len(names) > _MOST_UNTOLD else Reporter(quiet=True)
@@ -153,13 +160,15 @@ def _digest(text: str) -> str:
 
 
 def _stamps(folder: Path) -> dict[str, Stamp]:
-    try:
-        with os.scandir(folder) as entries:
-            files = (e for e in entries if e.name.endswith(".json") and e.is_file())
-            stats = {e.name: e.stat() for e in files}
-    except FileNotFoundError:
-        return {}
-    return {name: (s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats.items()}
+    found = {}
+    for path in folder.glob("*.json"):
+        with suppress(FileNotFoundError):  # removed at this moment
+            found[path.name] = _stamp(path.stat())
+    return found
+
+
+def _stamp(state: os.stat_result) -> Stamp:
+    return state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
 def latest(rows: Mapping[str, Row]) -> dict[str, Row]:

@@ -58,7 +58,7 @@ def results(folder):
 
 @pytest.mark.parametrize(
     ("step", "n", "n_kept"),
-    [("write_record", 1, 0), ("write_record", 6, 4), ("_append", 5, 5), ("_append", 1, 1)],
+    [("write_record", 1, 0), ("write_record", 6, 4), ("part_of", 5, 5), ("part_of", 1, 1)],
 )
 def test_a_killed_command_goes_on_and_gives_the_same_table(cache, capsys, step, n, n_kept):
     """write_record 1 are the leaks; a fit whose JSON is there and whose line is not counts."""

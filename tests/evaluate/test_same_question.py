@@ -185,6 +185,7 @@ def test_a_cache_that_grew_is_preferred_where_it_is_there_today(pair, ask, tmp_p
     both = replace(USUAL, heads=("svm", "logreg"))
     ask(pair, both)
     grown = Pair(make_cache(63, seed=5), pair.test)
+    grown.train.fingerprint = "grown"
     ask(grown, both)
     with pytest.raises(UsageError, match="names 2 systems, with cache") as error:
         compare(["svm", "logreg"], tmp_path)
