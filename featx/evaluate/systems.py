@@ -68,8 +68,10 @@ def to_systems(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def _words_of(row: Mapping[str, Any]) -> dict[str, object]:
-    known = {**row, "C": row["C_asked"], "cache": row["train_fingerprint"][:8]}
-    words = {c: "none" if known[c] is None else str(known[c]) for c in SYSTEM_COLUMNS}
+    own = {"C": row["C_asked"], "cache": row["train_fingerprint"][:8]}
+    own["class_weight"] = row["class_weight"] or "none"
+    known = {**row, **own}
+    words = {c: "no" if known[c] is None else str(known[c]) for c in SYSTEM_COLUMNS}
     return words | {name: row[name] for name in ("seed", "train_images", "test_images")}
 
 

@@ -93,7 +93,7 @@ def test_what_is_dropped_for_leaks_is_another_line(pair, ask, tmp_path):
     assert lines_of(tmp_path) == [*line_of(first), *line_of(second)]
     assert len(read_results(tmp_path, reporter=SILENT)["on_leak"].dropna()) == 3
     ask(pair, replace(USUAL, heads=("logreg",)))
-    with pytest.raises(UsageError, match="with on_leak drop, none: say which"):
+    with pytest.raises(UsageError, match="with on_leak drop, no: say which"):
         compare(["svm", "logreg"], tmp_path)
 
 
