@@ -13,6 +13,7 @@ from featx.cli import main
 from featx.errors import UsageError
 from featx.extract import Plan
 from featx.sweep import Axes, to_frame, to_table
+from featx.sweep.plot import save_plot
 from featx.sweep.run import images_per_second
 
 COMMON = ["--data", "photos", "--backbone", "squeezenet1_1", "--weights", "random:1", "-j", "0"]
@@ -170,3 +171,23 @@ def test_too_few_images_give_no_rate(photos):
     job = prepare(plan, SILENT)
     group = job.open("squeezenet1_1")
     assert np.isnan(images_per_second(job.engine, group, job.sources[0]))
+
+
+def test_bars_of_the_picture_reach_from_low_to_high(tmp_path, monkeypatch):
+    """Two draws: the interval is all of 0 to 1, and no bar leaves it; one draw has no bar."""
+    table = pd.DataFrame(
+        {
+            **{"backbone": "net", "layer": ["a", "b"], "dim": 9, "images/s": 5.0, "head": "svm"},
+            **{"per class": "4", "accuracy": [0.9, 0.5], "test images": 30},
+            **{"draws low": [0.0, np.nan], "draws high": [1.0, np.nan]},
+        }
+    )
+    drawn = []
+
+    def errorbar(axes, x, y, yerr, **style):
+        drawn.extend(np.column_stack([y - yerr[0], y + yerr[1]]).tolist())
+        axes.plot(x, y, label=style["label"])
+
+    monkeypatch.setattr("matplotlib.axes.Axes.errorbar", errorbar)
+    save_plot(table, ["layer"], tmp_path / "plot.png")
+    assert drawn == [[0.0, 1.0], [0.5, 0.5]]
