@@ -392,7 +392,10 @@ def outcome(**values: Any) -> Outcome:
     [
         ({}, "0.900 (0.850–0.950) measured, 0.950 reported: within the interval"),
         ({"low_draws": None, "high_draws": None}, "5.0 points below the 0.950 reported"),
-        ({"accuracy": 0.995}, "0.995 (0.945–1.000) measured, 4.5 points above"),
+        (
+            {"accuracy": 0.995, "low_draws": None, "low_test": 0.985, "high_test": 1.0},
+            "0.995 (0.985–1.000) measured, 4.5 points above",
+        ),
         ({"reported_per_class": "500"}, "(100 per class, reported at 500)"),
         ({"problem": "no weights", "accuracy": None}, "not run: no weights"),
         ({"accuracy": 0.14, "n_classes": 10}, "measured (no better than chance, 1 of 10), 81.0"),
