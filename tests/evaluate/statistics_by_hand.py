@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from scipy import stats
-
 
 def calibration_error(is_right, confidence, n_bins=15):
     """Guo et al. 2017, equation 5, bin by bin."""
