@@ -14,7 +14,8 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("any machine")
 
-HAS_GPU, SEES_GPU = torch.cuda.is_available(), torch.cuda.is_available
+HAS_GPU = torch.cuda.is_available()
+SEES_GPU, COUNT_GPUS = torch.cuda.is_available, torch.cuda.device_count
 GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
 REQUIRED = set(filter(None, os.environ.get("FEATX_REQUIRE", "").split(",")))
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,6 +43,8 @@ def _no_gpu_by_itself() -> Iterator[None]:
     """Only tests that are marked gpu take one: others compare bits, which a GPU has of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
+        # Asked while none is visible, torch would remember that there is none.
+        patch.setattr(torch.cuda, "device_count", lambda: 0)
         patch.setenv("CUDA_VISIBLE_DEVICES", "")  # for the processes that tests start
         yield
 
@@ -53,6 +56,7 @@ def _needs(request: pytest.FixtureRequest) -> Iterator[None]:
             skip_or_fail("gpu", "no CUDA device")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.cuda, "is_available", SEES_GPU)
+            patch.setattr(torch.cuda, "device_count", COUNT_GPUS)
             patch.delenv("CUDA_VISIBLE_DEVICES")
             if GPUS is not None:
                 patch.setenv("CUDA_VISIBLE_DEVICES", GPUS)
