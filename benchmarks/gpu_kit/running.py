@@ -67,6 +67,8 @@ def _run(step: Step, kit: Kit, record: Record, seconds: float) -> None:
             state = value
             break
         record.add(kind, value)
+    if not state and time.monotonic() < ends:
+        child.join(_GRACE_SECONDS)  # its pipe closes a little before it is over
     if not state and child.is_alive():
         state = f"ended after {seconds:.0f} s: it took longer than its time"
     assert child.pid
