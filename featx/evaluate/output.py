@@ -71,6 +71,8 @@ class ResultsFolder:
     def add(self, result: FitResult) -> Path:
         """Write the fit's JSON file, unless another process did meanwhile, then the table.
 
+        One that failed again for the same reason is not written again.
+
         Parameters
         ----------
         result : FitResult
@@ -90,9 +92,13 @@ class ResultsFolder:
         return path
 
     def _is_twin(self, name: str, row: Row, result: FitResult) -> bool:
-        """Whether another process has added the same since this one began to look."""
+        """Whether it is the same failure, or another process has added the same meanwhile."""
         is_new = name not in self._seen
-        return is_new and row.key == result.key and row["error"] == result.row()["error"]
+        return (
+            (is_new or bool(result.error))
+            and row.key == result.key
+            and row["error"] == result.error
+        )
 
     def _write(self, result: FitResult) -> Path:
         path = write_record(self.folder / "fits" / _file_stem(result), _FIT, result.record())
@@ -114,8 +120,8 @@ class ResultsFolder:
             Fits added.
         """
         with self._lock:
-            present = {row.key for row in self._records.refresh().values()}
-            missing = {r.key: r for r in results if r.key not in present}
+            present = {(row.key, row["error"]) for row in self._records.refresh().values()}
+            missing = {r.key: r for r in results if (r.key, r.error) not in present}
             for result in missing.values():
                 self._write(result)
             self._write_table(self._records.refresh())

@@ -29,7 +29,8 @@ def find_idle(results: ResultsFolder, today: Iterable[str] | None = None) -> dic
     """
     every, used = results.all_rows(), results.rows()
     found = dict.fromkeys(results.unreadable(), "cannot be read")
-    found |= {name: "the same was fitted again later" for name in every if name not in used}
+    again = {False: "the same was fitted again later", True: "it failed, the same was tried again"}
+    found |= {n: again[bool(row["error"])] for n, row in every.items() if n not in used}
     if today is not None:
         present = set(today)
         found |= {name: "its cache is gone" for name, row in used.items() if _is_gone(row, present)}

@@ -142,8 +142,9 @@ class FitResult:
     def __post_init__(self) -> None:
         # Names of folders need not be text, as tables must be.
         for name in ("data", "weights", "notes"):
-            text = str(getattr(self, name)).encode("utf-8", "backslashreplace").decode()
-            object.__setattr__(self, name, text)
+            if isinstance(text := getattr(self, name), str):
+                text = text.encode("utf-8", "backslashreplace").decode()
+                object.__setattr__(self, name, text)
 
     @property
     def error(self) -> str:

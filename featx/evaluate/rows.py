@@ -102,7 +102,7 @@ class RecordRows:
         fresh = [name for name in stamps if name not in found and name not in self.bad]
         if fresh:
             found |= self._read(fresh, stamps)
-            order = sorted(found, key=lambda n: (found[n].values[_CREATED], found[n].stamp[1], n))
+            order = sorted(found, key=lambda n: (found[n].values[_CREATED], len(n), n))
             found = {name: found[name] for name in order}
         self._rows = found
         return found
@@ -172,9 +172,10 @@ def _stamp(state: os.stat_result) -> Stamp:
 
 
 def latest(rows: Mapping[str, Row]) -> dict[str, Row]:
-    """Keep the last row of every fit and set of names; see `FitResult.key`."""
-    names = {row.key: name for name, row in rows.items()}
-    kept = set(names.values())
+    """Keep the last row of every `FitResult.key`; one that failed only where none did not."""
+    failed = {row.key: name for name, row in rows.items() if row["error"]}
+    good = {row.key: name for name, row in rows.items() if not row["error"]}
+    kept = set((failed | good).values())
     return {name: row for name, row in rows.items() if name in kept}
 
 

@@ -251,7 +251,7 @@ class _Job:
             test_fingerprint=self.pair.test.fingerprint,
             subset_sha256=subset.sha256,
             featx_version=version("featx"),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            created=datetime.now(UTC).isoformat(timespec="milliseconds"),
             fit_id=question.fit_id(name, subset),
             **measures | own,
         )

@@ -130,7 +130,7 @@ class MlpHead(Configurable):
         Raises
         ------
         ProtocolError
-            If there is a single class, or all rows are equal.
+            If there is a single class.
         UsageError
             If class weights are asked for.
         """

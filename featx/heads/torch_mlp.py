@@ -140,8 +140,8 @@ class TorchMlpHead(Configurable):
         Raises
         ------
         ProtocolError
-            If there is a single class, the rows are all equal or do not fit into memory, or the
-            weights grow beyond all bounds.
+            If there is a single class, the rows do not fit into memory, or the weights grow beyond
+            all bounds.
         UsageError
             If there is no such optimizer or device.
         """

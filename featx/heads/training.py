@@ -116,20 +116,17 @@ def unit_axes(space: RowSpace) -> tuple[NDArray[np.float32], ToFeatures]:
     -------
     rows : ndarray of float32, shape (n_rows, rank)
         Coordinates on the principal axes of the rows less their mean, divided by one number that
-        makes their mean square 1.
+        makes their mean square 1; one of zeros where all rows are equal.
     to_features : callable
         Turns weights of these (rank, n_columns) into weights of the features.
-
-    Raises
-    ------
-    ProtocolError
-        If all rows are equal.
     """
     rows, _ = space.centred
     size = float(np.sqrt(np.mean(rows**2))) if rows.size else 0.0
-    if not size > 0:
-        raise ProtocolError(
-            "the features of all training images are equal: there is nothing to learn from"
+    if not size > 0:  # all rows are equal: what is learned is how frequent the classes are
+        shape = space.n_features, 1
+        return np.zeros((space.n_rows, 1), np.float32), lambda weights: (
+            np.zeros(shape) @ weights,
+            np.zeros(weights.shape[1]),
         )
     return (rows / size).astype(np.float32), lambda weights: space.from_centred(weights / size)
 

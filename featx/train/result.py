@@ -228,7 +228,7 @@ def to_fit(
         test_fingerprint=pair.test.fingerprint,
         subset_sha256=subset.sha256,
         featx_version=version("featx"),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=datetime.now(UTC).isoformat(timespec="milliseconds"),
         fit_id=question.fit_id(subset),
         detail={
             "predictions": scores.guess.tolist(),

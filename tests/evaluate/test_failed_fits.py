@@ -11,6 +11,7 @@ from memory_cache import make_cache
 
 from featx.errors import UsageError
 from featx.evaluate import Pair, ResultsFolder, Settings, compare, evaluate, format_table, summarise
+from featx.evaluate.pruning import find_idle
 from featx.evaluate.records import record_text
 from featx.heads import FitOptions, canonical_name
 from featx.progress import Reporter
@@ -73,13 +74,32 @@ def test_a_failed_fit_is_recorded_is_no_answer_and_is_tried_again(pair, tmp_path
     assert record["fit"]["acc1"] is None
     assert "FitError" in record["traceback"]
     assert list(ResultsFolder(tmp_path).find(failed.fit_id)) == []
-    assert len(list(ResultsFolder(tmp_path).fits())) == 3
+    assert [r.error for r in ResultsFolder(tmp_path).fits()] == [r.error for r in results]
     text = format_table(summarise(results))
     assert "knn(n_neighbors=9): failed: n_neighbors=9 but there are 6 training rows" in text
     again = ask(pair, tmp_path, heads=heads, per_class=(2, 5))
     assert [r.created for r in again if not r.error] == [r.created for r in results if not r.error]
     assert again[1].error
     assert len(compare(["svm", "knn(n_neighbors=9)"], tmp_path)) == 1
+
+
+def test_a_failure_never_stands_before_a_fit_that_worked(pair, tmp_path, monkeypatch):
+    from featx.heads.lda import LdaHead
+
+    def fail(self, space, y, options):
+        raise ZeroDivisionError
+
+    (good,) = ask(pair, tmp_path, heads=("lda",))
+    monkeypatch.setattr(LdaHead, "fit", fail)
+    settings = Settings(heads=("lda",), repeats=1, per_class=(4,), near="off")
+    for _ in range(3):  # as with --refit
+        results = ResultsFolder(tmp_path)
+        evaluate(pair, settings, sink=lambda result, fit, to=results: to.add(result))
+    assert len(list(tmp_path.glob("fits/*"))) == 2
+    results = ResultsFolder(tmp_path)
+    assert list(results.fits()) == [good]
+    results.remove(find_idle(results))
+    assert list(ResultsFolder(tmp_path).find(good.fit_id)) == [good]
 
 
 def test_what_the_machine_lacks_is_no_property_of_a_fit(pair, tmp_path, monkeypatch):
