@@ -25,6 +25,7 @@ _CLASSES = ("class_names", "classes")
 _NAMED = "class_name"
 _ENDINGS = (".npz", ".npy", ".parquet", ".h5", ".hdf5")
 _TEXT_KINDS = "SUO"
+_SHOWN = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,8 @@ def open_features(
     path : Path
         ``.npz``, ``.npy``, ``.parquet`` or ``.h5``.
     features, labels, paths, splits : str, optional
-        Names of the arrays or columns, as ``embeddings``; `labels`, `paths` and `splits` may also
+        Names of the arrays or columns, as ``embeddings``, of HDF5 with the group, as
+        ``train/features``; `labels`, `paths` and `splits` may also
         be the path of a file of their own (``.npy``, a text file of one a line, or a table with
         such a column). By default the usual names are looked for.
 
@@ -91,22 +93,29 @@ def open_features(
         raise UsageError(f"{path} is none of {', '.join(_ENDINGS)}: save the features as one")
     if not path.is_file():
         raise SourceError(f"there is no file {path}")
+    named = {"labels": labels, "paths": paths, "splits": splits}
+    in_groups = [name for name in (features, *named.values()) if name and "/" in name]
     readers = {".npz": _open_npz, ".npy": _open_npy, ".parquet": _open_parquet}
-    with readers.get(kind, _open_hdf5)(path) as arrays:
-        yield _found(path, arrays, features, {"labels": labels, "paths": paths, "splits": splits})
+    with readers[kind](path) if kind in readers else _open_hdf5(path, in_groups) as arrays:
+        yield _found(path, arrays, features, named)
 
 
 def _found(
     path: Path, arrays: Mapping[str, Any], features: str | None, named: Mapping[str, str | None]
 ) -> FeatureFile:
-    X = arrays[_pick(path, arrays, features, _FEATURES) or _only_matrix(path, arrays)]
+    matrices = [name for name, array in arrays.items() if len(array.shape) == 2]
+    by_name = features is None and find_column(str(path), matrices, _FEATURES)
+    by_name = by_name or _pick(path, arrays, features, _FEATURES)
+    X = arrays[by_name or _only_matrix(path, arrays, matrices)]
     if len(X.shape) != 2:
         raise SourceError(f"the features of {path} have the shape {tuple(X.shape)}, not (N, D)")
     n = X.shape[0]
     usual = {"labels": _LABELS, "paths": _PATHS, "splits": _SPLITS}
     columns = {what: _column(path, arrays, what, named[what], usual[what], n) for what in usual}
     classes = _pick(path, arrays, None, _CLASSES)
-    names = None if classes is None or named["labels"] else _texts(arrays[classes])
+    names = None
+    if classes is not None and not named["labels"]:
+        names = _values(f"{path}: {classes}", arrays[classes], None)
     return FeatureFile(X=X, class_names=names, **columns)
 
 
@@ -116,16 +125,18 @@ def _pick(
     if name is None:
         return find_column(str(path), arrays, usual)
     if name not in arrays:
-        raise unknown_name(f"array of {path.name}", name, arrays)
+        raise unknown_name(f"file, or array of {path.name},", name, arrays)
     return name
 
 
-def _only_matrix(path: Path, arrays: Mapping[str, Any]) -> str:
-    found = [name for name, array in arrays.items() if len(array.shape) == 2]
-    if len(found) != 1:
-        has = ", ".join(f"{name} {tuple(a.shape)}" for name, a in arrays.items()) or "nothing"
-        raise SourceError(f"{path} has no array of features, it has {has}: give --features NAME")
-    return found[0]
+def _only_matrix(path: Path, arrays: Mapping[str, Any], matrices: Sequence[str]) -> str:
+    if len(matrices) != 1:
+        has = [f"{name} {tuple(array.shape)}" for name, array in arrays.items()]
+        shown = ", ".join(has[:_SHOWN]) + (", ..." if len(has) > _SHOWN else "")
+        raise SourceError(
+            f"{path} has no array of features, it has {shown or 'nothing'}: give --features NAME"
+        )
+    return matrices[0]
 
 
 def _column(
@@ -141,11 +152,19 @@ def _column(
     elif (found := _pick(path, arrays, name, usual)) is None:
         return None
     else:
-        array = np.asarray(arrays[found])
-        values = _texts(array) if array.dtype.kind in _TEXT_KINDS else array.tolist()
+        return _values(f"{path}: {found}", arrays[found], n)
     if len(values) != n:
-        raise SourceError(f"{name or path}: {len(values):,} {what} for {n:,} rows of features")
+        raise SourceError(f"{name}: {len(values):,} {what} for {n:,} rows of features")
     return values
+
+
+def _values(where: str, array: Any, n: int | None) -> list[Any]:
+    """Read an array of one dimension, of `n` entries where a number is given."""
+    if len(array.shape) != 1 or n not in (None, array.shape[0]):
+        shape = tuple(array.shape)
+        raise SourceError(f"{where} has the shape {shape}: it must be ({'N' if n is None else n},)")
+    values = np.asarray(array)
+    return _texts(values) if values.dtype.kind in _TEXT_KINDS else list(values.tolist())
 
 
 def _read_column(file: Path, usual: Sequence[str]) -> Sequence[Any]:
@@ -153,7 +172,7 @@ def _read_column(file: Path, usual: Sequence[str]) -> Sequence[Any]:
     if file.suffix.lower() == ".npy":
         with _open_npy(file) as arrays:
             (array,) = arrays.values()
-            return _texts(array) if array.dtype.kind in _TEXT_KINDS else array.tolist()
+            return _values(str(file), array, None)
     if file.suffix.lower() in TABLE_ENDINGS:
         table = read_table(file)
         column = find_column(str(file), table, usual)
@@ -161,7 +180,8 @@ def _read_column(file: Path, usual: Sequence[str]) -> Sequence[Any]:
             raise SourceError(f"{file} has no column {usual[0]}: it has {', '.join(table)}")
         return table[column]
     try:
-        return file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+        return lines[:-1] if lines[-1] == "" else lines
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"cannot read {file} as UTF-8 text: {error}") from error
 
@@ -172,7 +192,7 @@ def _texts(values: Iterable[Any]) -> list[Any]:
 
 @contextmanager
 def _open_npy(path: Path) -> Iterator[Mapping[str, Any]]:
-    with _read_as(path, "an array of NumPy"):
+    with _read_as(path, "an array of NumPy"), np.errstate(over="ignore"):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     yield {"features": array}
 
@@ -186,7 +206,10 @@ def _open_npz(path: Path) -> Iterator[Mapping[str, Any]]:
     ):
         sizes = sum(item.file_size for item in archive.zip.infolist())
         _require_memory(path, sizes)
-        arrays = {name: archive[name] for name in archive.files}
+        arrays = {}
+        for name in archive.files:
+            with _read_as(f"{path}: {name}", "an array of NumPy"):
+                arrays[name] = archive[name]
     yield arrays
 
 
@@ -225,7 +248,7 @@ def _matrix(path: Path, name: str, column: Any) -> np.ndarray:
 
 
 @contextmanager
-def _open_hdf5(path: Path) -> Iterator[Mapping[str, Any]]:
+def _open_hdf5(path: Path, in_groups: Sequence[str]) -> Iterator[Mapping[str, Any]]:
     import h5py
 
     with _read_as(path, "an HDF5 file"):
@@ -234,18 +257,34 @@ def _open_hdf5(path: Path) -> Iterator[Mapping[str, Any]]:
         if file.attrs.get("encoding-type") in (ENCODING_TYPE, ENCODING_TYPE.encode()):
             raise UsageError(f"{path} is a cache of featx already: copy it into the cache folder")
         with _read_as(path, "an HDF5 file"):
-            arrays = {
-                name: file[name]
-                for name in file
-                if isinstance(file.get(name, getlink=True), h5py.HardLink)
-                and isinstance(file[name], h5py.Dataset)
-            }
+            found = {name: _inside(file, name) for name in (*file, *in_groups)}
+            arrays = {name: d for name, d in found.items() if isinstance(d, h5py.Dataset)}
+            groups = [name for name, d in found.items() if isinstance(d, h5py.Group)]
         if outside := [n for n, d in arrays.items() if d.is_virtual or d.external]:
             raise SourceError(
                 f"{path}: {', '.join(outside)} lie in other files, which are not opened: write "
                 "the values themselves into the file"
             )
-        yield {name: d for name, d in arrays.items() if d.shape}
+        arrays = {name: d for name, d in arrays.items() if d.shape}
+        if groups and not arrays:
+            raise SourceError(
+                f"{path} has its arrays in groups ({', '.join(groups[:_SHOWN])}): name them with "
+                f"the group, as in  --features {groups[0]}/features --labels {groups[0]}/labels"
+            )
+        yield arrays
+
+
+def _inside(file: Any, name: str) -> Any:
+    """Give what lies in an HDF5 file itself, along hard links; None where nothing does."""
+    import h5py
+
+    item = file
+    for part in filter(None, name.split("/")):
+        is_here = isinstance(item, h5py.Group) and part in item
+        if not is_here or not isinstance(item.get(part, getlink=True), h5py.HardLink):
+            return None
+        item = item[part]
+    return item
 
 
 def _named_first(arrays: dict[str, Any]) -> dict[str, Any]:
@@ -256,14 +295,19 @@ def _named_first(arrays: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _read_as(path: Path, what: str) -> Iterator[None]:
+def _read_as(path: Path | str, what: str) -> Iterator[None]:
     """Say in words that a file is no such file, whatever its reader raises."""
     try:
         yield
-    except (SourceError, MemoryError):
+    except SourceError:
         raise
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), repr(error))
+        if "allow_pickle" in reason:  # also of a file that is no array at all
+            reason = (
+                "it holds Python objects, which are never loaded: save texts or numbers, as in  "
+                "np.array(values.tolist())"
+            )
         raise SourceError(f"{path} cannot be read as {what}: {reason}") from error
 
 

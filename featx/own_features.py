@@ -24,7 +24,7 @@ from featx.progress import SILENT, Reporter
 from featx.sources.base import content_of
 from featx.sources.folder import FolderSource
 from featx.sources.labels import label_text, number_labels
-from featx.sources.splits import SPLIT_ORDER, split_of
+from featx.sources.splits import SPLIT_ORDER, read_split, split_of
 from featx.store import Cache, CacheSpec, CacheWriter, disk
 from featx.store.layout import feature_dtype
 from featx.store.rows import as_stored
@@ -131,8 +131,7 @@ def write_cache(  # noqa: PLR0913 - an array each, as the file has them
     if len(X.shape) != 2 or not all(X.shape) or np.dtype(X.dtype).kind not in "fiub":
         raise UsageError(f"X must be numbers of shape (N, D), not {X.dtype} {tuple(X.shape)}")
     check_names(backbone=backbone, data=data)
-    if split not in SPLIT_ORDER:
-        raise UsageError(f"split {split!r} is unknown: choose from {', '.join(SPLIT_ORDER)}")
+    split = read_split(split)
     n = X.shape[0]
     names, labels = _labels(y, n, class_names, f"y of {data}", reporter)
     given = paths is not None

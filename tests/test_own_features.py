@@ -1,5 +1,7 @@
 import hashlib
+import re
 import shutil
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -120,7 +122,7 @@ def test_rows_of_many_blocks_come_from_the_disk(monkeypatch):
         ({"y": names()[1:]}, UsageError, "60 entries"),
         ({"y": [["a"]] * N}, UsageError, "not list"),
         ({"paths": ["a"] * N}, UsageError, "different"),
-        ({"split": "dev"}, UsageError, "choose from"),
+        ({"split": "fold3"}, UsageError, "choose from"),
         ({"class_names": ["ant", "bee"]}, UsageError, "'cat'"),
         ({"class_names": ["ant", "ant", "bee", "cat"]}, UsageError, "different"),
         ({"backbone": " "}, UsageError, "must be a name"),
@@ -325,10 +327,78 @@ def test_errors_of_files_are_for_people(words, told):
 def test_labels_and_rows_must_be_as_many():
     np.savez("own.npz", features=features(), labels=np.zeros(3))
     with (
-        pytest.raises(SourceError, match="3 labels for 60 rows"),
+        pytest.raises(SourceError, match=r"labels has the shape \(3,\): it must be \(60,\)"),
         open_features(Path("own.npz")),
     ):
         pass
+
+
+def imported(file, *words):
+    return featx_command("import", file, "--name", "a", "--data", "d", *words)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "told"),
+    [
+        ({"labels": np.float32(3)}, r"labels has the shape \(\)"),
+        ({"labels": np.eye(3)[np.arange(N) % 3]}, r"labels has the shape \(60, 3\)"),
+        ({"class_names": np.array("ant")}, r"class_names has the shape \(\)"),
+        ({"class_names": np.array([CLASSES])}, r"class_names has the shape \(1, 3\)"),
+        ({"paths": np.full((N, 1), "a")}, r"paths has the shape \(60, 1\)"),
+        ({"labels": np.array(names(), object)}, "labels.*Python objects.*tolist"),
+    ],
+    ids=str,
+)
+def test_arrays_of_another_shape_or_kind_are_told(arrays, told):
+    np.savez("own.npz", **{"features": features(), "labels": np.arange(N) % 3} | arrays)
+    run = imported("own.npz")
+    assert isinstance(run.exception, FeatxError), run.output
+    assert re.search(told, str(run.exception)), str(run.exception)
+
+
+def test_a_header_that_asks_for_more_than_there_is_names_its_file():
+    head = {"descr": "<f4", "fortran_order": False, "shape": (10**12, 512)}
+    with zipfile.ZipFile("own.npz", "w") as archive, archive.open("features.npy", "w") as stream:
+        np.lib.format.write_array_header_1_0(stream, head)
+    with h5py.File("own.h5", "w") as file:
+        file["features"] = features()
+        file.create_dataset("labels", (10**12,), "i8", chunks=(1000,))
+    for name in ("own.npz", "own.h5"):
+        run = imported(name)
+        assert isinstance(run.exception, SourceError), run.output
+        assert name in str(run.exception)
+
+
+def test_labels_of_a_text_file_are_its_lines():
+    np.save("x.npy", features())
+    words = [["ant", "b\u2028ee", "cat\x1c"][i % 3] for i in range(N)]
+    Path("y.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(words).encode())  # as Windows writes it
+    assert imported("x.npy", "--labels", "y.txt").exit_code == 0
+    assert Cache.open("cache/d-all-a.h5").class_names == ["ant", "b\u2028ee", "cat"]
+
+
+def test_coordinates_called_x_are_no_features():
+    frame = pd.DataFrame({"x": np.arange(N), "embedding": list(features()), "label": names()})
+    frame.to_parquet("own.parquet")
+    with open_features(Path("own.parquet")) as found:
+        assert np.array_equal(found.X, features())
+
+
+def test_arrays_in_groups_are_named_with_their_group():
+    with h5py.File("own.h5", "w") as file:
+        file["train/features"], file["train/labels"] = features(), np.arange(N) % 3
+        file["test"] = h5py.SoftLink("/train")
+    words = ["--features", "train/features", "--labels", "train/labels"]
+    assert imported("own.h5", *words).exit_code == 0
+    assert np.array_equal(Cache.open("cache/d-all-a.h5").X[:], features())
+    for words in (["--features", "test/features"], []):
+        assert "train" in str(imported("own.h5", *words).exception)
+
+
+def test_a_split_is_called_as_people_call_it():
+    saved("npz", features(), names(), range(N))
+    assert imported("own.npz", "--split", "Validation").exit_code == 0
+    assert Cache.open("cache/d-val-a.h5").meta["split"] == "val"
 
 
 # Side by side
