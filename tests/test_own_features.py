@@ -523,3 +523,24 @@ def test_splits_that_are_unknown_are_told():
         pytest.raises(UsageError, match="fold1"),
     ):
         list(import_features(found, backbone="a", data="d"))
+
+
+def test_imported_features_are_compared_with_those_of_a_backbone(photographs):
+    folder = photographs[0].parent
+    y = [i % 2 for i in range(len(photographs))]
+    Path("photos.csv").write_text(
+        "path,label\n" + "".join(f"{p},{c}\n" for p, c in zip(photographs, y, strict=True))
+    )
+    words = ["--backbone", "squeezenet1_0", "--weights", "random", "--pool", "avg", "--quiet"]
+    run = featx_command("extract", "--data", "photos.csv", *words)
+    assert run.exit_code == 0, run.output
+    own = features(n=len(y))
+    write_cache(
+        own, y, [p.name for p in photographs], backbone="clip", data="photos", images=folder
+    )
+    fit = ["--clf", "ncm", "--per-class", "3", "--repeats", "2", "--quiet"]
+    run = featx_command("fit", *fit)
+    assert run.exit_code == 0, run.output
+    run = featx_command("compare", "clip", "squeezenet1_0")
+    assert run.exit_code == 0, run.output
+    assert "2 draws" in run.output

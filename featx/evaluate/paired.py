@@ -33,6 +33,9 @@ __all__ = ["compare"]
 
 # A layer, a size and weights are those of a backbone: they differ where backbones do.
 _OF_BACKBONE = ("weights", "layer", "input_size")
+# Features of other programs, or side by side, have no pool and precision that others could share.
+_OF_OWN_FEATURES = ("pool", "precision")
+_OWN_LAYERS = ["imported", "side by side"]
 _MENDS = {
     "seed": "fit both with the same --seed",
     "train_images": "fit both on the same images, with the same --seed, --holdout and --on-leak",
@@ -57,7 +60,7 @@ def compare(
     about that training subset alone; two to four draws make wide intervals. Two fits are paired
     if everything agrees but what the two systems name: data, seed, training images, test images,
     head, settings. Weights, layer and input size belong to the backbone and may differ where
-    backbones are compared. Images are the same if their bytes are, whatever cache they are in.
+    backbones are compared; so may pool and precision of features of another program. Images are the same if their bytes are, whatever cache they are in.
     What the systems leave open makes a comparison of its own for each value: two heads on three
     backbones are three comparisons.
 
@@ -174,7 +177,9 @@ def _compare_two(
     varied = {*first.words, *second.words}
     shared = [c for c in SYSTEM_COLUMNS if c not in {*varied, *OWN_COLUMNS}]
     if "backbone" in varied:
-        shared = [c for c in shared if c not in _OF_BACKBONE]
+        is_own = any(side["layer"].isin(_OWN_LAYERS).any() for side in sides)
+        own = _OF_OWN_FEATURES if is_own else ()
+        shared = [c for c in shared if c not in (*_OF_BACKBONE, *own)]
     # Subsets of two sizes are other images; those of one seed are nested.
     draw = ["seed"] if "per_class" in varied else ["seed", "train_images"]
     by_stratum = [dict(list(side.groupby([*shared, "test_images"], sort=False))) for side in sides]
