@@ -60,9 +60,9 @@ def compare(
     about that training subset alone; two to four draws make wide intervals. Two fits are paired
     if everything agrees but what the two systems name: data, seed, training images, test images,
     head, settings. Weights, layer and input size belong to the backbone and may differ where
-    backbones are compared; so may pool and precision of features of another program. Images are the same if their bytes are, whatever cache they are in.
-    What the systems leave open makes a comparison of its own for each value: two heads on three
-    backbones are three comparisons.
+    backbones are compared; so may pool and precision of features of another program. Images are
+    the same if their bytes are, whatever cache they are in. What the systems leave open makes a
+    comparison of its own for each value: two heads on three backbones are three comparisons.
 
     Parameters
     ----------

@@ -207,8 +207,12 @@ class Question(BaseQuestion):
 
 
 def _told(leaks: Any) -> dict[str, Any]:
-    """Leave out what was to be done about leaks where there are none."""
+    """Leave out, where there are no leaks, what was to be done about them and how near is near."""
     if not isinstance(leaks, dict):
         return {}
+    near = leaks.get("near")
+    # The rule that featx chose comes out otherwise where another version measures distances.
+    usual = {"near": "usual"} if isinstance(near, dict) and near.get("is_default") else {}
     found = bool(leaks.get("n_pairs"))
-    return {key: value for key, value in leaks.items() if found or key != "on_leak"}
+    kept = {key: value for key, value in leaks.items() if found or key != "on_leak"}
+    return kept if found else kept | usual

@@ -191,6 +191,20 @@ def test_what_to_do_about_leaks_is_idle_without_leaks(pair, tmp_path):
     assert desk.fitted == []
 
 
+def test_a_fit_without_leaks_answers_whatever_was_near_then(pair, tmp_path):
+    first, then = Desk(pair, tmp_path / "first"), Desk(pair, tmp_path / "then")
+    results = ResultsFolder(then.folder)
+    for fit in first.ask():
+        near = {**fit.detail["leaks"]["near"], "ratio": 0.123, "spread": 0.4}
+        results.add(
+            replace(fit, detail=fit.detail | {"leaks": fit.detail["leaks"] | {"near": near}})
+        )
+    then.ask()
+    assert then.fitted == []
+    then.ask(replace(QUESTION, near="off"))
+    assert then.fitted
+
+
 def damage(path, how):
     text = path.read_text(encoding="utf-8")
     record = json.loads(text)
