@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from featx.evaluate.sketch import Sketch
 from featx.heads.base import Rows
+from featx.heads.scaling import N_CORES
 
 __all__ = ["DEFAULT_RATIO", "NearPairs", "NearRule", "find_near"]
 
@@ -167,12 +169,23 @@ def _neighbours(
     for start in range(0, len(train), height):
         block = slice(start, start + height)
         sims = train[block] @ test.T
-        of_train[0][block], of_train[1][block] = _best(sims, k_train)
-        rows, values = _best(np.ascontiguousarray(sims.T), k_test)
+        of_train[0][block], of_train[1][block] = _best_by_threads(sims, k_train)
+        rows, values = _best_by_threads(sims.T, k_test)
         joined = np.hstack([of_test[0], rows + start]), np.hstack([of_test[1], values])
         best, values = _best(joined[1], k_test)
         of_test = np.take_along_axis(joined[0], best, axis=1), values
     return of_train, of_test
+
+
+def _best_by_threads(sims: NDArray[Any], k: int) -> _Neighbours:
+    """`_best` of some rows in each thread."""
+    edges = np.linspace(0, len(sims), N_CORES + 1).astype(int).tolist()
+    with ThreadPoolExecutor(N_CORES) as pool:
+        parts = pool.map(
+            lambda a, b: _best(np.ascontiguousarray(sims[a:b]), k), edges[:-1], edges[1:]
+        )
+        rows, values = zip(*parts, strict=True)
+    return np.concatenate(rows), np.concatenate(values)
 
 
 def _best(sims: NDArray[Any], k: int) -> _Neighbours:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.halves import convert
 from featx.heads.base import Rows, RowsView, check_finite, row_blocks
+from featx.heads.scaling import N_CORES
 
 __all__ = ["WIDTH", "Sketch", "mean_row", "sketch_rows"]
 
@@ -19,8 +20,8 @@ WIDTH = 1024
 """Values of a sketch; rows that are not longer are their own sketch."""
 
 _DIGEST_BYTES = 16
-_MOST_THREADS = 4
 _MOST_AVERAGED = 512
+_MOST_PARTS = 4
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,10 @@ def sketch_rows(
         block = np.ascontiguousarray(block, dtype)
         return [hashlib.sha256(row).digest()[:_DIGEST_BYTES] for row in block]
 
-    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
-        parts = list(pool.map(one, row_blocks(n_rows, n_features)))
+    # Blocks that are small together, one a thread.
+    blocks = row_blocks(n_rows, n_features * min(N_CORES, _MOST_PARTS))
+    with ThreadPoolExecutor(N_CORES) as pool:
+        parts = list(pool.map(one, blocks))
     return Sketch(unit, [digest for part in parts for digest in part], is_exact, centre)
 
 
@@ -139,11 +142,12 @@ def _signs(n_features: int) -> NDArray[np.float32]:
 def _summed(
     block: NDArray[Any], centre: NDArray[np.float32], signs: NDArray[np.float32] | None
 ) -> NDArray[np.float32]:
+    n_features = block.shape[1]
+    padded = np.zeros((len(block), n_features if signs is None else signs.size), np.float32)
+    convert(block, padded[:, :n_features])
+    padded[:, :n_features] -= centre
     if signs is None:
-        rows: NDArray[np.float32] = np.subtract(block, centre, dtype=np.float32)
-        return rows
-    padded = np.zeros((len(block), signs.size), np.float32)
-    np.subtract(block, centre, out=padded[:, : block.shape[1]], dtype=np.float32)
+        return padded
     sums: NDArray[np.float32] = np.einsum("nmw,mw->nm", padded.reshape(-1, *signs.shape), signs)
     return sums
 

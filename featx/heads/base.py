@@ -12,6 +12,7 @@ from scipy.special import softmax
 
 from featx.configurable import check_number
 from featx.errors import ProtocolError
+from featx.halves import is_finite
 from featx.heads.rowspace import RowSpace
 from featx.heads.scaling import NONE, UNSCALED, Array, Scaling
 
@@ -332,6 +333,8 @@ def check_finite(block: NDArray[Any], first: int, rows: NDArray[np.int64] | None
     rows : ndarray of int64, optional
         What to call the rows, where they are a choice from something larger.
     """
+    if block.dtype == np.float16 and is_finite(block):
+        return
     # A sum is finite only if all its terms are; it reads the block once, without a mask.
     with np.errstate(invalid="ignore", over="ignore"):
         suspect = np.flatnonzero(~np.isfinite(block.sum(axis=1, dtype=np.float64)))

@@ -11,6 +11,7 @@ from typing import Any, Final, Self
 import numpy as np
 
 from featx.errors import CacheError, UsageError
+from featx.halves import convert
 from featx.memory import available_bytes
 from featx.store import disk
 from featx.store.check import Extent
@@ -298,7 +299,7 @@ class FeatureArray:
         else:
             whole = np.empty((n_rows, self.shape[1]), self.stored_dtype)
             self._read_block(block, whole)
-            out[:] = whole[place : place + len(out)]
+            convert(whole[place : place + len(out)], out)
 
     def _read_checked(self, out: np.ndarray, row: int) -> None:
         """Fill `out` by neighbouring rows of checked blocks, converted a piece at a time."""
@@ -309,7 +310,7 @@ class FeatureArray:
         for start in range(0, len(out), step):
             piece = np.empty(out[start : start + step].shape, self.stored_dtype)
             self._handle.read_into(piece, at + start * self._row_bytes)
-            out[start : start + step] = piece
+            convert(piece, out[start : start + step])
 
     @property
     def _piece_rows(self) -> int:
