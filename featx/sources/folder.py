@@ -49,15 +49,15 @@ class FolderSource(Source):
 
     def read(self, row: int) -> bytes:
         """Read the bytes of one file; see `Source.read`."""
-        return read_file(Path(self.root, self.paths[row]))
+        return read_file(f"{self.root}/{self.paths[row]}")
 
 
-def read_file(path: Path) -> bytes:
+def read_file(path: str | os.PathLike[str]) -> bytes:
     """Read an image file whole, without waiting for a pipe or drinking from ``/dev/zero``.
 
     Parameters
     ----------
-    path : Path
+    path : path-like
         A file, or a link to one.
 
     Returns
