@@ -156,3 +156,14 @@ def test_one_row_on_a_side():
     test[0] = train[4] * 1.001
     assert pairs_of(search(train, test)) == {(4, 0)}
     assert pairs_of(search(test, train)) == {(0, 4)}
+
+
+@pytest.mark.parametrize("n_cores", [3, 64])
+def test_neighbours_are_the_same_on_any_number_of_cores(monkeypatch, n_cores):
+    train, test, _ = clusters(50, 31, 20, 3)
+    monkeypatch.setattr(near_module, "N_CORES", 1)
+    wanted = near_module._neighbours(train, test)
+    monkeypatch.setattr(near_module, "N_CORES", n_cores)
+    found = near_module._neighbours(train, test)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert all(np.array_equal(*pair) for pair in zip(ours, theirs, strict=True))
