@@ -71,16 +71,6 @@ def test_a_draw_counts_once_whatever_its_number(results):
     assert format_table(summarise([*results, *again])) == format_table(summarise(results))
 
 
-def test_a_fit_that_failed_has_a_reason_and_is_in_no_mean(results):
-    broken = replace(
-        results[0], acc1=None, seed=9, detail=results[0].detail | {"error": "all zero"}
-    )
-    table = summarise([*results, broken])
-    assert (table["repeats"][0], table["accuracy"][0]) == (3, pytest.approx(0.6))
-    assert "svm: not fitted: all zero (1 of 4 fits)" in format_table(table)
-    assert format_table(summarise([broken])).splitlines()[2].split()[7:10] == ["-", "-", "-"]
-
-
 def test_one_line_for_each_system_and_size(results):
     more = [replace(results[0], clf="mlp", C=None), replace(results[0], per_class="all")]
     table = summarise([*results, *more, replace(results[0], input_size=64)])
@@ -112,8 +102,10 @@ def test_the_text_is_aligned_and_tells_the_notes(results):
 
 def test_a_note_is_told_once_and_counted_over_the_fits_of_the_heads_that_have_it(results):
     base, shared = results[0], "no test split"
-    fits = [replace(base, notes=shared, repeat=r) for r in range(3)]
-    fits += [replace(base, clf="mlp", notes=f"{shared}; late after {r} epochs") for r in (4, 9)]
+    fits = [replace(base, notes=shared, seed=r) for r in range(3)]
+    fits += [
+        replace(base, clf="mlp", seed=r, notes=f"{shared}; late after {r} epochs") for r in (4, 9)
+    ]
     fits += [replace(base, clf="mlp", notes=joined([shared, "late; or early"]))]
     fits += [replace(base, clf="knn", notes=shared), replace(base, clf="ncm", notes="late")]
     assert summarise(fits).attrs["notes"] == [
@@ -126,13 +118,15 @@ def test_a_note_is_told_once_and_counted_over_the_fits_of_the_heads_that_have_it
 
 def test_a_fit_that_failed_counts_in_no_mean_and_has_its_reason(results):
     lost = dict.fromkeys(("acc1", "train_acc1", "recall", "macro_f1", "C"))
-    failed = replace(results[0], **lost, notes="failed: no luck", detail={"error": "no luck"})
+    detail = results[0].detail | {"error": "no luck"}
+    failed = replace(results[0], **lost, seed=9, notes="failed: no luck", detail=detail)
     table = summarise([*results, failed])
     assert table["accuracy"].tolist() == summarise(results)["accuracy"].tolist()
     assert table["repeats"].tolist() == [3]
     assert table.attrs["notes"] == ["svm: failed: no luck (1 of 4 fits)"]
     text = format_table(summarise([failed])).splitlines()
     assert "nan" not in text[2]
+    assert text[2].split()[7:10] == ["-", "-", "-"]
 
 
 def test_a_table_read_from_disk_is_summarised_likewise(results):
