@@ -124,18 +124,7 @@ def autotuned() -> Iterator[None]:
 
 
 def refuse_forced_tf32(mend: str) -> None:
-    """Refuse to promise float32 on a GPU whose libraries are told to use TF32.
-
-    Parameters
-    ----------
-    mend : str
-        What else can be done, behind "or".
-
-    Raises
-    ------
-    UsageError
-        If the environment says so: the libraries read it themselves.
-    """
+    """Refuse to promise float32 on a GPU whose libraries are told to use TF32."""
     if os.environ.get(_OVERRIDE, "0") not in ("", "0"):
         raise UsageError(
             f"{_OVERRIDE}={os.environ[_OVERRIDE]} tells NVIDIA's libraries to multiply float32 "

@@ -18,25 +18,7 @@ _SUFFIXES = (".h5", ".hdf5")
 
 
 def open_complete(folder: str | os.PathLike[str]) -> tuple[list[Cache], list[str]]:
-    """Open every finished cache file of a folder.
-
-    Parameters
-    ----------
-    folder : path-like
-        Where caches lie.
-
-    Returns
-    -------
-    caches : list of Cache
-        Sorted by file name.
-    notices : list of str
-        One line for each file that was left out, with the reason.
-
-    Raises
-    ------
-    CacheError
-        If there is no such folder.
-    """
+    """Open every finished cache file of a folder."""
     path = Path(folder)
     if not path.is_dir():
         raise CacheError(

@@ -29,28 +29,12 @@ class _Rule:
 
 
 def setting(default: Any, *, within: str = "", choices: Sequence[str] = ()) -> Any:
-    """Declare a field of a head that people may set.
-
-    Parameters
-    ----------
-    default : int, float, bool, str or tuple of int or float
-        Its value where nothing is said; the annotation of the field gives its type.
-    within : str, optional
-        Interval of the number, or of each of the numbers, such as ``"[0, 1)"``.
-    choices : sequence of str, optional
-        All words allowed.
-    """
+    """Declare a field of a head that people may set."""
     return field(default=default, metadata={_RULE: _Rule(within, tuple(choices))})
 
 
 class Configurable:
-    """Base of frozen dataclasses whose fields made by `setting` can be changed.
-
-    Raises
-    ------
-    UsageError
-        When it is made with a setting of a wrong type or beyond what is allowed.
-    """
+    """Base of frozen dataclasses whose fields made by `setting` can be changed."""
 
     name: str
 
@@ -64,37 +48,13 @@ class Configurable:
         return {key: getattr(self, key) for key in _rules(type(self))}
 
     def with_settings(self, **values: Any) -> Self:
-        """Give the same head with other settings.
-
-        Parameters
-        ----------
-        **values : object
-            One number does for several.
-
-        Raises
-        ------
-        UsageError
-            If there is no such setting, or it cannot have this value.
-        """
+        """Give the same head with other settings."""
         self._check_names(values)
         made = {key: _as_kind(value, self._kind(key)) for key, value in values.items()}
         return dataclasses.replace(self, **made)  # type: ignore[type-var]
 
     def read(self, key: str, text: str) -> Any:
-        """Turn the text of a setting into its value.
-
-        Parameters
-        ----------
-        key : str
-            Name of the setting.
-        text : str
-            What was typed; several numbers are separated by commas.
-
-        Raises
-        ------
-        UsageError
-            If the text cannot be read as the type of the setting.
-        """
+        """Turn the text of a setting into its value."""
         self._check_names({key: text})
         kind = self._kind(key)
         try:
@@ -141,25 +101,7 @@ def words_of(settings: Mapping[str, Any]) -> str:
 
 
 def parse(head: object, words: Sequence[str]) -> dict[str, Any]:
-    """Read words ``key=value`` as settings of a head.
-
-    Parameters
-    ----------
-    head : Head
-        Whose settings they are.
-    words : sequence of str
-        As typed.
-
-    Returns
-    -------
-    dict
-        Values of the right types.
-
-    Raises
-    ------
-    UsageError
-        If a word has no ``=``, comes twice, names no setting, or cannot be read.
-    """
+    """Read words ``key=value`` as settings of a head."""
     values: dict[str, Any] = {}
     for word in words:
         key, equals, text = word.partition("=")

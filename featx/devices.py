@@ -14,23 +14,7 @@ _GPU = re.compile(r"cuda(?::([0-9]{1,4}))?")
 
 
 def find_device(name: str = AUTO) -> str:
-    """Resolve the name of a device.
-
-    Parameters
-    ----------
-    name : str, default="auto"
-        ``auto`` takes the first NVIDIA GPU where there is one; ``cpu``, ``cuda`` or ``cuda:N``.
-
-    Returns
-    -------
-    str
-        ``cpu`` or ``cuda:N``.
-
-    Raises
-    ------
-    UsageError
-        If the name is none of these, or there is no such device.
-    """
+    """Resolve the name of a device."""
     if name == CPU or (name == AUTO and not _has_driver()):
         return CPU
     match = _GPU.fullmatch(name)

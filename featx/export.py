@@ -37,19 +37,7 @@ _EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # equal features give equal files
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was exported.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        The new file or folder.
-    n_rows : int
-        Rows in it.
-    n_left_out : int
-        Chosen rows that were left out because their images could not be read.
-    n_bytes : int
-        Its size.
-    """
+    """What was exported."""
 
     path: Path
     n_rows: int
@@ -103,43 +91,7 @@ def export_cache(  # noqa: PLR0913 - options of a command, all by name
     overwrite: bool = False,
     reporter: Reporter = SILENT,
 ) -> ExportReport:
-    """Write the features of a cache in another format.
-
-    Parameters
-    ----------
-    source : path-like
-        A finished cache; it is only read.
-    format : {"npz", "parquet", "projector"}
-        ``npz``: arrays `features` (n, D), `labels` (n,) int64, `class_names` and
-        `paths` (text). ``parquet``: columns path, label, class_name, features
-        (fixed-size list). ``projector``: a folder for TensorBoard's projector.
-    target : path-like, optional
-        The new file or folder; beside the cache by default.
-    rows : slice or sequence of int, optional
-        Which rows, in this order; all by default.
-    dtype : dtype, optional
-        Type of the features in npz and parquet: float32 by default; ``"float16"``, where the
-        cache holds that, takes half the space and overflows in sums; ``"float64"``.
-    keep_failed : bool, default=False
-        Export rows without features too; they hold NaN.
-    overwrite : bool, default=False
-        Replace what is there.
-    reporter : Reporter, optional
-        Shows progress.
-
-    Returns
-    -------
-    ExportReport
-
-    Raises
-    ------
-    CacheError
-        If the cache is incomplete or damaged, or the disk fails.
-    UsageError
-        For another format, rows that the cache does not have, or a type that would lose digits.
-    MissingExtraError
-        If ``parquet`` lacks its package.
-    """
+    """Write the features of a cache in another format."""
     if format not in FORMATS:
         raise unknown_name("format", format, FORMATS)
     out = Path(exported_path(source, format) if target is None else target)

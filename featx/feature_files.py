@@ -30,21 +30,7 @@ _SHOWN = 20
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureFile:
-    """What a file holds; each row is an image.
-
-    Parameters
-    ----------
-    X : array-like of shape (N, D)
-        Features; rows are read when they are asked for, where the format allows it.
-    labels : sequence of N names or numbers, optional
-        Class of each row.
-    paths : sequence of N str, optional
-        Image of each row.
-    splits : sequence of N str, optional
-        Split of each row.
-    class_names : sequence of str, optional
-        Names of the classes that `labels` number.
-    """
+    """What a file holds; each row is an image."""
 
     X: Any
     labels: Sequence[Any] | None = None
@@ -62,32 +48,7 @@ def open_features(
     paths: str | None = None,
     splits: str | None = None,
 ) -> Iterator[FeatureFile]:
-    """Open a file of features.
-
-    Parameters
-    ----------
-    path : Path
-        ``.npz``, ``.npy``, ``.parquet`` or ``.h5``.
-    features, labels, paths, splits : str, optional
-        Names of the arrays or columns, as ``embeddings``, of HDF5 with the group, as
-        ``train/features``; `labels`, `paths` and `splits` may also
-        be the path of a file of their own (``.npy``, a text file of one a line, or a table with
-        such a column). By default the usual names are looked for.
-
-    Yields
-    ------
-    FeatureFile
-        Usable inside the ``with`` block.
-
-    Raises
-    ------
-    SourceError
-        If the file is missing, damaged, or lacks what is needed.
-    UsageError
-        If an array is named that is not there.
-    MissingExtraError
-        If it is a Parquet file and pyarrow is not installed.
-    """
+    """Open a file of features."""
     kind = path.suffix.lower()
     if kind not in _ENDINGS:
         raise UsageError(f"{path} is none of {', '.join(_ENDINGS)}: save the features as one")

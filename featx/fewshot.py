@@ -110,20 +110,7 @@ def draw_subsets(
 
 
 def name_images(digests: NDArray[np.uint8], paths: Sequence[str]) -> list[bytes]:
-    """Name images by what they are, for draws that depend on nothing else.
-
-    Parameters
-    ----------
-    digests : ndarray of uint8, shape (n_rows, 32)
-        SHA-256 of each image's bytes, zeros where unknown.
-    paths : sequence of str, shape (n_rows,)
-        Used where the digest is not known.
-
-    Returns
-    -------
-    list of bytes
-        One name a row.
-    """
+    """Name images by what they are, for draws that depend on nothing else."""
     names: list[bytes] = np.ascontiguousarray(digests).view("V32").ravel().tolist()
     for row in np.flatnonzero(~np.asarray(digests).any(axis=1)).tolist():
         names[row] = paths[row].encode("utf-8", "surrogatepass")
@@ -146,35 +133,6 @@ def split_holdout(
     of the classes nearer to `fraction` (least sum of squares). Then every class that has
     nothing held out gets the group that takes the shares the least away, and each group that is
     held out is swapped with the one that brings them nearer, if any does.
-
-    Parameters
-    ----------
-    labels : array_like of int, shape (n_rows,)
-        Class of each row; negative labels are unknown and in neither part.
-    fraction : float
-        Share of each class that is held out, between 0 and 1; rounded to
-        the nearest row, but at least one row and never the last one.
-    seed : int
-        Any integer of at least 0.
-    valid : array_like of bool, shape (n_rows,), optional
-        Rows that may be used; all of them by default.
-    groups : array_like of int or str, shape (n_rows,), optional
-        Rows of one group come to one side, and the shares of the classes are met as well as
-        they then can be.
-    class_names, images : sequence, optional
-        As for `draw_subset`.
-
-    Returns
-    -------
-    train_rows, test_rows : ndarray of int64
-        Row numbers, ascending; no row is in both.
-
-    Raises
-    ------
-    ProtocolError
-        If a class has a single row, or a single group, which cannot be on both sides.
-    UsageError
-        If `fraction` is not between 0 and 1, or `seed` is negative.
     """
     if not 0 < fraction < 1:
         raise UsageError(f"the held-out fraction is {fraction}: it must lie between 0 and 1")
@@ -265,18 +223,7 @@ def _choose_groups(
 
 
 def subset_hash(rows: ArrayLike) -> str:
-    """SHA-256 of a choice of rows, the name under which a subset is reported.
-
-    Parameters
-    ----------
-    rows : array_like of int, shape (n_rows,)
-        Row numbers; their order counts.
-
-    Returns
-    -------
-    str
-        64 hexadecimal digits, of the rows as little-endian int64.
-    """
+    """SHA-256 of a choice of rows, the name under which a subset is reported."""
     return hashlib.sha256(np.asarray(rows, dtype="<i8").tobytes()).hexdigest()
 
 

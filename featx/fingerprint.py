@@ -44,16 +44,6 @@ def canonical_json(value: Any) -> bytes:
 def fingerprint(identity: Mapping[str, Any]) -> str:
     """SHA-256 of the canonical JSON of `identity`.
 
-    Parameters
-    ----------
-    identity : mapping
-        Everything that changes the values of the features, and nothing else.
-
-    Returns
-    -------
-    str
-        64 hexadecimal digits.
-
     Examples
     --------
     >>> fingerprint({"b": 1, "a": [2.5]}) == fingerprint({"a": [2.5], "b": 1})
@@ -64,16 +54,6 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
 
 def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """List the fields in which two identities differ.
-
-    Parameters
-    ----------
-    wanted, found : mapping
-        Nested mappings, as given to `fingerprint`.
-
-    Returns
-    -------
-    list of str
-        One line a field, sorted, nested names joined by dots.
 
     Examples
     --------
@@ -102,18 +82,7 @@ def _flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's bytes.
-
-    Parameters
-    ----------
-    path : path-like
-        A readable file.
-
-    Returns
-    -------
-    str
-        64 hexadecimal digits.
-    """
+    """SHA-256 of a file's bytes."""
     state = hashlib.sha256()
     with Path(path).open("rb") as stream:
         while chunk := stream.read(_READ_BYTES):

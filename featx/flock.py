@@ -41,19 +41,7 @@ os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 def try_flock(fd: int) -> bool | None:
-    """Lock an open file without waiting.
-
-    Parameters
-    ----------
-    fd : int
-        Its descriptor.
-
-    Returns
-    -------
-    bool or None
-        True: locked. False: another process holds it. None: this file system
-        has no locks.
-    """
+    """Lock an open file without waiting."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -67,31 +55,14 @@ def try_flock(fd: int) -> bool | None:
 
 
 def unlock(fd: int) -> None:
-    """Give up the lock of an open file, also for other processes that share it.
-
-    Parameters
-    ----------
-    fd : int
-        Its descriptor.
-    """
+    """Give up the lock of an open file, also for other processes that share it."""
     _held.pop(fd, None)
     with suppress(OSError):
         fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def is_flocked(path: Path) -> bool:
-    """Say whether a process holds the lock of a file or folder.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        What is locked; nothing is, where there is none.
-
-    Returns
-    -------
-    bool
-        False also where the file system has no locks.
-    """
+    """Say whether a process holds the lock of a file or folder."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -103,20 +74,7 @@ def is_flocked(path: Path) -> bool:
 
 
 def is_open_as(fd: int, path: Path) -> bool:
-    """Say whether a name still leads to an open file.
-
-    Parameters
-    ----------
-    fd : int
-        Its descriptor.
-    path : pathlib.Path
-        The name.
-
-    Returns
-    -------
-    bool
-        False if there is no such name, or it leads to another file by now.
-    """
+    """Say whether a name still leads to an open file."""
     try:
         return os.path.samestat(os.fstat(fd), path.stat())
     except FileNotFoundError:

@@ -22,13 +22,7 @@ _REBASED: Final = np.float32(2.0**112)
 
 
 def convert(block: NDArray[Any], out: NDArray[Any]) -> None:
-    """Copy rows into others of a type that holds all their values; NumPy's result to the bit.
-
-    Parameters
-    ----------
-    block, out : ndarray of float16, float32 or float64, shape (n_rows, n_columns)
-        From where and to where.
-    """
+    """Copy rows into others of a type that holds all their values; NumPy's result to the bit."""
     is_quick = block.dtype == np.float16 and out.dtype in (np.float32, np.float64)
     if not (is_quick and block.dtype.isnative and out.dtype.isnative):
         out[...] = block

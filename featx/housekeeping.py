@@ -43,21 +43,7 @@ _DAY_SECONDS: Final = 86_400.0
 
 @dataclass(frozen=True)
 class Entry:
-    """A cache, a partial file or an archive in a cache folder.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        The file.
-    state : str
-        ``complete``, ``packed``, ``partial 40 %``, or ``damaged``.
-    n_bytes : int
-        Its size, with its journal's.
-    age_seconds : float
-        Since it was last written.
-    made_by : str
-        Backbone, data, split, layer and pool; or why it cannot be read.
-    """
+    """A cache, a partial file or an archive in a cache folder."""
 
     path: Path
     state: str
@@ -68,20 +54,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Garbage:
-    """Something that nobody needs any more.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        A partial file (its journal goes with it), a journal, a lock, or what a
-        stopped pack or export left.
-    reason : str
-        What it is.
-    n_bytes : int
-        What removing it frees.
-    age_seconds : float
-        Since it was last written.
-    """
+    """Something that nobody needs any more."""
 
     path: Path
     reason: str
@@ -90,23 +63,7 @@ class Garbage:
 
 
 def list_entries(folder: str | os.PathLike[str]) -> list[Entry]:
-    """Describe every cache, partial file and archive in a folder and below it.
-
-    Parameters
-    ----------
-    folder : path-like
-        Where caches lie.
-
-    Returns
-    -------
-    list of Entry
-        Sorted by path.
-
-    Raises
-    ------
-    CacheError
-        If there is no such folder.
-    """
+    """Describe every cache, partial file and archive in a folder and below it."""
     return [_entry(path) for path in files_below(_root(folder)) if is_removable(path)]
 
 
@@ -142,29 +99,7 @@ def _made_by(meta: dict[str, Any]) -> str:
 
 
 def plan_removal(folder: str | os.PathLike[str], names: Iterable[str]) -> list[Path]:
-    """Find the files to remove, and refuse what must stay.
-
-    Parameters
-    ----------
-    folder : path-like
-        Where caches lie.
-    names : iterable of str
-        Names of files in it, or their paths. The name of a cache means its partial
-        files too.
-
-    Returns
-    -------
-    list of pathlib.Path
-        For `remove`; nothing is removed yet.
-
-    Raises
-    ------
-    UsageError
-        For a name outside the folder, or one that is not there.
-    CacheError
-        For a file that is not featx's own; a CacheBusyError for one that is being
-        written, which names the process.
-    """
+    """Find the files to remove, and refuse what must stay."""
     root = _root(folder)
     found: dict[Path, None] = {}
     for name in names:
@@ -227,23 +162,7 @@ def _refuse_written(partial: Path, lock: Lock) -> None:
 
 
 def remove(paths: Iterable[Path]) -> int:
-    """Remove files found by `plan_removal` or `find_garbage`.
-
-    Parameters
-    ----------
-    paths : iterable of pathlib.Path
-        What to remove; a partial file's journal goes with it.
-
-    Returns
-    -------
-    int
-        Bytes freed.
-
-    Raises
-    ------
-    CacheError
-        If one is in use by now, or may not be removed; those before it are gone.
-    """
+    """Remove files found by `plan_removal` or `find_garbage`."""
     n_bytes = 0
     for path in paths:
         with disk.translated(f"cannot remove {path}"):
@@ -269,22 +188,7 @@ def _remove(path: Path) -> None:
 def find_garbage(
     folder: str | os.PathLike[str], older_than_days: float = 7.0
 ) -> tuple[list[Garbage], list[str]]:
-    """Find what stopped runs left behind and nobody uses.
-
-    Parameters
-    ----------
-    folder : path-like
-        Where caches lie.
-    older_than_days : float, default=7.0
-        Leave what was written since; a partial file may still be resumed.
-
-    Returns
-    -------
-    garbage : list of Garbage
-        Sorted by path.
-    notices : list of str
-        One line for each file that is old, but in use.
-    """
+    """Find what stopped runs left behind and nobody uses."""
     garbage, notices = [], []
     for path in files_below(_root(folder)):
         try:

@@ -141,30 +141,6 @@ def decode(
     elongated than `MAX_ASPECT`, and JPEG files of more than 100 scans, are refused before a pixel
     is decoded.
 
-    Parameters
-    ----------
-    data : bytes, path-like, ndarray or PIL.Image.Image
-        An encoded file, its path, or pixels: an array (H, W) or (H, W, 3) of uint8, or of
-        `DEEP_KINDS`, treated as files with such values; or an image, which is
-        treated as the file that it was opened from.
-    bits : int, optional
-        Bits in use of values that are stored in 16, as of cameras with 12; 8-bit values do not
-        change.
-
-    Returns
-    -------
-    PIL.Image.Image
-        Mode RGB, without metadata but `LARGEST`, independent of `data`.
-
-    Raises
-    ------
-    ImageError
-        If it is no image; the text is a short reason, without the path.
-    ReadError
-        If the machine cannot read the file.
-    MemoryError
-        If it needs more memory than is free.
-
     Examples
     --------
     >>> decode(np.zeros((2, 3), dtype=np.uint8)).size

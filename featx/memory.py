@@ -30,14 +30,7 @@ _OUT_OF_MEMORY = (
 
 
 def available_bytes() -> int:
-    """Memory that could be taken now without swapping, in bytes.
-
-    Returns
-    -------
-    int
-        The least of what the kernel and the control group of this process allow; all of it
-        where the kernel does not say what is free.
-    """
+    """Memory that could be taken now without swapping, in bytes."""
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -56,19 +49,7 @@ def available_bytes() -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says, in any of its forms, that a device or the machine lacks memory.
-
-    Parameters
-    ----------
-    error : BaseException
-        As torch raised it.
-
-    Returns
-    -------
-    bool
-        Some forms have other causes too: whoever tries with less must stop somewhere, and say
-        what the error was.
-    """
+    """Whether an error says, in any of its forms, that a device or the machine lacks memory."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error).lower()

@@ -172,31 +172,7 @@ def is_own(identity: Mapping[str, Any]) -> bool:
 def import_features(
     found: FeatureFile, *, data: str, split: str | None = None, **options: Any
 ) -> Iterator[Cache]:
-    """Make a cache of each split of a file of features.
-
-    Parameters
-    ----------
-    found : FeatureFile
-        What the file holds.
-    data : str
-        As for `write_cache`.
-    split : str, optional
-        The split of all rows; that of each row, where the file says it, by default.
-    **options : object
-        As for `write_cache`.
-
-    Yields
-    ------
-    Cache
-        As `write_cache` gives it, in the usual order of splits.
-
-    Raises
-    ------
-    UsageError
-        If there are no labels, or a split is unknown.
-    FeatxError
-        As `write_cache`.
-    """
+    """Make a cache of each split of a file of features."""
     if found.labels is None:
         raise UsageError(
             "the file has no labels: name their array or file with --labels, as in  "

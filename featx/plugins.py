@@ -81,34 +81,7 @@ class Imported:
 def import_named(
     name: str, group: str, where: str, kind: str, allow_code: Collection[str]
 ) -> Imported:
-    """Import what a name stands for, if the user has named it.
-
-    Parameters
-    ----------
-    name : str
-        ``module:name``, the module found as Python finds it or in the current folder, or an
-        entry point of the group.
-    group : str
-        Group of entry points.
-    where : str
-        What took the name, such as ``--backbone``, for the error.
-    kind : str
-        What it should be, such as ``function``, for the error.
-    allow_code : collection of str
-        The names that the user has named.
-
-    Returns
-    -------
-    Imported
-        Something that can be called.
-
-    Raises
-    ------
-    CodeError
-        If the name is not in `allow_code`.
-    UsageError
-        If the module cannot be imported, has no such name, or it cannot be called.
-    """
+    """Import what a name stands for, if the user has named it."""
     if name not in {*allow_code}:  # a set: a part of a string is not a name
         raise CodeError(name)
     module, attributes = _parts(name, group)

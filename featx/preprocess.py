@@ -47,30 +47,7 @@ CROP_MODES = ("center", "squash", "border")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize, centre crop, scale to [0, 1] and normalise, as the weights want it.
-
-    Parameters
-    ----------
-    resize_px : int
-        Length of the shorter side after the resize, in pixels.
-    crop_px : int
-        Side of the square centre crop, in pixels: the input size of the network.
-    interpolation : str
-        One of `INTERPOLATIONS`; Pillow's filter of that name, antialiased.
-    mean, std : tuple of 3 floats
-        Subtracted from, then divided into, RGB values in [0, 1].
-    origin : str, optional
-        Where these values come from. It is shown, but is no part of the identity.
-    channels : {"rgb", "bgr"}, default="rgb"
-        Order in which the network gets the colours; ``bgr`` serves `MISTAKES` only.
-    crop_mode : {"center", "squash", "border"}, default="center"
-        As in timm: resize the shorter side; resize both sides, whatever the shape; or resize
-        the longer side and fill the border with the mean colour.
-    bits : int, optional
-        Bits in use of pixel values that are stored in 16; all 16 by default.
-    crop_pct : float, optional
-        Ratio of crop to resize of timm's record, for `override`; no part of the identity.
-    """
+    """Resize, centre crop, scale to [0, 1] and normalise, as the weights want it."""
 
     resize_px: int
     crop_px: int
@@ -108,20 +85,7 @@ class Preprocessing:
 
     @classmethod
     def from_torchvision(cls, transform: Any, origin: str = "") -> Preprocessing:
-        """Read the preset of a torchvision weights entry.
-
-        Parameters
-        ----------
-        transform : torchvision.transforms._presets.ImageClassification
-            What ``weights.transforms()`` returns.
-        origin : str, optional
-            The name of the weights.
-
-        Returns
-        -------
-        Preprocessing
-            The same preprocessing.
-        """
+        """Read the preset of a torchvision weights entry."""
         # The preset puts what it is given, one side or two, into a list.
         resize, crop = (
             np.ravel(size).tolist() for size in (transform.resize_size, transform.crop_size)
@@ -140,21 +104,7 @@ class Preprocessing:
 
     @classmethod
     def from_timm(cls, cfg: Mapping[str, Any], origin: str = "") -> Preprocessing:
-        """Read a timm ``pretrained_cfg``.
-
-        Parameters
-        ----------
-        cfg : mapping
-            With ``input_size``, ``crop_pct``, ``interpolation``, ``mean`` and ``std``;
-            ``crop_mode`` where it is not ``center``.
-        origin : str, optional
-            The name of the weights.
-
-        Returns
-        -------
-        Preprocessing
-            The same preprocessing as timm's evaluation transform.
-        """
+        """Read a timm ``pretrained_cfg``."""
         _check_square(origin or "the configuration", "input_size", cfg["input_size"][-2:])
         crop_px, crop_pct = int(cfg["input_size"][-1]), float(cfg["crop_pct"])
         return cls(
@@ -179,33 +129,7 @@ class Preprocessing:
         channels: str | None = None,
         bits: int | None = None,
     ) -> Preprocessing:
-        """Replace some of the values.
-
-        Parameters
-        ----------
-        input_size : int, optional
-            New side of the crop in pixels; the resize keeps its ratio, rounded as in timm.
-        crop_pct : float, optional
-            New ratio of crop to resize, in (0, 1], as in timm.
-        interpolation : str, optional
-            One of `INTERPOLATIONS`.
-        mean, std : tuple of 3 floats, optional
-            As in the class.
-        channels : str, optional
-            As in the class.
-        bits : int, optional
-            As in the class.
-
-        Returns
-        -------
-        Preprocessing
-            `self` where nothing was given.
-
-        Raises
-        ------
-        UsageError
-            If a value is out of its range.
-        """
+        """Replace some of the values."""
         crop_px = self.crop_px if input_size is None else input_size
         _check_positive("input_size", crop_px)
         if crop_pct is not None and not 0 < crop_pct <= 1:
@@ -260,16 +184,6 @@ class Preprocessing:
 
         Where it is sure to give the same values, torch's resize of uint8 images takes the
         place of Pillow's: it is several times faster (see `_is_exact`).
-
-        Parameters
-        ----------
-        image : PIL.Image.Image
-            In mode RGB.
-
-        Returns
-        -------
-        ndarray of shape (crop_px, crop_px, 3), dtype uint8
-            Rows, columns, RGB.
         """
         if self.crop_mode != "center":
             return self._squashed_or_bordered(image)
@@ -306,20 +220,7 @@ class Preprocessing:
         return np.asarray(functional.center_crop(resized, [self.crop_px, self.crop_px]))
 
     def find_resize(self, width: int, height: int) -> Callable[[torch.Tensor], torch.Tensor] | None:
-        """Find the same resize and crop for a device, for images of one size.
-
-        Parameters
-        ----------
-        width, height : int
-            Of the images, in pixels.
-
-        Returns
-        -------
-        callable or None
-            Takes a uint8 tensor of shape (n, height, width, 3) on any device with float64 and
-            gives one of shape (n, crop_px, crop_px, 3), equal to `pixels`; None where there is
-            none, or where enlarging on the device would not save anything on the way to it.
-        """
+        """Find the same resize and crop for a device, for images of one size."""
         after = _resized(width, height, self.resize_px)
         if self.crop_mode != "center" or min(after) < self.crop_px:
             return None
@@ -339,20 +240,7 @@ class Preprocessing:
     def normalise(
         self, pixels: torch.Tensor, constants: tuple[torch.Tensor, torch.Tensor] | None = None
     ) -> torch.Tensor:
-        """Scale to [0, 1], subtract the mean and divide by the deviation.
-
-        Parameters
-        ----------
-        pixels : tensor of shape (n_images, crop_px, crop_px, 3), dtype uint8
-            On any device.
-        constants : tuple of 2 tensors, optional
-            What `constants` gives for that device, where the caller keeps them.
-
-        Returns
-        -------
-        tensor of shape (n_images, 3, crop_px, crop_px), dtype float32
-            In channels-last memory order, on the same device.
-        """
+        """Scale to [0, 1], subtract the mean and divide by the deviation."""
         if self.channels == "bgr":
             pixels = pixels.flip(-1)
         if pixels.device.type == "cpu" and not is_traced():
@@ -363,17 +251,7 @@ class Preprocessing:
         return values.div_(255).sub_(mean).div_(std)
 
     def constants(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and deviation, copied to a device once: the host waits for such a copy.
-
-        Parameters
-        ----------
-        device : torch.device
-            Where the pixels are.
-
-        Returns
-        -------
-        tuple of 2 tensors of shape (3, 1, 1), dtype float32
-        """
+        """Mean and deviation, copied to a device once: the host waits for such a copy."""
         return _on_device(self.mean, device), _on_device(self.std, device)
 
     def _normalised_by_rows(self, pixels: torch.Tensor) -> torch.Tensor:

@@ -16,21 +16,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Bar:
-    """One piece of long work, used as a context manager.
-
-    Parameters
-    ----------
-    total : int
-        How many units there are.
-    label : str
-        What is being done.
-    unit : str
-        One unit, in the singular.
-    stream : text file or None
-        Where to print; None prints nothing.
-    initial : int, default=0
-        Units that were done before (a resumed run); they do not count in the rate.
-    """
+    """One piece of long work, used as a context manager."""
 
     def __init__(
         self, total: int, label: str, unit: str, stream: TextIO | None, initial: int = 0
@@ -57,15 +43,7 @@ class Bar:
         return self
 
     def update(self, n: int = 1, note: str = "") -> None:
-        """Count `n` more units as done; a stop that somebody swallowed ends the work here.
-
-        Parameters
-        ----------
-        n : int, default=1
-            Units done since the last call.
-        note : str, optional
-            A short text shown beside the rate.
-        """
+        """Count `n` more units as done; a stop that somebody swallowed ends the work here."""
         check()
         self.done += n
         self._note = note or self._note
@@ -111,15 +89,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Reporter:
-    """Where progress and notices go.
-
-    Parameters
-    ----------
-    quiet : bool, default=False
-        Print no progress at all; notices that a person must see still appear.
-    stream : text file, optional
-        Defaults to the standard error of the moment, so that results can be piped.
-    """
+    """Where progress and notices go."""
 
     quiet: bool = False
     stream: TextIO | None = None
@@ -129,24 +99,7 @@ class Reporter:
         return self
 
     def bar(self, total: int, label: str, unit: str = "image", initial: int = 0) -> Bar:
-        """Start a piece of long work.
-
-        Parameters
-        ----------
-        total : int
-            How many units there are.
-        label : str
-            What is being done.
-        unit : str, default="image"
-            One unit, in the singular.
-        initial : int, default=0
-            Units that were done before.
-
-        Returns
-        -------
-        Bar
-            To be used as a context manager.
-        """
+        """Start a piece of long work."""
         stream = None if self.quiet else (self.stream or sys.stderr)
         return Bar(total, label, unit, stream, initial)
 

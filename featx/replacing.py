@@ -20,21 +20,6 @@ def part_of(path: Path) -> Iterator[Path]:
     """Write a file beside its place, make it durable, then give it its name.
 
     What processes that were killed left of the same file goes first; what others write stays.
-
-    Parameters
-    ----------
-    path : Path
-        The file; its folder is made. A file that is there is replaced.
-
-    Yields
-    ------
-    Path
-        An empty file to fill.
-
-    Raises
-    ------
-    OSError
-        If that cannot be done; what was there is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
@@ -56,29 +41,13 @@ def part_of(path: Path) -> Iterator[Path]:
 
 
 def replace_file(path: Path, write: Callable[[str], object]) -> None:
-    """Write a file as `part_of` does.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    write : callable
-        Is given the name of an empty file to fill.
-    """
+    """Write a file as `part_of` does."""
     with part_of(path) as part:
         write(str(part))
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file of UTF-8 text as `part_of` does.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    text : str
-        All of it.
-    """
+    """Write a file of UTF-8 text as `part_of` does."""
     with part_of(path) as part:
         part.write_text(text, encoding="utf-8")
 

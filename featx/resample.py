@@ -77,17 +77,7 @@ RESAMPLED = tuple(_FILTERS)
 
 @dataclass(frozen=True)
 class Resampler:
-    """A resize of images of one size, equal to Pillow's; made by `find_resampler`.
-
-    Parameters
-    ----------
-    along_rows, along_columns : ndarray of float64, or None
-        Tables of `weights_1d` for the width, of shape (width after, width before), and for the
-        height; None where that length stays.
-    is_height_first : bool
-        Which pass comes first. Pillow 13 takes the one that leaves less to do, earlier
-        versions took the width.
-    """
+    """A resize of images of one size, equal to Pillow's; made by `find_resampler`."""
 
     along_rows: NDArray[np.float64] | None
     along_columns: NDArray[np.float64] | None
@@ -97,18 +87,7 @@ class Resampler:
     )
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Resize.
-
-        Parameters
-        ----------
-        pixels : tensor of shape (n, rows, columns, channels), dtype uint8
-            On a device that has float64.
-
-        Returns
-        -------
-        tensor of shape (n, rows after, columns after, channels), dtype uint8
-            On the same device.
-        """
+        """Resize."""
         rows, columns = self._tables(pixels.device)
         passes = [(rows, "ox,nyxc->nyoc"), (columns, "oy,nyxc->noxc")]
         for table, indices in reversed(passes) if self.is_height_first else passes:
@@ -131,20 +110,7 @@ class Resampler:
 def find_resampler(
     before: tuple[int, int], after: tuple[int, int], interpolation: str
 ) -> Resampler | None:
-    """Find the resize that gives what this machine's Pillow gives, by asking it.
-
-    Parameters
-    ----------
-    before, after : tuple of 2 int
-        Width and height in pixels.
-    interpolation : str
-        Name of Pillow's filter.
-
-    Returns
-    -------
-    Resampler or None
-        Equal to Pillow on random pixels and on random extremes; None where nothing is.
-    """
+    """Find the resize that gives what this machine's Pillow gives, by asking it."""
     if interpolation not in RESAMPLED:
         return None
     rows, columns = (
@@ -162,20 +128,7 @@ def find_resampler(
 
 @lru_cache(maxsize=64)
 def weights_1d(before: int, after: int, interpolation: str) -> NDArray[np.float64]:
-    """Weights of a resize along one axis, as Pillow rounds them.
-
-    Parameters
-    ----------
-    before, after : int
-        Lengths in pixels.
-    interpolation : str
-        One of `RESAMPLED`.
-
-    Returns
-    -------
-    ndarray of shape (after, before), dtype float64
-        Whole numbers: the weights times 2**22.
-    """
+    """Weights of a resize along one axis, as Pillow rounds them."""
     function, radius = _FILTERS[interpolation]
     scale = before / after
     filter_scale = max(scale, 1.0)

@@ -28,25 +28,7 @@ _KEY, _FORMAT, _VERSION, _DIGEST = "featx", "format", "version", "sha256"
 
 @dataclass(frozen=True, kw_only=True)
 class SealedFiles:
-    """One kind of such files.
-
-    Parameters
-    ----------
-    format : str
-        What they say that they are.
-    version : int
-        Of their format.
-    noun : str
-        What people call one.
-    error : type of FeatxError
-        What is raised.
-    missing : str
-        How to get one, for whoever names a file that is not there.
-    unknown : str
-        What to do with a file of tensors that says nothing about itself.
-    damaged : str
-        How to replace one.
-    """
+    """One kind of such files."""
 
     format: str
     version: int
@@ -62,22 +44,7 @@ class SealedFiles:
         record: Mapping[str, Any],
         save: Callable[[str, dict[str, str]], object],
     ) -> None:
-        """Write a file: whole, or not at all.
-
-        Parameters
-        ----------
-        path : Path
-            The file; its folder is made. A file that is there is replaced.
-        record : mapping
-            Plain values, with a digest of the tensors; names need not be text.
-        save : callable
-            Writes the tensors to a file name, with these metadata.
-
-        Raises
-        ------
-        FeatxError
-            Of the kind's own class, if it cannot be written.
-        """
+        """Write a file: whole, or not at all."""
         whole = {_FORMAT: self.format, _VERSION: self.version, **record}
         whole[_DIGEST] = _digest(whole)
         metadata = {_KEY: json.dumps(whole, allow_nan=False)}
@@ -87,26 +54,7 @@ class SealedFiles:
             raise self.error(f"the {self.noun} {path} cannot be written: {error}") from error
 
     def read(self, path: Path) -> tuple[dict[str, Any], frozenset[str]]:
-        """Read what a file says, and none of its tensors.
-
-        Parameters
-        ----------
-        path : Path
-            The file.
-
-        Returns
-        -------
-        record : dict
-            As it was given to `write`, with its ``format`` and ``version``.
-        names : frozenset of str
-            Of the tensors.
-
-        Raises
-        ------
-        FeatxError
-            Of the kind's own class, if the file is missing or damaged, of another kind, or of
-            another version of featx.
-        """
+        """Read what a file says, and none of its tensors."""
         if not path.is_file():
             raise self.error(f"there is no {self.noun} {path}: {self.missing}")
         try:
@@ -145,20 +93,7 @@ class SealedFiles:
         return record
 
     def damage(self, path: Path, why: str) -> FeatxError:
-        """Say what is wrong with a file, and what to do.
-
-        Parameters
-        ----------
-        path : Path
-            The file.
-        why : str
-            What does not fit.
-
-        Returns
-        -------
-        FeatxError
-            Of the kind's own class, to be raised.
-        """
+        """Say what is wrong with a file, and what to do."""
         return self.error(
             f"{path} is damaged, or was changed since it was written: {why}; {self.damaged}"
         )

@@ -22,23 +22,7 @@ _PAPER, _INK, _VOID = "white", "black", (224, 224, 224)
 def contact_sheet(
     cells: Sequence[tuple[Image.Image | None, str]], *, columns: int = 10, cell_px: int = 96
 ) -> Image.Image:
-    """Draw pictures in a grid, row by row.
-
-    Parameters
-    ----------
-    cells : sequence of (PIL.Image.Image or None, str)
-        Each picture, scaled to fit (small ones by whole factors of hard pixels), and its
-        caption, cut to fit; None, an image that cannot be read, is a grey square.
-    columns : int, default=10
-        Pictures in a row.
-    cell_px : int, default=96
-        Side of the square that each picture fits in.
-
-    Returns
-    -------
-    PIL.Image.Image
-        Mode RGB.
-    """
+    """Draw pictures in a grid, row by row."""
     columns = max(1, min(columns, len(cells)))
     n_rows = -(-len(cells) // columns)
     step_x, step_y = cell_px + _GAP_PX, cell_px + _TEXT_PX + 2 * _GAP_PX
@@ -89,20 +73,7 @@ def _cut(
 
 
 def save_sheet(sheet: Image.Image, path: Path) -> None:
-    """Write a picture; a file that is there is replaced only if it is a picture too.
-
-    Parameters
-    ----------
-    sheet : PIL.Image.Image
-        The picture.
-    path : Path
-        Its ending names the format.
-
-    Raises
-    ------
-    UsageError
-        If the ending is none of Pillow's, the folder is not there, or what is there is no picture.
-    """
+    """Write a picture; a file that is there is replaced only if it is a picture too."""
     ending = path.suffix.lower()
     if ending not in (".png", ".jpg", ".jpeg", ".webp"):
         raise UsageError(f"{path}: the picture's name must end in .png, .jpg or .webp")

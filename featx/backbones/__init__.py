@@ -49,18 +49,7 @@ def available_backbones() -> tuple[str, ...]:
 
 
 def default_weights(name: str) -> str:
-    """Tag of the weights that a backbone uses when none are asked for.
-
-    Parameters
-    ----------
-    name : str
-        One of `available_backbones`.
-
-    Returns
-    -------
-    str
-        A pinned tag, never a moving default.
-    """
+    """Tag of the weights that a backbone uses when none are asked for."""
     if name == embedded.NAME:
         return embedded.TAG
     if is_trained(name):
@@ -136,31 +125,7 @@ def open_backbones(  # noqa: PLR0913 - options of a command, all by name
     allow_code: Collection[str] = (),
     reporter: Reporter = SILENT,
 ) -> BackboneGroup:
-    """Load a pretrained network once and cut it off at several feature points.
-
-    Parameters
-    ----------
-    name : str
-        One of `available_backbones`.
-    layers : sequence of str or None, default=(None,)
-        Tap points; None is the default one. The same may come twice, with different pools.
-    pool : str or sequence of str, default="none"
-        One of `POOLS` for all layers, or one a layer.
-    weights, overrides, weights_key, reporter
-        As for `open_backbone`.
-    allow_code : collection of str, optional
-        What may be imported; `name` is not by itself, for it may come out of a file.
-
-    Returns
-    -------
-    BackboneGroup
-        One `Backbone` a layer, in that order; ``features_many`` computes all in one pass.
-
-    Raises
-    ------
-    UsageError, WeightsError, BackboneError
-        As `open_backbone`; UsageError also for two equal feature points.
-    """
+    """Load a pretrained network once and cut it off at several feature points."""
     loaded = load_network(name, weights, overrides or {}, reporter, allow_code, weights_key)
     taps = loaded.tap(loaded.preprocessing.crop_px)
     points = [taps.find(layer) for layer in layers]
@@ -209,24 +174,7 @@ def _member(loaded: LoadedNetwork, taps: Taps, point: TapPoint, pool: str) -> Ba
 def list_layers(
     name: str, *, overrides: Mapping[str, Any] | None = None, allow_code: Collection[str] = ()
 ) -> tuple[tuple[TapPoint, ...], str | None]:
-    """Tap points of a network, without its weights.
-
-    Parameters
-    ----------
-    name : str
-        One of `available_backbones`.
-    overrides : mapping, optional
-        Changes to the preprocessing, above all ``input_size``.
-    allow_code : collection of str, optional
-        As for `open_backbone`.
-
-    Returns
-    -------
-    points : tuple of TapPoint
-        In the order in which the network computes them.
-    default : str or None
-        Name of the default point; None where a layer must be chosen.
-    """
+    """Tap points of a network, without its weights."""
     loaded = outline(name, overrides or {}, (name, *allow_code))
     taps = loaded.tap(loaded.preprocessing.crop_px)
     return taps.points, taps.default
@@ -235,39 +183,13 @@ def list_layers(
 def outline(
     name: str, overrides: Mapping[str, Any], allow_code: Collection[str] = ()
 ) -> LoadedNetwork:
-    """Load a network to look at: without values where that is possible.
-
-    Parameters
-    ----------
-    name : str
-        As for `open_backbone`.
-    overrides : mapping
-        Changes to the preprocessing.
-    allow_code : collection of str, optional
-        As for `open_backbones`.
-
-    Returns
-    -------
-    LoadedNetwork
-        On the meta device; a function of the user's makes its network as always.
-    """
+    """Load a network to look at: without values where that is possible."""
     weights = None if factories.is_factory(name) else OUTLINE
     return load_network(name, weights, overrides, SILENT, allow_code)
 
 
 def check_backbone(name: str) -> None:
-    """Refuse a name that `open_backbone` would not know, without loading anything.
-
-    Parameters
-    ----------
-    name : str
-        As typed after ``--backbone``.
-
-    Raises
-    ------
-    UsageError
-        With the nearest names.
-    """
+    """Refuse a name that `open_backbone` would not know, without loading anything."""
     _loader(name, ())
     if is_trained(name):
         read_trained(Path(name))
@@ -313,18 +235,7 @@ def load_network(
     allow_code: Collection[str] = (),
     weights_key: str | None = None,
 ) -> LoadedNetwork:
-    """Load a whole network, not cut off yet.
-
-    Parameters
-    ----------
-    name, weights, overrides, reporter, allow_code, weights_key
-        As for `open_backbones`; `weights` may be `OUTLINE`.
-
-    Returns
-    -------
-    LoadedNetwork
-        In evaluation mode.
-    """
+    """Load a whole network, not cut off yet."""
     loader = _loader(name, allow_code)
     if weights_key is None:
         return loader(name, weights, overrides, reporter)

@@ -25,30 +25,7 @@ OUTLINE = "<outline>"
 
 @dataclass(frozen=True)
 class LoadedNetwork:
-    """What an adapter of `featx.backbones` hands over.
-
-    Parameters
-    ----------
-    name : str
-        Name of the architecture.
-    network : torch.nn.Module
-        With its weights, in evaluation mode, on the CPU.
-    weights : Weights
-        Which weights these are.
-    preprocessing : Preprocessing
-        What those weights were trained with, with the user's overrides.
-    tap : callable
-        Makes the `Taps` of the network at an input size in pixels.
-    unfilled : tuple of str, default=()
-        Paths of the modules of a classifier that the weights did not fill, for they were
-        trained with another one: nothing may be tapped there or behind.
-    variant : str, default=""
-        What makes its features others than those of the network of that name.
-    is_own_code : bool, default=False
-        Whether a function of the user's made it, so that nothing is known of what it does.
-    source_sha256 : str, default=""
-        Of the user's code that built it; empty where none did.
-    """
+    """What an adapter of `featx.backbones` hands over."""
 
     name: str
     network: nn.Module
@@ -178,13 +155,6 @@ class BackboneGroup(Sequence[Backbone]):
     """Several feature points of one network, computed in one pass.
 
     A sequence of its members, each usable alone; all of them share one set of weights.
-
-    Parameters
-    ----------
-    members : tuple of Backbone
-        Of one name, with the same weights and preprocessing.
-    network : torch.nn.Module
-        Gives a tuple with the output of every member. This is what is moved to a device.
     """
 
     members: tuple[Backbone, ...]
@@ -192,18 +162,7 @@ class BackboneGroup(Sequence[Backbone]):
 
     @classmethod
     def of(cls, backbone: Backbone) -> BackboneGroup:
-        """Make a group of one.
-
-        Parameters
-        ----------
-        backbone : Backbone
-            Its only member.
-
-        Returns
-        -------
-        BackboneGroup
-            Running the network of `backbone` itself.
-        """
+        """Make a group of one."""
         return cls((backbone,), _AsTuple(backbone.network))
 
     def __len__(self) -> int:
@@ -226,20 +185,7 @@ class BackboneGroup(Sequence[Backbone]):
     def features_many(
         self, images: torch.Tensor, dtype: torch.dtype | None = None
     ) -> tuple[torch.Tensor, ...]:
-        """Compute the features of every member in one pass.
-
-        Parameters
-        ----------
-        images : tensor of shape (n_images, 3, input_size, input_size)
-            Normalised, on the device and in the memory format of the network.
-        dtype : torch.dtype, optional
-            Type of the features; that of the network's outputs by default.
-
-        Returns
-        -------
-        tuple of tensor of shape (n_images, n_features)
-            One a member, equal to its own `Backbone.features`: bit for bit on the CPU.
-        """
+        """Compute the features of every member in one pass."""
         outputs = self.network(images)
         pairs = zip(self.members, outputs, strict=True)
         return tuple(member.pooled(output, dtype) for member, output in pairs)

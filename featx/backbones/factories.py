@@ -135,23 +135,7 @@ def load(
 
 
 def make_taps(network: nn.Module, input_px: int, default: str | None) -> Taps:
-    """Tap points of a network of which nothing is known.
-
-    Parameters
-    ----------
-    network : torch.nn.Module
-        In evaluation mode.
-    input_px : int
-        Side of the square input.
-    default : str or None
-        Module whose output is the default.
-
-    Returns
-    -------
-    Taps
-        timm's way where the network has its methods, else by tracing, else by hooks: where it
-        cannot be traced, or where the trace computes something else than the network.
-    """
+    """Tap points of a network of which nothing is known."""
     if default is None and is_like_timm(network) and _runs_by_halves(network, input_px):
         return TimmTaps(network, input_px)
     n_prefix = getattr(network, "num_prefix_tokens", 0)

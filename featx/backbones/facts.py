@@ -28,27 +28,7 @@ _SWAG = "CC-BY-NC-4.0"
 
 @dataclass(frozen=True)
 class Facts:
-    """What a list shows of one backbone.
-
-    Parameters
-    ----------
-    name : str
-        As typed after ``--backbone``.
-    weights : str
-        Tag of the default weights.
-    input_px : int or None
-        Side of their input in pixels.
-    n_features : int or None
-        Values of the default feature point at that size, flattened.
-    n_parameters : int or None
-        Of the whole network.
-    gmacs : float or None
-        Multiplications with addition for one image through the whole network, in 10**9.
-    licence : str
-        Of the weights, as their makers name it.
-    others : tuple of str, default=()
-        Tags of other weights.
-    """
+    """What a list shows of one backbone."""
 
     name: str
     weights: str
@@ -61,19 +41,7 @@ class Facts:
 
 
 def list_facts(pattern: str | None = None) -> list[Facts]:
-    """List backbones without downloading anything.
-
-    Parameters
-    ----------
-    pattern : str, optional
-        A part of the name, or a pattern with ``*``, ``?`` and ``[``. What begins with ``timm``
-        lists timm's networks, one an architecture, or one a tag where the pattern has a dot.
-
-    Returns
-    -------
-    list of Facts
-        Sorted by name.
-    """
+    """List backbones without downloading anything."""
     if pattern is not None and pattern.startswith("timm"):
         return _timm_facts(pattern)
     own = [_embedded_facts(), *(Facts(name, "own") for name in factories.available())]
@@ -95,13 +63,7 @@ def _embedded_facts() -> Facts:
 
 @cache
 def default_shapes() -> dict[str, tuple[int, ...]]:
-    """Shapes of the default feature points of torchvision's networks at their own sizes.
-
-    Returns
-    -------
-    dict of str to tuple of int
-        Read from a table that the tests compute anew.
-    """
+    """Shapes of the default feature points of torchvision's networks at their own sizes."""
     text = (files("featx.backbones") / _TABLE).read_text(encoding="ascii")
     rows = (line.split("\t") for line in text.splitlines() if not line.startswith("#"))
     return {row[0]: tuple(map(int, row[1].split("x"))) for row in rows}
@@ -154,20 +116,7 @@ def _one_of_timm(name: str, is_by_tag: bool, *, is_measured: bool) -> Facts:
 
 
 def measure(name: str) -> tuple[int | None, int | None, float | None]:
-    """Build a network without values and count.
-
-    Parameters
-    ----------
-    name : str
-        Of a backbone.
-
-    Returns
-    -------
-    n_features, n_parameters : int or None
-        As in `Facts`; None where the network cannot be built so.
-    gmacs : float or None
-        As in `Facts`.
-    """
+    """Build a network without values and count."""
     try:
         loaded = outline(name, {})
         taps = loaded.tap(loaded.preprocessing.crop_px)

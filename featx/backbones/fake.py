@@ -30,28 +30,7 @@ _LARGEST_PX = 1024
 
 
 def run_fake(run: Callable[[nn.Module, torch.Tensor], T], network: nn.Module, input_px: int) -> T:
-    """Run a network on images without values.
-
-    Parameters
-    ----------
-    run : callable
-        Takes `network`, or a copy of it without values, and a tensor of shape
-        (N_FAKE, 3, input_px, input_px), dtype float32.
-    network : torch.nn.Module
-        Not changed: whatever its modules keep from the pass is forgotten again.
-    input_px : int
-        Side of the square input.
-
-    Returns
-    -------
-    object
-        What `run` returns.
-
-    Raises
-    ------
-    BackboneError
-        If it fails at that size, with the least size that works.
-    """
+    """Run a network on images without values."""
 
     def pass_at(px: int) -> T:
         return _pass(run, network, px)
@@ -72,21 +51,7 @@ def run_fake(run: Callable[[nn.Module, torch.Tensor], T], network: nn.Module, in
 
 
 def least_size(pass_at: Callable[[int], object], failing_px: int) -> int | None:
-    """Find the least size at which a network runs, by trying.
-
-    Parameters
-    ----------
-    pass_at : callable
-        Tries a size in pixels, and raises where it does not work.
-    failing_px : int
-        A size at which it is known to fail.
-
-    Returns
-    -------
-    int or None
-        The size N for which N pixels work and N - 1 do not; None where
-        nothing works up to 1,024 pixels.
-    """
+    """Find the least size at which a network runs, by trying."""
     low, high = failing_px, 2 * failing_px
     while not _works(pass_at, high):
         low, high = high, 2 * high
@@ -157,16 +122,6 @@ def without_values(build: Callable[[], nn.Module]) -> nn.Module:
 
     What the network computes from values while it is built (RegNet's widths) is computed;
     its parameters take no memory and are not initialised.
-
-    Parameters
-    ----------
-    build : callable
-        Builds it.
-
-    Returns
-    -------
-    torch.nn.Module
-        On torch's meta device.
     """
 
     def emptied(module: nn.Module, name: str, value: nn.Parameter | None) -> Any:

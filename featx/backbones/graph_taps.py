@@ -36,19 +36,6 @@ class GraphTaps(Taps):
     classifier, or of the classifier itself where nothing is pooled: the last
     convolutional feature map, or the class token of a transformer. A network without a
     classifier, one that was cut off, ends at its output in its place.
-
-    Parameters
-    ----------
-    network : torch.nn.Module
-        In evaluation mode; not changed.
-    input_px : int
-        Side of the square input.
-    aliases : mapping of str to str, optional
-        Other names for some of the points.
-    layout : Layout, optional
-        What is known of the tokens and maps.
-    default : str, optional
-        Name of the default point, where it is not the one described above.
     """
 
     def __init__(

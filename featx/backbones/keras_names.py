@@ -13,20 +13,7 @@ __all__ = ["keras_aliases"]
 
 
 def keras_aliases(name: str, network: nn.Module) -> dict[str, str]:
-    """Other names of feature points.
-
-    Parameters
-    ----------
-    name : str
-        Name of a network of torchvision.
-    network : torch.nn.Module
-        That network.
-
-    Returns
-    -------
-    dict of str to str
-        Keras's name and the path of the module in torchvision; empty for most networks.
-    """
+    """Other names of feature points."""
     if isinstance(network, models.VGG):
         return _vgg(network, has_convolutions=name in ("vgg16", "vgg19"))
     if name in ("resnet50", "resnet101", "resnet152") and isinstance(network, models.ResNet):

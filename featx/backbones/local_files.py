@@ -30,27 +30,7 @@ _INTERPOLATION = "bilinear"
 
 
 def choose_file(name: str, spec: str, choices: Sequence[str]) -> Path:
-    """Read ``--weights`` as a path, where it is none of the known tags.
-
-    Parameters
-    ----------
-    name : str
-        Of the backbone, for the error.
-    spec : str
-        As typed.
-    choices : sequence of str
-        The tags.
-
-    Returns
-    -------
-    Path
-        Of an existing file.
-
-    Raises
-    ------
-    WeightsError
-        If there is no such file, or `spec` looks like a misspelt tag.
-    """
+    """Read ``--weights`` as a path, where it is none of the known tags."""
     path = Path(spec).expanduser()
     if path.is_file() or path.suffix or "/" in spec:
         check_exists(path)
@@ -64,19 +44,7 @@ def choose_file(name: str, spec: str, choices: Sequence[str]) -> Path:
 
 
 def assume(path: Path, origin: str, overrides: Mapping[str, Any], reporter: Reporter) -> None:
-    """Say which preprocessing is assumed for a file that does not record its own.
-
-    Parameters
-    ----------
-    path : Path
-        The file of weights.
-    origin : str
-        Of the preprocessing of the network's default weights.
-    overrides : mapping
-        What was given by hand: with mean and std, nothing is assumed.
-    reporter : Reporter
-        Told.
-    """
+    """Say which preprocessing is assumed for a file that does not record its own."""
     if not {"mean", "std"} <= set(overrides):
         reporter.say(
             f"{path} does not record its preprocessing: that of {origin} is assumed. "
@@ -103,26 +71,7 @@ def note_positions(
 
 
 def preprocessing_from_options(name: str, overrides: Mapping[str, Any]) -> Preprocessing:
-    """Make a preprocessing of the user's flags alone.
-
-    Parameters
-    ----------
-    name : str
-        Of the backbone, for the error.
-    overrides : mapping
-        Keyword arguments of `Preprocessing.override`; ``crop_pct`` is 0.875 and
-        ``interpolation`` bilinear where they are not given.
-
-    Returns
-    -------
-    Preprocessing
-        Nothing in it is guessed but these two.
-
-    Raises
-    ------
-    UsageError
-        Naming the flags that are missing.
-    """
+    """Make a preprocessing of the user's flags alone."""
     missing = [flag for key, flag in _NEEDED.items() if overrides.get(key) is None]
     if missing:
         raise UsageError(
@@ -143,26 +92,7 @@ def preprocessing_from_options(name: str, overrides: Mapping[str, Any]) -> Prepr
 
 
 def as_preprocessing(value: Any, origin: str) -> Preprocessing | None:
-    """Read the preprocessing that a user's function returned.
-
-    Parameters
-    ----------
-    value : Preprocessing, torchvision ImageClassification, mapping, or None
-        A mapping has the keys of a timm ``pretrained_cfg``: ``input_size``, ``crop_pct``,
-        ``interpolation``, ``mean`` and ``std``.
-    origin : str
-        Name of the function.
-
-    Returns
-    -------
-    Preprocessing or None
-        None where nothing is known.
-
-    Raises
-    ------
-    UsageError
-        If it is something else.
-    """
+    """Read the preprocessing that a user's function returned."""
     if value is None or isinstance(value, Preprocessing):
         return value
     try:

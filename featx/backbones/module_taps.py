@@ -25,19 +25,6 @@ class ModuleTaps(Taps):
 
     A module that the forward pass calls several times has its name for the first call, ``NAME_1``
     for the second, and so on.
-
-    Parameters
-    ----------
-    network : torch.nn.Module
-        In evaluation mode.
-    input_px : int
-        Side of the square input.
-    default : str or None
-        Path of the module whose output is the default; None where there is none.
-    layout : Layout, optional
-        What is known of the tokens and maps.
-    variant : str, default=""
-        Of all points, see `TapPoint`.
     """
 
     def __init__(
@@ -62,30 +49,14 @@ class ModuleTaps(Taps):
 
 @dataclass
 class Watched:
-    """What modules gave in a fake pass.
-
-    Parameters
-    ----------
-    shapes : dict of str to tuple of int
-        Shapes for one image as the network computes them, in the order in which the modules finish.
-    others : dict of str to str
-        What the other modules gave: no tensor with one entry an image.
-    """
+    """What modules gave in a fake pass."""
 
     shapes: dict[str, Shape] = field(default_factory=dict)
     others: dict[str, str] = field(default_factory=dict)
     n_calls: Counter[str] = field(default_factory=Counter)
 
     def record(self, name: str, output: Any) -> None:
-        """Take down the first output under a name.
-
-        Parameters
-        ----------
-        name : str
-            Of the module, or of one of its later calls.
-        output : object
-            What it gave for `N_FAKE` images.
-        """
+        """Take down the first output under a name."""
         is_tensor = isinstance(output, torch.Tensor)
         if is_tensor and output.dim() > 1 and output.shape[0] == N_FAKE:
             if name not in self.others:
@@ -123,24 +94,7 @@ def watch(
     *,
     is_each_call: bool = False,
 ) -> Watched:
-    """Learn what the modules of a network give for one image.
-
-    Parameters
-    ----------
-    network : torch.nn.Module
-        Whose modules are watched.
-    run : callable
-        The pass of the network, or of a copy of it, over a batch of images.
-    input_px : int
-        Side of the square input.
-    is_each_call : bool, default=False
-        Whether later calls of a module count too, as ``NAME_1`` and so on.
-
-    Returns
-    -------
-    Watched
-        All modules that were called.
-    """
+    """Learn what the modules of a network give for one image."""
 
     def watched_run(copy: nn.Module, images: torch.Tensor) -> Watched:
         watched = Watched()
@@ -172,24 +126,7 @@ def watch(
 def describe(
     network: nn.Module, shapes: Mapping[str, Shape], layout: Layout
 ) -> tuple[tuple[TapPoint, ...], frozenset[str]]:
-    """Make tap points of shapes.
-
-    Parameters
-    ----------
-    network : torch.nn.Module
-        Whose modules gave them.
-    shapes : mapping of str to tuple of int
-        Of `watch`.
-    layout : Layout
-        What is known of the network.
-
-    Returns
-    -------
-    points : tuple of TapPoint
-        In the same order.
-    channels_last : frozenset of str
-        Names of those whose output must be permuted.
-    """
+    """Make tap points of shapes."""
     modules = dict(network.named_modules())
     makers = {name: modules.get(name, modules.get(name.rpartition("_")[0])) for name in shapes}
     points = [layout.point(name, raw, makers[name]) for name, raw in shapes.items()]
@@ -202,17 +139,7 @@ class ReachedError(Exception):
 
 
 class Catcher:
-    """Catches the outputs of some modules during a forward pass of this thread.
-
-    Parameters
-    ----------
-    network : torch.nn.Module
-        Whose modules are watched.
-    calls : mapping of str to (str, int)
-        What is wanted, by name: the path of a module, and which of its calls.
-    is_whole : bool, default=False
-        Whether the pass shall go on when all of them were caught.
-    """
+    """Catches the outputs of some modules during a forward pass of this thread."""
 
     def __init__(
         self,

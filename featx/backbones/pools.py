@@ -15,27 +15,7 @@ POOLS = ("none", "avg", "max", "cls", "avg+cls")
 
 
 def pooled_shape(shape: Shape, pool: str, *, has_class_token: bool = True) -> Shape:
-    """Shape of one image's features after pooling.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        ``(channels, height, width)``, ``(tokens, channels)`` or ``(channels,)``.
-    pool : str
-        One of `POOLS`.
-    has_class_token : bool, default=True
-        Whether the first token is a class token.
-
-    Returns
-    -------
-    tuple of int
-        `shape` itself for ``none``, ``(2 * channels,)`` for ``avg+cls``, otherwise ``(channels,)``.
-
-    Raises
-    ------
-    UsageError
-        If this output cannot be pooled so.
-    """
+    """Shape of one image's features after pooling."""
     if pool not in POOLS:
         raise unknown_name("pool", pool, POOLS)
     if pool == "none":
@@ -54,23 +34,7 @@ def pooled_shape(shape: Shape, pool: str, *, has_class_token: bool = True) -> Sh
 
 
 def pool_features(output: torch.Tensor, pool: str, n_prefix_tokens: int = 0) -> torch.Tensor:
-    """Pool the output of a tap point.
-
-    Parameters
-    ----------
-    output : tensor of shape (n, channels, height, width) or (n, tokens, channels)
-        As tapped; any other shape with ``none`` only.
-    pool : str
-        One of `POOLS`. ``avg+cls`` is the mean of the patch tokens followed by the
-        class token.
-    n_prefix_tokens : int, default=0
-        Class and register tokens before the patch tokens; ``avg`` and ``max`` leave them out.
-
-    Returns
-    -------
-    tensor of shape (n, channels) or (n, 2 * channels), or `output` for ``none``
-        Same dtype.
-    """
+    """Pool the output of a tap point."""
     if pool == "none":
         return output
     if pool == "cls":
@@ -85,20 +49,7 @@ def pool_features(output: torch.Tensor, pool: str, n_prefix_tokens: int = 0) -> 
 
 
 def flatten_features(features: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """Flatten pooled features, in the order channels, rows, columns.
-
-    Parameters
-    ----------
-    features : tensor of shape (n, ...)
-        Maps may lie in memory with their channels last.
-    dtype : torch.dtype, optional
-        Type to convert to; what it cannot hold becomes infinite.
-
-    Returns
-    -------
-    tensor of shape (n, n_features)
-        In contiguous rows.
-    """
+    """Flatten pooled features, in the order channels, rows, columns."""
     if dtype is not None:
         features = features.to(dtype)
     is_turned = features.dim() == 4 and not features.is_contiguous()

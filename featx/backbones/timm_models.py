@@ -39,18 +39,7 @@ PREFIX = "timm/"
 
 
 def import_timm() -> Any:
-    """Import timm.
-
-    Returns
-    -------
-    module
-        ``timm``.
-
-    Raises
-    ------
-    MissingExtraError
-        If it is not installed.
-    """
+    """Import timm."""
     try:
         return importlib.import_module("timm")
     except ModuleNotFoundError as error:
@@ -58,27 +47,7 @@ def import_timm() -> Any:
 
 
 def resolve(name: str, weights: str | None = None) -> tuple[str, str]:
-    """Architecture and tag of a name.
-
-    Parameters
-    ----------
-    name : str
-        ``timm/ARCHITECTURE`` or ``timm/ARCHITECTURE.TAG``.
-    weights : str, optional
-        A tag, when `name` has none.
-
-    Returns
-    -------
-    architecture : str
-        As timm names it.
-    tag : str
-        Of the pretrained weights; empty where there are none.
-
-    Raises
-    ------
-    UsageError
-        If timm has no such network or no such weights, with the nearest names.
-    """
+    """Architecture and tag of a name."""
     timm = import_timm()
     architecture, _, tag = name.removeprefix(PREFIX).partition(".")
     if not timm.is_model(architecture):
@@ -98,19 +67,7 @@ def resolve(name: str, weights: str | None = None) -> tuple[str, str]:
 
 
 def default_tag(architecture: str) -> str:
-    """Tag of the weights of a bare name: pinned by featx, see `pinned_tags`.
-
-    Parameters
-    ----------
-    architecture : str
-        As timm names it.
-
-    Returns
-    -------
-    str
-        This timm's own default, where featx has pinned none or it is gone; empty where
-        there are no weights.
-    """
+    """Tag of the weights of a bare name: pinned by featx, see `pinned_tags`."""
     known = tags(architecture)
     for tag in (pinned_tags().get(architecture), config(architecture, "").get("tag"), *known):
         if tag in known:
@@ -119,18 +76,7 @@ def default_tag(architecture: str) -> str:
 
 
 def tags(architecture: str) -> list[str]:
-    """Tags of the weights of an architecture, in timm's order.
-
-    Parameters
-    ----------
-    architecture : str
-        As timm names it.
-
-    Returns
-    -------
-    list of str
-        Empty where there are none.
-    """
+    """Tags of the weights of an architecture, in timm's order."""
     return _all_tags().get(architecture, [])
 
 
@@ -144,18 +90,7 @@ def _all_tags() -> dict[str, list[str]]:
 
 
 def config(architecture: str, tag: str) -> dict[str, Any]:
-    """Read timm's record of a network: preprocessing, licence, where the weights lie.
-
-    Parameters
-    ----------
-    architecture, tag : str
-        Of `resolve`.
-
-    Returns
-    -------
-    dict
-        timm's ``pretrained_cfg``.
-    """
+    """Read timm's record of a network: preprocessing, licence, where the weights lie."""
     name = f"{architecture}.{tag}" if tag else architecture
     found = import_timm().models.get_pretrained_cfg(name)
     return dict(found.to_dict()) if found else {}

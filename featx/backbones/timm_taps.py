@@ -35,13 +35,6 @@ class TimmTaps(Taps):
     The default is the last feature map; for a network whose classifier reads the class
     token, that token after the final norm; for any other network of tokens, the vector that
     enters the classifier.
-
-    Parameters
-    ----------
-    network : torch.nn.Module
-        In evaluation mode, with ``forward_features`` and ``forward_head``.
-    input_px : int
-        Side of the square input.
     """
 
     def __init__(self, network: nn.Module, input_px: int) -> None:

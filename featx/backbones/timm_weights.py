@@ -26,11 +26,6 @@ def pinned_tags() -> Mapping[str, str]:
     """Tag of the weights of a bare name, for every architecture that had one in timm 1.0.31.
 
     timm's own default is the first tag that it lists, which has changed between its versions.
-
-    Returns
-    -------
-    mapping of str to str
-        Architecture and tag.
     """
     text = (files("featx.backbones") / "timm_tags.tsv").read_text(encoding="ascii")
     rows = (line.split("\t") for line in text.splitlines() if not line.startswith("#"))
@@ -38,26 +33,7 @@ def pinned_tags() -> Mapping[str, str]:
 
 
 def find_weights(cfg: Mapping[str, Any], reporter: Reporter) -> StoredFile:
-    """Find the file of a ``pretrained_cfg`` on this machine, or download it.
-
-    Parameters
-    ----------
-    cfg : mapping
-        Of a network with its tag.
-    reporter : Reporter
-        Says what is downloaded.
-
-    Returns
-    -------
-    StoredFile
-        In the folder ``FEATX_WEIGHTS`` (as ``NAME.TAG.safetensors``, or as a copy of the
-        repository), in the cache of Hugging Face, or in that of torch.
-
-    Raises
-    ------
-    WeightsError
-        If it cannot be had, naming the repository, the file, and where to put it.
-    """
+    """Find the file of a ``pretrained_cfg`` on this machine, or download it."""
     name, repository = f"{cfg['architecture']}.{cfg['tag']}", cfg.get("hf_hub_id")
     wanted = [f"{name}{suffix}" for suffix in (".safetensors", ".bin", ".pth")]
     if repository:

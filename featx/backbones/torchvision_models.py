@@ -64,16 +64,6 @@ def default_tag(name: str) -> str:
 
     Never torchvision's moving ``DEFAULT``: the first entry that torchvision lists,
     which is ``IMAGENET1K_V1`` wherever that exists.
-
-    Parameters
-    ----------
-    name : str
-        Name of a network.
-
-    Returns
-    -------
-    str
-        Name of its weights entry.
     """
     return next(iter(_entries(name)))
 
@@ -271,18 +261,7 @@ def _is_usable(network: nn.Module) -> bool:
 
 
 def classifiers(network: nn.Module) -> tuple[str, ...]:
-    """Path of the classifier of a network.
-
-    Parameters
-    ----------
-    network : torch.nn.Module
-        Whose last linear layer or convolution is its classifier.
-
-    Returns
-    -------
-    tuple of str
-        The child of the network that holds it; empty where there is none.
-    """
+    """Path of the classifier of a network."""
     kinds = (nn.Linear, nn.Conv2d)
     names = [name for name, module in network.named_modules() if isinstance(module, kinds)]
     return (names[-1].partition(".")[0],) if names else ()

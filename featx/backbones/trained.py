@@ -34,15 +34,7 @@ __all__ = ["TrainedNetwork", "load", "open_trained"]
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """A trained network, opened.
-
-    Parameters
-    ----------
-    network : torch.nn.Module
-        Maps normalised images at ``record.input_px`` to logits; evaluation mode, on the CPU.
-    record : TrainedRecord
-        What is known of it.
-    """
+    """A trained network, opened."""
 
     network: nn.Module
     record: TrainedRecord
@@ -51,26 +43,7 @@ class TrainedNetwork:
 def open_trained(
     path: str | os.PathLike[str], *, allow_code: Collection[str] = ()
 ) -> TrainedNetwork:
-    """Open a trained network with its classifier.
-
-    Parameters
-    ----------
-    path : path-like
-        What `save_trained` wrote.
-    allow_code : collection of str, optional
-        What it may import, as for `open_backbone`.
-
-    Returns
-    -------
-    TrainedNetwork
-
-    Raises
-    ------
-    WeightsError
-        If the file is missing or damaged, or the network can no longer be rebuilt.
-    CodeError
-        If it names code that is not allowed.
-    """
+    """Open a trained network with its classifier."""
     opened = _open(Path(path), allow_code)
     return TrainedNetwork(opened.parts.network, opened.record)
 

@@ -46,35 +46,7 @@ _TEXTS = ("network", "backbone", "layer", "top", "variant")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedRecord:
-    """What is known of a trained network, beside its tensors.
-
-    Parameters
-    ----------
-    class_names : tuple of str
-        One a logit.
-    preprocessing : Preprocessing
-        How its images were prepared; ``crop_px`` is the size that it was trained at.
-    network : str, optional
-        As `featx.networks.get_network` reads it; None for a fine-tuned backbone.
-    backbone : str, optional
-        Name of the backbone that was fine-tuned, or the path of a trained network.
-    layer : str, optional
-        Where it was cut off.
-    top : str, optional
-        What was put there, as `featx.networks.get_top` reads it.
-    base : mapping, optional
-        Where `backbone` is a trained network, what its own file says: the new file needs the old
-        one no longer. `save_trained` fills it in.
-    variant : str, optional
-        What `featx.backbones.Backbone.variant` says of the backbone.
-    training : mapping, optional
-        How it was trained, for people: plain values.
-
-    Raises
-    ------
-    UsageError
-        If it says neither or both of network and backbone, or a part is missing.
-    """
+    """What is known of a trained network, beside its tensors."""
 
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
@@ -106,24 +78,7 @@ class TrainedRecord:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], n_bases: int = 0) -> TrainedRecord:
-        """Read what `as_json` gave.
-
-        Parameters
-        ----------
-        values : mapping
-            Plain values; unknown ones are an error.
-        n_bases : int, default=0
-            Of how many networks, each made from the next, this is the last.
-
-        Returns
-        -------
-        TrainedRecord
-
-        Raises
-        ------
-        KeyError, TypeError, ValueError, UsageError
-            If it is something else.
-        """
+        """Read what `as_json` gave."""
         if not isinstance(values, Mapping):
             raise TypeError("it is no object")
         for key in _TEXTS:
@@ -145,36 +100,12 @@ class TrainedRecord:
 
 
 def is_trained(name: str) -> bool:
-    """Whether what was typed as a backbone is the file of a trained network.
-
-    Parameters
-    ----------
-    name : str
-        As typed after ``--backbone``.
-    """
+    """Whether what was typed as a backbone is the file of a trained network."""
     return name.endswith(ENDING)
 
 
 def save_trained(path: Path, network: nn.Module, record: TrainedRecord) -> None:
-    """Write a trained network: whole, or not at all.
-
-    Parameters
-    ----------
-    path : Path
-        Ends in `ENDING`; its folder is made. A file that is there is replaced.
-    network : torch.nn.Module
-        What ``record.network`` builds, or a `FineTuned` of ``record.backbone`` and its top; on
-        any device.
-    record : TrainedRecord
-        What is known of it.
-
-    Raises
-    ------
-    UsageError
-        If the path has another ending.
-    WeightsError
-        If it cannot be written.
-    """
+    """Write a trained network: whole, or not at all."""
     if path.suffix != ENDING:
         raise UsageError(f"{path}: the file of a trained network must end in {ENDING}")
     if record.backbone is not None and is_trained(record.backbone) and record.base is None:
@@ -188,22 +119,7 @@ def save_trained(path: Path, network: nn.Module, record: TrainedRecord) -> None:
 
 
 def read_trained(path: Path) -> TrainedRecord:
-    """Read what is known about a trained network, and none of its tensors.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-
-    Returns
-    -------
-    TrainedRecord
-
-    Raises
-    ------
-    WeightsError
-        If the file is missing, damaged, or no trained network of this version of featx.
-    """
+    """Read what is known about a trained network, and none of its tensors."""
     return _read(path)[0]
 
 
@@ -220,17 +136,7 @@ def _read(path: Path) -> tuple[TrainedRecord, str]:
 
 @dataclass(frozen=True)
 class Contents:
-    """Everything in the file of a trained network.
-
-    Parameters
-    ----------
-    record : TrainedRecord
-        What is known of it.
-    state : dict of str to tensor
-        Its tensors, on the CPU.
-    sha256 : str
-        Digest of the tensors.
-    """
+    """Everything in the file of a trained network."""
 
     record: TrainedRecord
     state: dict[str, Tensor]
@@ -238,21 +144,6 @@ class Contents:
 
 
 def read_contents(path: Path) -> Contents:
-    """Read a trained network, and check it.
-
-    Parameters
-    ----------
-    path : Path
-        What `save_trained` wrote.
-
-    Returns
-    -------
-    Contents
-
-    Raises
-    ------
-    WeightsError
-        If the file is missing or damaged.
-    """
+    """Read a trained network, and check it."""
     record, digest = _read(path)
     return Contents(record, read_state(_FILES, path, digest), digest)

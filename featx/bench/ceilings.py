@@ -25,21 +25,7 @@ _WRITTEN_BYTES = 256 << 20
 
 
 def per_second(step: Callable[[], object], seconds: float, n_each: int) -> float:
-    """Repeat a step, and count what it does in a second.
-
-    Parameters
-    ----------
-    step : callable
-        Called at least twice.
-    seconds : float
-        About how long.
-    n_each : int
-        What one call counts for.
-
-    Returns
-    -------
-    float
-    """
+    """Repeat a step, and count what it does in a second."""
     started = time.perf_counter()
     for n in itertools.count(1):
         step()
@@ -52,24 +38,7 @@ def per_second(step: Callable[[], object], seconds: float, n_each: int) -> float
 def forward_rate(
     engine: LocalEngine, group: BackboneGroup, dtype: str, seconds: float
 ) -> Callable[[], float]:
-    """Prepare the bare forward loop: one batch, on the device already, over and over.
-
-    Parameters
-    ----------
-    engine : LocalEngine
-        Device, precision, runtime and batch size.
-    group : BackboneGroup
-        The network.
-    dtype : {"float32", "float16"}
-        Type of the features.
-    seconds : float
-        Of each measurement.
-
-    Returns
-    -------
-    callable
-        Measures images per second.
-    """
+    """Prepare the bare forward loop: one batch, on the device already, over and over."""
     side = group.preprocessing.crop_px
     n = engine.batch_size
     generator = torch.Generator().manual_seed(0)
@@ -80,22 +49,7 @@ def forward_rate(
 
 
 def decode_rate(engine: LocalEngine, group: BackboneGroup, source: Source) -> float:
-    """Decode, and preprocess what the device does not, in the workers; drop the pixels.
-
-    Parameters
-    ----------
-    engine : LocalEngine
-        Workers and batch size.
-    group : BackboneGroup
-        Its preprocessing.
-    source : Source
-        The images.
-
-    Returns
-    -------
-    float
-        Images per second, behind the first batch.
-    """
+    """Decode, and preprocess what the device does not, in the workers; drop the pixels."""
     loading, _ = engine.loading(group.preprocessing, source)
     batches = range(len(source) // engine.batch_size)
     pixels = iter_pixels(loading, batches, workers=engine.n_workers, n_held=0)
@@ -104,18 +58,7 @@ def decode_rate(engine: LocalEngine, group: BackboneGroup, source: Source) -> fl
 
 
 def write_rate(folder: Path) -> float:
-    """Write zeros to a file, make them durable, and delete it.
-
-    Parameters
-    ----------
-    folder : Path
-        On the disk in question.
-
-    Returns
-    -------
-    float
-        Bytes per second of one writer.
-    """
+    """Write zeros to a file, make them durable, and delete it."""
     path = folder / f".bench-{os.getpid()}"
     block = np.zeros(8 << 20, np.uint8).data
     try:
@@ -130,22 +73,7 @@ def write_rate(folder: Path) -> float:
 
 
 def matmul_rate(device: torch.device, precision: str, seconds: float) -> float:
-    """Multiply large square matrices: about the most that the processor does.
-
-    Parameters
-    ----------
-    device : torch.device
-        Of the forward pass.
-    precision : str
-        ``fp32``, ``bf16`` or ``fp16``.
-    seconds : float
-        About how long.
-
-    Returns
-    -------
-    float
-        Operations per second, a multiplication and an addition counted as two.
-    """
+    """Multiply large square matrices: about the most that the processor does."""
     n = _MATRIX[device.type]
     # Random numbers: a processor that multiplies ones needs less power, and clocks higher.
     generator = torch.Generator(device).manual_seed(0)

@@ -18,17 +18,6 @@ def make_pictures(folder: Path, n_images: int, width: int, height: int, *, seed:
     """Write pictures that are about as costly to decode as photographs.
 
     Smooth shapes with a little noise: some 0.2 bytes a pixel, as ImageNet's files have.
-
-    Parameters
-    ----------
-    folder : Path
-        Gets two classes, in folders of their own.
-    n_images : int
-        How many.
-    width, height : int
-        In pixels.
-    seed : int, default=0
-        Of the shapes.
     """
     random = np.random.default_rng(seed)
     for i in range(n_images):

@@ -30,31 +30,7 @@ _LEAST_BATCHES = 4
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One network in one precision on one runtime.
-
-    Parameters
-    ----------
-    backbone, precision, runtime : str
-        What ran.
-    input_px, batch_size : int
-        How.
-    forward : float
-        Ceiling: images per second of the bare forward pass on one resident batch.
-    decode : float
-        Ceiling: images per second of decoding and preprocessing alone.
-    write : float
-        Ceiling: images per second that the disk takes, from one writer.
-    together : float
-        Images per second of a whole extraction, from files to a durable cache.
-    ratio : float
-        Of `together` to `forward`: the median of the rounds.
-    flops : float
-        Operations of the network for one image.
-    peak : float
-        Operations per second of a large matrix product.
-    times : StageTimes
-        Of the last extraction.
-    """
+    """One network in one precision on one runtime."""
 
     backbone: str
     precision: str
@@ -96,33 +72,7 @@ def bench(
     folder: Path | None = None,
     reporter: Reporter = SILENT,
 ) -> Iterator[BenchRow]:
-    """Measure every backbone in every precision on every runtime.
-
-    Parameters
-    ----------
-    plan : Plan
-        Backbones, data, device and workers; one layer.
-    precisions, runtimes : sequence of str
-        As for ``--precision`` and ``--runtime``.
-    seconds : float, default=10.0
-        About how long an extraction takes; the bare forward pass takes half of it.
-    rounds : int, default=3
-        How often forward pass and extraction take turns.
-    folder : Path, optional
-        Where caches are written, and deleted again; a temporary folder by default.
-    reporter : Reporter
-        Says what is being measured.
-
-    Yields
-    ------
-    BenchRow
-        In the order backbones, precisions, runtimes.
-
-    Raises
-    ------
-    FeatxError
-        If a network cannot be opened or does not go with a runtime, or there are too few images.
-    """
+    """Measure every backbone in every precision on every runtime."""
     with tempfile.TemporaryDirectory(dir=folder, prefix="featx-bench-") as scratch:
         disk = write_rate(Path(scratch))
         sources = cache(partial(open_sources, plan, reporter))

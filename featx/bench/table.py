@@ -14,18 +14,7 @@ _GOOD = 0.95
 
 
 def to_table(rows: Sequence[BenchRow]) -> pd.DataFrame:
-    """Lay out measurements.
-
-    Parameters
-    ----------
-    rows : sequence of BenchRow
-        Of `bench`.
-
-    Returns
-    -------
-    DataFrame
-        One row each; rates in images per second.
-    """
+    """Lay out measurements."""
     return pd.DataFrame(
         {
             "backbone": [row.backbone for row in rows],
@@ -45,18 +34,7 @@ def to_table(rows: Sequence[BenchRow]) -> pd.DataFrame:
 
 
 def advise(row: BenchRow) -> str:
-    """Say what holds a measurement back.
-
-    Parameters
-    ----------
-    row : BenchRow
-        One of them.
-
-    Returns
-    -------
-    str
-        A sentence or two.
-    """
+    """Say what holds a measurement back."""
     name = f"{row.backbone} {row.precision} {row.runtime}"
     reached = row.flops * row.forward / 1e9
     arithmetic = (

@@ -18,19 +18,7 @@ _MOST_CLASSES = 100
 
 
 def show_data(spec: str, layout: LayoutChoice, picture: Path | None, reporter: Reporter) -> None:
-    """Print classes, counts, sizes and splits of a data set; draw some of its images.
-
-    Parameters
-    ----------
-    spec : str
-        What ``--data`` takes.
-    layout : LayoutChoice
-        Which folders are splits and classes.
-    picture : Path, optional
-        Where to write a contact sheet.
-    reporter : Reporter
-        Is told about files that are left out.
-    """
+    """Print classes, counts, sizes and splits of a data set; draw some of its images."""
     from featx.sheet import save_sheet
 
     splits = open_data(spec, layout=layout, reporter=reporter)

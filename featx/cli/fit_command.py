@@ -154,20 +154,7 @@ def command(reporter: Reporter, no_near: bool, **options: Any) -> int:
 
 
 def run(choice: Choice, reporter: Reporter) -> int:
-    """Fit, print the table and keep the results.
-
-    Parameters
-    ----------
-    choice : Choice
-        What to do.
-    reporter : Reporter
-        Shows what is done.
-
-    Returns
-    -------
-    int
-        Exit code: 1 if a fit failed.
-    """
+    """Fit, print the table and keep the results."""
     from featx.evaluate import ResultsFolder, evaluate, format_table, summarise
 
     settings = choice.settings()

@@ -94,19 +94,7 @@ def cli() -> None:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Parameters
-    ----------
-    args : sequence of str, optional
-        The words behind ``featx``; ``sys.argv`` by default.
-
-    Returns
-    -------
-    int
-        0 done, 1 failed, 2 wrong usage; stopped by a signal: 128 and its number, which is 130
-        for Ctrl-C and 143 for SIGTERM.
-    """
+    """Run the command line."""
     words = list(sys.argv[1:] if args is None else args)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -44,20 +44,7 @@ class ListCommand(click.Command):
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Spell out the lists, then parse as usual.
-
-        Parameters
-        ----------
-        ctx : click.Context
-            Of this call.
-        args : list of str
-            The words behind the command's name.
-
-        Returns
-        -------
-        list of str
-            The words that are left over.
-        """
+        """Spell out the lists, then parse as usual."""
         lists = {
             name
             for parameter in self.get_params(ctx)
@@ -80,37 +67,14 @@ class ListCommand(click.Command):
 
 
 class NumberOr(click.ParamType):  # type: ignore[type-arg]
-    """A number above 0, or a certain word.
-
-    Parameters
-    ----------
-    word : str
-        The word.
-    what : str
-        What the number is, for the help: ``PIXELS``.
-    kind : type, default=int
-        `int` or `float`.
-    """
+    """A number above 0, or a certain word."""
 
     def __init__(self, word: str, what: str, kind: type[int] | type[float] = int) -> None:
         self.word, self.kind = word, kind
         self.name = f"{what}|{word}"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> int | float | str:
-        """Read one word.
-
-        Parameters
-        ----------
-        value : object
-            The word.
-        param, ctx : object
-            For the error.
-
-        Returns
-        -------
-        int, float or str
-            The number, or the word.
-        """
+        """Read one word."""
         if value == self.word:
             return self.word
         try:
@@ -129,20 +93,7 @@ class Bytes(click.ParamType):  # type: ignore[type-arg]
     name = "BYTES"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> int:
-        """Read one word.
-
-        Parameters
-        ----------
-        value : object
-            The word.
-        param, ctx : object
-            For the error.
-
-        Returns
-        -------
-        int
-            Bytes.
-        """
+        """Read one word."""
         if isinstance(value, int):
             return value
         found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", str(value).upper())

@@ -17,21 +17,7 @@ __all__ = ["Engine", "FeatureBatch"]
 
 @dataclass(frozen=True)
 class FeatureBatch:
-    """Features of consecutive images.
-
-    Parameters
-    ----------
-    start : int
-        Row number of the first image in the source.
-    features : ndarray of shape (n_images, n_features), dtype float32 or float16
-        Rows of images that could not be read hold meaningless values.
-    failed : mapping of int to str
-        Row number and reason of every image that could not be read.
-    digests : ndarray of uint8, shape (n_images, 32)
-        SHA-256 of what was decoded, as `Source.image_digests` has it.
-    seconds : mapping of str to float
-        What it took: ``decode`` in one of the workers, ``forward`` in the network; they overlap.
-    """
+    """Features of consecutive images."""
 
     start: int
     features: np.ndarray
@@ -41,17 +27,7 @@ class FeatureBatch:
 
 
 class Engine(ABC):
-    """Runs a backbone over the images of a source.
-
-    Attributes
-    ----------
-    precision : str
-        Arithmetic of the network: ``fp32``, ``bf16`` or ``fp16``.
-    runtime : str
-        What computes the forward pass: ``torch``, ``compile`` or ``openvino``.
-    n_workers : int
-        Processes that decode; 0 where that is done between the forward passes.
-    """
+    """Runs a backbone over the images of a source."""
 
     precision: str
     runtime: str
@@ -65,20 +41,7 @@ class Engine(ABC):
     def run(
         self, backbone: Backbone, source: Source, batches: Sequence[int], *, dtype: str = "float32"
     ) -> Generator[FeatureBatch, None, None]:
-        """Compute the features of some batches, see `run_many`.
-
-        Parameters
-        ----------
-        backbone : Backbone
-            The network and its preprocessing.
-        source, batches, dtype
-            As in `run_many`.
-
-        Yields
-        ------
-        FeatureBatch
-            One a batch, in that order.
-        """
+        """Compute the features of some batches, see `run_many`."""
         group = BackboneGroup.of(backbone)
         # Python 3.12 does not end an inner generator where an outer one is only closed.
         with closing(self.run_many(group, source, batches, dtype=dtype)) as parts:
@@ -94,88 +57,23 @@ class Engine(ABC):
         *,
         dtype: str = "float32",
     ) -> Generator[tuple[FeatureBatch, ...], None, None]:
-        """Compute several features of some batches in one pass.
-
-        Parameters
-        ----------
-        group : BackboneGroup
-            Feature points of one network, and its preprocessing.
-        source : Source
-            Where the images come from.
-        batches : sequence of int
-            Numbers of the batches wanted, in the order wanted.
-        dtype : {"float32", "float16"}
-            Type of the features; what float16 cannot hold becomes infinite.
-
-        Yields
-        ------
-        tuple of FeatureBatch
-            One a member of the group, for each batch, in that order.
-        """
+        """Compute several features of some batches in one pass."""
 
     @abstractmethod
     def fitted_to(self, group: BackboneGroup) -> Engine:
-        """Choose what was left open: the batch size that the memory allows.
-
-        Parameters
-        ----------
-        group : BackboneGroup
-            What it will run.
-
-        Returns
-        -------
-        Engine
-            The same arithmetic on the same devices.
-        """
+        """Choose what was left open: the batch size that the memory allows."""
 
     @abstractmethod
     def going_on_with(self, group: BackboneGroup, batch_size: int) -> Engine:
-        """Take the batch size of rows that are there, so that the others are computed alike.
-
-        Parameters
-        ----------
-        group : BackboneGroup
-            What it will run.
-        batch_size : int
-            Recorded beside the rows.
-
-        Returns
-        -------
-        Engine
-            `self` where another batch size was asked for, or this one does not fit into memory.
-        """
+        """Take the batch size of rows that are there, so that the others are computed alike."""
 
     @abstractmethod
     def with_runtime(self, runtime: str) -> Engine:
-        """Compute with another runtime.
-
-        Parameters
-        ----------
-        runtime : str
-            ``torch``, ``compile`` or ``openvino``.
-
-        Returns
-        -------
-        Engine
-            Alike in everything else.
-        """
+        """Compute with another runtime."""
 
     @abstractmethod
     def warm_up(self, group: BackboneGroup, dtype: str) -> None:
-        """Make a network ready and run it on one batch.
-
-        Parameters
-        ----------
-        group : BackboneGroup
-            The network; it stays ready.
-        dtype : {"float32", "float16"}
-            Type of the features.
-
-        Raises
-        ------
-        BackboneError
-            If it does not go with the runtime.
-        """
+        """Make a network ready and run it on one batch."""
 
     def identity(self) -> dict[str, str]:
         """Everything about it that changes the features, for the fingerprint."""

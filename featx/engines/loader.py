@@ -118,36 +118,6 @@ def iter_pixels(
 
     The workers are started by this call, not by the first step of the iterator: whoever
     computes in several threads starts all of them before.
-
-    Parameters
-    ----------
-    loading : Loading
-        What is decoded, and how.
-    batches : sequence of int
-        Batch numbers; batch k begins at row ``k * batch_size``.
-    workers : int
-        Worker processes; 0 decodes in this process.
-    n_held : int, optional
-        How many batches are still read when the next one is taken: the pixels of older ones
-        are written over. By default they are copied, and stay.
-    max_bytes : int, default=1 GiB
-        What pixels may take, however many images there are: with fewer workers if need be.
-    device : torch.device, optional
-        The GPU that they are copied to from page-locked memory.
-    tell : callable, optional
-        Is told, in a sentence, where no worker can be started.
-
-    Returns
-    -------
-    generator of PixelBatch
-        In the order of `batches`.
-
-    Raises
-    ------
-    ReadError
-        If the machine cannot read an image.
-    SourceError
-        If there is too little memory, or a worker was killed.
     """
     if not workers or not batches:
         return _decoded_here(loading, batches, device)

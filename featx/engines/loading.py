@@ -21,28 +21,7 @@ __all__ = ["Chunk", "Loading", "PixelBatch", "Place"]
 
 @dataclass(frozen=True)
 class PixelBatch:
-    """Pixels of consecutive images, padded to the full batch.
-
-    Parameters
-    ----------
-    start : int
-        Row number of the first image.
-    n_images : int
-        Images in the batch; the rest is padding.
-    pixels : tensor of shape (batch_size, height, width, 3), dtype uint8
-        Resized and cropped, unless `is_raw`. Black where an image could not be read, and in the
-        padding.
-    failed : dict of int to str
-        Row number and reason of every image that could not be read.
-    digests : ndarray of uint8, shape (n_images, 32)
-        SHA-256 of what was decoded, as `Source.image_digests` has it.
-    seconds : float
-        Time that it took to decode and preprocess, in all workers together.
-    is_raw : bool, default=False
-        Whether the images are as decoded, for the device to resize.
-    deep : sequence of int
-        Largest value of each image whose values are stored in 16 bits.
-    """
+    """Pixels of consecutive images, padded to the full batch."""
 
     start: int
     n_images: int
@@ -88,20 +67,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Loading:
-    """What is decoded, and how.
-
-    Parameters
-    ----------
-    source : Source
-        Where the images come from.
-    preprocessing : Preprocessing
-        Resize and crop.
-    batch_size : int
-        Images, or images and padding, in every batch.
-    raw_size : tuple of 2 int, optional
-        Width and height in pixels of images that are handed on as decoded. A batch with an
-        image of another size is resized here all the same.
-    """
+    """What is decoded, and how."""
 
     source: Source
     preprocessing: Preprocessing
@@ -121,34 +87,12 @@ class Loading:
         return range(start, min(start + self.batch_size, len(self.source)))
 
     def load(self, batch: int) -> PixelBatch:
-        """Decode and preprocess a batch in this process.
-
-        Parameters
-        ----------
-        batch : int
-            Its number: it begins at row ``batch * batch_size``.
-
-        Returns
-        -------
-        PixelBatch
-        """
+        """Decode and preprocess a batch in this process."""
         place = Place.of([np.empty(shape, np.uint8) for shape in self.shapes])
         return self.joined(batch, place, [self.fill(self.rows(batch), place)], self.batch_size)
 
     def fill(self, rows: range, place: Place) -> Chunk:
-        """Decode and preprocess images; what is left of their place becomes black.
-
-        Parameters
-        ----------
-        rows : range
-            Of the source.
-        place : Place
-            For at least as many images.
-
-        Returns
-        -------
-        Chunk
-        """
+        """Decode and preprocess images; what is left of their place becomes black."""
         started = time.perf_counter()
         chunk = Chunk(np.zeros((len(rows), 32), np.uint8), place.raw is not None)
         for i, row in enumerate(rows):

@@ -35,32 +35,7 @@ _CORES_LEFT = 2
 
 @dataclass(frozen=True)
 class LocalEngine(Engine):
-    """Runs the network on one device of this machine.
-
-    Parameters
-    ----------
-    device : torch.device
-        See `resolve_device`.
-    precision : str
-        ``fp32``, ``bf16`` or ``fp16``.
-    images_per_batch : int, optional
-        Fixed shape of every batch; by default what `fitted_to` or `going_on_with` chose, else
-        16 on a CPU and 128 on a GPU.
-    workers : int, optional
-        Processes that decode; by default one on a CPU device, which needs the cores itself,
-        and for a GPU two fewer than there are cores, 16 at most. 0 decodes in this process.
-    tell : callable, optional
-        Is told, in a sentence, where the memory is too small for a batch or for workers.
-    runtime : str, default="torch"
-        ``torch``, ``compile`` or ``openvino``, see `resolve_runtime`.
-    max_memory : int, optional
-        Bytes that batches may take on their way; half of what is available by default.
-    resize_on_device : bool, optional
-        Whether small images of one size are enlarged on the device, to the same pixels; by
-        default on a GPU.
-    chosen_batch_size : int, optional
-        What `fitted_to` or `going_on_with` found; `images_per_batch` goes first.
-    """
+    """Runs the network on one device of this machine."""
 
     device: torch.device
     precision: str = "fp32"
@@ -144,25 +119,7 @@ class LocalEngine(Engine):
         return last is not None and (last[0].members, last[1]) == wanted
 
     def open(self, group: BackboneGroup, dtype: str = "float32") -> Runtime:
-        """Make a network ready to run; the last one stays ready.
-
-        Parameters
-        ----------
-        group : BackboneGroup
-            Its network may be moved to the device.
-        dtype : {"float32", "float16"}
-            Type of the features.
-
-        Returns
-        -------
-        Runtime
-            For batches of this engine's shape.
-
-        Raises
-        ------
-        BackboneError
-            If the network does not go with the runtime, or does not fit into the memory.
-        """
+        """Make a network ready to run; the last one stays ready."""
         if self.is_open(group, dtype):
             return self._open["last"][2]
         self._open.clear()
@@ -192,22 +149,6 @@ class LocalEngine(Engine):
         While a batch is computed, the next ones are decoded and copied, and the last ones
         are on their way back. Every batch has the full shape: the last one is padded. The
         workers are started by this call.
-
-        Parameters
-        ----------
-        group : BackboneGroup
-            May be moved to the device, its weights in channels-last order.
-        source : Source
-            Where the images come from.
-        batches : sequence of int
-            Numbers of the batches wanted.
-        dtype : {"float32", "float16"}
-            Type of the features, converted on the device.
-
-        Returns
-        -------
-        iterator of tuple of FeatureBatch
-            One a member, for each batch, in order.
         """
         runtime = self.open(group, dtype)
         loading, resize = self.loading(group.preprocessing, source)
@@ -247,22 +188,7 @@ class LocalEngine(Engine):
     def loading(
         self, preprocessing: Preprocessing, source: Source
     ) -> tuple[Loading, Resize | None]:
-        """Say what is decoded, and how.
-
-        Parameters
-        ----------
-        preprocessing : Preprocessing
-            Resize and crop.
-        source : Source
-            Its first image that can be read shows whether the device can resize them.
-
-        Returns
-        -------
-        loading : Loading
-            For batches of this engine's shape.
-        resize : callable or None
-            Enlarges batches that are as decoded, on the device.
-        """
+        """Say what is decoded, and how."""
         raw_size, resize = self._find_resize(preprocessing, source)
         return Loading(source, preprocessing, self.batch_size, raw_size), resize
 

@@ -28,23 +28,7 @@ def n_cores() -> int:
 
 
 def resolve_devices(names: Sequence[str]) -> tuple[torch.device, ...]:
-    """Devices of a ``--device`` list.
-
-    Parameters
-    ----------
-    names : sequence of str
-        As for `resolve_device`; several GPUs share the work.
-
-    Returns
-    -------
-    tuple of torch.device
-        At least one, all different.
-
-    Raises
-    ------
-    UsageError
-        If one is unknown or not there, comes twice, or the CPU is named beside GPUs.
-    """
+    """Devices of a ``--device`` list."""
     devices = [resolve_device(name) for name in names or ("auto",)]
     if len(set(devices)) < len(devices):
         raise UsageError(f"--device {' '.join(names)} names a device twice")
@@ -56,48 +40,12 @@ def resolve_devices(names: Sequence[str]) -> tuple[torch.device, ...]:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Device of a ``--device`` value.
-
-    Parameters
-    ----------
-    name : str
-        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-
-    Returns
-    -------
-    torch.device
-        For ``auto`` the first GPU, or the CPU where there is none.
-
-    Raises
-    ------
-    UsageError
-        If the name is none of these, or there is no such device.
-    """
+    """Device of a ``--device`` value."""
     return torch.device(find_device(name))
 
 
 def resolve_precision(name: str, device: torch.device) -> tuple[str, str]:
-    """Arithmetic of a ``--precision`` value on a device.
-
-    Parameters
-    ----------
-    name : str
-        One of `PRECISIONS`.
-    device : torch.device
-        Where the network runs.
-
-    Returns
-    -------
-    precision : str
-        ``fp32``, ``bf16`` or ``fp16``.
-    why : str
-        The reason, for a person.
-
-    Raises
-    ------
-    UsageError
-        If the name is unknown, or the environment forces TF32 upon ``fp32``.
-    """
+    """Arithmetic of a ``--precision`` value on a device."""
     if name not in PRECISIONS:
         raise UsageError(f"precision {name!r} is unknown: choose from {', '.join(PRECISIONS)}")
     if name == "fp32" and device.type == "cuda":

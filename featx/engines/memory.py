@@ -24,18 +24,7 @@ _TRIED = (4, 8)
 
 
 def pixel_bytes(max_memory: int | None) -> int:
-    """Bytes that pixels may take on their way to the network.
-
-    Parameters
-    ----------
-    max_memory : int or None
-        Bytes that batches may take; half of what is available by default.
-
-    Returns
-    -------
-    int
-        A quarter of that.
-    """
+    """Bytes that pixels may take on their way to the network."""
     return _limit(max_memory) // 4
 
 
@@ -52,29 +41,6 @@ def images_that_fit(
     their images, is counted once. One that does not fit bounds the answer. On a CPU, where nothing
     fails before the machine is short of memory, three times the largest output of a module is
     taken.
-
-    Parameters
-    ----------
-    group : BackboneGroup
-        Moved to the device, if that is a GPU.
-    device : torch.device
-        Of the forward pass.
-    precision : str
-        ``fp32``, ``bf16`` or ``fp16``.
-    most : int
-        The answer where memory is plenty, a power of two.
-    max_memory : int, optional
-        Bytes that a batch may take; half of what is available by default.
-
-    Returns
-    -------
-    int
-        A power of two, at least 1.
-
-    Raises
-    ------
-    BackboneError
-        If the network itself does not fit.
     """
     if device.type == "cuda":
         with memory_named(group[0].name, device):

@@ -25,13 +25,7 @@ _SECONDS_BETWEEN_LOOKS = 0.1
 
 @dataclass(frozen=True)
 class SeveralDevices(Engine):
-    """Shares the batches out: the k-th of n devices computes every n-th batch.
-
-    Parameters
-    ----------
-    engines : tuple of LocalEngine
-        One a device, alike in everything else.
-    """
+    """Shares the batches out: the k-th of n devices computes every n-th batch."""
 
     engines: tuple[LocalEngine, ...]
 
@@ -92,20 +86,7 @@ class SeveralDevices(Engine):
         *,
         dtype: str = "float32",
     ) -> Generator[tuple[FeatureBatch, ...], None, None]:
-        """Compute several features of some batches in one pass, see `Engine.run_many`.
-
-        Parameters
-        ----------
-        group : BackboneGroup
-            Copied to every device that is not ready for it yet.
-        source, batches, dtype
-            As in `Engine.run_many`.
-
-        Yields
-        ------
-        tuple of FeatureBatch
-            One a member, for each batch, in order.
-        """
+        """Compute several features of some batches in one pass, see `Engine.run_many`."""
         n = len(self.engines)
         stop = threading.Event()
         works = []
@@ -165,22 +146,7 @@ class _Lane:
 
 
 def open_engine(devices: Sequence[torch.device], precision: str, **options: Any) -> Engine:
-    """Make the engine of one or several devices.
-
-    Parameters
-    ----------
-    devices : sequence of torch.device
-        See `resolve_devices`.
-    precision : str
-        ``fp32``, ``bf16`` or ``fp16``.
-    **options : object
-        Other parameters of `LocalEngine`; workers are shared out.
-
-    Returns
-    -------
-    Engine
-        A `LocalEngine` for one device.
-    """
+    """Make the engine of one or several devices."""
     if len(devices) == 1:
         return LocalEngine(devices[0], precision, **options)
     workers = options.pop("workers", None)

@@ -23,16 +23,6 @@ class Ring:
 
     It is not in ``/dev/shm``, of which containers have 64 MB: whoever writes behind its end is
     killed. A file without a name is as large as the memory.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        Of everything: places, then images, rows, columns and colours.
-
-    Attributes
-    ----------
-    pixels : ndarray of uint8, of that shape
-        The same bytes in every process that got the ring when it was started.
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -66,20 +56,7 @@ def _unnamed_file(n_bytes: int) -> int:
 
 @contextmanager
 def page_locked(ring: Ring, device: torch.device | None) -> Iterator[bool]:
-    """Lock a ring's pages, so that a GPU fetches from them beside its work.
-
-    Parameters
-    ----------
-    ring : Ring
-        Its places; nothing is copied.
-    device : torch.device or None
-        The GPU; None does nothing.
-
-    Yields
-    ------
-    bool
-        Whether they are locked: a driver may refuse memory that is not its own.
-    """
+    """Lock a ring's pages, so that a GPU fetches from them beside its work."""
     if device is None:
         yield False
         return

@@ -27,36 +27,7 @@ __all__ = ["BaseQuestion"]
 
 
 class BaseQuestion(ABC):
-    """One pair, its subsets and its test rows.
-
-    Parameters
-    ----------
-    pair : Pair
-        What to fit on and what to test on.
-    settings : Settings
-        Subsets, repeats, and what to do about leaks.
-    reporter : Reporter
-        Is told what a person must know.
-
-    Attributes
-    ----------
-    subsets : list of Subset
-        By draw, then by size.
-    test_rows : ndarray of int64
-        Rows of the test split.
-    truth : ndarray of int64
-        Their labels.
-    leaks : Leaks
-        What the search found.
-    notices, remarks : list of str
-        Told already; part of every fit's notes.
-
-    Raises
-    ------
-    ProtocolError
-        If a class has too few rows, nothing can be tested, or there are leaks and they are to
-        be errors.
-    """
+    """One pair, its subsets and its test rows."""
 
     def __init__(self, pair: Pair, settings: Settings, reporter: Reporter) -> None:
         self.pair, self.settings, self.reporter = pair, settings, reporter
@@ -127,18 +98,7 @@ class BaseQuestion(ABC):
         return leak_record(self.leaks) | told
 
     def record(self, subset: Subset) -> dict[str, Any]:
-        """Give what a fit's JSON keeps of the question.
-
-        Parameters
-        ----------
-        subset : Subset
-            One of `subsets`.
-
-        Returns
-        -------
-        dict
-            Plain values.
-        """
+        """Give what a fit's JSON keeps of the question."""
         is_choice = len(self.test_rows) < len(self.pair.test.y)
         return {
             "train_rows": subset.rows.tolist(),
@@ -152,40 +112,12 @@ class BaseQuestion(ABC):
         }
 
     def asked(self, head: str, subset: Subset) -> dict[str, Any]:
-        """Give what a fit's JSON keeps of how it was asked.
-
-        Parameters
-        ----------
-        head : str
-            Name of the head.
-        subset : Subset
-            One of `subsets`.
-
-        Returns
-        -------
-        dict
-            Plain values.
-        """
+        """Give what a fit's JSON keeps of how it was asked."""
         question = self.question_id(head, subset)
         return {"settings": self.settings.record(), "question": question}
 
     def as_asked(self, result: FitResult, head: str, subset: Subset) -> FitResult:
-        """Give an answer under the names of this question, whatever it was kept under.
-
-        Parameters
-        ----------
-        result : FitResult
-            Of the same content: images, features, draw, head.
-        head : str
-            Name of the head.
-        subset : Subset
-            The draw.
-
-        Returns
-        -------
-        FitResult
-            With other names than it was kept under, it can be kept again.
-        """
+        """Give an answer under the names of this question, whatever it was kept under."""
         detail = {**result.detail, **self.asked(head, subset)}
         asked = replace(result, **self.names(), repeat=subset.repeat, detail=detail)
         if asked.key != result.key:

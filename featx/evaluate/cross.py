@@ -32,33 +32,6 @@ def cross_pairs(
     Partners have the same backbone, weights, layer and pooling, and as many features. Where one
     of them is made exactly alike (input size, precision, preprocessing, sample), it is taken;
     else all that fit are, and what differs is told.
-
-    Parameters
-    ----------
-    caches : iterable of CacheLike
-        Any caches.
-    train_data, test_data : str
-        Names of data sets: the ``train`` caches of the first, or its ``all``, and the ``test``
-        caches of the second, or its ``val``, or its ``all``.
-    choice : ClassChoice
-        New names and choice of classes, of either data set; then the classes of one name are
-        one class.
-    test_split : str, optional
-        ``test`` or ``val`` of the second.
-
-    Returns
-    -------
-    pairs : list of Pair
-        Their caches have the same `class_names`.
-    notices : list of str
-        One line for each train cache that has no partner.
-
-    Raises
-    ------
-    ProtocolError
-        If there are no partners, or they share fewer than two classes.
-    UsageError
-        If a class is named that neither has.
     """
     caches = list(caches)
     tests = _of_split(caches, test_data, [read_split(test_split)] if test_split else _TEST)

@@ -18,17 +18,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95 % interval and the two-sided p value of the mean 0.
-
-    Parameters
-    ----------
-    mean, low, high : float
-        In the unit of what was averaged.
-    p : float
-        Between 0 and 1.
-    n_draws, n_images : int
-        What it is a mean over.
-    """
+    """A mean with its 95 % interval and the two-sided p value of the mean 0."""
 
     mean: float
     low: float
@@ -70,16 +60,6 @@ def estimate_mean(values: NDArray[np.float64]) -> Estimate:
     The draws are a sample of those from one pool of training images. Coverage is held by simulation
     (`tests/evaluate/test_crossed.py`); where accuracies are above 0.98 and draws differ by half the
     errors, the effects of draws are so skewed that it can fall to 92 %.
-
-    Parameters
-    ----------
-    values : ndarray of float64, shape (n_draws, n_images)
-        Differences of two systems: 1, 0 or -1.
-
-    Returns
-    -------
-    Estimate
-        `p` is the level at which the interval ends at 0.
     """
     n_draws, n_images = values.shape
     low, high = interval_of_mean(values)
@@ -88,13 +68,7 @@ def estimate_mean(values: NDArray[np.float64]) -> Estimate:
 
 
 def interval_of_mean(values: Array) -> tuple[Array, Array]:
-    """Give the ends of the intervals of `estimate_mean`, for any number of samples at once.
-
-    Parameters
-    ----------
-    values : ndarray of float64, shape (..., n_draws, n_images)
-        Between -1 and 1.
-    """
+    """Give the ends of the intervals of `estimate_mean`, for any number of samples at once."""
     centre, parts = _parts(values)
     half = _half_width(parts, 1 - _CONFIDENCE)
     return np.maximum(centre - half, -1.0), np.minimum(centre + half, 1.0)
@@ -133,20 +107,7 @@ def _level(centre: Array, parts: _Parts) -> float:
 
 
 def holm(p: ArrayLike) -> NDArray[np.float64]:
-    """Adjust p values for their number.
-
-    Parameters
-    ----------
-    p : array_like of float, shape (n,)
-        One for each hypothesis.
-
-    Returns
-    -------
-    ndarray of float64, shape (n,)
-        Rejecting where they are below 0.05 makes one false rejection or more with a probability
-        of at most 0.05 (Holm, "A simple sequentially rejective multiple test procedure",
-        Scandinavian Journal of Statistics 6, 1979).
-    """
+    """Adjust p values for their number."""
     values = np.asarray(p, dtype=np.float64)
     order = np.argsort(values, kind="stable")
     steps = values[order] * np.arange(len(values), 0, -1)

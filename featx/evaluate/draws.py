@@ -21,19 +21,7 @@ _MOST_NAMED = 12
 
 @dataclass(frozen=True)
 class Subset:
-    """Rows of one draw.
-
-    Parameters
-    ----------
-    per_class : int or "all"
-        Images of each class.
-    repeat : int
-        Number of the draw, from 0.
-    seed : int
-        Seed of the draw.
-    rows : ndarray of int64
-        Rows of the train cache, ascending.
-    """
+    """Rows of one draw."""
 
     per_class: int | str
     repeat: int
@@ -49,27 +37,7 @@ class Subset:
 def check_classes(
     train: CacheLike, drawable: NDArray[np.bool_], test: CacheLike, test_rows: NDArray[np.int64]
 ) -> list[str]:
-    """Compare the classes that can be fitted with those that are tested.
-
-    Parameters
-    ----------
-    train, test : CacheLike
-        Of the same classes.
-    drawable : ndarray of bool, shape (N,)
-        Rows of `train` that may be drawn.
-    test_rows : ndarray of int64
-        Rows of `test`.
-
-    Returns
-    -------
-    list of str
-        A notice, where classes are never tested.
-
-    Raises
-    ------
-    ProtocolError
-        If a class that is tested has no image to fit on: every answer would be wrong.
-    """
+    """Compare the classes that can be fitted with those that are tested."""
     fitted = {train.class_names[label] for label in np.unique(np.asarray(train.y)[drawable])}
     tested = {test.class_names[label] for label in np.unique(np.asarray(test.y)[test_rows])}
     if lacking := [name for name in test.class_names if name in tested - fitted]:
@@ -95,24 +63,7 @@ def _some(names: list[str]) -> str:
 def draw_all(
     cache: CacheLike, drawable: NDArray[np.bool_], settings: Settings
 ) -> tuple[list[Subset], list[str]]:
-    """Draw every subset; equal subsets of one size are kept once.
-
-    Parameters
-    ----------
-    cache : CacheLike
-        To be fitted on.
-    drawable : ndarray of bool, shape (N,)
-        Rows that may be drawn.
-    settings : Settings
-        Sizes, repeats and seed.
-
-    Returns
-    -------
-    subsets : list of Subset
-        By draw, then by size.
-    notices : list of str
-        One line for each size whose draws are not all different.
-    """
+    """Draw every subset; equal subsets of one size are kept once."""
     sizes = [None if k == ALL else int(k) for k in settings.per_class]
     images = name_images(cache.image_digests, cache.paths)
     subsets: list[Subset] = []
@@ -146,16 +97,6 @@ def share_reads(subsets: list[Subset]) -> list[list[Subset]]:
 
     The Gram matrix of n rows costs n^2. One of the union of all draws serves them all; where the
     draws hardly overlap, one for each draw is cheaper and smaller.
-
-    Parameters
-    ----------
-    subsets : list of Subset
-        All draws.
-
-    Returns
-    -------
-    list of list of Subset
-        Each subset is in one group.
     """
     by_draw: dict[int, list[Subset]] = {}
     for subset in subsets:

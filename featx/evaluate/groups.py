@@ -23,19 +23,7 @@ _PATHS = ("path", "image", "image_path", "file", "filename", "file_name", "filep
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """The group of every row of a pair of caches.
-
-    Parameters
-    ----------
-    column : str
-        Where they were read.
-    tables : tuple of str
-        The files, of the train and of the test cache.
-    names : tuple of str
-        One name a group.
-    train, test : ndarray of int64, shape (N,)
-        Index into `names`; -1 where there is none, which only rows that cannot be used have.
-    """
+    """The group of every row of a pair of caches."""
 
     column: str
     tables: tuple[str, str]
@@ -58,29 +46,7 @@ class Groups:
 
 
 def add_groups(pair: Pair, words: str) -> Pair:
-    """Read the groups of a pair's images.
-
-    Parameters
-    ----------
-    pair : Pair
-        Their caches.
-    words : str
-        ``COLUMN`` of the table that the caches were made from, or ``TABLE:COLUMN``. The table
-        has a column ``path`` (or ``image``, ``file``, ...): the paths of the caches, or paths
-        relative to the table's folder.
-
-    Returns
-    -------
-    Pair
-        With `groups`.
-
-    Raises
-    ------
-    UsageError
-        If the words name no table, or no column of it.
-    SourceError
-        If the table cannot be read, or an image has no group in it.
-    """
+    """Read the groups of a pair's images."""
     table, _, column = words.rpartition(":")
     if not column:
         raise UsageError(f"--groups takes COLUMN or TABLE:COLUMN, not {words!r}")

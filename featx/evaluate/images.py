@@ -18,19 +18,6 @@ def images_sha256(cache: CacheLike, rows: NDArray[np.int64]) -> str:
 
     Two caches of the same images give the same, whatever backbone made them; equal row numbers
     of other images do not.
-
-    Parameters
-    ----------
-    cache : CacheLike
-        Where the rows are.
-    rows : ndarray of int64, shape (n_rows,)
-        Which of them.
-
-    Returns
-    -------
-    str
-        SHA-256, 64 hexadecimal digits, of the digest of each image (its path where the cache
-        has no digest) and the name of its class.
     """
     digests, labels = np.asarray(cache.image_digests)[rows], np.asarray(cache.y)[rows]
     state = hashlib.sha256()

@@ -21,18 +21,6 @@ def share_interval(share: float, n: int) -> Ends:
 
     Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22, 1927:
     the p with (p - share)^2 <= z^2 p (1 - p) / n.
-
-    Parameters
-    ----------
-    share : float
-        Between 0 and 1.
-    n : int
-        Images.
-
-    Returns
-    -------
-    tuple of float
-        Lower and upper end.
     """
     z = NormalDist().inv_cdf((1 + _CONFIDENCE) / 2)
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
@@ -47,16 +35,6 @@ def mean_interval(values: Sequence[float]) -> Ends | None:
     Student's t, cut off at 0 and 1: the mean lies between them, so that cutting off loses no
     coverage (Mandelkern, "Setting confidence intervals for bounded parameters", Statistical
     Science 17, 2002).
-
-    Parameters
-    ----------
-    values : sequence of float
-        Accuracies of different draws.
-
-    Returns
-    -------
-    tuple of float or None
-        Lower and upper end; None for a single draw, which says nothing about others.
     """
     n = len(values)
     if n < 2:
@@ -70,18 +48,6 @@ def both_intervals(mean: float, *intervals: Ends | None) -> Ends:
 
     Zou and Donner, "Construction of confidence limits about effect measures: a general approach",
     Statistics in Medicine 27, 2008.
-
-    Parameters
-    ----------
-    mean : float
-        Between 0 and 1.
-    *intervals : tuple of float or None
-        Each around `mean`; None adds nothing.
-
-    Returns
-    -------
-    tuple of float
-        Lower and upper end.
     """
     known = [ends for ends in intervals if ends is not None]
     low, high = (hypot(*(mean - ends[side] for ends in known)) for side in (0, 1))

@@ -28,25 +28,7 @@ _ARRAYS = ("train", "test", "cosine", "ratio")
 def leaks_key(
     pair: Pair, drawable: NDArray[np.bool_], test_rows: NDArray[np.int64], settings: Settings
 ) -> str:
-    """Name a search by everything that its outcome depends on.
-
-    Parameters
-    ----------
-    pair : Pair
-        The caches: their fingerprints, their images in order, their classes where they were
-        chosen, and the groups.
-    drawable : ndarray of bool, shape (N_train,)
-        Rows of the train cache that may be drawn.
-    test_rows : ndarray of int64, shape (n_test,)
-        Rows of the test cache.
-    settings : Settings
-        `near` counts.
-
-    Returns
-    -------
-    str
-        64 hexadecimal digits.
-    """
+    """Name a search by everything that its outcome depends on."""
     caches, chosen = (pair.train, pair.test), (np.flatnonzero(drawable), test_rows)
     return fingerprint(
         {
@@ -62,17 +44,7 @@ def leaks_key(
 
 
 def record_leaks(leaks: Leaks) -> dict[str, Any]:
-    """Give everything that was found as plain values.
-
-    Parameters
-    ----------
-    leaks : Leaks
-        What was found.
-
-    Returns
-    -------
-    dict
-    """
+    """Give everything that was found as plain values."""
     near = leaks.near
     return {
         "n_train": leaks.n_train,
@@ -90,19 +62,7 @@ def record_leaks(leaks: Leaks) -> dict[str, Any]:
 
 
 def recall_leaks(record: dict[str, Any], pair: Pair) -> Leaks:
-    """Rebuild what `record_leaks` wrote.
-
-    Parameters
-    ----------
-    record : dict
-        Plain values.
-    pair : Pair
-        What was looked at.
-
-    Returns
-    -------
-    Leaks
-    """
+    """Rebuild what `record_leaks` wrote."""
     near = record["near"]
     if near is not None:
         near = NearPairs(

@@ -31,17 +31,7 @@ _SHOWN, _RECORDED, _DRAWN = 3, 50, 40
 
 
 def summary(leaks: Leaks) -> str:
-    """Count in one line; empty where nothing was found.
-
-    Parameters
-    ----------
-    leaks : Leaks
-        What was found.
-
-    Returns
-    -------
-    str
-    """
+    """Count in one line; empty where nothing was found."""
     counts, parts = leaks.counts, []
     if leaks.n_twins:
         kinds = ", ".join(f"{counts[kind]:,} {kind}" for kind in KINDS if counts[kind])
@@ -59,20 +49,7 @@ def summary(leaks: Leaks) -> str:
 
 
 def leak_remark(leaks: Leaks, on_leak: str) -> list[str]:
-    """Say in the notes of a result what was found; nothing where nothing was.
-
-    Parameters
-    ----------
-    leaks : Leaks
-        What was found.
-    on_leak : {"warn", "drop", "raise"}
-        What was done about it.
-
-    Returns
-    -------
-    list of str
-        At most one.
-    """
+    """Say in the notes of a result what was found; nothing where nothing was."""
     found = summary(leaks)
     return [f"{found} (left out of training)" if on_leak == "drop" else found] if found else []
 
@@ -85,33 +62,7 @@ def guard(
     reporter: Reporter,
     least: int = 1,
 ) -> NDArray[np.bool_]:
-    """Do about leaks what was asked for.
-
-    Parameters
-    ----------
-    leaks : Leaks
-        What was found.
-    on_leak : {"warn", "drop", "raise"}
-        Tell only; leave their training images out of every draw; stop.
-    drawable : ndarray of bool, shape (N,)
-        Training rows that may be drawn.
-    tell : callable
-        Is given notices that belong to the results too.
-    reporter : Reporter
-        Is told the pairs.
-    least : int, default=1
-        Images of a class that are needed.
-
-    Returns
-    -------
-    ndarray of bool, shape (N,)
-        Rows that may be drawn now.
-
-    Raises
-    ------
-    ProtocolError
-        If there are leaks, and they are to be errors, or too little would be left without them.
-    """
+    """Do about leaks what was asked for."""
     found, lines = summary(leaks), leak_lines(leaks)
     if found and on_leak == "raise":
         error = ProtocolError(f"{leaks.pair.name}: {found}")
@@ -151,18 +102,7 @@ def _require_enough(
 
 
 def leak_lines(leaks: Leaks) -> list[str]:
-    """Describe the first pairs and the first label conflicts.
-
-    Parameters
-    ----------
-    leaks : Leaks
-        What was found.
-
-    Returns
-    -------
-    list of str
-        One line a pair, at most three of a kind.
-    """
+    """Describe the first pairs and the first label conflicts."""
     lines = []
     for kind in (*KINDS, SAME_GROUP):
         pairs = _one_per_test_image(leak for leak in leaks.found if leak.kind == kind)
@@ -203,18 +143,7 @@ def _named(leaks: Leaks, part: str, row: int) -> str:
 
 
 def leak_record(leaks: Leaks) -> dict[str, Any]:
-    """Give what was found as plain values, for a fit's JSON.
-
-    Parameters
-    ----------
-    leaks : Leaks
-        What was found.
-
-    Returns
-    -------
-    dict
-        Counts, the rule of the near search, and the first 50 pairs and label conflicts.
-    """
+    """Give what was found as plain values, for a fit's JSON."""
     near: Any = "off"
     if leaks.near is not None:
         rule = leaks.near.rule
@@ -245,27 +174,7 @@ def _pair_record(leaks: Leaks, leak: Leak) -> dict[str, Any]:
 
 
 def save_leak_sheet(many: Iterable[Leaks], path: Path, reporter: Reporter = SILENT) -> int:
-    """Draw the pairs side by side: the test image, then the training image.
-
-    Parameters
-    ----------
-    many : iterable of Leaks
-        What was found for each pair of caches; each two images are drawn once, at most 40.
-    path : Path
-        The picture, see `save_sheet`.
-    reporter : Reporter, optional
-        Is told which images cannot be read again; they are grey squares.
-
-    Returns
-    -------
-    int
-        Pairs drawn; no file is written if there are none.
-
-    Raises
-    ------
-    UsageError
-        If the picture cannot be written.
-    """
+    """Draw the pairs side by side: the test image, then the training image."""
     albums: dict[str, _Album] = {}
     cells: dict[tuple[str, ...], list[tuple[Image.Image | None, str]]] = {}
     for leaks in many:

@@ -25,19 +25,7 @@ SAME_GROUP = "same group"
 
 @dataclass(frozen=True)
 class Leak:
-    """A training image and a test image that are not independent.
-
-    Parameters
-    ----------
-    kind : str
-        One of `KINDS`, or `SAME_GROUP`.
-    train, test : int
-        Rows of the two caches.
-    cosine : float or None
-        Of the features, where it was computed.
-    ratio : float or None
-        Their distance over the usual one, for ``near``; see `find_near`.
-    """
+    """A training image and a test image that are not independent."""
 
     kind: str
     train: int
@@ -48,15 +36,7 @@ class Leak:
 
 @dataclass(frozen=True)
 class Conflict:
-    """Two rows that are one image, with different classes.
-
-    Parameters
-    ----------
-    kind : str
-        One of `KINDS`.
-    first, second : tuple of str and int
-        ``"train"`` or ``"test"``, and the row.
-    """
+    """Two rows that are one image, with different classes."""
 
     kind: str
     first: tuple[str, int]
@@ -65,22 +45,7 @@ class Conflict:
 
 @dataclass(frozen=True)
 class Leaks:
-    """Everything found for a pair of caches.
-
-    Parameters
-    ----------
-    pair : Pair
-        What was looked at.
-    n_train, n_test : int
-        Images that may be drawn, and that are tested.
-    found : tuple of Leak
-        By kind, the surest first, then the most alike. For the first two kinds, each image
-        is paired with the first of its twins; `near` has all pairs.
-    conflicts : tuple of Conflict
-        Label conflicts: across the parts, and, of the first two kinds, inside train.
-    near : NearPairs or None
-        Outcome of the search for near twins; None where it was switched off.
-    """
+    """Everything found for a pair of caches."""
 
     pair: Pair
     n_train: int
@@ -164,18 +129,7 @@ def find_leaks(
 
 
 def find_copies(pair: Pair, drawable: NDArray[np.bool_], test_rows: NDArray[np.int64]) -> Leaks:
-    """Compare the files of images alone; features are not read.
-
-    Parameters
-    ----------
-    pair, drawable, test_rows
-        As `find_leaks` takes them.
-
-    Returns
-    -------
-    Leaks
-        Same files, by the SHA-256 of their bytes.
-    """
+    """Compare the files of images alone; features are not read."""
     parts = _Parts(pair, np.flatnonzero(drawable).astype(np.int64), test_rows)
     files = _files(pair.train, parts.train), _files(pair.test, test_rows)
     found = parts.equal(SAME_FILE, *files)

@@ -27,17 +27,7 @@ _LEAST_DISTANCE = 1e-6  # below it, float32 cosines of sketches are noise
 
 @dataclass(frozen=True)
 class NearRule:
-    """How near is near.
-
-    Parameters
-    ----------
-    ratio : float
-        A pair is near if its distance is less than this share of the usual one.
-    is_default : bool
-        Whether nobody chose it.
-    spread : float or None
-        What the default was tightened by; see `find_near`.
-    """
+    """How near is near."""
 
     ratio: float
     is_default: bool
@@ -46,21 +36,7 @@ class NearRule:
 
 @dataclass(frozen=True)
 class NearPairs:
-    """Pairs that `find_near` found, the closest first.
-
-    Parameters
-    ----------
-    train, test : ndarray of int64, shape (n_pairs,)
-        Positions in the two sketches.
-    cosine : ndarray of float64, shape (n_pairs,)
-        Of the features less their mean.
-    ratio : ndarray of float64, shape (n_pairs,)
-        Distance over the usual distance.
-    rule : NearRule
-        What was applied.
-    n_sketched : int
-        Pairs beyond the 10,000 whose cosines were computed: theirs are of the sketches.
-    """
+    """Pairs that `find_near` found, the closest first."""
 
     train: NDArray[np.int64]
     test: NDArray[np.int64]
@@ -123,18 +99,6 @@ def find_near(
     called a duplicate: Barz and Denzler, "Do we train on test data? Purging CIFAR of
     near-duplicates", J. Imaging 6(6), 2020, so found 3.3 % of CIFAR-10's test images among its
     50,000 training images.
-
-    Parameters
-    ----------
-    train, test : tuple of Rows and Sketch
-        The rows, read again for exact cosines of the candidates, and their sketches.
-    ratio : float, optional
-        Obeyed as it is, instead of the default.
-
-    Returns
-    -------
-    NearPairs
-        At most 10 for each row of either part.
     """
     of_train, of_test = _neighbours(train[1].unit, test[1].unit)
     usual_train, usual_test = (1.0 - sims.mean(axis=1) for _, sims in (of_train, of_test))

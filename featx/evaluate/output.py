@@ -41,19 +41,6 @@ class ResultsFolder:
 
     The JSON files are what is kept; ``results.csv`` is written anew from all of them, one line for
     the latest fit of each question and draw.
-
-    Parameters
-    ----------
-    folder : path-like
-        Made when the first result is written.
-    reporter : Reporter, optional
-        Is told which files are damaged or are something else: they are left alone and not used.
-
-    Attributes
-    ----------
-    table : pathlib.Path
-        The CSV file. One that is there and has lines that no JSON file gives (of an older featx,
-        or changed by hand) gets another name, and a notice.
     """
 
     def __init__(self, folder: str | os.PathLike[str], reporter: Reporter = SILENT) -> None:
@@ -72,16 +59,6 @@ class ResultsFolder:
         """Write the fit's JSON file, unless another process did meanwhile, then the table.
 
         One that failed again for the same reason is not written again.
-
-        Parameters
-        ----------
-        result : FitResult
-            A finished fit.
-
-        Returns
-        -------
-        pathlib.Path
-            The JSON file; one that exists is never overwritten.
         """
         with self._lock:
             rows = self._records.refresh()
@@ -107,18 +84,7 @@ class ResultsFolder:
         return path
 
     def complete(self, results: Iterable[FitResult] = ()) -> int:
-        """Add the fits that have no JSON file under their names, and write the table.
-
-        Parameters
-        ----------
-        results : iterable of FitResult
-            Fits; those that are there already, under the same names, are not added again.
-
-        Returns
-        -------
-        int
-            Fits added.
-        """
+        """Add the fits that have no JSON file under their names, and write the table."""
         with self._lock:
             present = {(row.key, row["error"]) for row in self._records.refresh().values()}
             missing = {r.key: r for r in results if (r.key, r.error) not in present}
@@ -129,18 +95,7 @@ class ResultsFolder:
         return len(missing)
 
     def remove(self, names: Iterable[str]) -> int:
-        """Remove records, and their lines of the table.
-
-        Parameters
-        ----------
-        names : iterable of str
-            Of files in ``fits/``.
-
-        Returns
-        -------
-        int
-            Bytes that were freed.
-        """
+        """Remove records, and their lines of the table."""
         freed = 0
         with self._lock:
             before = self._records.refresh()
@@ -190,18 +145,7 @@ class ResultsFolder:
         return sum(row.stamp[0] for row in self.all_rows().values())
 
     def find(self, fit_id: str) -> Iterator[FitResult]:
-        """Yield the fits of a name that did not fail, the latest first.
-
-        Parameters
-        ----------
-        fit_id : str
-            As in `FitResult`.
-
-        Yields
-        ------
-        FitResult
-            Exactly as it was added.
-        """
+        """Yield the fits of a name that did not fail, the latest first."""
         for path in list(self._files[_FIT].get(fit_id, [])):
             result = self._read(_FIT, path, partial(_named, fit_id))
             if result is not None and not result.error:
@@ -213,37 +157,11 @@ class ResultsFolder:
             yield self.read(name)
 
     def read(self, name: str) -> FitResult:
-        """Read the fit of a file of `rows`.
-
-        Parameters
-        ----------
-        name : str
-            Of the file in ``fits/``.
-
-        Returns
-        -------
-        FitResult
-
-        Raises
-        ------
-        RecordError
-            If it was damaged since.
-        """
+        """Read the fit of a file of `rows`."""
         return FitResult.from_record(read_record(_FIT, self.folder / "fits" / name))
 
     def find_leaks(self, key: str) -> dict[str, Any] | None:
-        """Find what a search for leaks found.
-
-        Parameters
-        ----------
-        key : str
-            As from `leaks_key`.
-
-        Returns
-        -------
-        dict or None
-            As from `record_leaks`; None where no such search was made.
-        """
+        """Find what a search for leaks found."""
         for path in self._files[_LEAKS].get(key, []):
             record = self._read(_LEAKS, path, dict)
             if record is not None and record.get("key") == key:
@@ -251,15 +169,7 @@ class ResultsFolder:
         return None
 
     def add_leaks(self, key: str, record: dict[str, Any]) -> None:
-        """Keep what a search for leaks found.
-
-        Parameters
-        ----------
-        key : str
-            As from `leaks_key`.
-        record : dict
-            As from `record_leaks`.
-        """
+        """Keep what a search for leaks found."""
         with self._lock:
             write_record(self.folder / "leaks" / key, _LEAKS, {"key": key, **record})
 

@@ -68,19 +68,7 @@ class CacheLike(Protocol):
 
 @dataclass(frozen=True)
 class Pair:
-    """Rows that may be fitted on, and rows that are tested on.
-
-    Parameters
-    ----------
-    train, test : CacheLike
-        The same cache where the data has no test split.
-    data : str, optional
-        What the table calls the data; as recorded in the train cache by default.
-    notices : tuple of str
-        What a person must know before the first fit.
-    groups : Groups, optional
-        Which images belong together.
-    """
+    """Rows that may be fitted on, and rows that are tested on."""
 
     train: CacheLike
     test: CacheLike
@@ -116,23 +104,7 @@ class Pair:
         return np.asarray((np.asarray(cache.status) == _DONE) & (np.asarray(cache.y) >= 0))
 
     def split(self, fraction: float, seed: int) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-        """Rows that may be drawn, and rows that are tested.
-
-        Parameters
-        ----------
-        fraction : float
-            Share of each class to hold out, where there is no test cache; whole groups, where
-            the pair has groups.
-        seed : int
-            Of the held-out choice.
-
-        Returns
-        -------
-        drawable : ndarray of bool, shape (N_train,)
-            Never includes a tested row.
-        test_rows : ndarray of int64
-            Rows of the test cache, ascending.
-        """
+        """Rows that may be drawn, and rows that are tested."""
         usable = self.usable(self.train)
         if not self.is_holdout:
             return usable, np.flatnonzero(self.usable(self.test)).astype(np.int64)
@@ -154,28 +126,7 @@ class Pair:
 def pair_caches(
     caches: Iterable[CacheLike], test_split: str | None = None
 ) -> tuple[list[Pair], list[str]]:
-    """Find the caches that every train cache is tested on.
-
-    Parameters
-    ----------
-    caches : iterable of CacheLike
-        Any caches.
-    test_split : str, optional
-        ``test`` or ``val``; by default ``test``, or ``val`` where the data have no ``test``: see
-        `featx.sources.splits.choose_splits`.
-
-    Returns
-    -------
-    pairs : list of Pair
-        In the order of the train caches; a cache of the split ``all`` is its own test cache.
-    notices : list of str
-        One line for each cache that has no partner.
-
-    Raises
-    ------
-    ProtocolError
-        If partners have different classes, or two caches are the same part of a split.
-    """
+    """Find the caches that every train cache is tested on."""
     groups: dict[str, list[CacheLike]] = {}
     for cache in caches:
         groups.setdefault(_point(cache), []).append(cache)
@@ -197,22 +148,7 @@ def pair_caches(
 def with_enough_images(
     pairs: Sequence[Pair], per_class: Iterable[int | str]
 ) -> tuple[list[Pair], list[str]]:
-    """Leave out pairs whose sample is smaller than the subsets, where others are large enough.
-
-    Parameters
-    ----------
-    pairs : sequence of Pair
-        As from `pair_caches`.
-    per_class : iterable of int or "all"
-        Sizes of subsets.
-
-    Returns
-    -------
-    pairs : list of Pair
-        The largest where none is large enough: the fit then says what is missing.
-    notices : list of str
-        One line for each that was left out.
-    """
+    """Leave out pairs whose sample is smaller than the subsets, where others are large enough."""
     most = max((k for k in per_class if isinstance(k, int)), default=0)
     sizes = [_part(pair.train.meta, str(pair.train.meta["split"]))[0] or math.inf for pair in pairs]
     enough = min(most, max(sizes, default=0))

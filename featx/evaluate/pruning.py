@@ -12,21 +12,7 @@ __all__ = ["find_idle", "find_named"]
 
 
 def find_idle(results: ResultsFolder, today: Iterable[str] | None = None) -> dict[str, str]:
-    """Find records that give no line of the table, or one of a cache that is gone.
-
-    Parameters
-    ----------
-    results : ResultsFolder
-        The folder.
-    today : iterable of str, optional
-        Fingerprints of the caches that are there; fits on others are idle too. Trainings, which
-        have no cache, never are.
-
-    Returns
-    -------
-    dict
-        The reason, by the name of the file in ``fits/``.
-    """
+    """Find records that give no line of the table, or one of a cache that is gone."""
     every, used = results.all_rows(), results.rows()
     found = dict.fromkeys(results.unreadable(), "cannot be read")
     again = {False: "the same was fitted again later", True: "it failed, the same was tried again"}
@@ -43,25 +29,7 @@ def _is_gone(row: Row, present: set[str]) -> bool:
 
 
 def find_named(results: ResultsFolder, systems: Iterable[str]) -> dict[str, str]:
-    """Find the records of systems, by the words of ``featx compare``.
-
-    Parameters
-    ----------
-    results : ResultsFolder
-        The folder.
-    systems : iterable of str
-        Words joined by commas, as `find_words` takes them.
-
-    Returns
-    -------
-    dict
-        The system, by the name of the file in ``fits/``.
-
-    Raises
-    ------
-    UsageError
-        If a word is in no column or in several.
-    """
+    """Find the records of systems, by the words of ``featx compare``."""
     rows: Mapping[str, Row] = results.all_rows()
     frame = to_systems(row.as_dict() for row in rows.values())
     names = list(rows)

@@ -36,17 +36,7 @@ _FROM_META = ("backbone", "layer", "pool", "input_size", "precision")
 
 
 class Question(BaseQuestion):
-    """One pair of caches, its subsets and its test rows.
-
-    Parameters
-    ----------
-    pair, settings, reporter
-        As `BaseQuestion` takes them.
-    on_leaks : callable, optional
-        Called with the leaks before anything is done about them.
-    known : ResultsFolder, optional
-        Keeps what the search for leaks found, and knows it the next time.
-    """
+    """One pair of caches, its subsets and its test rows."""
 
     def __init__(
         self,
@@ -87,19 +77,7 @@ class Question(BaseQuestion):
             return None
 
     def fit_id(self, head: str, subset: Subset) -> str:
-        """Name what is fitted, on what, and how: 16 hexadecimal digits.
-
-        Parameters
-        ----------
-        head : str
-            Name of the head.
-        subset : Subset
-            One of `subsets`.
-
-        Returns
-        -------
-        str
-        """
+        """Name what is fitted, on what, and how: 16 hexadecimal digits."""
         # The number of a draw, which was part of the name at first, is no part of the question:
         # seed and rows say which draw it is. With 0 for all, fits of that time go on answering.
         draw = {"repeat": 0, "seed": subset.seed, "rows": subset.sha256}
@@ -143,23 +121,7 @@ class Question(BaseQuestion):
         return self._codes[head]
 
     def answer(self, head: str, subset: Subset, known: ResultsFolder) -> FitResult | None:
-        """Find a fit that was made before.
-
-        Parameters
-        ----------
-        head : str
-            Name of the head.
-        subset : Subset
-            One of `subsets`.
-        known : ResultsFolder
-            Where to look.
-
-        Returns
-        -------
-        FitResult or None
-            Of the same question, of the same images in the same order, of undamaged features, and
-            with the same to tell about leaks; under the names and settings of this question.
-        """
+        """Find a fit that was made before."""
         told = _told(self._leaks(subset))
         images = self._images(subset)
         # A fit is named by row numbers; where data came in another order, these are other images.

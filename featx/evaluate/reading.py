@@ -19,25 +19,7 @@ _SHARE = 0.6
 
 
 def hold_rows(X: Rows, rows: NDArray[np.int64]) -> NDArray[Any] | RowsView:
-    """Read rows into memory as they are stored, or, where they do not fit, where they are.
-
-    Parameters
-    ----------
-    X : Rows
-        Features, on the disk.
-    rows : ndarray of int64
-        Which of them.
-
-    Returns
-    -------
-    ndarray of float16 or float32, shape (n_rows, n_features), or RowsView
-        The rows, or a view that reads them when they are asked for.
-
-    Raises
-    ------
-    ProtocolError
-        If they hold NaN or infinity.
-    """
+    """Read rows into memory as they are stored, or, where they do not fit, where they are."""
     X, n_features = as_stored(X), int(X.shape[1])
     dtype = np.asarray(X[0:1]).dtype
     fits = len(rows) * n_features * dtype.itemsize < _SHARE * available_bytes()
@@ -53,18 +35,7 @@ def hold_rows(X: Rows, rows: NDArray[np.int64]) -> NDArray[Any] | RowsView:
 def require_unseen(
     fitted: tuple[str, NDArray[np.int64]], scored: tuple[str, NDArray[np.int64]]
 ) -> None:
-    """Refuse to score a head on rows that it was fitted on.
-
-    Parameters
-    ----------
-    fitted, scored : tuple of str and ndarray of int64
-        Fingerprint of a cache, and rows of it.
-
-    Raises
-    ------
-    ProtocolError
-        If a row is in both.
-    """
+    """Refuse to score a head on rows that it was fitted on."""
     if fitted[0] != scored[0]:
         return
     shared = np.intersect1d(fitted[1], scored[1])

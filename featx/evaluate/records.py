@@ -26,21 +26,7 @@ class RecordError(FeatxError):
 
 
 def record_text(kind: str, record: Mapping[str, Any]) -> str:
-    """Write a record as JSON, one line for each of its keys.
-
-    Parameters
-    ----------
-    kind : str
-        What it is: ``"fit"``.
-    record : mapping
-        Plain values.
-
-    Returns
-    -------
-    str
-        With ``featx`` (the kind), ``version`` and, last, ``sha256``: that of everything else, as
-        ASCII JSON with sorted keys and without white space.
-    """
+    """Write a record as JSON, one line for each of its keys."""
     whole = {_TYPE: kind, _VERSION: _NOW, **record}
     whole[_DIGEST] = _digest(whole)
     lines = [
@@ -56,25 +42,7 @@ def _digest(whole: Mapping[str, Any]) -> str:
 
 
 def read_record(kind: str, path: Path) -> dict[str, Any]:
-    """Read a record, if every character of it is as it was written.
-
-    Parameters
-    ----------
-    kind : str
-        What it must be.
-    path : Path
-        The file.
-
-    Returns
-    -------
-    dict
-        What `record_text` was given.
-
-    Raises
-    ------
-    RecordError
-        If it is something else, of another version, or damaged.
-    """
+    """Read a record, if every character of it is as it was written."""
     try:
         whole = parse_json(path.read_text(encoding="utf-8"))
         if not isinstance(whole, dict) or whole.get(_TYPE) != kind or whole.get(_VERSION) != _NOW:
@@ -107,22 +75,7 @@ def read_older_too(kind: str, path: Path) -> dict[str, Any]:
 
 
 def write_record(stem: Path, kind: str, record: Mapping[str, Any]) -> Path:
-    """Write a record whole, beside what is there; one writer at a time.
-
-    Parameters
-    ----------
-    stem : Path
-        The file's name without its ending; its folder is made. A name that is taken gets a number.
-    kind : str
-        What it is.
-    record : mapping
-        Plain values.
-
-    Returns
-    -------
-    Path
-        The file: ``STEM.json``, ``STEM-2.json``, ...
-    """
+    """Write a record whole, beside what is there; one writer at a time."""
     names = (stem.name + (".json" if n == 1 else f"-{n}.json") for n in itertools.count(1))
     path = next(path for name in names if not (path := stem.with_name(name)).exists())
     replace_text(path, record_text(kind, record))

@@ -36,15 +36,7 @@ Stamp = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Row:
-    """What the table says of a record.
-
-    Parameters
-    ----------
-    stamp : tuple of int
-        Size, modification time and change time of the file, the times in nanoseconds.
-    values : tuple
-        By `COLUMNS`.
-    """
+    """What the table says of a record."""
 
     stamp: Stamp
     values: tuple[Any, ...]
@@ -68,15 +60,7 @@ class Row:
 
 
 class RecordRows:
-    """The rows of all records of fits in a folder of results.
-
-    Parameters
-    ----------
-    reports : Path
-        The folder of results; records lie in ``fits/`` below it.
-    reporter : Reporter
-        Is told which records are damaged or something else, once each.
-    """
+    """The rows of all records of fits in a folder of results."""
 
     def __init__(self, reports: Path, reporter: Reporter) -> None:
         self.folder, self.reporter = reports / "fits", reporter
@@ -86,14 +70,7 @@ class RecordRows:
         self.bad: dict[str, Stamp] = {}
 
     def refresh(self) -> dict[str, Row]:
-        """Look at the folder, and read what is new or has changed.
-
-        Returns
-        -------
-        dict
-            By the name of the file, in the order in which the fits were made. Damaged records are
-            told and left out; `bad` has their names.
-        """
+        """Look at the folder, and read what is new or has changed."""
         if self._rows is None:
             self._rows = self._kept = _recall(self._file)
         stamps = _stamps(self.folder)

@@ -63,41 +63,6 @@ def evaluate(
     """Fit and score.
 
     The test rows are never fitted on, and play no part in the choice of a penalty.
-
-    Parameters
-    ----------
-    pair : Pair
-        What to fit on and what to test on.
-    settings : Settings
-        Heads, subsets and repeats.
-    reporter : Reporter, optional
-        Shows progress; notices tell of unusable rows, images that are in both parts, and
-        draws that are not different.
-    sink : callable, optional
-        Called with each new result, and its fit, as soon as it is there, in order and in this
-        thread; not with those that were known. The fit is None where it failed.
-    on_leaks : callable, optional
-        Called with what the search for leaks found, before anything is done about it.
-    known : ResultsFolder, optional
-        Fits that are there are not made again, and features are not read where all are. A fit is
-        known by the fingerprints of the features, the subset, the test rows, the head, and its
-        settings; not by versions of packages. One that failed is made again.
-
-    Returns
-    -------
-    list of FitResult
-        By draw, then by size, then by head. A fit that fails has its reason as `error`, and the
-        others go on.
-
-    Raises
-    ------
-    ProtocolError
-        If a class has too few rows, a used row holds NaN or infinity, the rows do not fit
-        into memory, or there are leaks and they are to be errors.
-    MemoryError, OSError
-        If the machine cannot do it now, which says nothing about the fit.
-    KeyboardInterrupt
-        If it is stopped, also where a classifier swallows that: nothing is made of the fit.
     """
     with heard():
         job = _Job(Question(pair, settings, reporter, on_leaks, known), known)

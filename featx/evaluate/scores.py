@@ -75,23 +75,7 @@ class Scores:
 def score(
     truth: NDArray[np.int64], decisions: Array, model: Model, class_names: list[str]
 ) -> Scores:
-    """Compare labels with what a model says of the rows.
-
-    Parameters
-    ----------
-    truth : ndarray of int64, shape (n_rows,)
-        Labels.
-    decisions : ndarray of float64, shape (n_rows, n_classes) or (n_rows,)
-        What the model's `decision_function` gave.
-    model : Model
-        Knows its classes, and how decisions become probabilities.
-    class_names : list of str
-        By label.
-
-    Returns
-    -------
-    Scores
-    """
+    """Compare labels with what a model says of the rows."""
     guess = labels_of(decisions, model.classes_)
     labels = np.arange(len(class_names))
     precision, recall, f1, support = precision_recall_fscore_support(
@@ -158,18 +142,6 @@ def expected_calibration_error(is_right: NDArray[np.bool_], confidence: Array) -
     ECE = sum over m of \|B_m\| / n \|acc(B_m) - conf(B_m)\|, where B_m are the rows whose
     confidence lies in ((m - 1) / M, m / M], with M = 15 (Guo, Pleiss, Sun and Weinberger, "On
     calibration of modern neural networks", ICML 2017, equations 2 to 5).
-
-    Parameters
-    ----------
-    is_right : ndarray of bool, shape (n_rows,)
-        Whether the class with the largest probability is the true one.
-    confidence : ndarray of float64, shape (n_rows,)
-        Its probability.
-
-    Returns
-    -------
-    float
-        Between 0 and 1.
     """
     bins = np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
     right = np.bincount(bins, weights=is_right, minlength=ECE_BINS)

@@ -22,50 +22,7 @@ ON_LEAK = ("warn", "drop", "raise")
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of an evaluation.
-
-    Parameters
-    ----------
-    heads : tuple of str, default=("svm",)
-        Names of heads; settings that are the head's own anyway are taken off a name, and each
-        head comes once.
-    per_class : tuple of int or "all", default=(100,)
-        Labelled images of each class; ``"all"`` takes every usable one, once.
-    repeats : int, default=5
-        Draws; draw r has the seed ``seed + r``.
-    seed : int, default=0
-        Seed of the first draw.
-    C : float, optional
-        Penalty of the raw features; chosen by cross-validation inside the subset by default.
-    folds : int, default=5
-        Folds of that cross-validation.
-    holdout : float, default=0.2
-        Share of each class held out for testing, where the data has no test split.
-    holdout_seed : int, default=0
-        Seed of that split, the same for all draws.
-    on_leak : {"warn", "drop", "raise"}, default="warn"
-        What to do where a test image is among those that may be drawn: tell, leave the training
-        image out, or stop.
-    near : float, "auto" or "off", default="auto"
-        Near twins have less than this share of the usual distance; see `find_near`.
-    scale : {"none", "l2", "standard", "power"}, default="none"
-        Scaling of the features, fitted on nothing but the rows that a head is fitted on.
-    class_weight : {None, "balanced"}, default=None
-        Weight classes by the inverse of their share of the subset, as scikit-learn does.
-    n_jobs : int, default=1
-        Fits that run side by side; -1 takes all cores. The results do not depend on it, but
-        for what another number of threads changes in the last bits of a matrix product.
-    device : str, default="auto"
-        Where Gram matrices and the linear heads are computed: see
-        `featx.heads.device.choose_device`. No part of what a fit is known by.
-    allow_code : tuple of str, default=()
-        Heads ``module:Class`` that may be imported: `heads` may come out of a file.
-
-    Raises
-    ------
-    UsageError
-        If a name or a number does not fit.
-    """
+    """Settings of an evaluation."""
 
     heads: tuple[str, ...] = ("svm",)
     per_class: tuple[int | str, ...] = (100,)

@@ -14,21 +14,7 @@ T = TypeVar("T")
 
 
 def in_order(calls: Sequence[Callable[[], T]], n_jobs: int) -> Iterator[T]:
-    """Call functions in threads and yield what they return, in order, as it comes.
-
-    Parameters
-    ----------
-    calls : sequence of callable
-        Without parameters.
-    n_jobs : int
-        Most calls at a time, -1 for one a core, as in scikit-learn. They share the cores: the
-        threads of BLAS are limited to the cores over the calls while they run.
-
-    Yields
-    ------
-    object
-        What each call returned.
-    """
+    """Call functions in threads and yield what they return, in order, as it comes."""
     n_threads = min(effective_n_jobs(n_jobs), len(calls))
     if n_threads < 2:
         yield from (call() for call in calls)

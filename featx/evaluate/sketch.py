@@ -26,20 +26,7 @@ _MOST_PARTS = 4
 
 @dataclass(frozen=True)
 class Sketch:
-    """What is kept of rows that are compared.
-
-    Parameters
-    ----------
-    unit : ndarray of float32, shape (n_rows, width)
-        Sketches of the rows less the centre, divided by their norm; zeros for a row that is the
-        centre, or one that holds NaN or infinity. `width` is 0 where no sketch was asked for.
-    digests : list of bytes
-        One a row; equal rows have equal digests.
-    is_exact : bool
-        Whether the sketch is the row itself.
-    centre : ndarray of float32, shape (n_features,)
-        What was taken from every row.
-    """
+    """What is kept of rows that are compared."""
 
     unit: NDArray[np.float32]
     digests: list[bytes]
@@ -84,28 +71,6 @@ def sketch_rows(
     learning", ICML 2009, lemma 2). The cosine of two sketches of m values is that of the rows
     with a standard deviation of about (1 - c^2) / sqrt(m), like a correlation of m samples: for
     twins, where c is near 1, that is little.
-
-    Parameters
-    ----------
-    X : Rows, shape (n_rows, n_features)
-        Features.
-    dtype : numpy.dtype
-        Rows are hashed as this type, so that those of two caches compare.
-    centre : ndarray of float32, shape (n_features,)
-        Taken from every row before it is sketched: what all rows share makes no two alike.
-    with_sketch : bool, default=True
-        Without, rows are hashed only.
-    must_be_finite : bool, default=False
-        Whether a row that holds NaN or infinity is an error.
-
-    Returns
-    -------
-    Sketch
-
-    Raises
-    ------
-    ProtocolError
-        If a row must be finite and is not.
     """
     n_rows, n_features = (int(n) for n in X.shape)
     is_exact = n_features <= WIDTH

@@ -26,21 +26,7 @@ _TITLES = {
 
 
 def statement(line: pd.Series[Any], telling: Sequence[str], n_compared: int) -> str:
-    """Say what a comparison shows.
-
-    Parameters
-    ----------
-    line : Series
-        A row of what `compare` gives.
-    telling : sequence of str
-        Columns in which comparisons differ, to say which one this is.
-    n_compared : int
-        How many comparisons there are: with several, Holm's p decides.
-
-    Returns
-    -------
-    str
-    """
+    """Say what a comparison shows."""
     first, second, sign = line["A"], line["B"], 1
     if line["difference_points"] < 0:
         first, second, sign = second, first, -1
@@ -88,18 +74,7 @@ def _named(column: str, value: str) -> str:
 
 
 def format_comparison(frame: pd.DataFrame) -> str:
-    """Align comparisons as plain text.
-
-    Parameters
-    ----------
-    frame : pandas.DataFrame
-        As from `compare`.
-
-    Returns
-    -------
-    str
-        A table, differences in percentage points, then a sentence for each row.
-    """
+    """Align comparisons as plain text."""
     telling = [c for c in SYSTEM_COLUMNS if c in frame and frame[c].nunique() > 1]
     table = frame[["A", "B", *telling, *_TITLES]].rename(
         columns={**_TITLES, **{name: name.replace("_", " ") for name in telling}}

@@ -51,19 +51,7 @@ _COMMA = re.compile(r",(?![^()]*\))")  # not in mlp(hidden=512,256)
 
 
 def to_systems(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Describe fits by words.
-
-    Parameters
-    ----------
-    rows : iterable of mapping
-        Rows of the table, as `FitResult.row` gives them.
-
-    Returns
-    -------
-    pandas.DataFrame
-        `SYSTEM_COLUMNS`, all text; ``cache`` is the beginning of the train cache's fingerprint.
-        Then ``seed``, ``train_images`` and ``test_images``. The index counts the fits.
-    """
+    """Describe fits by words."""
     return pd.DataFrame([_words_of(row) for row in rows])
 
 
@@ -76,25 +64,7 @@ def _words_of(row: Mapping[str, Any]) -> dict[str, object]:
 
 
 def find_words(text: str, systems: pd.DataFrame) -> dict[str, str]:
-    """Find the columns that words are values of.
-
-    Parameters
-    ----------
-    text : str
-        Words joined by commas: a value that is in one column only, or ``column=value``.
-    systems : DataFrame
-        As from `to_systems`.
-
-    Returns
-    -------
-    dict
-        Values by column.
-
-    Raises
-    ------
-    UsageError
-        If a word is in no column or in several, or a column comes twice.
-    """
+    """Find the columns that words are values of."""
     found: dict[str, str] = {}
     for word in (part.strip() for part in _COMMA.split(text)):
         column, value = _column_of(word, systems)
@@ -152,44 +122,14 @@ def _what_there_is(systems: pd.DataFrame) -> str:
 
 
 def of_today(systems: pd.DataFrame, today: Iterable[str]) -> pd.DataFrame:
-    """Of a system that was fitted on several caches, keep the fits on those that are there today.
-
-    Parameters
-    ----------
-    systems : DataFrame
-        As from `to_systems`.
-    today : iterable of str
-        Fingerprints of the train caches that are there.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Where no cache of a system is there, all its fits.
-    """
+    """Of a system that was fitted on several caches, keep the fits on those that are there today."""
     is_there = systems["cache"].isin([fingerprint[:8] for fingerprint in today])
     same = [systems[column] for column in SYSTEM_COLUMNS if column not in OWN_COLUMNS]
     return systems[is_there | ~is_there.groupby(same).transform("any")]
 
 
 def choose(systems: pd.DataFrame, where: Mapping[str, Iterable[str]]) -> pd.DataFrame:
-    """Keep the fits that have some values.
-
-    Parameters
-    ----------
-    systems : DataFrame
-        As from `to_systems`.
-    where : mapping
-        Values by column, any of which will do; none is no restriction.
-
-    Returns
-    -------
-    pandas.DataFrame
-
-    Raises
-    ------
-    UsageError
-        If no fit has one of the values.
-    """
+    """Keep the fits that have some values."""
     kept = systems
     for column, values in where.items():
         wanted = [str(value) for value in values]

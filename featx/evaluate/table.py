@@ -136,19 +136,7 @@ def _word(value: object) -> str:
 
 
 def format_table(table: pd.DataFrame) -> str:
-    """Align a summary as plain text.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        As from `summarise`.
-
-    Returns
-    -------
-    str
-        A heading, a rule and one line a row, then the notes of the fits, each with the number
-        of fits that have it.
-    """
+    """Align a summary as plain text."""
     table = _join_ends(table)
     cells = [[_cell(name, row[name]) for name in table.columns] for _, row in table.iterrows()]
     lines = [list(table.columns), *cells]

@@ -24,20 +24,7 @@ _LONGEST = 40
 
 @dataclass(frozen=True, eq=False)
 class ClassView:
-    """A cache whose classes were renamed or left out; the rows stay where they are.
-
-    Parameters
-    ----------
-    base : CacheLike
-        The cache.
-    choice : ClassChoice
-        What to keep, drop and rename.
-
-    Raises
-    ------
-    UsageError
-        If the choice does not fit the cache's classes.
-    """
+    """A cache whose classes were renamed or left out; the rows stay where they are."""
 
     base: CacheLike
     choice: ClassChoice
@@ -111,25 +98,7 @@ class ClassView:
 
 
 def choose_classes(pair: Pair, choice: ClassChoice) -> Pair:
-    """Fit and test on some classes only.
-
-    Parameters
-    ----------
-    pair : Pair
-        Two caches of the same classes.
-    choice : ClassChoice
-        What to keep, drop and rename.
-
-    Returns
-    -------
-    Pair
-        `pair` itself where nothing is changed; else its name tells the choice.
-
-    Raises
-    ------
-    UsageError
-        If the choice does not fit the classes.
-    """
+    """Fit and test on some classes only."""
     if choice.is_everything:
         return pair
     try:
@@ -164,16 +133,6 @@ def _renamed(choice: ClassChoice) -> str:
 
 
 def count_unusable(cache: CacheLike) -> int:
-    """Rows without features or without a known label; classes left out by choice do not count.
-
-    Parameters
-    ----------
-    cache : CacheLike
-        Or a view of one.
-
-    Returns
-    -------
-    int
-    """
+    """Rows without features or without a known label; classes left out by choice do not count."""
     base = cache.base if isinstance(cache, ClassView) else cache
     return int(((np.asarray(base.status) != 1) | (np.asarray(base.y) < 0)).sum())

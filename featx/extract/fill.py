@@ -33,37 +33,7 @@ def fill(
     on_error: str,
     reporter: Reporter,
 ) -> StageTimes:
-    """Compute and write every row that any of the files lacks.
-
-    Parameters
-    ----------
-    writers : sequence of CacheWriter
-        One for each member of `group`; those that are complete get nothing.
-    source : Source
-        The images.
-    group : BackboneGroup
-        Feature points of one network.
-    engine : Engine
-        What runs it.
-    on_error : {"skip", "raise"}
-        What to do about an image that cannot be decoded.
-    reporter : Reporter
-        Shows the progress.
-
-    Returns
-    -------
-    StageTimes
-        Where the time went.
-
-    Raises
-    ------
-    ImageError
-        If an image cannot be decoded and `on_error` is ``raise``.
-    ReadError
-        If the machine cannot read an image, or it changed since it was hashed.
-    CacheError
-        If a file cannot be written.
-    """
+    """Compute and write every row that any of the files lacks."""
     missing = [writer.missing() for writer in writers]
     wanted = np.logical_or.reduce(missing)
     n_done = len(source) - int(wanted.sum())

@@ -33,31 +33,7 @@ def run_plan(
     tell: Callable[[str], object] = print,
     profile: bool = False,
 ) -> list[ExtractReport]:
-    """Extract every split of the data with every backbone at every layer.
-
-    Parameters
-    ----------
-    plan : Plan
-        What to do.
-    reporter : Reporter
-        Shows what is done.
-    target : Path, optional
-        The file, where it is one backbone, layer and split; named by its settings by default.
-    tell : callable, default=print
-        Is given a line about each finished file.
-    profile : bool, default=False
-        Whether `tell` is given a table of where the time went, too.
-
-    Returns
-    -------
-    list of ExtractReport
-        By backbone, then by split, then by layer.
-
-    Raises
-    ------
-    FeatxError
-        Of any kind, from wrong names to full disks.
-    """
+    """Extract every split of the data with every backbone at every layer."""
     from featx.extract.known import find_known
 
     plan = plan.drawn_as_in_folder()
@@ -82,26 +58,7 @@ def run_plan(
 
 
 def prepare(plan: Plan, reporter: Reporter, sources: Callable[[], Sources] | None = None) -> Job:
-    """Check the names of a plan, and open its data and its device.
-
-    Parameters
-    ----------
-    plan : Plan
-        What to do.
-    reporter : Reporter
-        Shows what is done.
-    sources : callable, optional
-        Gives the splits of the plan; they are opened by default.
-
-    Returns
-    -------
-    Job
-
-    Raises
-    ------
-    FeatxError
-        Of any kind.
-    """
+    """Check the names of a plan, and open its data and its device."""
     from featx.backbones import check_backbone
     from featx.engines import open_engine, resolve_devices, resolve_precision, resolve_runtime
 
@@ -153,23 +110,7 @@ class _Splits:
 
 @dataclass(frozen=True)
 class Job:
-    """A plan with its data and its device opened; made by `prepare`.
-
-    Parameters
-    ----------
-    asked, plan : Plan
-        As typed, and with all sizes in pixels.
-    sample : Sample
-        Which part of the data it takes.
-    sources : list of Source
-        The splits, restricted to that.
-    splits : _Splits
-        What is known of all of them.
-    engine : Engine
-        What runs the network.
-    reporter : Reporter
-        Shows what is done.
-    """
+    """A plan with its data and its device opened; made by `prepare`."""
 
     asked: Plan
     plan: Plan
@@ -180,38 +121,12 @@ class Job:
     reporter: Reporter
 
     def asking(self, plan: Plan) -> Job:
-        """Put another question to the same data on the same device.
-
-        Parameters
-        ----------
-        plan : Plan
-            It may differ in backbones, layers, pooling, input size and preprocessing.
-
-        Returns
-        -------
-        Job
-
-        Raises
-        ------
-        UsageError
-            If the native size is asked for and the images have several.
-        """
+        """Put another question to the same data on the same device."""
         sized = plan.at_native_size(self.sources, self.reporter)
         return replace(self, asked=plan, plan=sized)
 
     def open(self, name: str) -> BackboneGroup:
-        """Open one backbone at the layers of the plan.
-
-        Parameters
-        ----------
-        name : str
-            One of the plan's.
-
-        Returns
-        -------
-        BackboneGroup
-            One member a layer.
-        """
+        """Open one backbone at the layers of the plan."""
         from featx.backbones import open_backbones
 
         group = open_backbones(
@@ -247,18 +162,7 @@ class Job:
             )
 
     def fitted_to(self, group: BackboneGroup) -> Job:
-        """Choose a batch size that fits into memory, and a runtime that takes the network.
-
-        Parameters
-        ----------
-        group : BackboneGroup
-            What `open` gave.
-
-        Returns
-        -------
-        Job
-            To `run` this group.
-        """
+        """Choose a batch size that fits into memory, and a runtime that takes the network."""
         engine = self.engine.fitted_to(group)
         if self.plan.runtime == "auto" and engine.runtime != "torch":
             try:
@@ -271,22 +175,7 @@ class Job:
     def run(
         self, group: BackboneGroup, source: Source, target: Path | None = None
     ) -> list[ExtractReport]:
-        """Extract one split.
-
-        Parameters
-        ----------
-        group : BackboneGroup
-            What `open` gave.
-        source : Source
-            One of `sources`.
-        target : Path, optional
-            The file, where there is one layer; named by its settings by default.
-
-        Returns
-        -------
-        list of ExtractReport
-            One a layer.
-        """
+        """Extract one split."""
         from featx.extract.run import extract_many
         from featx.extract.settings import Settings, cache_path
 

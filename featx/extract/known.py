@@ -35,23 +35,7 @@ _OPEN = "auto"
 def find_known(
     plan: Plan, reporter: Reporter, sources: Callable[[], Sequence[Source]] | None = None
 ) -> list[ExtractReport] | None:
-    """Find the files that answer a plan, if all of them are complete.
-
-    Parameters
-    ----------
-    plan : Plan
-        What is asked.
-    reporter : Reporter
-        Shows how the images are hashed, where that takes long.
-    sources : callable, optional
-        Gives the splits of the plan; called only where files have been found that may answer.
-
-    Returns
-    -------
-    list of ExtractReport or None
-        In the order of `run_plan`; None where anything is missing, has changed, or cannot be
-        told without loading the network.
-    """
+    """Find the files that answer a plan, if all of them are complete."""
     folder = Path(plan.cache_dir)
     sources = sources or partial(open_sources, plan, reporter)
     if not _is_closed(plan) or not folder.is_dir():

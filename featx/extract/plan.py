@@ -125,18 +125,7 @@ class Plan:
         return replace(self, draws=max(rules, default=DRAWS_VERSION))
 
     def overrides(self) -> dict[str, Any]:
-        """Give the changes to the weights' own preprocessing that were asked for.
-
-        Returns
-        -------
-        dict
-            Keyword arguments of `Preprocessing.override`.
-
-        Raises
-        ------
-        UsageError
-            If a mistake is unknown, or `input_size` is a word: see `at_native_size`.
-        """
+        """Give the changes to the weights' own preprocessing that were asked for."""
         from featx.preprocess import MISTAKES, check_scale
 
         if self.preprocess not in MISTAKES:
@@ -150,25 +139,7 @@ class Plan:
         return MISTAKES[self.preprocess] | chosen
 
     def at_native_size(self, sources: Sequence[Source], reporter: Reporter) -> Plan:
-        """Put the size of the images in place of ``native``.
-
-        Parameters
-        ----------
-        sources : sequence of Source
-            The images; the headers of at most 100,000 of each are read.
-        reporter : Reporter
-            Is told the size.
-
-        Returns
-        -------
-        Plan
-            `self` where the size is given as a number, or not at all.
-
-        Raises
-        ------
-        UsageError
-            If the images are of different sizes.
-        """
+        """Put the size of the images in place of ``native``."""
         if self.input_size != NATIVE:
             return self
         from featx.sources.look import common_size
@@ -180,18 +151,7 @@ class Plan:
         return replace(self, input_size=side, crop_pct=1.0)
 
     def request(self, backbone: str) -> dict[str, Any]:
-        """Give what decides the features of one backbone, to be recorded and asked again.
-
-        Parameters
-        ----------
-        backbone : str
-            One of those typed.
-
-        Returns
-        -------
-        dict
-            Keyword arguments of `Plan`, as plain values; paths are absolute.
-        """
+        """Give what decides the features of one backbone, to be recorded and asked again."""
         from featx.sources import available_data
 
         values = {k: v for k, v in asdict(self).items() if v is not None and k not in NOT_RECORDED}
@@ -208,16 +168,7 @@ class Plan:
 
 
 class Sources(list["Source"]):
-    """The splits that are extracted.
-
-    Parameters
-    ----------
-    chosen : iterable of Source
-        Restricted to the sample.
-    listed : mapping
-        Number and `Source.names_id` of the images of every split that the data have, whether it
-        is extracted or not.
-    """
+    """The splits that are extracted."""
 
     def __init__(self, chosen: Iterable[Source], listed: Mapping[str, Mapping[str, Any]]) -> None:
         super().__init__(chosen)
@@ -225,25 +176,7 @@ class Sources(list["Source"]):
 
 
 def open_sources(plan: Plan, reporter: Reporter) -> Sources:
-    """Open the splits of a plan, restricted to its sample.
-
-    Parameters
-    ----------
-    plan : Plan
-        What to do.
-    reporter : Reporter
-        Shows downloads, and is told what heads are fitted and tested on.
-
-    Returns
-    -------
-    Sources
-        One a split.
-
-    Raises
-    ------
-    FeatxError
-        If the data cannot be had, or lack a split or images.
-    """
+    """Open the splits of a plan, restricted to its sample."""
     from featx.extract.settings import take_sample
     from featx.sources import LayoutChoice, open_data
     from featx.sources.splits import describe_choice

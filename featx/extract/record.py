@@ -30,28 +30,7 @@ def make_spec(
     digests: np.ndarray,
     content: str,
 ) -> CacheSpec:
-    """Everything about a cache that is known before the first image.
-
-    Parameters
-    ----------
-    source : Source
-        The images, already restricted to the sample.
-    backbone : Backbone
-        The network at its feature point.
-    engine : Engine
-        What runs it; of it only the arithmetic is part of the fingerprint.
-    settings : Settings
-        The other choices.
-    digests : ndarray of uint8, shape (N, 32)
-        Of the images, as `Source.image_digests` gives them.
-    content : str
-        What `Source.content_id` makes of these.
-
-    Returns
-    -------
-    CacheSpec
-        With the identity from which the fingerprint is made.
-    """
+    """Everything about a cache that is known before the first image."""
     return CacheSpec(
         identity=_identity(source, backbone, engine, settings, content),
         meta=_record(source, backbone, engine, settings),

@@ -12,31 +12,7 @@ __all__ = ["ExtractReport"]
 
 @dataclass(frozen=True)
 class ExtractReport:
-    """What one extraction did.
-
-    Parameters
-    ----------
-    path : Path
-        The cache file.
-    n_images : int
-        Rows in it.
-    n_features : int
-        Values in each.
-    dtype : str
-        Their type.
-    n_computed : int
-        Rows computed by this run; the others were there before.
-    n_failed : int
-        Images that cannot be decoded.
-    seconds : float
-        Wall time of this run.
-    n_bytes : int
-        Size of the file.
-    times : StageTimes, optional
-        Where the time went; None where nothing was computed.
-    n_reused : int, default=0
-        Rows copied by this run from the file that was there.
-    """
+    """What one extraction did."""
 
     path: Path
     n_images: int

@@ -40,35 +40,6 @@ def extract(
 
     What an earlier, interrupted run of the same question has committed is kept and
     only the rest is computed; a finished file is left as it is.
-
-    Parameters
-    ----------
-    source : Source
-        The images.
-    backbone : Backbone
-        The network at its feature point.
-    engine : Engine
-        What runs it.
-    target : Path
-        The cache file; its folder is made.
-    settings : Settings
-        The other choices.
-    reporter : Reporter
-        Shows the progress.
-
-    Returns
-    -------
-    ExtractReport
-        What was done.
-
-    Raises
-    ------
-    CacheError
-        If the file cannot be written, or was made with other settings.
-    SourceError
-        If no image at all could be read.
-    ImageError
-        If an image could not be read and that was to stop the run.
     """
     group = BackboneGroup.of(backbone)
     [report] = extract_many(source, group, engine, [target], settings, reporter=reporter)
@@ -85,35 +56,7 @@ def extract_many(
     digests: NDArray[np.uint8] | None = None,
     reporter: Reporter = SILENT,
 ) -> list[ExtractReport]:
-    """Fill several cache files in one pass of a network; see `extract`.
-
-    Parameters
-    ----------
-    source : Source
-        The images.
-    group : BackboneGroup
-        Feature points of one network.
-    engine : Engine
-        What runs it.
-    targets : sequence of Path
-        A cache file for each of them.
-    settings : Settings
-        The other choices.
-    digests : ndarray of uint8, shape (N, 32), optional
-        Of the images, as from `Source.image_digests`, where they are known.
-    reporter : Reporter
-        Shows the progress.
-
-    Returns
-    -------
-    list of ExtractReport
-        One a file.
-
-    Raises
-    ------
-    CacheError, SourceError, ImageError
-        As `extract`.
-    """
+    """Fill several cache files in one pass of a network; see `extract`."""
     started = time.monotonic()
     digests = source.image_digests(reporter=reporter) if digests is None else digests
     content = source.content_id(digests)

@@ -23,22 +23,7 @@ ON_ERROR = ("skip", "raise")
 
 @dataclass(frozen=True)
 class Sample:
-    """Which part of a data set is extracted.
-
-    Parameters
-    ----------
-    per_class : int, optional
-        Images per class of the train split (or of the only split); all by default.
-    test_per_class : int, optional
-        Images per class of the other splits; all by default.
-    seed : int, default=0
-        Of the draw.
-    classes : ClassChoice
-        Which classes, before the draw; all by default.
-    draws : int, default=2
-        Rule of the draw: 2 goes by the names of class and image (the path), 1 by their numbers,
-        as in caches of older versions.
-    """
+    """Which part of a data set is extracted."""
 
     per_class: int | None = None
     test_per_class: int | None = None
@@ -67,34 +52,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Settings:
-    """Choices of an extraction that are neither the source's nor the backbone's.
-
-    Parameters
-    ----------
-    sample : Sample
-        Which part of the data set is extracted.
-    store_dtype : str, default="float16"
-        Type of the stored features, ``float16`` or ``float32``.
-    overrides : mapping, optional
-        Changes to the weights' preprocessing that were asked for; they name the file.
-    overwrite : bool, default=False
-        Whether a file made with other settings may be replaced.
-    on_error : {"skip", "raise"}, default="skip"
-        What to do about an image that cannot be decoded: mark its row as failed, or stop.
-    reuse : bool, default=False
-        Whether rows of the file that is there are kept, where their bytes verify and their
-        image is wanted still: adds images to a finished file, and mends a damaged one.
-    request : mapping, optional
-        What was typed, recorded so that the same can be asked again.
-    splits : mapping, optional
-        Content and number of images of all splits of the run, by name, recorded to tell which
-        caches belong together.
-
-    Raises
-    ------
-    UsageError
-        If `on_error` is unknown.
-    """
+    """Choices of an extraction that are neither the source's nor the backbone's."""
 
     sample: Sample = field(default_factory=Sample)
     store_dtype: str = "float16"
@@ -112,27 +70,7 @@ class Settings:
 
 
 def take_sample(source: Source, sample: Sample) -> Source:
-    """Restrict a source to its chosen classes, and to a stratified draw of them.
-
-    Parameters
-    ----------
-    source : Source
-        One split.
-    sample : Sample
-        Which classes, and how many images of each.
-
-    Returns
-    -------
-    Source
-        `source` itself where everything is wanted.
-
-    Raises
-    ------
-    ProtocolError
-        If a class has too few images.
-    UsageError
-        If a class is named that is not there.
-    """
+    """Restrict a source to its chosen classes, and to a stratified draw of them."""
     source = sample.classes.apply_to(source)
     per_class = sample.for_split(source.split)
     if per_class is None:
@@ -150,20 +88,7 @@ def take_sample(source: Source, sample: Sample) -> Source:
 
 
 def images_identity(source: Source, content: str) -> dict[str, Any]:
-    """Everything about the images of a cache that is fingerprinted.
-
-    Parameters
-    ----------
-    source : Source
-        One split, restricted to the sample.
-    content : str
-        What `Source.content_id` gives.
-
-    Returns
-    -------
-    dict
-        Plain values.
-    """
+    """Everything about the images of a cache that is fingerprinted."""
     return {
         "content": content,
         "n_images": len(source),
@@ -174,26 +99,7 @@ def images_identity(source: Source, content: str) -> dict[str, Any]:
 def cache_path(
     folder: Path, source: Source, backbone: Backbone, engine: Engine, settings: Settings
 ) -> Path:
-    """Name of a cache file: the data, the backbone, and every choice that is not a default.
-
-    Parameters
-    ----------
-    folder : Path
-        Where caches lie.
-    source : Source
-        One split.
-    backbone : Backbone
-        The network at its feature point.
-    engine : Engine
-        What runs it; its arithmetic counts.
-    settings : Settings
-        The other choices.
-
-    Returns
-    -------
-    Path
-        ``FOLDER/DATA-SPLIT-BACKBONE[-CHOICES].h5``.
-    """
+    """Name of a cache file: the data, the backbone, and every choice that is not a default."""
     sample = settings.sample
     parts = [source.name, source.split]
     if not sample.classes.is_everything:

@@ -19,21 +19,7 @@ _ADVICE = {
 
 @dataclass(frozen=True)
 class Stage:
-    """One row of the table.
-
-    Parameters
-    ----------
-    name : str
-        ``decode``, ``forward`` or ``write``.
-    seconds : float
-        Busy time, the sum over its processes.
-    n_processes : int
-        How many work side by side.
-    n_images : int
-        Images that went through it.
-    share : float
-        Busy part of the wall time, between 0 and 1.
-    """
+    """One row of the table."""
 
     name: str
     seconds: float
@@ -48,13 +34,7 @@ class Stage:
 
 
 class StageTimes:
-    """Adds up the time of every stage; the stages overlap.
-
-    Parameters
-    ----------
-    n_workers : int
-        Processes that decode; 0 where that is done between the forward passes.
-    """
+    """Adds up the time of every stage; the stages overlap."""
 
     def __init__(self, n_workers: int) -> None:
         self._n_processes = {"decode": max(1, n_workers), "forward": 1, "write": 1}
@@ -66,15 +46,7 @@ class StageTimes:
         self._n_images = 0
 
     def add(self, n_images: int, seconds: Mapping[str, float]) -> None:
-        """Count a batch that was computed.
-
-        Parameters
-        ----------
-        n_images : int
-            In the batch.
-        seconds : mapping of str to float
-            As a `FeatureBatch` has them.
-        """
+        """Count a batch that was computed."""
         now = time.perf_counter()
         with self._lock:
             self._last = now

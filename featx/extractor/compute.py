@@ -20,15 +20,7 @@ __all__ = ["Setup", "UnreadableError"]
 
 
 class UnreadableError(ImageError):
-    """An image that cannot be read, and its row.
-
-    Parameters
-    ----------
-    row : int
-        In the source.
-    reason : str
-        Why.
-    """
+    """An image that cannot be read, and its row."""
 
     def __init__(self, row: int, reason: str) -> None:
         super().__init__(reason)
@@ -37,19 +29,7 @@ class UnreadableError(ImageError):
 
 @dataclass(frozen=True)
 class Setup:
-    """What computes features, and how.
-
-    Parameters
-    ----------
-    backbone : Backbone
-        At the feature point.
-    engine : LocalEngine
-        What runs it.
-    dtype : {"float32", "float16"}
-        Type of the features.
-    reporter : Reporter
-        Shows the progress.
-    """
+    """What computes features, and how."""
 
     backbone: Backbone
     engine: LocalEngine
@@ -59,33 +39,7 @@ class Setup:
     def features(
         self, source: Source, *, is_strict: bool, digests: np.ndarray | None = None
     ) -> tuple[np.ndarray[Any, Any], dict[int, str]]:
-        """Compute the features of every image.
-
-        Parameters
-        ----------
-        source : Source
-            Of n images.
-        is_strict : bool
-            Whether an image that cannot be decoded is an error.
-        digests : ndarray of uint8, shape (n, 32), optional
-            What the images must be, where the features are kept under these.
-
-        Returns
-        -------
-        features : ndarray of shape (n, n_features)
-            NaN in the rows of images that cannot be decoded.
-        failed : dict of int to str
-            Those rows, with reasons.
-
-        Raises
-        ------
-        UnreadableError
-            If `is_strict`.
-        ReadError
-            If the machine cannot read an image, or it changed since it was hashed.
-        FeatxError
-            If features of a readable image are not finite in this type.
-        """
+        """Compute the features of every image."""
         nothing = np.empty((0, self.backbone.n_features), self.dtype), dict[int, str]()
         n_rows = max(1, len(source))
         [found] = [*self.groups(source, n_rows, is_strict=is_strict, digests=digests)] or [nothing]
@@ -99,22 +53,7 @@ class Setup:
         is_strict: bool = False,
         digests: np.ndarray | None = None,
     ) -> Generator[tuple[np.ndarray[Any, Any], dict[int, str]], None, None]:
-        """Compute the same for some rows after the others, by workers that are started once.
-
-        Parameters
-        ----------
-        source, is_strict, digests
-            As in `features`.
-        n_rows : int
-            In each group: whole batches, or all rows.
-
-        Yields
-        ------
-        features : ndarray of shape (n_rows, n_features)
-            As `features` gives them; the last group may have fewer.
-        failed : dict of int to str
-            Rows of the group that failed, by their number in the group.
-        """
+        """Compute the same for some rows after the others, by workers that are started once."""
         n, size = len(source), self.engine.batch_size
         with ExitStack() as stack:
             stack.enter_context(worker_deaths_named())

@@ -23,23 +23,7 @@ _ONE = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image)
 
 
 def check_images(X: Any) -> np.ndarray | list[Any]:
-    """Bring ``X`` into one of two forms, without reading an image.
-
-    Parameters
-    ----------
-    X : sequence, ndarray, or pandas Series or DataFrame of one column
-        As given to `FeatureExtractor.transform`.
-
-    Returns
-    -------
-    ndarray of uint8, shape (n, H, W, 3) or (n, H, W), or list of length n
-        At least one image.
-
-    Raises
-    ------
-    UsageError
-        If it is something else, with what to do.
-    """
+    """Bring ``X`` into one of two forms, without reading an image."""
     if hasattr(X, "to_numpy"):  # pandas, polars
         X = X.to_numpy()
     if isinstance(X, _ONE):
@@ -69,20 +53,7 @@ def _from_array(X: np.ndarray) -> np.ndarray | list[Any]:
 
 
 def as_source(images: np.ndarray | list[Any]) -> tuple[Source, np.ndarray]:
-    """Make a source in which every file stands once.
-
-    Parameters
-    ----------
-    images : ndarray or list
-        From `check_images`.
-
-    Returns
-    -------
-    source : Source
-        Of m different images.
-    rows : ndarray of int64, shape (n,)
-        The row of each of the n images in the source.
-    """
+    """Make a source in which every file stands once."""
     if isinstance(images, np.ndarray):
         return from_arrays(images), np.arange(len(images))
     first: dict[Any, int] = {}

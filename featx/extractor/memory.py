@@ -40,15 +40,7 @@ _Rows = tuple[np.ndarray[Any, Any], dict[int, str]]
 
 
 class RowMemory:
-    """Features of images seen before.
-
-    Parameters
-    ----------
-    folder : Path
-        Of all memories; each has a folder inside it.
-    setup : Setup
-        What computes the rows that are not there.
-    """
+    """Features of images seen before."""
 
     def __init__(self, folder: Path, setup: Setup) -> None:
         self._root, self._setup = folder, setup
@@ -56,29 +48,7 @@ class RowMemory:
     def features(
         self, source: Source, *, is_strict: bool
     ) -> tuple[np.ndarray[Any, Any], dict[int, str]]:
-        """Look features up, and compute and keep those that are not there.
-
-        Parameters
-        ----------
-        source : Source
-            Of n images.
-        is_strict : bool
-            Whether an image that cannot be read is an error; others are kept before.
-
-        Returns
-        -------
-        features : ndarray of shape (n, n_features)
-            NaN in the rows of images that cannot be read.
-        failed : dict of int to str
-            Those rows, with reasons; they are not kept.
-
-        Raises
-        ------
-        UnreadableError
-            If `is_strict`.
-        CacheError
-            If a file of the memory is damaged, or cannot be written.
-        """
+        """Look features up, and compute and keep those that are not there."""
         digests = source.image_digests(reporter=self._setup.reporter)
         keys = [bytes(digest) for digest in digests]
         folder = self._folder(source, digests)

@@ -29,33 +29,7 @@ def open_once(
     is_anew: bool = False,
     **options: str | None,
 ) -> Backbone:
-    """Open a backbone, or take one of the last two that were opened.
-
-    Parameters
-    ----------
-    name : str
-        As for `featx.open_backbone`.
-    overrides : mapping
-        Keyword arguments of `Preprocessing.override`; None where nothing is changed.
-    device : torch.device
-        Where an engine moves the network.
-    allow_code
-        As for `featx.open_backbone`.
-    is_anew : bool, default=False
-        Whether the user's code is called again: it may read files that have changed.
-    **options
-        As for `featx.open_backbone`.
-
-    Returns
-    -------
-    Backbone
-        At the feature point; opened again where its file or its code is not what it was.
-
-    Raises
-    ------
-    UsageError, WeightsError, BackboneError
-        As `featx.open_backbone`.
-    """
+    """Open a backbone, or take one of the last two that were opened."""
     chosen = tuple(
         (key, _triple(key, value) if key in ("mean", "std") else value)
         for key, value in overrides.items()
@@ -107,15 +81,5 @@ def _open_once(
 def engine_once(
     device: torch.device, precision: str, batch_size: int | None, workers: int | None, runtime: str
 ) -> LocalEngine:
-    """Make an engine, or take the last one: it keeps the last network ready to run.
-
-    Parameters
-    ----------
-    device, precision, batch_size, workers, runtime
-        As for `LocalEngine`.
-
-    Returns
-    -------
-    LocalEngine
-    """
+    """Make an engine, or take the last one: it keeps the last network ready to run."""
     return LocalEngine(device, precision, batch_size, workers, runtime=runtime)

@@ -142,22 +142,6 @@ def with_settings(head: Head, values: dict[str, Any]) -> Head:
 def configure(name: str, words: Sequence[str] = ()) -> Head:
     """Find a head and change its settings as they are typed.
 
-    Parameters
-    ----------
-    name : str
-        As for `get_head`.
-    words : sequence of str
-        Each ``key=value``; several numbers are separated by commas.
-
-    Returns
-    -------
-    Head
-
-    Raises
-    ------
-    UsageError
-        If there is no such head or setting, or the value cannot be read.
-
     Examples
     --------
     >>> from featx.heads import configure

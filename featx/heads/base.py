@@ -55,15 +55,7 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class RowsView:
-    """Some rows of a lazy matrix, as lazy as the matrix.
-
-    Parameters
-    ----------
-    X : Rows
-        All rows.
-    rows : ndarray of int64, shape (n_rows,)
-        Those to be seen.
-    """
+    """Some rows of a lazy matrix, as lazy as the matrix."""
 
     X: Rows
     rows: NDArray[np.int64]
@@ -105,28 +97,7 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class FitOptions:
-    """Settings of one fit.
-
-    Parameters
-    ----------
-    C : float or None, default=None
-        Penalty of the raw features, as in scikit-learn; None chooses it by cross-validation.
-    folds : int, default=5
-        Folds of the cross-validation; fewer where a class has fewer rows.
-    seed : int, default=0
-        Shuffles the folds, and initialises what starts at random.
-    groups : ndarray of int64, shape (n_rows,), optional
-        Rows of one group are never on both sides of a fold.
-    scale : {"none", "l2", "standard", "power"}, default="none"
-        Scaling of the features, fitted inside each fold: see `featx.heads.scaling.SCALES`.
-    class_weight : {None, "balanced"}, default=None
-        As in the scikit-learn estimator of the head.
-
-    Raises
-    ------
-    UsageError
-        If a number lies outside of what it may be.
-    """
+    """Settings of one fit."""
 
     C: float | None = None
     folds: int = 5
@@ -144,17 +115,7 @@ class FitOptions:
 
 @dataclass(frozen=True)
 class CvCurve:
-    """Accuracies of the cross-validation inside the subset.
-
-    Parameters
-    ----------
-    C : tuple of float
-        Penalties of the raw features, ascending.
-    accuracy : tuple of tuple of float, shape (n_C, n_folds)
-        Share of the left-out rows that were right.
-    parameter : str, default="C"
-        What was searched; other settings of a head stand in `C` in place of the penalty.
-    """
+    """Accuracies of the cross-validation inside the subset."""
 
     C: tuple[float, ...]
     accuracy: tuple[tuple[float, ...], ...]
@@ -220,21 +181,7 @@ class Head(Protocol):
 
 @dataclass(frozen=True)
 class LinearModel:
-    """A linear classifier of raw features, with scikit-learn's names.
-
-    Parameters
-    ----------
-    classes_ : ndarray of int64, shape (n_classes,)
-        Labels, ascending.
-    coef_ : ndarray of float64, shape (n_classes, n_features)
-        One row for two classes.
-    intercept_ : ndarray of float64, shape (n_classes,)
-        One number for two classes.
-    scaling : Scaling, default=UNSCALED
-        Of the features, before the coefficients.
-    link : {"softmax", ""}, default=""
-        How scores become probabilities; "" where they do not.
-    """
+    """A linear classifier of raw features, with scikit-learn's names."""
 
     classes_: NDArray[np.int64]
     coef_: Array
@@ -257,56 +204,19 @@ class LinearModel:
 
 
 def labels_of(scores: Array, classes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Labels of the largest scores, the first among equals.
-
-    Parameters
-    ----------
-    scores : ndarray of float64, shape (n_rows, n_classes) or (n_rows,)
-        As a `decision_function` gives them.
-    classes : ndarray of int64, shape (n_classes,)
-        Labels.
-    """
+    """Labels of the largest scores, the first among equals."""
     best = (scores > 0).astype(np.int64) if scores.ndim == 1 else scores.argmax(axis=1)
     return np.asarray(classes[best])
 
 
 def softmax_of(scores: Array) -> Array:
-    """Probabilities of all classes from logits.
-
-    Parameters
-    ----------
-    scores : ndarray of float64, shape (n_rows, n_classes) or (n_rows,)
-        As a `decision_function` gives them.
-
-    Returns
-    -------
-    ndarray of float64, shape (n_rows, n_classes)
-    """
+    """Probabilities of all classes from logits."""
     logits = np.column_stack([np.zeros_like(scores), scores]) if scores.ndim == 1 else scores
     return np.asarray(softmax(logits, axis=1))
 
 
 def raw_product(X: Rows, weights: Array, scaling: Scaling = UNSCALED) -> Array:
-    """Scaled X @ weights in float64, by blocks of rows, so that X can stay on disk.
-
-    Parameters
-    ----------
-    X : array_like, shape (n_rows, n_features)
-        Raw features.
-    weights : ndarray of float64, shape (n_features, n_columns)
-        Coefficients.
-    scaling : Scaling, optional
-        Of the features.
-
-    Returns
-    -------
-    ndarray of float64, shape (n_rows, n_columns)
-
-    Raises
-    ------
-    ProtocolError
-        If the shapes do not fit, or a row holds NaN or infinity.
-    """
+    """Scaled X @ weights in float64, by blocks of rows, so that X can stay on disk."""
     n_rows, n_features = X.shape
     if n_features != len(weights):
         raise ProtocolError(
@@ -322,17 +232,7 @@ def raw_product(X: Rows, weights: Array, scaling: Scaling = UNSCALED) -> Array:
 
 
 def check_finite(block: NDArray[Any], first: int, rows: NDArray[np.int64] | None = None) -> None:
-    """Raise an error that names the rows with NaN or infinity.
-
-    Parameters
-    ----------
-    block : ndarray, shape (n_rows, n_features)
-        Consecutive features.
-    first : int
-        Number of the first of them.
-    rows : ndarray of int64, optional
-        What to call the rows, where they are a choice from something larger.
-    """
+    """Raise an error that names the rows with NaN or infinity."""
     if block.dtype == np.float16 and is_finite(block):
         return
     # A sum is finite only if all its terms are; it reads the block once, without a mask.

@@ -19,16 +19,6 @@ def fit_errors(head: str) -> Iterator[None]:
 
     What is no property of the fit is passed on: errors of featx, of the disk and of memory
     (also of a GPU's, as MemoryError), and whatever ends a program.
-
-    Parameters
-    ----------
-    head : str
-        Whose fit, for the text.
-
-    Raises
-    ------
-    FitError
-        With the kind and the text of the error, on one line.
     """
     with heard():
         try:

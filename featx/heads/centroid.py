@@ -23,11 +23,6 @@ class NcmHead(Configurable):
     With m the mean of a class, -|x - m|^2 / 2 = x m - |m|^2 / 2 - |x|^2 / 2, and the last term
     is the same for all classes: coefficients m, intercept -|m|^2 / 2.
 
-    Parameters
-    ----------
-    name, estimator : str
-        As in every head.
-
     References
     ----------
     T. Mensink, J. Verbeek, F. Perronnin and G. Csurka, "Distance-based image classification:
@@ -41,29 +36,7 @@ class NcmHead(Configurable):
     link: str = ""
 
     def fit(self, space: RowSpace, y: NDArray[np.int64], options: FitOptions) -> Fit:
-        """Average the rows of every class.
-
-        Parameters
-        ----------
-        space : RowSpace
-            Training rows.
-        y : ndarray of int64, shape (n_rows,)
-            Labels.
-        options : FitOptions
-            `C`, `folds` and `seed` play no part.
-
-        Returns
-        -------
-        Fit
-            Its model is a `LinearModel`, without probabilities.
-
-        Raises
-        ------
-        ProtocolError
-            If there is a single class.
-        UsageError
-            If class weights are asked for.
-        """
+        """Average the rows of every class."""
         check_options(self.name, options)
         classes, codes = codes_of(y)
         space = space.scaled(options.scale)
@@ -81,15 +54,7 @@ def class_weights(codes: NDArray[np.int64]) -> NDArray[np.float64]:
 def second_against_first(
     coef: NDArray[np.float64], intercept: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Make one row of the rows of two classes, as a `LinearModel` has it.
-
-    Parameters
-    ----------
-    coef : ndarray of float64, shape (n_classes, n_features)
-        One row a class.
-    intercept : ndarray of float64, shape (n_classes,)
-        One number a class.
-    """
+    """Make one row of the rows of two classes, as a `LinearModel` has it."""
     if len(coef) > 2:
         return coef, intercept
     return coef[1:] - coef[:1], intercept[1:] - intercept[:1]

@@ -63,13 +63,7 @@ class Matrix(Protocol):
 
 
 class HostMatrix:
-    """A matrix in memory.
-
-    Parameters
-    ----------
-    values : ndarray of float32 or float64, shape (n_rows, n_columns)
-        The matrix.
-    """
+    """A matrix in memory."""
 
     is_on_host = True
 
@@ -94,18 +88,7 @@ class HostMatrix:
 
 
 class TorchMatrix:
-    """A matrix on a device of torch.
-
-    Parameters
-    ----------
-    values : ndarray of float32 or float64, shape (n_rows, n_columns)
-        The matrix.
-    device : str
-        As torch names it.
-    tell : callable, optional
-        Is given a sentence where the device has too little memory for `solve`, which this machine
-        then does.
-    """
+    """A matrix on a device of torch."""
 
     is_on_host = False
 
@@ -149,17 +132,7 @@ class TorchMatrix:
 
 
 def matrix_on(device: str, values: Floats, tell: Callable[[str], object] | None = None) -> Matrix:
-    """Put a matrix where it will be multiplied.
-
-    Parameters
-    ----------
-    device : str
-        As `choose_device` gives it.
-    values : ndarray of float32 or float64, shape (n_rows, n_columns)
-        The matrix.
-    tell : callable, optional
-        As `TorchMatrix` takes it.
-    """
+    """Put a matrix where it will be multiplied."""
     return HostMatrix(values) if device == CPU else TorchMatrix(values, device, tell)
 
 
@@ -171,21 +144,6 @@ def gram_of(
     float64 throughout: on 1,000 x 86,528 features, products in float32 are a third faster and
     wrong by 6e-8 of the largest entry. Blocks go to a device as they are stored, and are converted
     and scaled there.
-
-    Parameters
-    ----------
-    device : str
-        As `choose_device` gives it.
-    n_rows : int
-        Rows.
-    blocks : iterable of ndarray of float16, float32 or float64, shape (n_rows, n_some)
-        All columns, some at a time, in order.
-    scaling : Scaling, default=UNSCALED
-        What is done to the columns, but for a division by the norms of the rows.
-
-    Returns
-    -------
-    ndarray of float64, shape (n_rows, n_rows)
     """
     if device != CPU:
         return _gram_there(device, n_rows, blocks, scaling)
@@ -221,13 +179,7 @@ def _gram_there(
 
 
 class _Ferry:
-    """Copies blocks to a device through two pinned buffers, without waiting for the last copy.
-
-    Parameters
-    ----------
-    device : str
-        As torch names it.
-    """
+    """Copies blocks to a device through two pinned buffers, without waiting for the last copy."""
 
     def __init__(self, device: str) -> None:
         import torch
@@ -277,15 +229,7 @@ def _event() -> Any:
 
 
 def device_for(name: str, n_rows: int) -> str:
-    """Choose a device for work on so many rows.
-
-    Parameters
-    ----------
-    name : str
-        ``auto`` takes the CPU below `LEAST_ROWS`; any other name is taken as it is.
-    n_rows : int
-        Rows of the matrix.
-    """
+    """Choose a device for work on so many rows."""
     if name != AUTO:
         return name
     return CPU if n_rows < LEAST_ROWS else choose_device(AUTO)
@@ -299,20 +243,7 @@ def on_device(
     n_bytes: int,
     tell: Callable[[str], object] | None = None,
 ) -> T:
-    """Do work on a device that has room for it, else on the CPU, and say so.
-
-    Parameters
-    ----------
-    name : str
-        As for `device_for`.
-    work : callable
-        Takes the device, and is called again with the CPU where the device has too little memory
-        after all: others may use it too.
-    n_rows, n_bytes : int
-        Rows of the matrix, and bytes that the work takes on a device.
-    tell : callable, optional
-        Is given the sentence.
-    """
+    """Do work on a device that has room for it, else on the CPU, and say so."""
     device = device_for(name, n_rows)
     if device == CPU:
         return work(CPU)

@@ -46,21 +46,6 @@ class ForeignModel:
     """A fitted classifier of somebody else's, on scaled features.
 
     Unlike other models it holds an object, `estimator`: it is as portable as that.
-
-    Parameters
-    ----------
-    classes_ : ndarray of int64, shape (n_classes,)
-        Labels, ascending.
-    estimator : object
-        Fitted on codes 0 to n_classes - 1.
-    dtype : {"float32", "float64"}
-        What it is given.
-    via : {"decision_function", "predict_proba", "predict"}
-        Where scores come from.
-    link : {"softmax", "shares", ""}
-        How scores become the probabilities of its ``predict_proba``; "" where they do not.
-    scaling : Scaling, default=UNSCALED
-        Of the features, before the estimator.
     """
 
     classes_: NDArray[np.int64]
@@ -103,15 +88,6 @@ class ForeignHead(Configurable):
     Its settings are its own parameters. Where it has parameters of these names, it gets `C` and
     `class_weight` of the options, and their seed as `random_state` unless it has one. It is
     fitted on the scaled rows in memory: float32, or float64 where the features are.
-
-    Parameters
-    ----------
-    name, estimator : str
-        As in every head: how it was called, and what it is.
-    code : Imported
-        Makes an unfitted classifier when it is called.
-    changed : tuple of (str, object)
-        Parameters that are not as the factory makes them.
     """
 
     name: str
@@ -160,13 +136,7 @@ class ForeignHead(Configurable):
         self.make()
 
     def make(self) -> Any:
-        """Make the unfitted estimator.
-
-        Raises
-        ------
-        UsageError
-            If that fails, or gives no classifier.
-        """
+        """Make the unfitted estimator."""
         try:
             made = self.code.found()
         except FeatxError:
@@ -184,33 +154,7 @@ class ForeignHead(Configurable):
         return made.set_params(**dict(self.changed))
 
     def fit(self, space: RowSpace, y: NDArray[np.int64], options: FitOptions) -> Fit:
-        """Fit the classifier; its warnings become notes.
-
-        Parameters
-        ----------
-        space : RowSpace
-            Training rows.
-        y : ndarray of int64, shape (n_rows,)
-            Labels; the classifier gets them as 0 to n_classes - 1.
-        options : FitOptions
-            `folds` and `groups` play no part: what it searches is its own business.
-
-        Returns
-        -------
-        Fit
-            Its model is a `ForeignModel`.
-
-        Raises
-        ------
-        ProtocolError
-            If there is a single class, or memory is short.
-        UsageError
-            If class weights are asked for and it has no such parameter.
-        ValueError
-            If what the classifier gives is nothing that can be scored.
-        Exception
-            Whatever the classifier raises; `featx.heads.boundary` translates.
-        """
+        """Fit the classifier; its warnings become notes."""
         made = self.make()
         params = made.get_params()
         check_options(self.name, options, has_weights="class_weight" in params)

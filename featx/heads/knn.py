@@ -32,25 +32,7 @@ __all__ = ["KNN", "KNN_DINO", "DinoKnnHead", "KnnHead", "KnnModel"]
 
 @dataclass(frozen=True)
 class KnnModel:
-    """Training rows and how many of them vote.
-
-    Parameters
-    ----------
-    classes_ : ndarray of int64, shape (n_classes,)
-        Labels, ascending.
-    rows : ndarray of float16, float32 or float64, shape (n_rows, n_features)
-        Raw features of the training rows.
-    codes : ndarray of int64, shape (n_rows,)
-        Positions of their labels in `classes_`.
-    n_neighbors : int
-        Number of votes.
-    scaling : Scaling, default=UNSCALED
-        Of the features, on both sides.
-    link : {"shares"}
-        Scores become probabilities because they are shares of the votes.
-    temperature : float, optional
-        Of votes by cosine, each with the weight exp(cosine / temperature).
-    """
+    """Training rows and how many of them vote."""
 
     classes_: NDArray[np.int64]
     rows: NDArray[Any]
@@ -64,11 +46,6 @@ class KnnModel:
         """Shares of the votes: (n_rows, n_classes).
 
         For two classes, (n_rows,): the share of the second, minus one half.
-
-        Raises
-        ------
-        ProtocolError
-            If the shapes do not fit, a row holds NaN or infinity, or memory is short.
         """
         n_rows, n_features = X.shape
         if n_features != self.rows.shape[1]:
@@ -111,14 +88,6 @@ class KnnHead(Configurable):
     among classes with equal votes the smallest label wins. scikit-learn does the latter always,
     and the former as far as it is defined: its documentation leaves the order of equal distances
     to the order of the rows.
-
-    Parameters
-    ----------
-    name, estimator : str
-        As in every head.
-    n_neighbors : tuple of int
-        One k, or several of which cross-validation chooses, the first among equals. Those that
-        are more than the rows fitted in a fold are left out.
     """
 
     has_class_weight: ClassVar[bool] = False
@@ -133,29 +102,7 @@ class KnnHead(Configurable):
         return None
 
     def fit(self, space: RowSpace, y: NDArray[np.int64], options: FitOptions) -> Fit:
-        """Choose k inside the subset, then keep all of it.
-
-        Parameters
-        ----------
-        space : RowSpace
-            Training rows.
-        y : ndarray of int64, shape (n_rows,)
-            Labels.
-        options : FitOptions
-            `C` plays no part.
-
-        Returns
-        -------
-        Fit
-            Its model is a `KnnModel`; where k was searched, `cv` holds it in place of C.
-
-        Raises
-        ------
-        ProtocolError
-            If there is a single class; a FitError for fewer rows than the one k asked for.
-        UsageError
-            If class weights are asked for.
-        """
+        """Choose k inside the subset, then keep all of it."""
         check_options(self.name, options)
         classes, codes = codes_of(y)
         space = space.scaled(options.scale)
@@ -192,15 +139,6 @@ class DinoKnnHead(KnnHead):
 
     This is how papers on self-supervised features report k nearest neighbours, with k = 10 or 20
     and a temperature of 0.07.
-
-    Parameters
-    ----------
-    name, estimator : str
-        As in every head.
-    n_neighbors : tuple of int
-        As in `KnnHead`.
-    temperature : float
-        Of the weights.
 
     References
     ----------

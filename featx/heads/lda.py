@@ -39,13 +39,6 @@ class LdaHead(Configurable):
     eigendecomposition of W serves all s; with fewer rows than coordinates it is that of the
     Gram matrix of the rows less the means of their classes (Woodbury's identity).
 
-    Parameters
-    ----------
-    name, estimator : str
-        As in every head.
-    shrinkage : tuple of float
-        One s, or several of which cross-validation chooses, the first among equals.
-
     References
     ----------
     O. Ledoit and M. Wolf, "A well-conditioned estimator for large-dimensional covariance
@@ -62,29 +55,7 @@ class LdaHead(Configurable):
     link: str = SOFTMAX
 
     def fit(self, space: RowSpace, y: NDArray[np.int64], options: FitOptions) -> Fit:
-        """Choose the shrinkage inside the subset, then fit on all of it.
-
-        Parameters
-        ----------
-        space : RowSpace
-            Training rows.
-        y : ndarray of int64, shape (n_rows,)
-            Labels.
-        options : FitOptions
-            `C` plays no part.
-
-        Returns
-        -------
-        Fit
-            Its model is a `LinearModel`; where s was searched, `cv` holds it in place of C.
-
-        Raises
-        ------
-        ProtocolError
-            If there is a single class, or memory is short.
-        UsageError
-            If class weights are asked for.
-        """
+        """Choose the shrinkage inside the subset, then fit on all of it."""
         check_options(self.name, options)
         classes, codes = codes_of(y)
         space = space.scaled(options.scale)
@@ -132,17 +103,7 @@ def _accuracies(
 
 
 class _Gaussians:
-    """Means and the spectrum of W, for any shrinkage.
-
-    Parameters
-    ----------
-    rows : ndarray of float64, shape (n_rows, n_coordinates)
-        Coordinates of the fitted rows.
-    codes : ndarray of int64, shape (n_rows,)
-        Their classes, all present.
-    n_features : int
-        Dimension of the features, over which the trace is averaged.
-    """
+    """Means and the spectrum of W, for any shrinkage."""
 
     def __init__(self, rows: Array, codes: NDArray[np.int64], n_features: int) -> None:
         # Apart, so that what classes differ in is not rounded beside a large offset of all.

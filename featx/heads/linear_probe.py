@@ -42,17 +42,6 @@ class LinearProbeHead(Configurable):
     Training stays in the span of the rows, so that it is done there, in at most as many dimensions
     as rows; what the first weights have outside of it is left out.
 
-    Parameters
-    ----------
-    name, estimator : str
-        As in every head.
-    lr : tuple of float
-        Learning rates for 256 rows a batch.
-    max_iter : int
-        Steps; 12,500 in the paper.
-    batch_size : int
-        Rows of a batch, at most all of them; 1,024 in the paper.
-
     References
     ----------
     M. Oquab et al., "DINOv2: Learning robust visual features without supervision", TMLR 2024,
@@ -69,31 +58,7 @@ class LinearProbeHead(Configurable):
     link: str = SOFTMAX
 
     def fit(self, space: RowSpace, y: NDArray[np.int64], options: FitOptions) -> Fit:
-        """Choose the learning rate on a fifth of the rows, then train on all of them.
-
-        Parameters
-        ----------
-        space : RowSpace
-            Training rows.
-        y : ndarray of int64, shape (n_rows,)
-            Labels.
-        options : FitOptions
-            The seed takes the fifth, initialises and shuffles; `C` plays no part.
-
-        Returns
-        -------
-        Fit
-            Its model is a `LinearModel`; where a learning rate was searched, `cv` holds it in
-            place of C.
-
-        Raises
-        ------
-        ProtocolError
-            If there is a single class, or memory is short; a FitError where no learning rate
-            keeps finite weights.
-        UsageError
-            If class weights are asked for.
-        """
+        """Choose the learning rate on a fifth of the rows, then train on all of them."""
         check_options(self.name, options)
         classes, codes = codes_of(y)
         space = space.scaled(options.scale)

@@ -32,23 +32,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 @dataclass(frozen=True)
 class MlpModel:
-    """A fitted perceptron, its first layer mapped back to raw features.
-
-    Parameters
-    ----------
-    classes_ : ndarray of int64, shape (n_classes,)
-        Labels, ascending.
-    coefs_ : tuple of ndarray of float64
-        Weights of the layers; the first has the shape (n_features, n_hidden).
-    intercepts_ : tuple of ndarray of float64
-        Biases of the layers.
-    scaling : Scaling, default=UNSCALED
-        Of the features, before the first layer.
-    activation : {"relu", "tanh", "sigmoid", "gelu"}, default="relu"
-        After every layer but the last.
-    link : {"softmax"}
-        How scores become probabilities.
-    """
+    """A fitted perceptron, its first layer mapped back to raw features."""
 
     classes_: NDArray[np.int64]
     coefs_: tuple[Array, ...]
@@ -87,17 +71,6 @@ class MlpHead(Configurable):
     raw features: Adam and the initial weights depend on the axes. There is no early stopping,
     which would take labelled rows away. Every default is MLPClassifier's own: none was chosen by a
     test accuracy.
-
-    Parameters
-    ----------
-    name, estimator : str
-        As in every head.
-    hidden : tuple of int
-        Units of the hidden layers.
-    alpha : float
-        Weight of the squared coefficients, as in MLPClassifier.
-    max_iter : int
-        Most epochs.
     """
 
     has_class_weight: ClassVar[bool] = False
@@ -111,29 +84,7 @@ class MlpHead(Configurable):
     link: str = SOFTMAX
 
     def fit(self, space: RowSpace, y: NDArray[np.int64], options: FitOptions) -> Fit:
-        """Fit on all rows; the seed initialises the weights and shuffles the rows.
-
-        Parameters
-        ----------
-        space : RowSpace
-            Training rows.
-        y : ndarray of int64, shape (n_rows,)
-            Labels.
-        options : FitOptions
-            `C` and `folds` play no part.
-
-        Returns
-        -------
-        Fit
-            Its model is an `MlpModel`.
-
-        Raises
-        ------
-        ProtocolError
-            If there is a single class.
-        UsageError
-            If class weights are asked for.
-        """
+        """Fit on all rows; the seed initialises the weights and shuffles the rows."""
         check_options(self.name, options)
         classes, codes = codes_of(y)
         space = space.scaled(options.scale)

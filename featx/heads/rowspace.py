@@ -36,18 +36,7 @@ _SHARE, _COPIES = 0.7, 3.5
 
 
 class Pool:
-    """Raw rows that many subsets share, and their Gram matrix, computed once for them all.
-
-    Parameters
-    ----------
-    X : ndarray of float16, float32 or float64, shape (n_pool, n_features)
-        Raw features, finite; or something that reads rows of them from the disk, which linear
-        heads alone can use.
-    device : str, default="cpu"
-        Where Gram matrices, and products by them, are computed: as `device_for` takes it.
-    tell : callable, optional
-        Is given a sentence, once, where a GPU has too little memory, and the CPU is taken.
-    """
+    """Raw rows that many subsets share, and their Gram matrix, computed once for them all."""
 
     def __init__(
         self, X: Any, device: str = CPU, tell: Callable[[str], object] | None = None
@@ -93,17 +82,7 @@ class Pool:
         return on_device(self.device, work, n_rows=n_rows, n_bytes=n_bytes, tell=self.tell)
 
     def gram_of(self, n_rows: int, blocks: Callable[[], Blocks], scaling: Scaling) -> Array:
-        """Gram matrix of so many rows, by blocks of columns as they are stored, which are scaled.
-
-        Parameters
-        ----------
-        n_rows : int
-            Rows of each block.
-        blocks : callable
-            Gives them, anew each time.
-        scaling : Scaling
-            As `featx.heads.device.gram_of` takes it.
-        """
+        """Gram matrix of so many rows, by blocks of columns as they are stored, which are scaled."""
         require_memory(8 * n_rows**2, f"the Gram matrix of {n_rows:,} rows")
         return self.on_device(
             lambda device: gram_of(device, n_rows, blocks(), scaling),
@@ -126,17 +105,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class RowSpace:
-    """Some rows of a pool, scaled, for any number of heads.
-
-    Parameters
-    ----------
-    pool : Pool
-        Raw features.
-    index : ndarray of int64, shape (n_rows,)
-        Rows of the pool that this space is about.
-    scaling : Scaling, default=UNSCALED
-        What is done to the rows; everything below is about scaled rows.
-    """
+    """Some rows of a pool, scaled, for any number of heads."""
 
     pool: Pool
     index: NDArray[np.int64]
@@ -163,15 +132,7 @@ class RowSpace:
         return self.n_rows < self.n_features
 
     def scaled(self, name: str, fitted: NDArray[np.int64] | None = None) -> RowSpace:
-        """Give the same rows under another scaling.
-
-        Parameters
-        ----------
-        name : str
-            One of `SCALES`.
-        fitted : ndarray of int64, optional
-            Rows of this space on which the scaling is fitted; all by default.
-        """
+        """Give the same rows under another scaling."""
         check_scale(name)
         if name != STANDARD:
             return RowSpace(self.pool, self.index, Scaling(name))
@@ -244,16 +205,7 @@ class RowSpace:
 
     @cached_property
     def centred(self) -> tuple[Array, Array | None]:
-        """Isometric coordinates of the rows less their mean, and how to get them.
-
-        Returns
-        -------
-        rows : ndarray of float64, shape (n_rows, rank)
-            Z with Z Z^T = (X - m)(X - m)^T, principal axes first; null directions are dropped.
-            X - m itself where there are at least as many rows as features.
-        dual : ndarray of float64, shape (n_rows, rank), or None
-            A with Z = (X - m)(X^T A), whose columns sum to 0; None where Z = X - m.
-        """
+        """Isometric coordinates of the rows less their mean, and how to get them."""
         if not self.is_wide:
             return self.dense - self.dense.mean(axis=0), None
         means = self.gram.mean(axis=0)
@@ -271,20 +223,7 @@ class RowSpace:
         return vectors * values, vectors / values
 
     def from_centred(self, weights: Array) -> tuple[Array, Array]:
-        """Turn weights of `centred` coordinates into weights of features.
-
-        Parameters
-        ----------
-        weights : ndarray of float64, shape (rank, n_columns)
-            W.
-
-        Returns
-        -------
-        weights : ndarray of float64, shape (n_features, n_columns)
-            V, and
-        shift : ndarray of float64, shape (n_columns,)
-            s, with Z W = X V + s.
-        """
+        """Turn weights of `centred` coordinates into weights of features."""
         _, dual = self.centred
         if dual is None:
             return weights, -(self.dense.mean(axis=0) @ weights)
@@ -302,14 +241,6 @@ class RowSpace:
 
         Those of `centred` and of the mean, apart: directions in which rows differ are not lost
         beside a large mean that all share.
-
-        Returns
-        -------
-        rows : ndarray of float64, shape (n_rows, rank)
-            Z with Z Z^T = X X^T; null directions are dropped, but for one where all rows are
-            zero. The rows themselves where there are at least as many rows as features.
-        dual : ndarray of float64, shape (n_rows, rank), or None
-            A with Z = X (X^T A); None where Z = X.
         """
         rows, dual = self.centred
         if dual is None:
@@ -327,13 +258,7 @@ class RowSpace:
         return np.column_stack([rows, np.full(len(rows), height)]), np.column_stack([dual, apart])
 
     def combine(self, dual: Array) -> Array:
-        """Combine the scaled rows: X^T A, float64, shape (n_features, n_columns).
-
-        Parameters
-        ----------
-        dual : ndarray of float64, shape (n_rows, n_columns)
-            Weights A of the rows.
-        """
+        """Combine the scaled rows: X^T A, float64, shape (n_features, n_columns)."""
         out = np.empty((self.n_features, dual.shape[1]))
         for columns, block in self.blocks():
             out[columns] = block.T @ dual
@@ -357,20 +282,7 @@ def _standard(pool: Pool, rows: NDArray[np.int64]) -> Scaling:
 
 
 def require_memory(n_bytes: int, what: str) -> None:
-    """Refuse work that cannot fit into memory, before it starts.
-
-    Parameters
-    ----------
-    n_bytes : int
-        Bytes to be allocated.
-    what : str
-        What they are for, for the error text.
-
-    Raises
-    ------
-    ProtocolError
-        If more is needed than is available.
-    """
+    """Refuse work that cannot fit into memory, before it starts."""
     available = available_bytes()
     if n_bytes > available:
         raise ProtocolError(

@@ -32,18 +32,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 def check_savable(head: Any) -> None:
-    """Refuse a head whose models hold more than numbers.
-
-    Parameters
-    ----------
-    head : Head
-        Any.
-
-    Raises
-    ------
-    UsageError
-        If it is a classifier of the user's own.
-    """
+    """Refuse a head whose models hold more than numbers."""
     if isinstance(head, ForeignHead):
         raise UsageError(
             f"models of {head.name} cannot be saved: featx saves numbers, never pickles, which "
@@ -53,25 +42,7 @@ def check_savable(head: Any) -> None:
 
 
 def pack_model(model: Model) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Take a fitted model apart.
-
-    Parameters
-    ----------
-    model : Model
-        Of one of featx's own heads.
-
-    Returns
-    -------
-    plain : dict
-        For JSON; it names the kind, and the arrays.
-    arrays : dict of str to ndarray
-        Contiguous, of the types that they have in the model.
-
-    Raises
-    ------
-    UsageError
-        If it is a model of another kind.
-    """
+    """Take a fitted model apart."""
     arrays: dict[str, NDArray[Any]] = {}
     return _pack(model, "", arrays), arrays
 
@@ -103,23 +74,7 @@ def _of(value: Any) -> tuple[Any, ...]:
 
 
 def unpack_model(plain: Any, arrays: Arrays) -> Model:
-    """Put a model together again, if its parts fit.
-
-    Parameters
-    ----------
-    plain, arrays
-        As from `pack_model`; they may come from a file that somebody tampered with.
-
-    Returns
-    -------
-    Model
-        Equal to the one that was taken apart, bit for bit.
-
-    Raises
-    ------
-    ModelError
-        If the kind is unknown, or shapes, types or values contradict each other.
-    """
+    """Put a model together again, if its parts fit."""
     model = _unpack(plain, arrays, 0)
     check = _CHECKS.get(type(model))
     if check is None:
@@ -168,17 +123,7 @@ def _make(kind: type[Any], values: dict[str, Any]) -> Any:
 
 
 def n_features_of(model: Any) -> int:
-    """Length of the rows that a model takes.
-
-    Parameters
-    ----------
-    model : Model
-        Of one of featx's own heads.
-
-    Returns
-    -------
-    int
-    """
+    """Length of the rows that a model takes."""
     if isinstance(model, MlpModel):
         return int(model.coefs_[0].shape[0])
     return int((model.rows if isinstance(model, KnnModel) else model.coef_).shape[1])

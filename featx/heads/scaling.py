@@ -45,15 +45,7 @@ SCALES = {
 
 @dataclass(frozen=True)
 class Scaling:
-    """A fitted scaling of rows.
-
-    Parameters
-    ----------
-    name : {"none", "l2", "standard", "power"}, default="none"
-        One of `SCALES`.
-    mean, std : ndarray of float64, shape (n_features,), optional
-        For "standard" alone; ``std`` is 1 where a feature is constant.
-    """
+    """A fitted scaling of rows."""
 
     name: str = NONE
     mean: Array | None = None
@@ -91,23 +83,7 @@ class Scaling:
         norms: Array | None = None,
         dtype: Any = np.float64,
     ) -> NDArray[Any]:
-        """Scale rows, or some columns of them.
-
-        Parameters
-        ----------
-        block : ndarray, shape (n_rows, n_columns)
-            Raw features.
-        columns : slice, optional
-            Which columns these are; all by default.
-        norms : ndarray of float64, shape (n_rows,), optional
-            Euclidean norms of the whole rows, after `bend`; computed where all columns are here.
-        dtype : float64 or float32, default=float64
-            Of the result.
-
-        Returns
-        -------
-        ndarray, shape (n_rows, n_columns)
-        """
+        """Scale rows, or some columns of them."""
         values = self.centred(block, columns, dtype)
         if self.has_norms:
             if norms is None:

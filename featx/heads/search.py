@@ -16,17 +16,7 @@ __all__ = ["Choice", "choose"]
 
 @dataclass(frozen=True)
 class Choice:
-    """A chosen value and how it was chosen.
-
-    Parameters
-    ----------
-    value : float
-        The one to be used.
-    cv : CvCurve or None
-        Accuracies, the values in place of C; None where nothing was searched.
-    notes : tuple of str
-        What a reader of the result must know.
-    """
+    """A chosen value and how it was chosen."""
 
     value: float
     cv: CvCurve | None = None
@@ -41,23 +31,7 @@ def choose(
     folds: Folds,
     accuracies_of: Callable[[NDArray[np.int64], NDArray[np.int64]], list[float]],
 ) -> Choice:
-    """Choose the value with the best mean accuracy, the first among equals.
-
-    Parameters
-    ----------
-    name : str
-        Of the setting.
-    grid : sequence of float
-        Its values; a single one is taken without a search.
-    default : float
-        The value where nothing can be left out.
-    codes : ndarray of int64, shape (n_rows,)
-        Classes of the rows.
-    folds : list of tuple of ndarray of int64
-        As from `featx.heads.select.fold_rows`.
-    accuracies_of : callable
-        From rows fitted and rows left out to the accuracy of every value.
-    """
+    """Choose the value with the best mean accuracy, the first among equals."""
     if len(grid) == 1:
         return Choice(grid[0])
     if not folds:

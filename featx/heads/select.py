@@ -23,25 +23,6 @@ def fold_rows(
     """Rows fitted and left out of every stratified fold.
 
     A class with a single row, or group, is fitted in every fold and never left out.
-
-    Parameters
-    ----------
-    codes : ndarray of int64, shape (n_rows,)
-        Classes.
-    folds : int
-        Folds wanted; a class with fewer rows, but more than one, makes them fewer.
-    seed : int
-        Shuffles the rows.
-    groups : ndarray of int64, shape (n_rows,), optional
-        Rows of one group are kept together.
-
-    Returns
-    -------
-    list of tuple of ndarray of int64
-        Of the rows that may be left out, those of
-        ``StratifiedKFold(shuffle=True, random_state=seed)``, with groups those of
-        ``StratifiedGroupKFold`` that have every class among the rows fitted; empty where fewer
-        than two classes may be left out, or there is a single fold.
     """
     units = np.arange(len(codes)) if groups is None else groups
     rows = np.flatnonzero(_may_leave(codes, units))
@@ -92,21 +73,7 @@ def _units_of_classes(codes: NDArray[np.int64], units: NDArray[np.int64]) -> dic
 
 
 def shares_right(scores: NDArray[Any], codes: NDArray[np.int64], folds: Folds) -> Array:
-    """Accuracy of each fold on its left-out rows.
-
-    Parameters
-    ----------
-    scores : ndarray, shape (n_rows, n_folds, n_outputs)
-        Of each fold's fit, for all rows.
-    codes : ndarray of int64, shape (n_rows,)
-        Classes.
-    folds : list of tuple of ndarray of int64
-        As from `fold_rows`.
-
-    Returns
-    -------
-    ndarray of float64, shape (n_folds,)
-    """
+    """Accuracy of each fold on its left-out rows."""
     n_classes = max(scores.shape[2], 2)
     right = np.empty(len(folds))
     for fold, (_, left_out) in enumerate(folds):

@@ -40,48 +40,6 @@ class TorchMlpHead(Configurable):
     taken. The fitted model is an `MlpModel`: batch normalisation with the statistics of the
     training is affine, and is multiplied into the dense layers, in float64.
 
-    Parameters
-    ----------
-    name, estimator : str
-        As in every head.
-    hidden : tuple of int
-        Units of the hidden layers.
-    dropout : tuple of float
-        Share of a hidden layer's outputs set to 0 in training; one for all, or one a layer.
-    batch_norm : {"none", "input", "before", "after"}
-        Of the features alone, before each hidden layer, or between it and its activation.
-    activation : {"relu", "tanh", "sigmoid", "gelu"}
-        After each hidden layer.
-    optimizer : str
-        Class in torch.optim that takes a learning rate and weight decay.
-    lr, weight_decay : float
-        Learning rate and weight decay of the optimizer.
-    scheduler : {"none", "StepLR", "CosineAnnealingLR", "ReduceLROnPlateau"}
-        Of the learning rate, from torch.optim.lr_scheduler, stepped each epoch. The cosine falls
-        to 0 at `max_epochs`.
-    step_size : int
-        Epochs between two steps of StepLR, or without a better loss until ReduceLROnPlateau steps.
-    gamma : float
-        What these two multiply the learning rate with.
-    batch_size : int
-        Rows in a step.
-    max_epochs : int
-        Most passes over the rows.
-    early_stopping : bool
-        Whether a part of the rows watches the training; without it all rows are fitted.
-    patience : int
-        Epochs without a better loss of that part.
-    validation : float
-        Share of the rows in that part; more where a class has few.
-    inputs : {"auto", "axes", "features"}
-        What the first layer sees of the training rows less their mean: their principal axes, in
-        at most as many dimensions as rows and divided by one number (as in `MlpHead`; Adam does
-        better and the time no longer depends on the number of features), or the features. ``auto``
-        takes the features only where batch normalisation does, which depends on the axes.
-    device : str
-        ``auto`` takes a GPU where there is one and there are `featx.heads.device.LEAST_ROWS` rows;
-        ``cpu``, ``cuda``, ``cuda:1``.
-
     References
     ----------
     N. Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting",
@@ -120,31 +78,7 @@ class TorchMlpHead(Configurable):
             )
 
     def fit(self, space: RowSpace, y: NDArray[np.int64], options: FitOptions) -> Fit:
-        """Train on the rows.
-
-        Parameters
-        ----------
-        space : RowSpace
-            Training rows.
-        y : ndarray of int64, shape (n_rows,)
-            Labels.
-        options : FitOptions
-            The seed takes the validation part, initialises and shuffles; `C` and `folds` play
-            no part. Groups are kept on one side of the validation part.
-
-        Returns
-        -------
-        Fit
-            Its model is an `MlpModel`, its `n_iter` the epochs that were trained.
-
-        Raises
-        ------
-        ProtocolError
-            If there is a single class, the rows do not fit into memory, or the weights grow beyond
-            all bounds.
-        UsageError
-            If there is no such optimizer or device.
-        """
+        """Train on the rows."""
         check_options(self.name, options, has_weights=True)
         classes, codes = codes_of(y)
         space = space.scaled(options.scale)

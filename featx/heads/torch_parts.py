@@ -27,20 +27,7 @@ Rows32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training gave.
-
-    Parameters
-    ----------
-    layers : list of dict
-        Dense layers (`weights` (n_in, n_out), `bias`) and batch normalisations (`slope`,
-        `shift`, `is_after`: a dense layer), in order, arrays of float64.
-    n_epochs : int
-        Epochs trained.
-    best_epoch : int
-        The epoch, from 1, whose weights these are; 0 where no loss was finite.
-    has_stopped : bool
-        Whether early stopping ended it.
-    """
+    """What a training gave."""
 
     layers: list[dict[str, Any]]
     n_epochs: int
@@ -56,28 +43,7 @@ def train(
     seed: int,
     class_weight: str | None,
 ) -> Trained:
-    """Train a network, the same for the same seed on the same CPU.
-
-    Parameters
-    ----------
-    head : TorchMlpHead
-        Settings.
-    rows : ndarray of float32, shape (n_rows, n_features)
-        Scaled features.
-    codes : ndarray of int64, shape (n_rows,)
-        Classes, from 0, without gaps.
-    split : tuple of ndarray of int64
-        Rows to be fitted, and those that watch; none of the latter for no early stopping.
-    seed : int
-        Initialises, shuffles and drops.
-    class_weight : {None, "balanced"}
-        Of the loss.
-
-    Raises
-    ------
-    UsageError
-        If there is no such optimizer or device.
-    """
+    """Train a network, the same for the same seed on the same CPU."""
     import torch
     from skorch import NeuralNetClassifier
     from skorch.dataset import Dataset

@@ -31,25 +31,7 @@ ToFeatures = Callable[[Array], tuple[Array, Array]]
 
 
 def codes_of(y: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Classes, and the position of every row's label among them.
-
-    Parameters
-    ----------
-    y : ndarray of int64, shape (n_rows,)
-        Labels, with any gaps.
-
-    Returns
-    -------
-    classes : ndarray of int64, shape (n_classes,)
-        Labels, ascending.
-    codes : ndarray of int64, shape (n_rows,)
-        From 0 to n_classes - 1.
-
-    Raises
-    ------
-    ProtocolError
-        If there is a single class.
-    """
+    """Classes, and the position of every row's label among them."""
     classes, codes = np.unique(y, return_inverse=True)
     if len(classes) < 2:
         raise ProtocolError(
@@ -59,17 +41,7 @@ def codes_of(y: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]
 
 
 def check_options(name: str, options: FitOptions, *, has_weights: bool = False) -> None:
-    """Raise a `UsageError` for options that a head cannot honour.
-
-    Parameters
-    ----------
-    name : str
-        The head.
-    options : FitOptions
-        What is asked.
-    has_weights : bool, default=False
-        Whether the head can weight its classes.
-    """
+    """Raise a `UsageError` for options that a head cannot honour."""
     if options.class_weight is not None and not has_weights:
         raise UsageError(
             f"{name} cannot weight its classes: leave class_weight out, or take a linear head"
@@ -77,24 +49,7 @@ def check_options(name: str, options: FitOptions, *, has_weights: bool = False) 
 
 
 def rows_in_memory(space: RowSpace, dtype: Any) -> NDArray[Any]:
-    """Scaled rows, read and scaled by blocks.
-
-    Parameters
-    ----------
-    space : RowSpace
-        Rows and their scaling.
-    dtype : dtype
-        Of the result.
-
-    Returns
-    -------
-    ndarray of dtype, shape (n_rows, n_features)
-
-    Raises
-    ------
-    ProtocolError
-        If they do not fit into memory.
-    """
+    """Scaled rows, read and scaled by blocks."""
     shape = (space.n_rows, space.n_features)
     needed = shape[0] * shape[1] * np.dtype(dtype).itemsize
     require_memory(needed, f"{shape[0]:,} x {shape[1]:,} training rows")
@@ -105,21 +60,7 @@ def rows_in_memory(space: RowSpace, dtype: Any) -> NDArray[Any]:
 
 
 def unit_axes(space: RowSpace) -> tuple[NDArray[np.float32], ToFeatures]:
-    """Rows as a perceptron learns them best, whatever their offset and their scale.
-
-    Parameters
-    ----------
-    space : RowSpace
-        Rows and their scaling.
-
-    Returns
-    -------
-    rows : ndarray of float32, shape (n_rows, rank)
-        Coordinates on the principal axes of the rows less their mean, divided by one number that
-        makes their mean square 1; one of zeros where all rows are equal.
-    to_features : callable
-        Turns weights of these (rank, n_columns) into weights of the features.
-    """
+    """Rows as a perceptron learns them best, whatever their offset and their scale."""
     rows, _ = space.centred
     size = float(np.sqrt(np.mean(rows**2))) if rows.size else 0.0
     if not size > 0:  # all rows are equal: what is learned is how frequent the classes are
@@ -132,13 +73,7 @@ def unit_axes(space: RowSpace) -> tuple[NDArray[np.float32], ToFeatures]:
 
 
 class Caught:
-    """Warnings of a fit, as notes.
-
-    Parameters
-    ----------
-    found : list of warnings.WarningMessage
-        Filled while the fit runs.
-    """
+    """Warnings of a fit, as notes."""
 
     def __init__(self, found: list[warnings.WarningMessage]) -> None:
         self._found = found

@@ -62,32 +62,12 @@ def available_networks() -> dict[str, NetworkSpec]:
 
 
 def is_network(text: str) -> bool:
-    """Whether a text names a network of this package, and not a backbone.
-
-    Parameters
-    ----------
-    text : str
-        As for `get_network`; the settings are not looked at.
-    """
+    """Whether a text names a network of this package, and not a backbone."""
     return text.partition("(")[0] in _NETWORKS
 
 
 def get_network(text: str) -> NetworkSpec:
     """Find a network by its name.
-
-    Parameters
-    ----------
-    text : str
-        One of `available_networks`, with settings in brackets: ``auto-cnn(filters=16 blocks=2)``.
-
-    Returns
-    -------
-    NetworkSpec
-
-    Raises
-    ------
-    UsageError
-        If there is none of that name, or a setting does not fit.
 
     Examples
     --------

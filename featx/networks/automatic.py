@@ -36,22 +36,6 @@ class AutoCnn(NetworkSpec):
     Blocks of 3 x 3 convolutions, each with batch normalisation and a ReLU, end in a halving;
     a block has twice the filters of the one before, up to `max_filters`. Behind the last one
     the map is averaged, so that the trained network runs on images of another size too.
-
-    Parameters
-    ----------
-    name, origin, usual_px
-        As in `NetworkSpec`.
-    filters : int
-        Of the first block.
-    blocks : int
-        Their number; 0 takes as many as leave a map of 4 pixels or more: 3 for images of 32
-        pixels, 4 for 96, 5 for 224.
-    convs : int
-        Convolutions in a block.
-    max_filters : int
-        Most filters of a block.
-    dropout : float
-        Before the last layer.
     """
 
     name: str = "auto-cnn"
@@ -100,23 +84,6 @@ class SearchCnn(NetworkSpec):
 
     Each convolution has twice the filters of the one before, batch normalisation and a
     halving; each dense layer half the units of the one before, batch normalisation and dropout.
-
-    Parameters
-    ----------
-    name, origin, usual_px
-        As in `NetworkSpec`.
-    convs : int
-        Convolutions.
-    filters : int
-        Of the first.
-    dense : int
-        Hidden dense layers.
-    neurons : int
-        Of the first; the last must have 1 or more.
-    dropout : float
-        Before the flattening and behind each dense layer; the source does not give it.
-    bn_momentum : float
-        As in `CnnHoogasianCifar`.
     """
 
     last_map: ClassVar[str | None] = "features"

@@ -22,13 +22,6 @@ class FineTuned(nn.Module):
 
     Modules that were given to `hold` stay in evaluation mode when the rest is put into training
     mode: frozen batch normalisation keeps its running statistics, frozen dropout drops nothing.
-
-    Parameters
-    ----------
-    body : torch.nn.Module
-        ``Backbone.network``: from images to features. Its parameters are made trainable.
-    top : torch.nn.Module
-        What `Top.build` made for the shape of these features.
     """
 
     def __init__(self, body: nn.Module, top: nn.Module) -> None:
@@ -38,40 +31,17 @@ class FineTuned(nn.Module):
         self._held: tuple[nn.Module, ...] = ()
 
     def hold(self, modules: Iterable[nn.Module]) -> None:
-        """Keep some modules in evaluation mode from now on, and no others.
-
-        Parameters
-        ----------
-        modules : iterable of torch.nn.Module
-            Of the body; what is inside a module is held only if it is among them.
-        """
+        """Keep some modules in evaluation mode from now on, and no others."""
         self._held = tuple(modules)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """Put it into training mode, but for what is held.
-
-        Parameters
-        ----------
-        mode : bool, default=True
-            False for evaluation mode.
-        """
+        """Put it into training mode, but for what is held."""
         super().train(mode)
         hold_still(self._held)
         return self
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Give logits.
-
-        Parameters
-        ----------
-        images : tensor of shape (n, 3, size, size)
-            Normalised, float32.
-
-        Returns
-        -------
-        tensor of shape (n, n_classes)
-            Logits.
-        """
+        """Give logits."""
         logits: torch.Tensor = self.top(self.body(images))
         return logits

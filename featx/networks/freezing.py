@@ -25,20 +25,7 @@ _WORDS = ("none", "half", "all")
 
 @dataclass(frozen=True)
 class Count:
-    """What a network has.
-
-    Parameters
-    ----------
-    n_layers : int
-        Modules with parameters or running statistics of their own.
-    n_parameters : int
-        All numbers of its parameters.
-    n_trainable : int
-        Those that training changes.
-    n_statistics : int
-        Running means and variances of batch normalisation: Keras counts them as parameters
-        that are not trainable, torch does not count them.
-    """
+    """What a network has."""
 
     n_layers: int
     n_parameters: int
@@ -53,19 +40,7 @@ class Count:
 
 @dataclass(frozen=True)
 class FrozenCount:
-    """What was frozen.
-
-    Parameters
-    ----------
-    n_layers, n_frozen : int
-        Layers that could be frozen, and that were.
-    n_parameters, n_trainable : int
-        Of the whole network, afterwards.
-    modules : tuple of torch.nn.Module
-        What must stay in evaluation mode during the training, as `hold_still` takes it: the frozen
-        layers, everything without parameters (dropout) before the last of them, and whatever
-        holds no layer that learns (a block that drops something itself). A `FineTuned` sees to it.
-    """
+    """What was frozen."""
 
     n_layers: int
     n_frozen: int
@@ -75,18 +50,7 @@ class FrozenCount:
 
 
 def count(network: nn.Module) -> Count:
-    """Count layers and parameters.
-
-    Parameters
-    ----------
-    network : torch.nn.Module
-        Any.
-
-    Returns
-    -------
-    Count
-        Each parameter that several modules share counts once.
-    """
+    """Count layers and parameters."""
     parameters = list(network.parameters())
     return Count(
         n_layers=len(_layers(network)),
@@ -106,26 +70,7 @@ def statistics_of(network: nn.Module) -> list[Tensor]:
 
 
 def freeze(network: nn.Module, text: str) -> FrozenCount:
-    """Freeze the first layers of a network, and make all others trainable.
-
-    Parameters
-    ----------
-    network : torch.nn.Module
-        Changed in place. Of a `FineTuned` the layers of its body count, the top is always
-        trained; of any other network all layers but the last one count.
-    text : str
-        ``none``; ``half`` (the first half, rounded down); ``all``; a number N, the first N
-        layers; or the path of a module, as in ``featx list layers``: everything up to its end.
-
-    Returns
-    -------
-    FrozenCount
-
-    Raises
-    ------
-    UsageError
-        If there are fewer layers, or there is no such module.
-    """
+    """Freeze the first layers of a network, and make all others trainable."""
     body = network.body if isinstance(network, FineTuned) else network
     parts = [(name, module) for name, module in _leaves(body) if module is not body]
     places = [i for i, (_, module) in enumerate(parts) if _has_own(module)]

@@ -13,40 +13,18 @@ KERAS_EPS = 1e-3
 
 
 def conv(n_in: int, n_out: int) -> nn.Conv2d:
-    """Make a 3 x 3 convolution that keeps the size of the map (Keras' ``padding="same"``).
-
-    Parameters
-    ----------
-    n_in, n_out : int
-        Channels.
-    """
+    """Make a 3 x 3 convolution that keeps the size of the map (Keras' ``padding="same"``)."""
     return nn.Conv2d(n_in, n_out, kernel_size=3, padding=1)
 
 
 def batch_norm(n_channels: int, momentum: float, *, is_flat: bool = False) -> nn.Module:
-    """Make a batch normalisation with the constant of Keras.
-
-    Parameters
-    ----------
-    n_channels : int
-        Of the map, or of the vector.
-    momentum : float
-        Share of a batch in the running statistics: 0.01 is what Keras calls 0.99.
-    is_flat : bool, default=False
-        Whether it normalises vectors.
-    """
+    """Make a batch normalisation with the constant of Keras."""
     kind = nn.BatchNorm1d if is_flat else nn.BatchNorm2d
     return kind(n_channels, eps=KERAS_EPS, momentum=momentum)
 
 
 def named(parts: Iterable[tuple[str, nn.Module]]) -> nn.Sequential:
-    """Chain parts that have names.
-
-    Parameters
-    ----------
-    parts : iterable of (str, torch.nn.Module)
-        In order.
-    """
+    """Chain parts that have names."""
     chain = nn.Sequential()
     for name, part in parts:
         chain.add_module(name, part)
@@ -54,15 +32,7 @@ def named(parts: Iterable[tuple[str, nn.Module]]) -> nn.Sequential:
 
 
 def dense_stack(n_in: int, widths: Iterable[int]) -> list[nn.Module]:
-    """Make dense layers with a ReLU behind each.
-
-    Parameters
-    ----------
-    n_in : int
-        Length of the input.
-    widths : iterable of int
-        Units of each layer.
-    """
+    """Make dense layers with a ReLU behind each."""
     parts: list[nn.Module] = []
     for width in widths:
         parts += [nn.Linear(n_in, width), nn.ReLU()]
@@ -72,11 +42,6 @@ def dense_stack(n_in: int, widths: Iterable[int]) -> list[nn.Module]:
 
 def start_as_keras(network: nn.Module) -> nn.Module:
     """Give weights the values that Keras starts from: Glorot's uniform ones, and biases of 0.
-
-    Parameters
-    ----------
-    network : torch.nn.Module
-        Changed in place.
 
     References
     ----------

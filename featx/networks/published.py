@@ -20,13 +20,6 @@ class AnnNellangara(NetworkSpec):
 
     The source gives their number and no widths: `hidden` are those of the tutorial that it
     most plausibly followed.
-
-    Parameters
-    ----------
-    name, origin, usual_px
-        As in `NetworkSpec`.
-    hidden : tuple of int
-        Units of the layers before the last.
     """
 
     name: str = "ann-nellangara"
@@ -42,15 +35,7 @@ class AnnNellangara(NetworkSpec):
 
 @dataclass(frozen=True)
 class CnnNellangara(NetworkSpec):
-    """Two convolutions with pooling, and a dense layer of 200.
-
-    Parameters
-    ----------
-    name, origin, usual_px
-        As in `NetworkSpec`.
-    dropout : float
-        Behind the last pooling.
-    """
+    """Two convolutions with pooling, and a dense layer of 200."""
 
     last_map: ClassVar[str | None] = "features"
 
@@ -81,17 +66,7 @@ class CnnNellangara(NetworkSpec):
 
 @dataclass(frozen=True)
 class CnnHoogasianCifar(NetworkSpec):
-    """Four convolutions with batch normalisation, 592,169 parameters at 32 pixels and 9 classes.
-
-    Parameters
-    ----------
-    name, origin, usual_px
-        As in `NetworkSpec`.
-    dropout : float
-        Behind the dense layer; the source does not give it.
-    bn_momentum : float
-        Share of a batch in the running statistics; 0.01 is Keras' default of 0.99.
-    """
+    """Four convolutions with batch normalisation, 592,169 parameters at 32 pixels and 9 classes."""
 
     last_map: ClassVar[str | None] = "features"
 
@@ -131,15 +106,6 @@ class CnnHoogasianStl(NetworkSpec):
 
     The source's table of layers lacks the normalisation behind the second convolution; its
     512 parameters are in the total.
-
-    Parameters
-    ----------
-    name, origin, usual_px
-        As in `NetworkSpec`.
-    dropout : tuple of float
-        Before the flattening, and behind the dense layer; the source does not give them.
-    bn_momentum : float
-        As in `CnnHoogasianCifar`.
     """
 
     last_map: ClassVar[str | None] = "features"
@@ -177,15 +143,7 @@ class CnnHoogasianStl(NetworkSpec):
 
 @dataclass(frozen=True)
 class CnnVeer(NetworkSpec):
-    """Two convolutions with pooling, and a dense layer of 256; model 1 of its source.
-
-    Parameters
-    ----------
-    name, origin, usual_px
-        As in `NetworkSpec`.
-    dropout : float
-        Behind the dense layer.
-    """
+    """Two convolutions with pooling, and a dense layer of 256; model 1 of its source."""
 
     last_map: ClassVar[str | None] = "features"
 

@@ -25,16 +25,6 @@ class SmallNetwork(NetworkSpec):
     the code of that collection, which keeps the pooling behind it. Parameters have
     torchvision's names, which are those of the collection, so that a state dict of it fits.
 
-    Parameters
-    ----------
-    name, origin, usual_px
-        As in `NetworkSpec`.
-    architecture : str
-        Name in torchvision.
-    stem_pool : bool
-        Whether the maximum pooling behind the first convolution stays. Without it maps are
-        twice as wide throughout, and an image takes about four times the work.
-
     References
     ----------
     H. Phan, "huyvnphan/PyTorch_CIFAR10", version 3.0.1, Zenodo, 2021,

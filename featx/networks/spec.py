@@ -19,17 +19,7 @@ __all__ = ["NetworkSpec", "build_seeded", "require_memory", "text_of"]
 
 @dataclass(frozen=True)
 class NetworkSpec(Configurable, ABC):
-    """A network that can be built for any number of classes, and for an image size.
-
-    Parameters
-    ----------
-    name : str
-        As typed, without settings.
-    origin : str
-        Where it is from, for people.
-    usual_px : int
-        Side of the images that it was made for.
-    """
+    """A network that can be built for any number of classes, and for an image size."""
 
     name: str
     origin: str
@@ -45,28 +35,7 @@ class NetworkSpec(Configurable, ABC):
         return text_of(self)
 
     def build(self, n_classes: int, input_px: int, seed: int) -> nn.Module:
-        """Build the network with random values.
-
-        Parameters
-        ----------
-        n_classes : int
-            Number of logits, 2 or more.
-        input_px : int
-            Side of the square images.
-        seed : int
-            Of the values; torch's own generator is left as it was.
-
-        Returns
-        -------
-        torch.nn.Module
-            On the CPU, in training mode. It maps normalised images, float32 of shape
-            (n, 3, input_px, input_px), to logits, float32 of shape (n, n_classes).
-
-        Raises
-        ------
-        UsageError
-            If the images are too small for it, or there is one class only.
-        """
+        """Build the network with random values."""
         if n_classes < 2:
             raise UsageError(f"{self.name} needs 2 classes or more, there is {n_classes}")
         self._check_size(input_px)
@@ -90,45 +59,14 @@ class NetworkSpec(Configurable, ABC):
 
 
 def text_of(spec: Configurable) -> str:
-    """Write something configurable as it is typed, without what is the default anyway.
-
-    Parameters
-    ----------
-    spec : Configurable
-        A frozen dataclass with a name.
-
-    Returns
-    -------
-    str
-        ``NAME`` or ``NAME(key=value key=value)``.
-    """
+    """Write something configurable as it is typed, without what is the default anyway."""
     usual = {f.name: f.default for f in fields(spec)}  # type: ignore[arg-type]
     changed = {key: value for key, value in spec.settings.items() if value != usual[key]}
     return f"{spec.name}({words_of(changed)})" if changed else spec.name
 
 
 def build_seeded(what: str, build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """Build a network, or a part of one, if memory holds it: its settings may be a stranger's.
-
-    Parameters
-    ----------
-    what : str
-        Its name, for the error.
-    build : callable
-        Builds it.
-    seed : int
-        Of the values, 0 or more; torch's own generator is left as it was.
-
-    Returns
-    -------
-    torch.nn.Module
-        On the CPU.
-
-    Raises
-    ------
-    UsageError
-        If memory does not hold it.
-    """
+    """Build a network, or a part of one, if memory holds it: its settings may be a stranger's."""
     try:
         with torch.device("meta"):
             outline = build()

@@ -26,18 +26,7 @@ class AveragePool(nn.Module):
     """Mean of a map over its rows and columns, of tokens over all of them; vectors stay."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Average.
-
-        Parameters
-        ----------
-        features : tensor of shape (n, channels, height, width), (n, tokens, channels) or (n, c)
-            Any floating type.
-
-        Returns
-        -------
-        tensor of shape (n, channels)
-            Of the same type.
-        """
+        """Average."""
         if features.dim() == 4:
             return features.mean((2, 3))
         return features.mean(1) if features.dim() == 3 else features
@@ -45,13 +34,7 @@ class AveragePool(nn.Module):
 
 @dataclass(frozen=True)
 class Top(Configurable, ABC):
-    """Layers between the features of a backbone and the logits.
-
-    Parameters
-    ----------
-    name : str
-        As typed, without settings.
-    """
+    """Layers between the features of a backbone and the logits."""
 
     name: str
 
@@ -61,22 +44,7 @@ class Top(Configurable, ABC):
         return text_of(self)
 
     def build(self, map_shape: Shape, n_classes: int, seed: int) -> nn.Module:
-        """Build it with random values, those that torch starts from.
-
-        Parameters
-        ----------
-        map_shape : tuple of int
-            Shape of the features of one image: ``Backbone.map_shape``.
-        n_classes : int
-            Number of logits.
-        seed : int
-            Of the values; torch's own generator is left as it was.
-
-        Returns
-        -------
-        torch.nn.Module
-            On the CPU, in training mode; maps features to logits of shape (n, n_classes).
-        """
+        """Build it with random values, those that torch starts from."""
         return build_seeded(self.text, lambda: self._build(map_shape, n_classes), seed)
 
     @abstractmethod
@@ -86,18 +54,7 @@ class Top(Configurable, ABC):
 
 @dataclass(frozen=True)
 class LinearTop(Top):
-    """The average of the map and one dense layer, as most networks end themselves.
-
-    Parameters
-    ----------
-    name : str
-        As in `Top`.
-    dropout : float
-        Before the dense layer.
-    batch_norm : {"none", "input"}
-        Of the averaged features: for networks whose last map is not normalised and may be large
-        (VGG, SqueezeNet), on which the first steps of a dense layer are too long.
-    """
+    """The average of the map and one dense layer, as most networks end themselves."""
 
     name: str = "linear"
     dropout: float = setting(0.0, within="[0, 1)")
@@ -116,19 +73,6 @@ class DenseTop(Top):
 
     A hidden layer is: batch normalisation where it comes before, the dense layer, batch
     normalisation where it comes after, the activation, dropout; as in the head ``mlp-torch``.
-
-    Parameters
-    ----------
-    name : {"flatten", "gap"}
-        Whether the map is flattened, or averaged (global average pooling).
-    hidden : tuple of int
-        Units of the hidden layers.
-    dropout : tuple of float
-        Behind each hidden layer; one for all, or one a layer.
-    batch_norm : {"none", "input", "before", "after"}
-        Of the features alone, before each hidden layer, or between it and its activation.
-    activation : {"relu", "tanh", "sigmoid", "gelu"}
-        Of the hidden layers.
     """
 
     name: str = "flatten"
@@ -185,23 +129,7 @@ def available_tops() -> tuple[str, ...]:
 
 
 def get_top(text: str) -> Top:
-    """Find a top by its name.
-
-    Parameters
-    ----------
-    text : str
-        One of `available_tops`, with settings in brackets:
-        ``flatten(hidden=512,256 dropout=0.2,0)``.
-
-    Returns
-    -------
-    Top
-
-    Raises
-    ------
-    UsageError
-        If there is none of that name, or a setting does not fit.
-    """
+    """Find a top by its name."""
     match = _WITH_SETTINGS.fullmatch(text)
     name: str = match["name"] if match else text
     words: Sequence[str] = match["words"].split() if match else ()

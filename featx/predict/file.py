@@ -30,22 +30,7 @@ _TENSORS = "tensors"
 
 
 def write_file(path: Path, record: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write a model: whole, or not at all.
-
-    Parameters
-    ----------
-    path : Path
-        The file; its folder is made. A file that is there is replaced.
-    record : mapping
-        Plain values.
-    arrays : mapping of str to ndarray
-        C-contiguous.
-
-    Raises
-    ------
-    ModelError
-        If it cannot be written.
-    """
+    """Write a model: whole, or not at all."""
     digests = {name: _digest(array) for name, array in arrays.items()}
     _FILES.write(
         path,
@@ -61,23 +46,7 @@ def _digest(array: NDArray[Any]) -> str:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read what is known about a model, and none of its arrays.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-
-    Returns
-    -------
-    dict
-        As it was given to `write_file`, with the digests of the tensors.
-
-    Raises
-    ------
-    ModelError
-        If the file is missing, damaged, or no model of this version of featx.
-    """
+    """Read what is known about a model, and none of its arrays."""
     record, names = _FILES.read(path)
     digests = record.get(_TENSORS)
     if not isinstance(digests, dict) or names != set(digests):
@@ -86,25 +55,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def read_arrays(path: Path, record: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    """Read the arrays of a model, and compare them with their digests.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    record : mapping
-        What `read_record` gave.
-
-    Returns
-    -------
-    dict of str to ndarray
-        In memory; never more than the file has bytes.
-
-    Raises
-    ------
-    ModelError
-        If a byte is not as it was written.
-    """
+    """Read the arrays of a model, and compare them with their digests."""
     try:
         with safe_open(path, framework="numpy") as stream:
             arrays = {name: stream.get_tensor(name) for name in record[_TENSORS]}

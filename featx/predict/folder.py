@@ -28,20 +28,7 @@ _TEST = "TEST score: accuracy on test images that the head was not fitted on, wh
 
 
 class ModelsFolder(ResultsFolder):
-    """Results whose fits are known only where their models are there too.
-
-    Parameters
-    ----------
-    folder : path-like
-        That of the results; models lie in ``models/`` below it.
-    reporter : Reporter, optional
-        Is told which models are damaged: they are fitted again.
-
-    Attributes
-    ----------
-    models : pathlib.Path
-        Where the models lie.
-    """
+    """Results whose fits are known only where their models are there too."""
 
     def __init__(self, folder: str | os.PathLike[str], reporter: Reporter = SILENT) -> None:
         super().__init__(folder, reporter)
@@ -66,43 +53,12 @@ class ModelsFolder(ResultsFolder):
 
     @staticmethod
     def check_heads(names: Sequence[str]) -> None:
-        """Refuse heads whose models cannot be saved, before anything is fitted.
-
-        Parameters
-        ----------
-        names : sequence of str
-            As typed after ``--clf``.
-
-        Raises
-        ------
-        UsageError
-            If one is a classifier of the user's own.
-        """
+        """Refuse heads whose models cannot be saved, before anything is fitted."""
         for name in names:
             check_savable(get_head(name))
 
     def add_fit(self, pair: Pair, result: FitResult, fit: Fit) -> Path:
-        """Keep a result, then its model under the same name.
-
-        Parameters
-        ----------
-        pair : Pair
-            What was fitted and tested on.
-        result : FitResult
-            What came out.
-        fit : Fit
-            With the model.
-
-        Returns
-        -------
-        pathlib.Path
-            The model.
-
-        Raises
-        ------
-        ModelError
-            If it cannot be written, or the name is that of another model.
-        """
+        """Keep a result, then its model under the same name."""
         path = self.models / f"{self.add(result).stem}{ENDING}"
         plain, arrays = pack_model(fit.model)
         record = {"model": plain, "n_features": n_features_of(fit.model), **_record(pair, result)}
@@ -112,28 +68,12 @@ class ModelsFolder(ResultsFolder):
         return path
 
     def count(self, results: Iterable[FitResult]) -> int:
-        """Count the fits that have a model.
-
-        Parameters
-        ----------
-        results : iterable of FitResult
-            Some fits.
-
-        Returns
-        -------
-        int
-        """
+        """Count the fits that have a model."""
         names = " ".join(path.name for path in self.models.glob(f"*{ENDING}"))
         return sum(result.fit_id in names for result in results)
 
     def list_models(self) -> list[tuple[Path, dict[str, Any]]]:
-        """Read what the models say about themselves; damaged ones are told and left out.
-
-        Returns
-        -------
-        list of (Path, dict)
-            By name.
-        """
+        """Read what the models say about themselves; damaged ones are told and left out."""
         found = []
         for path in sorted(self.models.glob(f"*{ENDING}")):
             try:

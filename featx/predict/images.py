@@ -40,28 +40,7 @@ class _Found:
 def open_images(
     words: Sequence[str | os.PathLike[str]], *, reporter: Reporter = SILENT
 ) -> list[tuple[str, Source]]:
-    """Find the images that are meant.
-
-    Parameters
-    ----------
-    words : sequence of path-like
-        Files, which are images whatever they are called; folders, of which the images at any
-        depth are taken; zip and tar archives likewise; tables (CSV, TSV, Parquet) with a column
-        of paths, whose labels, if there are any, play no part.
-    reporter : Reporter, optional
-        Is told how many files of folders are no images.
-
-    Returns
-    -------
-    list of (str, Source)
-        Files, and those of folders and tables, each once, as one source; then one for each
-        archive. The text stands before the names of its images: the archive as typed.
-
-    Raises
-    ------
-    SourceError
-        If something is not there, or there is no image at all.
-    """
+    """Find the images that are meant."""
     found = _Found()
     others: list[tuple[str, Source]] = []
     for word in words:

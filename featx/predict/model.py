@@ -30,18 +30,7 @@ _NOT_OF_FEATURES = ("schema", "source")
 
 
 def features_identity(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that changes features, but for the images that they are of.
-
-    Parameters
-    ----------
-    meta : mapping
-        ``Cache.meta``.
-
-    Returns
-    -------
-    dict
-        Backbone, weights' SHA-256, layer, pool, preprocessing, input size, precision, stored type.
-    """
+    """Everything that changes features, but for the images that they are of."""
     return {k: v for k, v in meta["identity"].items() if k not in _NOT_OF_FEATURES}
 
 
@@ -255,18 +244,7 @@ def load_model(path: str | os.PathLike[str]) -> SavedModel:
 
 
 def check_record(record: Mapping[str, Any]) -> None:
-    """Refuse a record whose parts are missing or of another type.
-
-    Parameters
-    ----------
-    record : mapping
-        What `read_record` gave.
-
-    Raises
-    ------
-    ModelError
-        Naming the first of them.
-    """
+    """Refuse a record whose parts are missing or of another type."""
     for part in ("features", "weights", "train", "test"):
         if not isinstance(record.get(part), dict):
             raise ModelError(f"it says nothing about {part}")

@@ -27,17 +27,7 @@ _DTYPES = ("float16", "float32")
 
 @dataclass(frozen=True)
 class Network:
-    """What turns images into the features that a model takes.
-
-    Parameters
-    ----------
-    backbone : Backbone
-        At the feature point, with the weights and preprocessing of the model.
-    engine : LocalEngine
-        What runs it, in the precision of the model.
-    dtype : str
-        Type to which features are rounded, as in the cache.
-    """
+    """What turns images into the features that a model takes."""
 
     backbone: Backbone
     engine: LocalEngine
@@ -55,37 +45,7 @@ def open_network(  # noqa: PLR0913 - options of a command, all by name
     workers: int | None = None,
     reporter: Reporter = SILENT,
 ) -> Network:
-    """Open the network of a model.
-
-    Parameters
-    ----------
-    saved : SavedModel
-        The model.
-    weights : path-like, optional
-        File of the same weights, where they are not where they were.
-    backbone : str, optional
-        Its name, which allows its code too where it is a function of the user's.
-    allow_code : collection of str, optional
-        Functions that may be imported, as for `featx.open_backbone`.
-    device, batch_size, workers
-        As for ``featx extract``.
-    reporter : Reporter, optional
-        Shows downloads.
-
-    Returns
-    -------
-    Network
-        Equal to that of the cache in everything that changes features.
-
-    Raises
-    ------
-    CodeError
-        If the model, or the network that it names, names code that is not allowed.
-    WeightsError
-        If the weights are gone, or are others.
-    ModelError
-        If something else is not as it was.
-    """
+    """Open the network of a model."""
     from featx.backbones import open_backbones
     from featx.engines import PRECISIONS, LocalEngine, resolve_device, resolve_runtime
     from featx.own_features import is_own

@@ -57,26 +57,7 @@ def iter_predictions(
     top: int = 1,
     reporter: Reporter = SILENT,
 ) -> Iterator[Prediction]:
-    """Classify every image of a source.
-
-    Parameters
-    ----------
-    saved : SavedModel
-        The model.
-    network : Network
-        What `open_network` gave for it.
-    source : Source
-        The images; their labels play no part.
-    top : int, default=1
-        Classes of each image, at most all.
-    reporter : Reporter, optional
-        Shows the progress.
-
-    Yields
-    ------
-    Prediction
-        One an image, in order; memory does not grow with their number.
-    """
+    """Classify every image of a source."""
     from featx.engines.loader import worker_deaths_named
 
     engine, backbone = network.engine, network.backbone

@@ -25,26 +25,7 @@ _CHANCES = {
 def write_table(
     stream: TextIO, form: str, saved: SavedModel, predictions: Iterable[Prediction], *, top: int
 ) -> tuple[int, int]:
-    """Write one row an image, or `top` of them.
-
-    Parameters
-    ----------
-    stream : text file
-        Where to; no row waits for the next.
-    form : {"csv", "json"}
-        One of `FORMATS`.
-    saved : SavedModel
-        What predicted.
-    predictions : iterable of Prediction
-        What to write.
-    top : int
-        Classes of each image; CSV has a column ``rank`` where it is above 1.
-
-    Returns
-    -------
-    n_images, n_failed : int
-        How many images there were, and how many could not be read.
-    """
+    """Write one row an image, or `top` of them."""
     counts = [0, 0]
 
     def counted() -> Iterator[Prediction]:

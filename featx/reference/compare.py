@@ -30,18 +30,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far featx's way may lie from the reference.
-
-    Parameters
-    ----------
-    relative : float
-        Largest difference of a feature, divided by the largest feature of the image.
-    cosine : float
-        The least cosine of the two feature vectors.
-    margin : float
-        Two classes count as a tie where the reference's logits for them differ by no
-        more than this part of its largest logit.
-    """
+    """How far featx's way may lie from the reference."""
 
     relative: float
     cosine: float
@@ -73,16 +62,7 @@ INPUT_TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class Classes:
-    """The class that either way gives an image.
-
-    Parameters
-    ----------
-    featx, reference : int
-        Index of the largest logit.
-    margin : float
-        How far the reference puts its own class above featx's, relative to its largest
-        logit: 0 where they are the same class.
-    """
+    """The class that either way gives an image."""
 
     featx: int
     reference: int
@@ -91,25 +71,7 @@ class Classes:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How near featx comes to the reference on one image.
-
-    Parameters
-    ----------
-    name : str
-        Of the picture.
-    inputs : float
-        Largest difference of the normalised input, divided by its largest absolute value.
-    largest : float
-        Largest absolute difference of a feature.
-    relative : float
-        `largest`, divided by the largest absolute feature of the reference.
-    cosine : float
-        Of the angle between the two feature vectors.
-    classes : Classes or None
-        None where the network has no usable classifier.
-    failure : str
-        Why there is nothing to compare: one of the two ways could not read the image.
-    """
+    """How near featx comes to the reference on one image."""
 
     name: str
     inputs: float = np.nan
@@ -122,19 +84,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether featx's features are right.
-
-    Parameters
-    ----------
-    reasons : tuple of str
-        Why not; empty where they are.
-    tolerance : Tolerance
-        What was allowed.
-    largest, relative, inputs : float
-        Largest differences over all images, as in `Agreement`.
-    cosine : float
-        Smallest cosine.
-    """
+    """Whether featx's features are right."""
 
     reasons: tuple[str, ...]
     tolerance: Tolerance
@@ -149,18 +99,7 @@ class Verdict:
         return not self.reasons
 
     def describe(self, arithmetic: str) -> str:
-        """One line, beginning with PASS or FAIL.
-
-        Parameters
-        ----------
-        arithmetic : str
-            What the tolerance was chosen by.
-
-        Returns
-        -------
-        str
-            With the largest differences and the tolerance.
-        """
+        """One line, beginning with PASS or FAIL."""
         figures = (
             f"largest difference {self.largest:.1e}, relative {self.relative:.1e} "
             f"(at most {self.tolerance.relative:.1e} for {arithmetic}), smallest cosine "
@@ -279,20 +218,7 @@ def _classes(ours: np.ndarray, reference: np.ndarray) -> Classes:
 
 
 def judge(agreements: Sequence[Agreement], tolerance: Tolerance) -> Verdict:
-    """Compare the largest differences with what is allowed.
-
-    Parameters
-    ----------
-    agreements : sequence of Agreement
-        From `compare`; images that could not be read do not count.
-    tolerance : Tolerance
-        One of `TOLERANCES`; `INPUT_TOLERANCE` holds besides.
-
-    Returns
-    -------
-    Verdict
-        With every reason against it.
-    """
+    """Compare the largest differences with what is allowed."""
     compared = [agreement for agreement in agreements if not agreement.failure]
     if not compared:
         return Verdict(("no image could be compared",), tolerance, *[float("nan")] * 4)

@@ -29,19 +29,7 @@ _HEADS = ("classifier.", "fc.", "head.", "heads.", "AuxLogits.", "aux1.", "aux2.
 
 @dataclass(frozen=True)
 class Built:
-    """A network of a library.
-
-    Parameters
-    ----------
-    network : torch.nn.Module
-        Whole, with its weights.
-    transform : callable
-        Of the weights.
-    origin : str
-        Who made them.
-    has_head : bool, default=True
-        Whether the weights fill the classifier.
-    """
+    """A network of a library."""
 
     network: nn.Module
     transform: Transform
@@ -60,24 +48,6 @@ def build(
 
     Only for a function of the user's, and the file of a trained network, there is no other way
     than to call it, or open it, again.
-
-    Parameters
-    ----------
-    backbone : Backbone
-        Its name, input size and record of the preprocessing are used.
-    weights : str or None
-        As typed.
-    overrides : mapping
-        As typed.
-    weights_key : str, optional
-        As typed.
-    allow_code : collection of str
-        What may be imported.
-
-    Returns
-    -------
-    Built
-        On the CPU.
     """
     if backbone.name == "efficientnet_lite0":
         return _lite0(backbone, weights)

@@ -21,21 +21,7 @@ __all__ = ["Reference", "open_reference"]
 
 @dataclass(frozen=True)
 class Reference:
-    """A whole network with the transform of its weights.
-
-    Parameters
-    ----------
-    network : torch.nn.Module
-        With its classifier, in evaluation mode, float32, on the CPU.
-    transform : callable
-        Makes a normalised tensor of shape (3, size, size), float32, from an RGB image.
-    point : Backbone
-        Its layer, pool and layout of tokens say what the features are; its network is not used.
-    origin : str
-        Who made the network and the transform.
-    has_head : bool, default=True
-        Whether the weights fill the classifier.
-    """
+    """A whole network with the transform of its weights."""
 
     network: nn.Module
     transform: Transform
@@ -45,22 +31,7 @@ class Reference:
 
     @torch.inference_mode()
     def run(self, image: Image.Image) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Transform one image and put it through the whole network.
-
-        Parameters
-        ----------
-        image : PIL.Image.Image
-            In mode RGB.
-
-        Returns
-        -------
-        inputs : tensor of shape (3, size, size), dtype float32
-            What the network saw.
-        features : tensor of shape (n_features,), dtype float32
-            Pooled and flattened.
-        logits : tensor of shape (n_classes,), or None
-            None where the network has no usable classifier.
-        """
+        """Transform one image and put it through the whole network."""
         inputs = self.transform(image)
         point = self.point
         with true_float32():
@@ -93,27 +64,7 @@ def open_reference(
     weights_key: str | None = None,
     allow_code: Collection[str] = (),
 ) -> Reference:
-    """Build the reference of a backbone, without featx's own loaders where that is possible.
-
-    Parameters
-    ----------
-    backbone : Backbone
-        What is to be checked.
-    weights : str, optional
-        As given to `featx.open_backbone`.
-    overrides : mapping, optional
-        As given to `featx.open_backbone`; with any but ``input_size`` the transform is
-        no longer the weights' own, and is built anew from the backbone's record.
-    weights_key : str, optional
-        As given to `featx.open_backbone`.
-    allow_code : collection of str, optional
-        As given to `featx.open_backbone`.
-
-    Returns
-    -------
-    Reference
-        Of the same layer and pooling.
-    """
+    """Build the reference of a backbone, without featx's own loaders where that is possible."""
     # Whoever holds the backbone has named its code: it has run already.
     allowed = (backbone.name, *allow_code)
     built = build(backbone, weights, overrides or {}, weights_key, allowed)

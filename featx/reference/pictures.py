@@ -21,41 +21,14 @@ _ORIENTATION = 0x0112  # the EXIF tag
 
 @dataclass(frozen=True)
 class Picture:
-    """One image, as stored.
-
-    Parameters
-    ----------
-    name : str
-        For the table.
-    data : bytes or Path
-        An encoded file, or where one lies.
-    label : int, optional
-        Number of its right class, where that is known.
-    """
+    """One image, as stored."""
 
     name: str
     data: bytes | Path
     label: int | None = None
 
     def open(self, bits: int | None = None) -> Image.Image:
-        """Decode it with Pillow alone, upright.
-
-        Parameters
-        ----------
-        bits : int, optional
-            Bits in use of values that are stored in 16.
-
-        Returns
-        -------
-        PIL.Image.Image
-            ``Image.open(...).convert("RGB")``, turned as its EXIF data say; 16-bit grey, which
-            that would clip, is divided by its range.
-
-        Raises
-        ------
-        ValueError
-            If it has 16-bit colours, of which Pillow alone gives the high bytes, and `bits`.
-        """
+        """Decode it with Pillow alone, upright."""
         stream = io.BytesIO(self.data) if isinstance(self.data, bytes) else self.data
         with Image.open(stream) as image:
             if bits and ";16" in str(image.tile) and not image.mode.startswith("I"):
@@ -82,11 +55,6 @@ def made_pictures() -> tuple[Picture, ...]:
 
     They are drawings, not photographs: they show a wrong resize, crop, order of
     colours or scale, and say nothing about how well a network classifies.
-
-    Returns
-    -------
-    tuple of Picture
-        The same bytes every time (with one version of Pillow).
     """
     return (
         Picture("made: gradients, 640 x 480", _jpeg(_gradients(640, 480))),
@@ -153,25 +121,7 @@ def _shapes(width: int, height: int) -> Image.Image:
 def find_photographs(
     places: Sequence[Path], labels: Mapping[Path, int] | None = None
 ) -> tuple[Picture, ...]:
-    """Photographs that a person names.
-
-    Parameters
-    ----------
-    places : sequence of Path
-        Files, and folders, of which all images in all folders below are taken.
-    labels : mapping of Path to int, optional
-        From `read_labels`.
-
-    Returns
-    -------
-    tuple of Picture
-        In the order given, folders sorted.
-
-    Raises
-    ------
-    SourceError
-        If a place does not exist, or a folder holds no image.
-    """
+    """Photographs that a person names."""
     found: list[Path] = []
     for place in places:
         if not place.exists():
@@ -185,24 +135,7 @@ def find_photographs(
 
 
 def read_labels(table: Path) -> dict[Path, int]:
-    """Read which photograph shows which class.
-
-    Parameters
-    ----------
-    table : Path
-        A CSV file with the columns ``path`` (relative to its own folder) and
-        ``imagenet_index``.
-
-    Returns
-    -------
-    dict of Path to int
-        By absolute path.
-
-    Raises
-    ------
-    SourceError
-        If it cannot be read so.
-    """
+    """Read which photograph shows which class."""
     try:
         with table.open(newline="", encoding="utf-8-sig") as stream:
             return {
@@ -221,29 +154,7 @@ def read_labels(table: Path) -> dict[Path, int]:
 def fit_native(
     made: Sequence[Picture], photographs: Sequence[Picture]
 ) -> tuple[int, tuple[Picture, ...]]:
-    """Bring pictures to one size without resizing any.
-
-    Parameters
-    ----------
-    made : sequence of Picture
-        Those that are too small are left out.
-    photographs : sequence of Picture
-        The shorter side of the smallest one is the size; without any, that of the smallest
-        made picture of at least `LEAST_NATIVE_PX`.
-
-    Returns
-    -------
-    side : int
-        In pixels.
-    pictures : tuple of Picture
-        Squares of that size as they were; larger ones as the square in their centre, encoded
-        without loss; photographs that cannot be read as they were.
-
-    Raises
-    ------
-    SourceError
-        If there are photographs, and none can be read.
-    """
+    """Bring pictures to one size without resizing any."""
     sides = [min(p.size_px) for p in photographs if min(p.size_px)]
     if photographs and not sides:
         raise SourceError("no photograph can be read, so that there is no native size: give pixels")

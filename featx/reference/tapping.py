@@ -23,15 +23,7 @@ _Seer = TypeVar("_Seer", bound=Callable[..., None])
 
 @dataclass
 class Tapped:
-    """What one forward pass of a whole network gave.
-
-    Parameters
-    ----------
-    features : tensor of shape (1, ...)
-        Output of the layer, before pooling.
-    output : object
-        What the network returned: logits of shape (1, n_classes) for a classifier.
-    """
+    """What one forward pass of a whole network gave."""
 
     features: torch.Tensor
     output: object
@@ -48,30 +40,7 @@ class _Recorder:
 
 
 def tap(network: nn.Module, layer: str, images: torch.Tensor) -> Tapped:
-    """Run a whole network and catch the output of one layer.
-
-    Parameters
-    ----------
-    network : torch.nn.Module
-        In evaluation mode.
-    layer : str
-        Path of a module; ``PATH_1`` is the second call of a module; any other name is that of a
-        function which the forward pass of a module calls, as ``features.relu``. For networks of
-        timm, ``forward_features``, ``class_token`` and ``pre_logits`` are what its own
-        functions give; elsewhere ``class_token`` is the first token behind ``encoder``.
-    images : tensor of shape (1, 3, height, width), dtype float32
-        Normalised.
-
-    Returns
-    -------
-    Tapped
-        The caught features and the output of the network.
-
-    Raises
-    ------
-    BackboneError
-        If there is no such layer, or its output is no tensor.
-    """
+    """Run a whole network and catch the output of one layer."""
     if layer in _BY_TIMM and hasattr(network, "forward_head"):
         return Tapped(_BY_TIMM[layer](network, images), network(images))
     is_token = layer == "class_token"
@@ -169,24 +138,7 @@ def _module_of(network: nn.Module, layer: str) -> tuple[str, int]:
 def pool_plainly(
     features: torch.Tensor, pool: str, *, n_prefix_tokens: int = 0, is_channels_last: bool = False
 ) -> torch.Tensor:
-    """Pool and flatten, written anew.
-
-    Parameters
-    ----------
-    features : tensor of shape (1, channels, height, width), (1, tokens, channels) or (1, channels)
-        Output of a layer.
-    pool : str
-        ``none``, ``avg``, ``max``, ``cls`` or ``avg+cls``.
-    n_prefix_tokens : int, default=0
-        Class and register tokens, over which ``avg`` and ``max`` do not run.
-    is_channels_last : bool, default=False
-        Whether the map is (1, height, width, channels).
-
-    Returns
-    -------
-    tensor of shape (n_features,)
-        In the order channels, rows, columns.
-    """
+    """Pool and flatten, written anew."""
     values = features[0].movedim(-1, 0) if is_channels_last else features[0]
     if pool == "none":
         return values.flatten()

@@ -20,24 +20,7 @@ Transform = Callable[[Image.Image], torch.Tensor]
 
 
 def plain_transform(preprocessing: Preprocessing) -> Transform:
-    """Build the standard transform from recorded values.
-
-    Parameters
-    ----------
-    preprocessing : Preprocessing
-        Only its numbers are used.
-
-    Returns
-    -------
-    callable
-        Resize and centre crop of the Pillow image, scale to [0, 1], normalise; timm's own
-        steps where images are fitted into a border.
-
-    Raises
-    ------
-    MissingExtraError
-        If images are to be fitted into a border, which only timm itself has, and it is missing.
-    """
+    """Build the standard transform from recorded values."""
     values = preprocessing.identity()
     steps = [
         *_resize_and_crop(values),

@@ -13,20 +13,7 @@ __all__ = ["lessons", "order"]
 
 
 def lessons(recipe: Recipe, outcomes: Sequence[Outcome]) -> list[str]:
-    """Say what the lines of one recipe show.
-
-    Parameters
-    ----------
-    recipe : Recipe
-        At the scale of its outcomes.
-    outcomes : sequence of Outcome
-        All of that recipe.
-
-    Returns
-    -------
-    list of str
-        The first begins with the name of the recipe.
-    """
+    """Say what the lines of one recipe show."""
     said = _problems(outcomes) + _training_split(recipe, outcomes) + _mistakes(recipe, outcomes)
     said += _sizes(recipe, outcomes) + _moves(recipe, outcomes)
     if not said:
@@ -44,18 +31,7 @@ def lessons(recipe: Recipe, outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def order(outcomes: Sequence[Outcome]) -> list[str]:
-    """Say in which order the systems of a source come, and how far kinds of them are apart.
-
-    Parameters
-    ----------
-    outcomes : sequence of Outcome
-        Of one source, any scale and number of images.
-
-    Returns
-    -------
-    list of str
-        Of each scale and number of images per class that several systems were measured at.
-    """
+    """Say in which order the systems of a source come, and how far kinds of them are apart."""
     groups: dict[tuple[str, str], list[Outcome]] = {}
     for outcome in outcomes:
         if outcome.kind and outcome.scored == "test" and outcome.accuracy is not None:

@@ -21,37 +21,13 @@ def _folder() -> Path:
 
 @cache
 def all_recipes() -> tuple[Recipe, ...]:
-    """Recipes that featx brings, sorted by source, then by name.
-
-    Raises
-    ------
-    UsageError
-        If one of them is wrong.
-    """
+    """Recipes that featx brings, sorted by source, then by name."""
     recipes = [read_recipe(path) for path in _folder().glob(f"*{_ENDING}")]
     return tuple(sorted(recipes, key=lambda recipe: (recipe.system.source, recipe.name)))
 
 
 def find_recipes(names: Sequence[str], allow_code: tuple[str, ...] = ()) -> list[Recipe]:
-    """Find recipes by what was typed.
-
-    Parameters
-    ----------
-    names : sequence of str
-        Names; beginnings of names, which stand for all that begin so; paths of TOML files.
-    allow_code : tuple of str, default=()
-        Code that the user allows these files to name.
-
-    Returns
-    -------
-    list of Recipe
-        Each once, in the order of `names`.
-
-    Raises
-    ------
-    UsageError
-        If there is none of a name.
-    """
+    """Find recipes by what was typed."""
     found: dict[str, Recipe] = {}
     for name in names:
         for recipe in _find(name, allow_code):

@@ -16,11 +16,6 @@ class Needs:
     """Looks for the data and weights of recipes, each of them once.
 
     What is not here is downloaded where that is possible.
-
-    Parameters
-    ----------
-    reporter : Reporter
-        Shows downloads.
     """
 
     def __init__(self, reporter: Reporter) -> None:
@@ -28,19 +23,7 @@ class Needs:
         self._answers: dict[tuple[str, str], str] = {}
 
     def missing(self, recipe: Recipe) -> list[str]:
-        """Say what is missing for a recipe.
-
-        Parameters
-        ----------
-        recipe : Recipe
-            With everything replaced that the user replaces.
-
-        Returns
-        -------
-        list of str
-            One line for each data set and each file of weights that cannot be had, with what to
-            do about it; none where it can be run.
-        """
+        """Say what is missing for a recipe."""
         found = [self._data(name) for name in (recipe.data.data, recipe.data.moved_to) if name]
         found += [self._weights(recipe, name, weights) for name, weights in _backbones(recipe)]
         return [line for line in found if line]

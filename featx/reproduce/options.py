@@ -14,27 +14,7 @@ __all__ = ["Options", "read_pairs"]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Choices for a run of recipes.
-
-    Parameters
-    ----------
-    scale : str, default="full"
-        One of `SCALES`.
-    data : mapping of str to str
-        Where a data set lies: ``{"cifar10": "/data/cifar10"}``.
-    backbone : mapping of str to str
-        Another backbone in place of a recipe's.
-    weights : mapping of str to str
-        Weights of a backbone, by its name: a tag, a file, or ``random``.
-    cache_dir, reports_dir : str
-        Folders.
-    device : str, default="auto"
-        Of everything.
-    workers : int, optional
-        Processes that decode.
-    precision : str, optional
-        Of extraction and training, in place of a recipe's: ``fp32``, ``bf16``, ``fp16``, ``auto``.
-    """
+    """Choices for a run of recipes."""
 
     scale: str = FULL
     data: Mapping[str, str] = field(default_factory=dict)
@@ -57,18 +37,7 @@ class Options:
         return chosen if self.precision is None else {**chosen, "precision": self.precision}
 
     def apply(self, recipe: Recipe) -> Recipe:
-        """Give a recipe at the scale, with everything replaced that is to be.
-
-        Parameters
-        ----------
-        recipe : Recipe
-            As it was read.
-
-        Returns
-        -------
-        Recipe
-            ``replaced`` says what is no longer the recipe's.
-        """
+        """Give a recipe at the scale, with everything replaced that is to be."""
         recipe = recipe.at_scale(self.scale)
         data = recipe.data
         changes: dict[str, Any] = {
@@ -102,24 +71,7 @@ class Options:
 
 
 def read_pairs(option: str, words: Iterable[str]) -> dict[str, str]:
-    """Read words ``NAME=VALUE``.
-
-    Parameters
-    ----------
-    option : str
-        For the error.
-    words : iterable of str
-        As typed.
-
-    Returns
-    -------
-    dict of str to str
-
-    Raises
-    ------
-    UsageError
-        If a word has no ``=``.
-    """
+    """Read words ``NAME=VALUE``."""
     pairs = {}
     for word in words:
         name, equals, value = word.partition("=")

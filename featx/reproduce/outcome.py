@@ -20,20 +20,7 @@ FROZEN, FINE_TUNED, SCRATCH = "frozen features", "fine-tuned networks", "network
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a system takes, beside its fits.
-
-    Parameters
-    ----------
-    extract_seconds : float, optional
-        One pass over training and test images; None where it was done by an earlier run that
-        did not note it.
-    n_layers : int, optional
-        Layers with parameters, up to the feature point.
-    n_parameters : int, optional
-        Of these.
-    n_features : int, optional
-        Length of a feature vector; None for networks that are trained.
-    """
+    """What a system takes, beside its fits."""
 
     extract_seconds: float | None = None
     n_layers: int | None = None
@@ -43,43 +30,7 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A line of the table: one system at one number of images per class.
-
-    Parameters
-    ----------
-    source, recipe, system : str
-        What it is.
-    variant : str
-        What tells it from other lines of its recipe: head, preprocessing, size, data sets.
-    scale : str
-        ``full`` or ``small``.
-    kind : str
-        `FROZEN`, `FINE_TUNED` or `SCRATCH`; empty where it is set beside variants of itself
-        (sizes, mistakes, data sets).
-    scored : {"test", "train"}
-        Which images `accuracy` is of.
-    per_class, reported_per_class : str
-        Labelled images a class.
-    reported_accuracy, reported_seconds, reported_layers, reported_features : float or int
-        Of the source; None where it says nothing.
-    accuracy : float, optional
-        Mean over draws; None where it was not run.
-    low_draws, high_draws, low_test, high_test : float, optional
-        Ends of its 95 % intervals over draws and over test images.
-    repeats, n_test, n_classes : int
-        Draws, and images that were scored, of how many classes.
-    extract_seconds, fit_seconds : float, optional
-        Of one pass over all images (of a sweep: from its images per second), and of one fit or
-        training.
-    n_layers, n_parameters, n_features : int, optional
-        As in `Cost`.
-    replaced : str
-        What the user put in place of something of the recipe.
-    problem : str
-        Why it was not run.
-    created, featx_version : str
-        When, and by what.
-    """
+    """A line of the table: one system at one number of images per class."""
 
     source: str
     recipe: str
@@ -180,25 +131,6 @@ def outcomes_of(
 
     Where what was reported is of the training split, each line has a second one: the accuracy on
     the very images that were fitted on.
-
-    Parameters
-    ----------
-    recipe : Recipe
-        What was run.
-    variant : str
-        What tells these fits from others of the recipe.
-    fits : sequence of FitResult
-        Of one backbone, or of one training.
-    cost : Cost
-        Of all of them.
-    kind : str, default=""
-        As `Outcome` has it.
-    is_first : bool, default=True
-        Whether they are what the source reported on; others have nothing reported.
-
-    Returns
-    -------
-    list of Outcome
     """
     lines = []
     heads = _short([fit.clf for fit in fits])

@@ -41,17 +41,7 @@ _NOT_IN = {
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """What the recipe is of.
-
-    Parameters
-    ----------
-    source : str
-        Who published it; recipes of one source share a table.
-    title : str
-        The system in a few words.
-    document : str, optional
-        Title of what was published.
-    """
+    """What the recipe is of."""
 
     source: str
     title: str
@@ -60,22 +50,7 @@ class System:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Which images, for every part of the recipe.
-
-    Parameters
-    ----------
-    data : str, default="cifar10"
-        As for ``featx extract``.
-    classes, drop, map : tuple of str
-        Choice and names of classes.
-    cache_per_class, test_per_class : int, optional
-        Images a class that are drawn first; the subsets that are fitted on lie inside the former.
-    seed : int, default=0
-        Of all draws.
-    moved_to : str, optional
-        Another data set: heads are fitted on each and tested on both, over the classes that both
-        have.
-    """
+    """Which images, for every part of the recipe."""
 
     data: str = "cifar10"
     classes: tuple[str, ...] = ()
@@ -89,27 +64,7 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Reported:
-    """What the source says.
-
-    Parameters
-    ----------
-    where : str
-        Where in the document.
-    accuracy : float, optional
-        Between 0 and 1.
-    split : {"test", "train"}, default="test"
-        Which images that accuracy is of, whatever the source calls it.
-    seconds : float, optional
-        Time.
-    timed : str, optional
-        What took it.
-    per_class : int or str, optional
-        Labelled images a class.
-    data : str, optional
-        Where it was other data than the recipe's.
-    layers, features : int, optional
-        Number of layers as the source counts them, length of a feature vector.
-    """
+    """What the source says."""
 
     where: str
     accuracy: float | None = None
@@ -143,30 +98,7 @@ _CHANGED_BY_SMALL = ("data", "extract", "fit", "sweep", "train", "pretrain")
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe, read and checked.
-
-    Parameters
-    ----------
-    name : str
-        Name of the file without its ending.
-    path : Path
-        The file.
-    system, data, reported : System, Data, Reported
-        Its sections.
-    differs : str
-        How featx's run differs from the source's, and what the source left open.
-    parts : mapping
-        Sections ``extract``, ``fit``, ``sweep``, ``train`` and ``pretrain`` as keyword arguments;
-        those that it has.
-    small : mapping
-        What ``--scale small`` changes, by section.
-    scale : str, default="full"
-        One of `SCALES`.
-    replaced : tuple of str, default=()
-        What the user put in place of something, for the table.
-    allow_code : tuple of str, default=()
-        Code that the user allows it to name.
-    """
+    """A recipe, read and checked."""
 
     name: str
     path: Path
@@ -185,17 +117,7 @@ class Recipe:
         return part in self.parts
 
     def at_scale(self, scale: str) -> Recipe:
-        """Give the recipe at a scale.
-
-        Parameters
-        ----------
-        scale : str
-            One of `SCALES`.
-
-        Returns
-        -------
-        Recipe
-        """
+        """Give the recipe at a scale."""
         if scale == FULL:
             return self
         parts = {
@@ -215,13 +137,7 @@ class Recipe:
         return ", ".join(changes) or "nothing"
 
     def plan(self, **machine: Any) -> Plan:
-        """Give what is to be extracted.
-
-        Parameters
-        ----------
-        **machine : object
-            Fields of `Plan` that a recipe does not set, or that replace what it sets.
-        """
+        """Give what is to be extracted."""
         data = {name: getattr(self.data, name) for name in ("data", "classes", "drop", "map")}
         pool = {
             "per_class": self.data.cache_per_class,
@@ -232,13 +148,7 @@ class Recipe:
         return Plan(**{**data, **pool, **self.parts["extract"], **code, **machine})
 
     def settings(self, device: str = "auto") -> Settings:
-        """Give what is to be fitted.
-
-        Parameters
-        ----------
-        device : str
-            Of the fits.
-        """
+        """Give what is to be fitted."""
         chosen = {"seed": self.data.seed, "device": device, "allow_code": self.allow_code}
         return Settings(**{**self.parts["fit"], **chosen})
 
@@ -247,40 +157,14 @@ class Recipe:
         return Axes(**self.parts["sweep"])
 
     def train_plan(self, part: str = "train", **machine: Any) -> TrainPlan:
-        """Give what is to be trained.
-
-        Parameters
-        ----------
-        part : {"train", "pretrain"}
-            Which section.
-        **machine : object
-            As for `plan`.
-        """
+        """Give what is to be trained."""
         data = {name: getattr(self.data, name) for name in _OF_DATA}
         code = {"allow_code": self.allow_code}
         return TrainPlan(**{**data, **self.parts[part], **code, **machine})
 
 
 def read_recipe(path: Path, allow_code: tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe and check all of it.
-
-    Parameters
-    ----------
-    path : Path
-        A TOML file.
-    allow_code : tuple of str, default=()
-        Code that the user allows it to name.
-
-    Returns
-    -------
-    Recipe
-
-    Raises
-    ------
-    UsageError
-        If it is no TOML, a key is unknown (with the nearest), a value does not fit, or nothing
-        in it can be run.
-    """
+    """Read a recipe and check all of it."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -37,29 +37,7 @@ Tell = Callable[[str], object]
 
 
 def run_recipe(recipe: Recipe, options: Options, reporter: Reporter, tell: Tell) -> list[Outcome]:
-    """Run a recipe; what earlier runs have done is not done again.
-
-    Parameters
-    ----------
-    recipe : Recipe
-        As `Options.apply` gives it.
-    options : Options
-        Folders and machine.
-    reporter : Reporter
-        Shows what is done.
-    tell : callable
-        Is given a line about each thing done.
-
-    Returns
-    -------
-    list of Outcome
-        Of [train] first, then of [extract] and [fit].
-
-    Raises
-    ------
-    FeatxError
-        Of any kind.
-    """
+    """Run a recipe; what earlier runs have done is not done again."""
     with named_by(recipe.path):
         return _Run(recipe, options, reporter, tell).outcomes()
 

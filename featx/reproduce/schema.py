@@ -14,20 +14,7 @@ _KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or 
 
 
 def check_keys(where: str, given: Iterable[str], allowed: Iterable[str]) -> None:
-    """Refuse a key that means nothing.
-
-    Parameters
-    ----------
-    where : str
-        File and section, for the error.
-    given, allowed : iterable of str
-        Keys.
-
-    Raises
-    ------
-    UsageError
-        Naming the key and the nearest one that is allowed.
-    """
+    """Refuse a key that means nothing."""
     names = list(allowed)
     for key in given:
         if key not in names:
@@ -35,30 +22,7 @@ def check_keys(where: str, given: Iterable[str], allowed: Iterable[str]) -> None
 
 
 def read_fields(where: str, given: Mapping[str, Any], kind: type, left_out: Iterable[str]) -> Any:
-    """Read a section as keyword arguments of a dataclass.
-
-    Parameters
-    ----------
-    where : str
-        File and section, for the error.
-    given : mapping
-        Keys and values as TOML has them; a list becomes a tuple, and a single value does where
-        several are allowed.
-    kind : type
-        A dataclass.
-    left_out : iterable of str
-        Fields that a recipe does not set.
-
-    Returns
-    -------
-    dict
-        Keyword arguments.
-
-    Raises
-    ------
-    UsageError
-        If there is no such field, or its value has another type.
-    """
+    """Read a section as keyword arguments of a dataclass."""
     hints = get_type_hints(kind)
     check_keys(where, given, set(hints) - set(left_out))
     return {key: _converted(f"{key} in {where}", value, hints[key]) for key, value in given.items()}

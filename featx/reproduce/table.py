@@ -25,15 +25,7 @@ _TEXT = ("system", "scale", "scored on")
 
 @dataclass(frozen=True)
 class SourceTable:
-    """Everything that was run of one source, by this command and earlier ones.
-
-    Parameters
-    ----------
-    csv, txt : Path
-        The files that it was written to.
-    text : str
-        What the latter says.
-    """
+    """Everything that was run of one source, by this command and earlier ones."""
 
     csv: Path
     txt: Path
@@ -41,23 +33,7 @@ class SourceTable:
 
 
 def save_recipe(folder: Path, recipe: Recipe, outcomes: Sequence[Outcome]) -> Path:
-    """Keep what a recipe gave, and what that shows in words.
-
-    Parameters
-    ----------
-    folder : Path
-        Of the reports.
-    recipe : Recipe
-        At the scale that it was run at. What it gave before at that scale is replaced, unless it
-        could not be run now.
-    outcomes : sequence of Outcome
-        All of them.
-
-    Returns
-    -------
-    Path
-        The file, JSON.
-    """
+    """Keep what a recipe gave, and what that shows in words."""
     values = {
         "source": recipe.system.source,
         "recipe": recipe.name,
@@ -74,21 +50,7 @@ def save_recipe(folder: Path, recipe: Recipe, outcomes: Sequence[Outcome]) -> Pa
 
 
 def save_source(folder: Path, source: str, reporter: Reporter) -> SourceTable:
-    """Set the recipes of a source that were run side by side, as CSV and as text.
-
-    Parameters
-    ----------
-    folder : Path
-        Of the reports.
-    source : str
-        As its recipes name it.
-    reporter : Reporter
-        Is told which file of an earlier run cannot be read; it is left out, and stays.
-
-    Returns
-    -------
-    SourceTable
-    """
+    """Set the recipes of a source that were run side by side, as CSV and as text."""
     outcomes: list[Outcome] = []
     words: list[str] = []
     for of_recipe, said in _kept(folder, source, reporter):
@@ -123,19 +85,7 @@ def _kept(
 
 
 def format_outcomes(outcomes: Sequence[Outcome]) -> str:
-    """Align outcomes as plain text, in the columns of the sources' own tables.
-
-    Parameters
-    ----------
-    outcomes : sequence of Outcome
-        Lines.
-
-    Returns
-    -------
-    str
-        ``95 % draws`` and ``95 % test`` are intervals, as `featx fit` prints them; times are in
-        seconds.
-    """
+    """Align outcomes as plain text, in the columns of the sources' own tables."""
     lines = [_line(outcome) for outcome in outcomes]
     header = list(lines[0]) if lines else ["system"]
     cells = [header, *([line[name] for name in header] for line in lines)]

@@ -16,30 +16,13 @@ _KIND = "seconds of extractions"
 
 
 class Times:
-    """Seconds of extractions, by the fingerprint of the features.
-
-    Parameters
-    ----------
-    folder : Path
-        Folder of the reports.
-    """
+    """Seconds of extractions, by the fingerprint of the features."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "extraction-seconds.json"
 
     def of(self, reports: Sequence[ExtractReport]) -> float | None:
-        """Remember what was computed whole, and give the time of all of it.
-
-        Parameters
-        ----------
-        reports : sequence of ExtractReport
-            Of one plan.
-
-        Returns
-        -------
-        float or None
-            Seconds; None where a file was complete, or begun, before, and its time is unknown.
-        """
+        """Remember what was computed whole, and give the time of all of it."""
         known = self._read()
         total: float | None = 0.0
         for report in reports:

@@ -360,15 +360,6 @@ class ArraySource(Source):
 
     Pickling a mapped source sends the file's name, so that all worker processes
     share one copy of the pixels; from memory, the pixels of the source's own rows are sent.
-
-    Parameters
-    ----------
-    pixels : ndarray of uint8, shape (P, H, W, 3)
-        P >= N images.
-    rows : ndarray of int64, shape (N,)
-        The image of each row.
-    file : str, optional
-        The ``.npy`` file that `pixels` are mapped from.
     """
 
     per_row = (*Source.per_row, "rows")

@@ -45,13 +45,7 @@ def _tables(folder: Path) -> list[Path]:
 
 
 def check_tables(root: Path, splits: Mapping[str, Source], reporter: Reporter) -> None:
-    """Compare the classes of folders with the labels of tables above them.
-
-    Raises
-    ------
-    SourceError
-        If a table names the images and divides them into other classes.
-    """
+    """Compare the classes of folders with the labels of tables above them."""
     sources = [source for source in splits.values() if len(source)]
     above = {root / parent for source in sources for parent in Path(source.paths[0]).parents[1:]}
     classes = _Classes(sources) if any(map(_tables, above)) else None

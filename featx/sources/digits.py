@@ -16,11 +16,6 @@ def open_digits() -> dict[str, Source]:
     the file, every third image is the test split: no seed is involved. The
     same hands wrote both splits.
 
-    Returns
-    -------
-    dict of str to Source
-        ``"train"`` and ``"test"``.
-
     References
     ----------
     E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI

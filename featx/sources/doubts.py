@@ -22,15 +22,7 @@ _Below = Mapping[str, list[str]]
 
 
 def find_doubt(names: list[str], below: _Below) -> str:
-    """Say why class folders may be none; empty where there is no reason.
-
-    Parameters
-    ----------
-    names : list of str
-        The folders with images.
-    below : mapping of str to list of str
-        Of those without images of their own, the folders in them.
-    """
+    """Say why class folders may be none; empty where there is no reason."""
     kinds = (_repeated, _of_parts, _of_letters, _of_splits, _of_siblings, _of_masks)
     return next(filter(None, (find(names, below) for find in kinds)), "")
 

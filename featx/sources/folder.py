@@ -28,13 +28,7 @@ _AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class FolderSource(Source):
-    """A split of a folder of images.
-
-    Parameters
-    ----------
-    root : str
-        The absolute folder that `paths` are relative to.
-    """
+    """A split of a folder of images."""
 
     root: str
 
@@ -53,25 +47,7 @@ class FolderSource(Source):
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """Read an image file whole, without waiting for a pipe or drinking from ``/dev/zero``.
-
-    Parameters
-    ----------
-    path : path-like
-        A file, or a link to one.
-
-    Returns
-    -------
-    bytes
-        As they are stored.
-
-    Raises
-    ------
-    ImageError
-        If it is no regular file, or has more than `MOST_IMAGE_BYTES`.
-    ReadError
-        If the machine cannot read it.
-    """
+    """Read an image file whole, without waiting for a pipe or drinking from ``/dev/zero``."""
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | _AT_ONCE), "rb", buffering=0) as stream:
             status = os.fstat(stream.fileno())
@@ -101,26 +77,6 @@ def open_folder(
     sub-folders, in the order of their names. Hidden files, pipes, sockets and devices are
     left out, symbolic links are followed. A link that leads nowhere is taken as an image, or as a
     folder where it has no ending; reading it is an error.
-
-    Parameters
-    ----------
-    path : path-like
-        A folder with a folder for each class, or with ``train/``, ``val/``
-        (``valid/``, ``validation/``) and ``test/`` that have them; docs/data.md has the rules.
-    layout : LayoutChoice, optional
-        Where the splits and classes are, in place of what is recognised.
-    reporter : Reporter, optional
-        Is told about files and folders that are left out.
-
-    Returns
-    -------
-    dict of str to Source
-        The splits in the order train, val, test; or ``"all"`` alone.
-
-    Raises
-    ------
-    SourceError
-        If the folder is missing, not laid out like this, or can be read in more than one way.
     """
     tree = DiskTree(path)
     _check_folder(tree.root)
@@ -138,13 +94,7 @@ def open_folder(
 
 
 class DiskTree(Tree):
-    """A folder on the disk.
-
-    Parameters
-    ----------
-    path : path-like
-        The folder, absolute or not.
-    """
+    """A folder on the disk."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.root = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow the links

@@ -29,17 +29,6 @@ _LONGEST_NUMBER = 40  # digits that are compared as one number
 def label_text(value: Any) -> str | None:
     """Write a label of any type as text.
 
-    Parameters
-    ----------
-    value : object
-        A text, a whole or other number, True or False; None, NaN and the missing values of
-        pandas are no label.
-
-    Returns
-    -------
-    str or None
-        ``""`` where there is no label; None for an object of another type.
-
     Examples
     --------
     >>> label_text(3.0), label_text(True), label_text(float("nan")), label_text([3])
@@ -63,16 +52,6 @@ def clean(name: str) -> str:
 def sorted_names(names: Iterable[str]) -> tuple[str, ...]:
     """Sort the names of classes in natural order: numbers in names by value, the rest by text.
 
-    Parameters
-    ----------
-    names : iterable of str
-        Names may come more than once; empty ones are left out.
-
-    Returns
-    -------
-    tuple of str
-        Each name once.
-
     Examples
     --------
     >>> sorted_names(["class10", "class9", "class10"])
@@ -89,28 +68,7 @@ def sorted_names(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def name_classes(found: Mapping[str, int], where: str, reporter: Reporter) -> dict[str, str]:
-    """Name the class of each label.
-
-    Parameters
-    ----------
-    found : mapping of str to int
-        How often each label comes, as it is written in the data.
-    where : str
-        The data set, for messages.
-    reporter : Reporter
-        Is told what counts as unknown, and which spellings are joined.
-
-    Returns
-    -------
-    dict of str to str
-        The class of each label, in the order of the classes; at the end those of ``""``, which
-        are unknown.
-
-    Raises
-    ------
-    SourceError
-        If all labels are numbers, and one is negative and not -1.
-    """
+    """Name the class of each label."""
     names = {text: clean(text) for text in found}
     known = {text: name for text, name in names.items() if not _UNKNOWN.fullmatch(name)}
     if all(map(_NUMBER.fullmatch, known.values())):
@@ -160,27 +118,7 @@ def _tell(
 def number_labels(
     labels: Mapping[str, Sequence[str]], where: str, reporter: Reporter = SILENT
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """Give the labels of all splits numbers, by one list of classes.
-
-    Parameters
-    ----------
-    labels : mapping of str to sequence of str, length N
-        By split, as `label_text` writes them.
-    where, reporter
-        As for `name_classes`.
-
-    Returns
-    -------
-    class_names : tuple of str
-        In natural order.
-    numbers : dict of str to ndarray of int64, shape (N,)
-        Index into `class_names`; -1 is unknown.
-
-    Raises
-    ------
-    SourceError
-        As `name_classes`.
-    """
+    """Give the labels of all splits numbers, by one list of classes."""
     name_of = name_classes(Counter(chain.from_iterable(labels.values())), where, reporter)
     class_names = tuple(dict.fromkeys(name for name in name_of.values() if name))
     index = {"": -1} | {name: i for i, name in enumerate(class_names)}

@@ -38,17 +38,7 @@ _LISTS = frozenset({".txt", ".lst", ".csv", ".tsv", ".json", ".jsonl", ".mat"})
 
 @dataclass(frozen=True)
 class Listing:
-    """The images of one split.
-
-    Parameters
-    ----------
-    class_names : tuple of str
-        In the order of the labels.
-    labels : ndarray of int64, shape (N,)
-        Index into `class_names`; -1 where the split has no labels.
-    paths : tuple of str
-        Relative to the root.
-    """
+    """The images of one split."""
 
     class_names: tuple[str, ...]
     labels: np.ndarray
@@ -87,28 +77,6 @@ def list_images(
 
     Images are the files with one of `ENDINGS` inside a class folder, also in its
     sub-folders, in the order of their names. Hidden files are left out.
-
-    Parameters
-    ----------
-    tree : Tree
-        A folder with a folder for each class, or with ``train/``, ``val/``
-        (``valid/``, ``validation/``) and ``test/`` that have them; see `Recogniser`.
-    choice : LayoutChoice, optional
-        Where the splits and classes are, in place of what is recognised.
-    reporter : Reporter, optional
-        Is told about files and folders that are left out.
-
-    Returns
-    -------
-    dict of str to Listing
-        The splits in the order train, val, test; or ``"all"`` alone.
-
-    Raises
-    ------
-    SourceError
-        If the tree is not laid out like this, or can be read in more than one way.
-    UsageError
-        If `choice` names folders that are not there.
     """
     view, left_out = View(tree, ENDINGS), _LeftOut()
     recogniser = Recogniser(view)
@@ -235,22 +203,7 @@ def _check_no_empty_class(where: str, classes: dict[str, list[str]]) -> None:
 
 
 def check_two_classes(where: str, classes: Iterable[str], way_below: str = "") -> None:
-    """Refuse a single class, and images without any.
-
-    Parameters
-    ----------
-    where : str
-        What has the classes.
-    classes : iterable of str
-        Their names.
-    way_below : str, optional
-        The flag that takes the folders inside the class as classes.
-
-    Raises
-    ------
-    SourceError
-        If there are fewer than two classes.
-    """
+    """Refuse a single class, and images without any."""
     names = list(classes)
     if not names:
         raise SourceError(f"{where!r} has no class, and a classifier needs two: label its images")

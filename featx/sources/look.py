@@ -26,31 +26,7 @@ _MOST_DECODED = 32
 
 @dataclass(frozen=True)
 class SourceSummary:
-    """Counts of one split, and what the headers of some of its images say.
-
-    Parameters
-    ----------
-    split : str
-        Its name.
-    n_images : int
-        Rows.
-    per_class : dict of str to int
-        Images of each class.
-    n_unlabelled : int
-        Images of no known class.
-    n_measured : int
-        Images whose header was read, spread evenly over the rows.
-    kinds : dict of str to int
-        Formats of these.
-    n_bytes : int
-        Size of these as stored, in bytes.
-    widths, heights : tuple of int
-        Of these, in pixels.
-    bad : dict of str to str
-        Those of these that cannot be read, by name, with the reason.
-    deep : tuple of int
-        Rows of those of these whose values are stored in 16 bits.
-    """
+    """Counts of one split, and what the headers of some of its images say."""
 
     split: str
     n_images: int
@@ -134,23 +110,7 @@ def find_dim(source: Source, summary: SourceSummary) -> str:
 
 
 def common_size(sources: Sequence[Source]) -> tuple[int, int]:
-    """Find the one size of all images.
-
-    Parameters
-    ----------
-    sources : sequence of Source
-        Of each, the headers of at most 100,000 images, spread over its rows, are read.
-
-    Returns
-    -------
-    width, height : int
-        In pixels; of images turned by their EXIF data, as stored.
-
-    Raises
-    ------
-    UsageError
-        If there are several sizes, or no image can be read.
-    """
+    """Find the one size of all images."""
     sizes: Counter[tuple[int, int]] = Counter()
     for source in sources:
         seen = summarise(source, n_measured=_MOST_HEADERS)
@@ -167,20 +127,7 @@ def common_size(sources: Sequence[Source]) -> tuple[int, int]:
 
 
 def preview(splits: Mapping[str, Source], *, per_class: int = 10) -> Image.Image:
-    """Draw a contact sheet: a row for each class, with images spread over its rows.
-
-    Parameters
-    ----------
-    splits : mapping of str to Source
-        The first one is drawn.
-    per_class : int, default=10
-        Images of each class, fewer where a class has not so many or there are many classes.
-
-    Returns
-    -------
-    PIL.Image.Image
-        Mode RGB; an image that cannot be read is a grey square.
-    """
+    """Draw a contact sheet: a row for each class, with images spread over its rows."""
     source = next(iter(splits.values()))
     labels = np.unique(source.labels).tolist()
     n = max(1, min(per_class, _MOST_CELLS // max(1, len(labels))))

@@ -31,13 +31,7 @@ _N_TRIED = 100
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class ManifestSource(Source):
-    """The images of one split of a manifest.
-
-    Parameters
-    ----------
-    root : str
-        The absolute folder that `paths` are relative to; a path may be absolute itself.
-    """
+    """The images of one split of a manifest."""
 
     root: str
 
@@ -90,30 +84,6 @@ def open_manifest(
     Paths are relative to the folder of the table, or absolute. Labels are the names of
     classes, in natural order; an empty one and -1 are unknown (docs/data.md). A path that
     comes again is left out. A file that is missing is a row that fails when it is read.
-
-    Parameters
-    ----------
-    path : path-like
-        ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet``, with columns for the path (``path``,
-        ``image``, ``file``, ``filename``, ...), the label (``label``, ``class``, ``category``,
-        ``target``) and perhaps the split (``split``; or another that is called so and holds only
-        names of splits, see `featx.sources.split_columns`).
-    reporter : Reporter, optional
-        Is told which columns were taken and what was left out.
-
-    Returns
-    -------
-    dict of str to Source
-        The splits in their usual order, or ``"all"`` alone; all with the same classes.
-
-    Raises
-    ------
-    SourceError
-        If the table cannot be read, lacks a column, has one that looks like a split and is not
-        fully understood, gives one path two labels or splits, has one class only, or none of
-        the first 100 images exists.
-    MissingExtraError
-        If it is a Parquet file and pyarrow is not installed.
     """
     file = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow the links
     rows = _without_repeats(_read(file, reporter), reporter)
@@ -136,23 +106,7 @@ def open_manifest(
 
 
 def list_paths(path: str | os.PathLike[str]) -> list[Path]:
-    """Give the images that a table lists, whatever else it has.
-
-    Parameters
-    ----------
-    path : path-like
-        As for `open_manifest`; a label is not needed.
-
-    Returns
-    -------
-    list of Path
-        In the order of the table, also where one comes again.
-
-    Raises
-    ------
-    SourceError
-        If the table cannot be read, or has no column of paths.
-    """
+    """Give the images that a table lists, whatever else it has."""
     file = Path(path)
     columns, numbers = read_numbered_table(file)
     name = _find(file, columns, PATH_NAMES)

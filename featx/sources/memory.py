@@ -31,11 +31,6 @@ class MemorySource(Source):
     """Images of different sizes and kinds.
 
     Pickling sends the images themselves, but of paths the paths only.
-
-    Parameters
-    ----------
-    items : tuple of length N
-        Pixels that `decode` takes, (H, W) or (H, W, 3), encoded files, or paths of files.
     """
 
     per_row = (*Source.per_row, "items")

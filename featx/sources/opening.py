@@ -47,13 +47,7 @@ FORMS = {
 
 
 def available_data() -> dict[str, str]:
-    """List the built-in data sets.
-
-    Returns
-    -------
-    dict of str to str
-        A description of one line for each name that `open_data` takes.
-    """
+    """List the built-in data sets."""
     return {name: known.description for name, known in SETS.items()} | {"digits": _DIGITS}
 
 

@@ -9,12 +9,6 @@ __all__ = ["default_data_dir"]
 
 
 def default_data_dir() -> Path:
-    """Give the folder that data sets are downloaded to.
-
-    Returns
-    -------
-    Path
-        The environment variable ``FEATX_DATA``, or ``~/.cache/featx/data``.
-    """
+    """Give the folder that data sets are downloaded to."""
     chosen = os.environ.get("FEATX_DATA")
     return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "featx" / "data"

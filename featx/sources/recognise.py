@@ -52,18 +52,7 @@ def wrapper(view: View) -> str:
 
 
 class Recogniser:
-    """Recognises the layouts of docs/data.md.
-
-    Parameters
-    ----------
-    view : View
-        The tree.
-
-    Attributes
-    ----------
-    notes, warnings : list of str
-        What is to be said about it.
-    """
+    """Recognises the layouts of docs/data.md."""
 
     def __init__(self, view: View) -> None:
         self.view = view

@@ -60,11 +60,6 @@ class Remembered:
 
     They lie in a file of their own under the data folder; without a place, or where that
     folder cannot be read or written, nothing is remembered and everything works as before.
-
-    Parameters
-    ----------
-    place : str or None
-        The absolute path of the folder, archive or table that the images belong to.
     """
 
     def __init__(self, place: str | None) -> None:
@@ -77,19 +72,7 @@ class Remembered:
             self._known = _read(self._file)
 
     def find(self, name: str, stamp: Stamp | None) -> bytes | None:
-        """Give the SHA-256 of an image, 32 bytes, if it is known.
-
-        Parameters
-        ----------
-        name : str
-            Of the image within the place.
-        stamp : tuple of 3 int, or None
-            Of the file now; None, a file that cannot be found, is never known.
-
-        Returns
-        -------
-        bytes or None
-        """
+        """Give the SHA-256 of an image, 32 bytes, if it is known."""
         found = self._known.get(_short(name))
         return found[1] if found is not None and found[0] == stamp else None
 

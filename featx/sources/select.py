@@ -20,20 +20,6 @@ __all__ = ["ClassChoice"]
 class ClassChoice:
     """Renames classes, then keeps some of them.
 
-    Parameters
-    ----------
-    keep : tuple of str
-        Classes to keep, in this order of labels; empty keeps all.
-    drop : tuple of str
-        Classes to leave out.
-    rename : mapping of str to str
-        New names; two classes of the same new name become one.
-
-    Raises
-    ------
-    UsageError
-        If a class is both kept and dropped.
-
     Examples
     --------
     >>> choice = ClassChoice(drop=("frog",), rename={"automobile": "car"})
@@ -54,24 +40,7 @@ class ClassChoice:
     def parse(
         cls, keep: Iterable[str] = (), drop: Iterable[str] = (), rename: Iterable[str] = ()
     ) -> ClassChoice:
-        """Read the words of the command line.
-
-        Parameters
-        ----------
-        keep, drop : iterable of str
-            Names of classes.
-        rename : iterable of str
-            ``OLD=NEW`` each.
-
-        Returns
-        -------
-        ClassChoice
-
-        Raises
-        ------
-        UsageError
-            If a word of `rename` has not that form, or an old name comes twice.
-        """
+        """Read the words of the command line."""
         names: dict[str, str] = {}
         for word in rename:
             old, is_pair, new = word.partition("=")
@@ -97,27 +66,7 @@ class ClassChoice:
         return {"keep": list(self.keep), "drop": list(self.drop), "rename": dict(self.rename)}
 
     def apply(self, labels: np.ndarray, class_names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-        """Give new labels and names.
-
-        Parameters
-        ----------
-        labels : ndarray of int64, shape (N,)
-            Index into `class_names`; -1 is unknown.
-        class_names : sequence of str
-            In the order of the labels.
-
-        Returns
-        -------
-        labels : ndarray of int64, shape (N,)
-            -1 where the class was left out, or unknown before.
-        class_names : list of str
-            Those kept, in the order of `keep`, or in their old order.
-
-        Raises
-        ------
-        UsageError
-            If a class is named that is not there, or fewer than two stay.
-        """
+        """Give new labels and names."""
         old = _find("--map", self.rename, class_names)
         rename = dict(zip(old, self.rename.values(), strict=True))
         renamed = [rename.get(name, name) for name in class_names]
@@ -133,23 +82,7 @@ class ClassChoice:
         return table[labels], kept
 
     def apply_to(self, source: Source) -> Source:
-        """Restrict a source to the chosen classes; images of unknown class go where one is named.
-
-        Parameters
-        ----------
-        source : Source
-            One split.
-
-        Returns
-        -------
-        Source
-            `source` itself where nothing is changed.
-
-        Raises
-        ------
-        UsageError
-            As `apply`.
-        """
+        """Restrict a source to the chosen classes; images of unknown class go where one is named."""
         if self.is_everything:
             return source
         labels, names = self.apply(source.labels, source.class_names)

@@ -98,28 +98,7 @@ def _has_split_word(value: str) -> bool:
 def find_split(
     columns: Mapping[str, Sequence[str]], where: str, reporter: Reporter
 ) -> tuple[str, list[str]] | None:
-    """Find the column of the splits.
-
-    Parameters
-    ----------
-    columns : mapping of str to sequence of str, length N
-        All columns but those of the path and the label.
-    where : str
-        The table, for messages.
-    reporter : Reporter
-        Is warned of a column that is called like a split and holds none.
-
-    Returns
-    -------
-    tuple of (str, list of str) or None
-        The column, in quotes, and the split of each row, as `SPLIT_ORDER` has them; None
-        where nothing looks like a split.
-
-    Raises
-    ------
-    SourceError
-        If a column looks like a split and is not fully understood, or two differ.
-    """
+    """Find the column of the splits."""
     exact = find_column(where, columns, ["split"])
     values = {
         name: Counter(cells)
@@ -217,20 +196,7 @@ def _check_values(name: str, values: Mapping[str, int], where: str) -> None:
 
 
 def divide(source: Source, splits: Sequence[str]) -> dict[str, Source]:
-    """Divide a source by the split of each row.
-
-    Parameters
-    ----------
-    source : Source
-        All N images.
-    splits : sequence of str, length N
-        As `find_split` gives them.
-
-    Returns
-    -------
-    dict of str to Source
-        In the usual order.
-    """
+    """Divide a source by the split of each row."""
     rows: dict[str, list[int]] = {}
     for row, split in enumerate(splits):
         rows.setdefault(split, []).append(row)

@@ -48,16 +48,6 @@ _GLUED = re.compile(r"(?<=.)(set|data|images?|imgs?)$", re.IGNORECASE)
 def split_of(word: str) -> str | None:
     """Give the split that a folder, a file or a manifest calls by `word`.
 
-    Parameters
-    ----------
-    word : str
-        In any case.
-
-    Returns
-    -------
-    str or None
-        A name of `SPLIT_ORDER` but ``all``; None where it is none.
-
     Examples
     --------
     >>> split_of("Validation")
@@ -98,22 +88,6 @@ def split_of_folder(name: str) -> str | None:
 def split_of_shard(name: str) -> str | None:
     """Give the split that the name of a shard names.
 
-    Parameters
-    ----------
-    name : str
-        Without the ending, perhaps with folders in front.
-
-    Returns
-    -------
-    str or None
-        Where words of several splits are in the name (``test_tubes_train_000``), the last,
-        if it stands right before the number or at the end; None where there is no such word.
-
-    Raises
-    ------
-    SourceError
-        If it is not clear which word is meant: ``train-test``, ``train_tests/val-0``.
-
     Examples
     --------
     >>> split_of_shard("imagenet-val-00"), split_of_shard("test_tubes_train_000")
@@ -137,13 +111,7 @@ def split_of_shard(name: str) -> str | None:
 
 
 def read_split(word: str) -> str:
-    """Give the split that a person calls by `word`: ``validation`` and ``dev`` are ``val``.
-
-    Raises
-    ------
-    UsageError
-        If it is none.
-    """
+    """Give the split that a person calls by `word`: ``validation`` and ``dev`` are ``val``."""
     split = word if word in SPLIT_ORDER else _IN_NAMES.get(word.lower())
     if split is None:
         raise unknown_name("split", word, SPLIT_ORDER)
@@ -152,26 +120,6 @@ def read_split(word: str) -> str:
 
 def choose_splits(splits: Collection[str], test_split: str | None = None) -> tuple[str, str]:
     """Choose the split that is fitted on and the one that is tested on, for all commands alike.
-
-    Parameters
-    ----------
-    splits : collection of str
-        Those that there are.
-    test_split : str, optional
-        ``test`` or ``val``, as a person calls it; by default ``test``, or ``val`` where there is
-        no ``test``.
-
-    Returns
-    -------
-    fitted, tested : str
-        ``all`` twice where there are no splits: a part is held out.
-
-    Raises
-    ------
-    UsageError
-        If `test_split` is no split to test on.
-    ProtocolError
-        If a split is missing, with what to do.
 
     Examples
     --------

@@ -20,54 +20,12 @@ _ENCODING = "utf-8-sig"  # a spreadsheet's byte-order mark is no part of the fir
 
 
 def read_table(path: Path) -> dict[str, list[str]]:
-    """Read a table whole.
-
-    Parameters
-    ----------
-    path : Path
-        ``.csv`` (commas; semicolons or tabs where the first line has those and no comma),
-        ``.tsv``, ``.jsonl`` or ``.parquet``; the first line of a CSV or TSV file names the
-        columns, each line of a ``.jsonl`` file is an object.
-
-    Returns
-    -------
-    dict of str to list of str
-        Each column by name, all of one length; empty cells and nulls are ``""``. White
-        space around the names and before the cells is dropped; what is behind cells stays.
-        Columns of bytes, lists or structs of a Parquet or JSON file are left out.
-
-    Raises
-    ------
-    SourceError
-        If the file is missing, no table, or its lines differ in length.
-    MissingExtraError
-        If it is a Parquet file and pyarrow is not installed.
-    """
+    """Read a table whole."""
     return read_numbered_table(path)[0]
 
 
 def find_column(where: str, columns: Iterable[str], wanted: Sequence[str]) -> str | None:
-    """Find the first of the wanted names (in lower case) among columns in any case.
-
-    Parameters
-    ----------
-    where : str
-        The table, for the error.
-    columns : iterable of str
-        Their names.
-    wanted : sequence of str
-        The best name first.
-
-    Returns
-    -------
-    str or None
-        As the table writes it.
-
-    Raises
-    ------
-    SourceError
-        If there are two such columns, as ``label`` and ``Label``.
-    """
+    """Find the first of the wanted names (in lower case) among columns in any case."""
     columns = list(columns)
     for name in wanted:
         found = [column for column in columns if column.strip().lower() == name]
@@ -83,25 +41,7 @@ def find_column(where: str, columns: Iterable[str], wanted: Sequence[str]) -> st
 
 
 def read_numbered_table(path: Path) -> tuple[dict[str, list[str]], Sequence[int]]:
-    """Read a table whole, with the number of each row's line.
-
-    Parameters
-    ----------
-    path : Path
-        As `read_table`.
-
-    Returns
-    -------
-    columns : dict of str to list of str, each of length N
-        As `read_table`.
-    numbers : sequence of int, length N
-        The line of the file that each row ends on, from 1; of a Parquet file, its row.
-
-    Raises
-    ------
-    SourceError, MissingExtraError
-        As `read_table`.
-    """
+    """Read a table whole, with the number of each row's line."""
     try:
         if path.suffix.lower() == ".parquet":
             return _read_parquet(path)

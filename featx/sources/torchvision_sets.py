@@ -25,17 +25,7 @@ _SECONDS_TO_ANSWER = 30.0
 
 @dataclass(frozen=True)
 class TorchvisionSet:
-    """A data set that torchvision downloads.
-
-    Parameters
-    ----------
-    loader : str
-        Its class in `torchvision.datasets`.
-    n_bytes : int
-        Size of the file to download.
-    description : str
-        One line.
-    """
+    """A data set that torchvision downloads."""
 
     loader: str
     n_bytes: int
@@ -66,27 +56,6 @@ def open_torchvision(
     torchvision downloads the files and checks them, at each opening; featx reads them, with
     pickles that cannot run anything (`read_plain_pickle`) and pixels that are mapped from the
     official files: worker processes share one copy.
-
-    Parameters
-    ----------
-    name : str
-        A key of `SETS`.
-    folder : path
-        Where the data are, or are put.
-    download : bool, default=True
-        Whether missing files may be downloaded.
-    reporter : Reporter, optional
-        Is told about a download.
-
-    Returns
-    -------
-    dict of str to Source
-        ``"train"`` and ``"test"``, and ``"unlabeled"`` (labels -1) of STL-10.
-
-    Raises
-    ------
-    SourceError
-        If the files are missing or have a wrong checksum, with where to get and put them.
     """
     import torchvision.datasets
 

@@ -14,30 +14,14 @@ _IGNORED = frozenset({"thumbs.db", "desktop.ini", "__macosx"})  # besides all th
 
 
 class Entry(NamedTuple):
-    """One name in a folder.
-
-    Attributes
-    ----------
-    name : str
-        Without the folder.
-    kind : str
-        ``"folder"``, ``"file"``, or ``"special"`` (a pipe, a socket, a device).
-    """
+    """One name in a folder."""
 
     name: str
     kind: Literal["folder", "file", "special"]
 
 
 class Tree(ABC):
-    """A folder with everything below it. A prefix is ``""`` or ends with ``/``.
-
-    Parameters
-    ----------
-    name : str
-        What the data set is called.
-    where : str
-        What a person calls the folder: its path.
-    """
+    """A folder with everything below it. A prefix is ``""`` or ends with ``/``."""
 
     def __init__(self, name: str, where: str) -> None:
         self.name, self.where = name, where
@@ -48,23 +32,7 @@ class Tree(ABC):
 
     @abstractmethod
     def entries(self, prefix: str) -> list[Entry]:
-        """List one folder.
-
-        Parameters
-        ----------
-        prefix : str
-            The folder.
-
-        Returns
-        -------
-        list of Entry
-            In any order.
-
-        Raises
-        ------
-        SourceError
-            If the folder cannot be listed.
-        """
+        """List one folder."""
 
     def identity(self, prefix: str) -> Hashable:
         """Tell a folder from all others: two prefixes with links may lead to one folder."""
@@ -77,15 +45,7 @@ class Tree(ABC):
 
 
 class MemberTree(Tree):
-    """The files of an archive, by name.
-
-    Parameters
-    ----------
-    name, where : str
-        See `Tree`.
-    files, folders : iterable of str
-        Names with ``/`` between the folders and at no end.
-    """
+    """The files of an archive, by name."""
 
     def __init__(
         self, name: str, where: str, files: Iterable[str], folders: Iterable[str] = ()

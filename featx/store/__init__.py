@@ -34,20 +34,7 @@ __all__ = [
 
 
 def verify_file(path: str | os.PathLike[str], reporter: Reporter = SILENT) -> list[Damage]:
-    """Check every byte of a cache or an archive, also of one too damaged to open.
-
-    Parameters
-    ----------
-    path : path-like
-        The file.
-    reporter : Reporter, optional
-        Shows progress.
-
-    Returns
-    -------
-    list of Damage
-        Empty if every byte is as it was written.
-    """
+    """Check every byte of a cache or an archive, also of one too damaged to open."""
     try:
         if is_archive_file(path):
             verify_archive(path, reporter)
@@ -59,29 +46,7 @@ def verify_file(path: str | os.PathLike[str], reporter: Reporter = SILENT) -> li
 
 
 def read_summary(path: str | os.PathLike[str], reporter: Reporter = SILENT) -> dict[str, Any]:
-    """Describe a finished, a partial or a packed file without its features.
-
-    Parameters
-    ----------
-    path : path-like
-        A cache, a partial file beside one, or an archive.
-    reporter : Reporter, optional
-        Shows the check of an archive, of which every byte is read.
-
-    Returns
-    -------
-    dict
-        ``path``, ``complete``, ``n_rows``, ``n_features``, ``dtype``, ``n_done``,
-        ``n_failed``, ``n_classes`` (None for a partial file), ``file_bytes``,
-        ``fingerprint``, ``meta``, and ``failed``: row, path and reason of each failed
-        row (empty for a partial file). An archive has ``codec`` and ``unpacked_bytes``
-        besides.
-
-    Raises
-    ------
-    CacheError
-        If it is none of them, or damaged.
-    """
+    """Describe a finished, a partial or a packed file without its features."""
     path = Path(path)
     if path.suffix == ".partial" and path.is_file():
         return summarize_partial(path)

@@ -55,15 +55,7 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Stamp:
-    """What the user block of an archive says.
-
-    Parameters
-    ----------
-    file_bytes : int
-        Size of the file.
-    digest : str
-        SHA-256 of all bytes behind the user block, 64 hexadecimal digits.
-    """
+    """What the user block of an archive says."""
 
     file_bytes: int
     digest: str
@@ -76,13 +68,7 @@ class Stamp:
 
     @classmethod
     def parse(cls, block: bytes) -> Stamp:
-        """Read a user block in which every byte is as `render` writes it.
-
-        Raises
-        ------
-        CacheError
-            If it is not such a block; the text is only the reason.
-        """
+        """Read a user block in which every byte is as `render` writes it."""
         match = _TEXT.match(block)
         if match is not None:
             stamp = cls(int(match[1]), match[2].decode())
@@ -113,15 +99,7 @@ def hash_archive(fd: int, reporter: Reporter, label: str) -> str:
 
 @dataclass(frozen=True)
 class Codec:
-    """One way to compress a chunk of features.
-
-    Parameters
-    ----------
-    name : {"gzip", "zstd"}
-        Which.
-    level : int
-        Higher is slower and mostly smaller.
-    """
+    """One way to compress a chunk of features."""
 
     name: str
     level: int
@@ -132,13 +110,7 @@ class Codec:
         return [2, _FILTERS[self.name]]
 
     def require(self) -> None:
-        """Make sure that it works here.
-
-        Raises
-        ------
-        MissingExtraError
-            If zstd's package is not installed.
-        """
+        """Make sure that it works here."""
         if self.name == "zstd":
             try:
                 import hdf5plugin  # noqa: F401
@@ -154,20 +126,7 @@ class Codec:
             plan.set_filter(_FILTERS[self.name], 0, (self.level,))
 
     def encode(self, rows: np.ndarray, chunk_rows: int) -> bytes | None:
-        """Compress a chunk as HDF5 would, but without its global lock.
-
-        Parameters
-        ----------
-        rows : numpy.ndarray
-            Shape (n, D), at most `chunk_rows`; zeros are added.
-        chunk_rows : int
-            Rows of a chunk.
-
-        Returns
-        -------
-        bytes or None
-            None where HDF5 has to do it (zstd).
-        """
+        """Compress a chunk as HDF5 would, but without its global lock."""
         if self.name != "gzip":
             return None
         flat = np.zeros((chunk_rows * rows.shape[1], rows.dtype.itemsize), "u1")
@@ -175,13 +134,7 @@ class Codec:
         return zlib.compress(disk.bytes_of(np.ascontiguousarray(flat.T)), self.level)
 
     def decode(self, data: bytes, n_values: int, dtype: np.dtype[Any]) -> np.ndarray:
-        """Undo `encode` for gzip; never makes more bytes than a chunk has.
-
-        Raises
-        ------
-        CacheError
-            If `data` is not just one chunk.
-        """
+        """Undo `encode` for gzip; never makes more bytes than a chunk has."""
         n_bytes = n_values * dtype.itemsize
         state = zlib.decompressobj()
         try:
@@ -217,26 +170,7 @@ def _zstd_content_bytes(data: bytes) -> int | None:
 
 
 def open_codec(name: str, level: int | None = None) -> Codec:
-    """Make a codec that works here.
-
-    Parameters
-    ----------
-    name : {"gzip", "zstd"}
-        Which.
-    level : int, optional
-        1 to 9 for gzip (default 4), 1 to 22 for zstd (default 1).
-
-    Returns
-    -------
-    Codec
-
-    Raises
-    ------
-    UsageError
-        For another name or level.
-    MissingExtraError
-        If zstd's package is not installed.
-    """
+    """Make a codec that works here."""
     if name not in CODECS:
         raise UsageError(f"unknown codec {name!r}: choose from {', '.join(CODECS)}")
     level = CODECS[name] if level is None else level

@@ -26,28 +26,7 @@ _NO_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, e
 
 @contextmanager
 def file_beside(target: Path, *, overwrite: bool) -> Iterator[tuple[Path, int]]:
-    """Write a file under another name in the same folder, then give it its own.
-
-    Parameters
-    ----------
-    target : pathlib.Path
-        The file to be; its folder is made if need be.
-    overwrite : bool
-        Whether a file of this name may be replaced; a cache never is.
-
-    Yields
-    ------
-    path : pathlib.Path
-        The temporary file, locked (flock) as long as it is written.
-    fd : int
-        Its descriptor, open for reading and writing.
-
-    Raises
-    ------
-    CacheError
-        If the target is there and may not be replaced, or the disk fails; nothing
-        is left behind then.
-    """
+    """Write a file under another name in the same folder, then give it its own."""
     with disk.translated(f"cannot write {target}"):
         _refuse(target, overwrite=overwrite)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -70,27 +49,7 @@ def file_beside(target: Path, *, overwrite: bool) -> Iterator[tuple[Path, int]]:
 
 @contextmanager
 def folder_beside(target: Path, names: tuple[str, ...], *, overwrite: bool) -> Iterator[Path]:
-    """Fill a folder under another name, then give it its own.
-
-    Parameters
-    ----------
-    target : pathlib.Path
-        The folder to be.
-    names : tuple of str
-        The files that it will hold. A folder with any others is never replaced.
-    overwrite : bool
-        Whether a folder of this name may be replaced.
-
-    Yields
-    ------
-    pathlib.Path
-        The temporary folder.
-
-    Raises
-    ------
-    CacheError
-        As in `file_beside`.
-    """
+    """Fill a folder under another name, then give it its own."""
     with disk.translated(f"cannot write {target}"):
         _refuse_folder(target, names, overwrite=overwrite)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -31,17 +31,7 @@ _TABLES: Final = ("features", "digests", "image_sha256")  # of two axes, the oth
 
 @dataclass(frozen=True)
 class Extent:
-    """Where an array lies in a file.
-
-    Parameters
-    ----------
-    offset : int
-        First byte, from the start of the file.
-    shape : tuple of int
-        Its shape.
-    dtype : numpy.dtype
-        Its type.
-    """
+    """Where an array lies in a file."""
 
     offset: int
     shape: tuple[int, ...]
@@ -55,21 +45,7 @@ class Extent:
 
 @dataclass(frozen=True)
 class Header:
-    """What the HDF5 structure of a cache file says.
-
-    Parameters
-    ----------
-    fingerprint : str
-        64 hexadecimal digits.
-    meta : dict
-        The `meta` attribute.
-    is_complete : bool
-        The `complete` attribute.
-    block_rows : int
-        Rows in a digested block.
-    extents : dict of str to Extent
-        Where each dataset lies.
-    """
+    """What the HDF5 structure of a cache file says."""
 
     fingerprint: str
     meta: dict[str, Any]
@@ -84,24 +60,7 @@ class Header:
 
 
 def read_header(fd: int, seal: Seal) -> Header:
-    """Read and check the structure of an open cache file.
-
-    Parameters
-    ----------
-    fd : int
-        An open file whose seal was checked.
-    seal : Seal
-        What its user block says.
-
-    Returns
-    -------
-    Header
-
-    Raises
-    ------
-    CacheError
-        If anything is not as featx writes it; the text is only the reason.
-    """
+    """Read and check the structure of an open cache file."""
     with os.fdopen(os.dup(fd), "rb", buffering=0) as stream:
         try:
             with h5py.File(stream, "r") as file:

@@ -30,17 +30,7 @@ def hash_span(fd: int, offset: int, n_bytes: int) -> bytes:
 
 
 class BlockHasher:
-    """Digests of blocks whose rows come in order; the others are read back.
-
-    Parameters
-    ----------
-    n_rows : int
-        Rows of the features.
-    block_rows : int
-        Rows of a block.
-    row_bytes : int
-        Bytes of a row.
-    """
+    """Digests of blocks whose rows come in order; the others are read back."""
 
     def __init__(self, n_rows: int, block_rows: int, row_bytes: int) -> None:
         self._n_rows, self._block_rows, self._row_bytes = n_rows, block_rows, row_bytes
@@ -49,24 +39,7 @@ class BlockHasher:
         self._open: dict[int, tuple[Any, int]] = {}
 
     def parts(self, start: int, data: memoryview) -> Iterator[tuple[int, int, memoryview]]:
-        """Split rows into their blocks.
-
-        Parameters
-        ----------
-        start : int
-            Number of the first row.
-        data : memoryview
-            Bytes of the rows.
-
-        Yields
-        ------
-        block : int
-            Number of a block.
-        low : int
-            The first of the rows that lies in it.
-        part : memoryview
-            The bytes of those that do.
-        """
+        """Split rows into their blocks."""
         stop = start + len(data) // self._row_bytes
         for block in range(start // self._block_rows, n_blocks(stop, self._block_rows)):
             first, last = self._span(block)
@@ -98,20 +71,7 @@ class BlockHasher:
             self._has_digest[block] = True
 
     def finish(self, fd: int, offset: int) -> np.ndarray:
-        """All digests; those not known are computed from the file.
-
-        Parameters
-        ----------
-        fd : int
-            The file.
-        offset : int
-            Where its features start, in bytes.
-
-        Returns
-        -------
-        numpy.ndarray
-            Shape (blocks, 32), uint8.
-        """
+        """All digests; those not known are computed from the file."""
 
         def read_back(block: int) -> bytes:
             first, last = self._span(block)

@@ -108,13 +108,7 @@ def allocate(fd: int, n_bytes: int) -> None:
 
 
 def pread_into(fd: int, view: memoryview, offset: int) -> None:
-    """Fill `view` from `offset`.
-
-    Raises
-    ------
-    CacheError
-        If the file ends before `view` is full.
-    """
+    """Fill `view` from `offset`."""
     while view:
         n_read = os.preadv(fd, [view], offset)
         if n_read == 0:
@@ -139,22 +133,7 @@ def readable_bytes(n_bytes: int) -> str:
 
 
 def require_space(folder: Path, n_bytes: int, name: str) -> None:
-    """Refuse a file that cannot fit, before anything is written.
-
-    Parameters
-    ----------
-    folder : pathlib.Path
-        Where the file will be.
-    n_bytes : int
-        The size of the file in bytes.
-    name : str
-        The file's name, for the message.
-
-    Raises
-    ------
-    CacheError
-        With the bytes needed, the bytes there are, and what to do.
-    """
+    """Refuse a file that cannot fit, before anything is written."""
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     if limit != resource.RLIM_INFINITY and n_bytes > limit:
         raise CacheError(
@@ -177,18 +156,7 @@ def no_space(folder: Path, n_bytes: int, free: int, name: str) -> CacheError:
 
 @contextmanager
 def translated(action: str) -> Iterator[None]:
-    """Turn an `OSError` into a `CacheError` that says what failed and what to do.
-
-    Parameters
-    ----------
-    action : str
-        What was being done, for example ``"cannot write a.h5"``.
-
-    Raises
-    ------
-    CacheError
-        In place of any OSError.
-    """
+    """Turn an `OSError` into a `CacheError` that says what failed and what to do."""
     try:
         yield
     except OSError as error:

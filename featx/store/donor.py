@@ -35,31 +35,7 @@ _IDENTITY: Final = re.compile(rb'"identity":')
 
 @dataclass
 class Donor:
-    """Rows that may be taken over.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        The file.
-    handle : Handle
-        The file, open for reading.
-    features_offset : int
-        Where its features start, in bytes.
-    n_features : int
-        Values in a row.
-    dtype : numpy.dtype
-        Type of the values.
-    block_rows : int
-        Rows in a digested block.
-    digests : numpy.ndarray
-        Shape (blocks, 32), uint8; shape (0, 32) where usable rows were verified already.
-    image_digests : numpy.ndarray
-        Shape (N, 32), uint8; zeros where not known.
-    is_usable : numpy.ndarray
-        Shape (N,), bool: rows that hold features, as far as is known.
-    notices : list of str
-        What a person should know about it.
-    """
+    """Rows that may be taken over."""
 
     path: Path
     handle: Handle
@@ -79,19 +55,7 @@ class Donor:
         return len(self.image_digests)
 
     def read_block(self, block: int) -> np.ndarray | None:
-        """Read and verify a block of rows.
-
-        Parameters
-        ----------
-        block : int
-            Its number.
-
-        Returns
-        -------
-        numpy.ndarray or None
-            Shape (rows, D). None if it changed since it was written; its rows are
-            not usable any more then, and neither are rows of NaN.
-        """
+        """Read and verify a block of rows."""
         start = block * self.block_rows
         rows = slice(start, min(start + self.block_rows, self.n_rows))
         values = np.empty((rows.stop - start, self.n_features), self.dtype)
@@ -116,29 +80,7 @@ class Donor:
 
 
 def open_donor(path: Path, spec: CacheSpec, image: Image) -> Donor:
-    """Open a cache to take rows from it.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        The older cache.
-    spec : CacheSpec
-        What the new one is about.
-    image : Image
-        All of the new file but its features.
-
-    Returns
-    -------
-    Donor
-        Perhaps without any usable row; its notices say why.
-
-    Raises
-    ------
-    CacheError
-        If the file is missing, no featx cache, incomplete, or of a newer version.
-    CacheMismatchError
-        If its features were made otherwise, with the differences.
-    """
+    """Open a cache to take rows from it."""
     try:
         cache = Cache.open(path)
     except CacheError as error:

@@ -29,13 +29,7 @@ _FLOATS: Final = ("float16", "float32", "float64")
 
 
 class Handle:
-    """An open file for reading, closed with the last object that uses it.
-
-    Parameters
-    ----------
-    path : str
-        The file.
-    """
+    """An open file for reading, closed with the last object that uses it."""
 
     def __init__(self, path: str) -> None:
         self._fd = os.open(path, os.O_RDONLY)
@@ -44,13 +38,7 @@ class Handle:
 
     @property
     def fd(self) -> int:
-        """The descriptor.
-
-        Raises
-        ------
-        CacheError
-            If the file was closed.
-        """
+        """The descriptor."""
         if not self.close.alive:
             raise CacheError(f"{self.path} was closed: open it again")
         return self._fd

@@ -25,17 +25,7 @@ __all__ = ["Image", "build_image", "n_blocks"]
 
 @dataclass(frozen=True)
 class Image:
-    """A cache file in memory, with a gap where the features lie.
-
-    Parameters
-    ----------
-    head, tail : bytes
-        What stands before and after the features.
-    features_bytes : int
-        Size of the gap.
-    offsets : dict of str to int
-        Where each dataset starts, in bytes from the start of the file.
-    """
+    """A cache file in memory, with a gap where the features lie."""
 
     head: bytes
     tail: bytes
@@ -122,24 +112,7 @@ def build_image(
     failed: Mapping[int, str] | None = None,
     digests: np.ndarray | None = None,
 ) -> Image:
-    """Lay out a cache file; complete and sealed if the results are given.
-
-    Parameters
-    ----------
-    spec : CacheSpec
-        What the file is about.
-    status : numpy.ndarray, optional
-        Shape (N,), uint8. None makes the file of a run that has just begun.
-    failed : mapping of int to str, optional
-        Reasons of failed rows.
-    digests : numpy.ndarray, optional
-        Shape (blocks, 32), uint8: SHA-256 of each block of rows.
-
-    Returns
-    -------
-    Image
-        With the features at the same place, whatever the results.
-    """
+    """Lay out a cache file; complete and sealed if the results are given."""
     block_rows = layout.default_block_rows(spec.row_bytes)
     is_complete = status is not None and digests is not None
     blocks = (n_blocks(spec.n_rows, block_rows), layout.DIGEST_BYTES)

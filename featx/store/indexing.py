@@ -13,27 +13,7 @@ Index = slice | np.ndarray
 
 
 def split_index(key: Any, shape: tuple[int, int]) -> tuple[Index, Index | None]:
-    """Read an index of a matrix as NumPy does.
-
-    Parameters
-    ----------
-    key : object
-        What stands in brackets.
-    shape : tuple of int
-        Of the matrix.
-
-    Returns
-    -------
-    rows : slice, or ndarray of int64
-        Which rows; a number without dimensions for a single one.
-    columns : slice, ndarray of int64, or None
-        Which columns; None for all. Two arrays choose single values.
-
-    Raises
-    ------
-    IndexError
-        For other kinds of index.
-    """
+    """Read an index of a matrix as NumPy does."""
     if isinstance(key, np.ndarray) and key.dtype == bool and key.shape == shape:
         rows, columns = np.nonzero(key)
         return rows, columns

@@ -28,23 +28,7 @@ _CHECK_DIGITS: Final = 16
 
 @dataclass(frozen=True)
 class JournalHeader:
-    """What a partial file will become.
-
-    Parameters
-    ----------
-    fingerprint, content : str
-        As in `CacheSpec`.
-    n_rows, n_features, row_bytes : int
-        Shape of the features, and bytes of a row.
-    dtype : str
-        How features are stored.
-    features_offset, file_bytes : int
-        Where the features start, and the size of the partial file, in bytes.
-    meta : dict
-        As in `CacheSpec`, with the identity.
-    version : int, default=1
-        Of the journal's format.
-    """
+    """What a partial file will become."""
 
     fingerprint: str
     content: str
@@ -60,19 +44,7 @@ class JournalHeader:
 
 @dataclass
 class Range:
-    """Rows that are on the disk.
-
-    Parameters
-    ----------
-    start, stop : int
-        First row, and the one after the last.
-    crc : int
-        CRC-32 of their bytes.
-    failed : dict of int to str
-        Rows among them that hold NaN, with reasons.
-    run : str
-        Which process wrote them.
-    """
+    """Rows that are on the disk."""
 
     start: int
     stop: int
@@ -110,29 +82,7 @@ def _parse_range(line: bytes, n_rows: int) -> Range | None:
 
 
 def read_journal(path: Path) -> tuple[JournalHeader, list[Range], int]:
-    """Read a journal; lines that are torn, damaged or overlap earlier ones are left out.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        A journal.
-
-    Returns
-    -------
-    header : JournalHeader
-        What the partial file will become.
-    ranges : list of Range
-        In the order in which they were written.
-    n_dropped : int
-        Lines left out.
-
-    Raises
-    ------
-    CacheError
-        If the first line cannot be read, or a newer featx wrote it.
-    FileNotFoundError
-        If there is no journal.
-    """
+    """Read a journal; lines that are torn, damaged or overlap earlier ones are left out."""
     first, *lines = path.read_bytes().split(b"\n")
     header = _parse_header(first)
     if lines and lines[-1] == b"":
@@ -160,39 +110,14 @@ def _parse_header(line: bytes) -> JournalHeader:
 
 
 class Journal:
-    """A journal that is being written.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        Where it lies.
-    fd : int
-        Its open descriptor.
-    n_bytes : int
-        Bytes that are known to be good; the next line goes there.
-    """
+    """A journal that is being written."""
 
     def __init__(self, path: Path, fd: int, n_bytes: int) -> None:
         self.path, self.fd, self._n_bytes = path, fd, n_bytes
 
     @classmethod
     def create(cls, path: Path, header: JournalHeader, ranges: Iterable[Range] = ()) -> Journal:
-        """Write a journal whole, durably, in one step, in place of any other.
-
-        Parameters
-        ----------
-        path : pathlib.Path
-            Where it shall lie.
-        header : JournalHeader
-            Its first line.
-        ranges : iterable of Range, optional
-            Rows that are on the disk.
-
-        Returns
-        -------
-        Journal
-            Open, to be appended to.
-        """
+        """Write a journal whole, durably, in one step, in place of any other."""
         draft = path.with_name(path.name + ".new")
         text = b"".join([_line(asdict(header)), *(_line(asdict(r)) for r in ranges)])
         fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)

@@ -61,22 +61,7 @@ _BLOCK_BYTES: Final = 1 << 20
 
 
 def feature_dtype(name: str) -> np.dtype[Any]:
-    """Little-endian NumPy type of the stored features.
-
-    Parameters
-    ----------
-    name : {"float16", "float32"}
-        As in `CacheSpec.dtype`.
-
-    Returns
-    -------
-    numpy.dtype
-
-    Raises
-    ------
-    CacheError
-        For any other name.
-    """
+    """Little-endian NumPy type of the stored features."""
     if name not in ("float16", "float32"):
         raise CacheError(f"features are stored as float16 or float32, not {name!r}")
     return np.dtype(name).newbyteorder("<")
@@ -109,23 +94,6 @@ def encode_names(names: Sequence[str], what: str) -> np.ndarray:
 
     Undecodable bytes of file names (`os.fsdecode` makes them lone surrogates)
     are stored as they were.
-
-    Parameters
-    ----------
-    names : sequence of str
-        Any names without NUL.
-    what : str
-        What they are, for the message.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape ``(len(names),)``, dtype ``S{longest}``.
-
-    Raises
-    ------
-    CacheError
-        For a name that would not come back as it was.
     """
     encoded = [_encode(name, what) for name in names]
     width = max(map(len, encoded), default=1)
@@ -148,18 +116,7 @@ def decode_names(names: np.ndarray) -> list[str]:
 
 
 def encode_errors(failed: dict[int, str]) -> np.ndarray:
-    """Reasons of failed rows as records sorted by row; long reasons are cut.
-
-    Parameters
-    ----------
-    failed : dict of int to str
-        Row number to reason.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape ``(len(failed),)``, fields ``row`` int64 and ``reason`` UTF-8.
-    """
+    """Reasons of failed rows as records sorted by row; long reasons are cut."""
     rows = sorted(failed)
     reasons = [_cut(failed[row]) for row in rows]
     table = np.zeros(len(rows), errors_dtype(max(map(len, reasons), default=1) or 1))

@@ -17,24 +17,7 @@ _GROUP_SECONDS: Final = 1.0
 
 
 class Ledger:
-    """The state of each row of a run.
-
-    Parameters
-    ----------
-    n_rows : int
-        Number of images.
-
-    Attributes
-    ----------
-    status : numpy.ndarray
-        Shape (N,), uint8, of all rows written, durable or not.
-    is_committed : numpy.ndarray
-        Shape (N,), bool: durable and in the journal.
-    failed : dict of int to str
-        Rows without features, with reasons.
-    pending : list of Range
-        Rows written since the last group was taken.
-    """
+    """The state of each row of a run."""
 
     def __init__(self, n_rows: int) -> None:
         self.status = np.zeros(n_rows, "u1")
@@ -61,20 +44,7 @@ class Ledger:
         self.is_committed[item.start : item.stop] = True
 
     def queue(self, item: Range, n_bytes: int) -> Range:
-        """Count rows that were written just now.
-
-        Parameters
-        ----------
-        item : Range
-            The rows; of their checksum nothing is known yet.
-        n_bytes : int
-            Their size.
-
-        Returns
-        -------
-        Range
-            The range of the journal that ends with them: the one of the rows before, or `item`.
-        """
+        """Count rows that were written just now."""
         self._note(item)
         self._pending_bytes += n_bytes
         last = self.pending[-1] if self.pending else None

@@ -22,11 +22,6 @@ class Lock:
     The lock is the kernel's (flock), so a killed process leaves none behind. The
     file is removed on release while the lock is still held; whoever opened it
     before sees that the name is gone or means another file, and tries again.
-
-    Parameters
-    ----------
-    target : pathlib.Path
-        The cache file.
     """
 
     def __init__(self, target: Path) -> None:
@@ -36,15 +31,7 @@ class Lock:
         self._fd = -1
 
     def acquire(self) -> None:
-        """Take the lock, and write into it who has it.
-
-        Raises
-        ------
-        CacheBusyError
-            If another process has it.
-        OSError
-            If the lock's file cannot be made.
-        """
+        """Take the lock, and write into it who has it."""
         while True:
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             try:

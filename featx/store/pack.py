@@ -28,19 +28,7 @@ _SUFFIX: Final = ".featx.h5"
 
 @dataclass(frozen=True)
 class PackReport:
-    """What packing or unpacking did.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        The new file.
-    source_bytes, n_bytes : int
-        Size of the file that was read and of the new one.
-    seconds : float
-        How long it took.
-    is_new : bool, default=True
-        False where an equal file was there before.
-    """
+    """What packing or unpacking did."""
 
     path: Path
     source_bytes: int
@@ -64,35 +52,7 @@ def pack_cache(
     overwrite: bool = False,
     reporter: Reporter = SILENT,
 ) -> PackReport:
-    """Write a compressed copy of a finished cache; every block of rows is verified.
-
-    Parameters
-    ----------
-    source : path-like
-        The cache; it is only read.
-    target : path-like, optional
-        The archive; beside the cache by default, as ``NAME.featx.h5``.
-    codec : {"gzip", "zstd"}, default="gzip"
-        Any HDF5 reader knows gzip; zstd needs a plugin, and is faster.
-    level : int, optional
-        Higher is slower and mostly smaller; see `open_codec` for the default.
-    overwrite : bool, default=False
-        Replace an archive of this name; a cache never is.
-    reporter : Reporter, optional
-        Shows progress.
-
-    Returns
-    -------
-    PackReport
-
-    Raises
-    ------
-    CacheError
-        If the cache is incomplete or damaged, or the disk fails; no archive
-        appears then.
-    MissingExtraError
-        If the codec is not installed.
-    """
+    """Write a compressed copy of a finished cache; every block of rows is verified."""
     began = time.monotonic()
     chosen = open_codec(codec, level)
     out = Path(packed_path(source) if target is None else target)

@@ -45,24 +45,7 @@ def is_same(one: np.ndarray, other: np.ndarray) -> bool:
 
 @contextmanager
 def open_archive(path: str | os.PathLike[str], reporter: Reporter = SILENT) -> Iterator[Archive]:
-    """Open an archive; its seal is checked before HDF5 parses anything.
-
-    Parameters
-    ----------
-    path : path-like
-        The file.
-    reporter : Reporter, optional
-        Shows the check.
-
-    Yields
-    ------
-    Archive
-
-    Raises
-    ------
-    CacheError
-        If it is missing, damaged or no archive.
-    """
+    """Open an archive; its seal is checked before HDF5 parses anything."""
     full = Path(path).absolute()
     with disk.translated(f"cannot open {full}"):
         if not full.is_file():
@@ -115,23 +98,7 @@ def _hdf5_translated() -> Iterator[None]:
 
 
 class Archive:
-    """A packed cache, opened by `open_archive` and checked as a stranger's file.
-
-    Attributes
-    ----------
-    path : pathlib.Path
-        The archive.
-    n_bytes : int
-        Its size.
-    codec : Codec
-        How its features are compressed; it need not be installed here.
-    arrays : dict of str to numpy.ndarray
-        All datasets but the features, as stored.
-    spec : CacheSpec
-        What the cache is about.
-    failed : dict of int to str
-        Reasons of failed rows.
-    """
+    """A packed cache, opened by `open_archive` and checked as a stranger's file."""
 
     def __init__(self, path: Path, handle: Handle, file: h5py.File) -> None:
         self.path, self._file = path, file
@@ -237,22 +204,7 @@ class Archive:
             raise CacheError(f"{', '.join(odd)}: not as featx writes them")
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Read the features in order, a digested block at a time.
-
-        Yields
-        ------
-        start : int
-            Number of the block's first row.
-        rows : numpy.ndarray
-            Shape (n, D), verified.
-
-        Raises
-        ------
-        CacheError
-            If a block is not what was packed.
-        MissingExtraError
-            If the codec is not installed, at once.
-        """
+        """Read the features in order, a digested block at a time."""
         self.codec.require()
         starts = range(0, self.spec.n_rows, self._chunk_rows)
         return in_order(self._decoded, ((start, self._stored(start)) for start in starts))
@@ -295,22 +247,7 @@ class Archive:
 
 
 def verify_archive(path: str | os.PathLike[str], reporter: Reporter = SILENT) -> None:
-    """Check every byte of an archive, and that it can be unpacked.
-
-    Parameters
-    ----------
-    path : path-like
-        The file.
-    reporter : Reporter, optional
-        Shows progress.
-
-    Raises
-    ------
-    CacheError
-        If it is damaged, or no archive.
-    MissingExtraError
-        If its codec is not installed.
-    """
+    """Check every byte of an archive, and that it can be unpacked."""
     with (
         open_archive(path, reporter) as packed,
         reporter.bar(packed.spec.n_rows, f"verify {packed.path.name}", "row") as bar,

@@ -41,19 +41,7 @@ _READ_BYTES: Final = 1 << 20
 
 @dataclass
 class Partial:
-    """A partial file that this process writes.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        Where it lies, beside the target.
-    fd : int
-        Its open descriptor.
-    journal : Journal
-        Its open journal.
-    ranges : list of Range
-        Rows in it that were verified.
-    """
+    """A partial file that this process writes."""
 
     path: Path
     fd: int
@@ -70,18 +58,7 @@ class Partial:
 
 
 def find_partials(target: str | os.PathLike[str]) -> list[Path]:
-    """Partial files of a cache, in the order of their names.
-
-    Parameters
-    ----------
-    target : path-like
-        Where the finished cache lies or would lie.
-
-    Returns
-    -------
-    list of pathlib.Path
-        Empty where there are none.
-    """
+    """Partial files of a cache, in the order of their names."""
     target = Path(target)
     if not target.parent.is_dir():
         return []
@@ -136,27 +113,7 @@ def discard(path: Path) -> None:
 
 
 def create(target: Path, spec: CacheSpec, image: Image) -> Partial:
-    """Make a partial file with all its blocks, and its journal, durably.
-
-    Parameters
-    ----------
-    target : pathlib.Path
-        The cache file that it will become.
-    spec : CacheSpec
-        What the file is about.
-    image : Image
-        All of the file but its features.
-
-    Returns
-    -------
-    Partial
-        Without rows.
-
-    Raises
-    ------
-    CacheError
-        If the disk has no room; nothing is left behind.
-    """
+    """Make a partial file with all its blocks, and its journal, durably."""
     disk.require_space(target.parent, image.file_bytes, target.name)
     token = f"{spec.fingerprint[:12]}-{secrets.token_hex(4)}"
     path = target.with_name(f"{target.name}.{token}{_SUFFIX}")
@@ -207,26 +164,7 @@ def _header(spec: CacheSpec, image: Image) -> JournalHeader:
 def adopt(
     target: Path, spec: CacheSpec, image: Image, reporter: Reporter
 ) -> tuple[Partial | None, list[str]]:
-    """Take up the fullest partial file that was made for the same features.
-
-    Parameters
-    ----------
-    target : pathlib.Path
-        The cache file.
-    spec : CacheSpec
-        What the file is about.
-    image : Image
-        All of the file but its features, of a run without rows.
-    reporter : Reporter
-        Shows the verification of the rows there are.
-
-    Returns
-    -------
-    partial : Partial or None
-        With every range verified against its bytes; None if there is none.
-    notices : list of str
-        What was left alone or removed, and why.
-    """
+    """Take up the fullest partial file that was made for the same features."""
     notices: list[str] = []
     candidates: list[tuple[int, Path]] = []
     for path in find_partials(target):

@@ -34,26 +34,7 @@ def is_same_file(one: Path, other: Path) -> bool:
 def copy_rows(
     donor: Donor, spec: CacheSpec, missing: np.ndarray, write: _Write, reporter: Reporter
 ) -> list[str]:
-    """Copy every row that is missing and can be had.
-
-    Parameters
-    ----------
-    donor : Donor
-        The older cache.
-    spec : CacheSpec
-        What the new one is about.
-    missing : numpy.ndarray
-        Shape (N,), bool: rows of the new one that are wanted.
-    write : callable
-        Takes the number of the first row, and neighbouring rows.
-    reporter : Reporter
-        Shows progress in rows.
-
-    Returns
-    -------
-    list of str
-        Notices: how many rows were copied, how many could not be.
-    """
+    """Copy every row that is missing and can be had."""
     if not spec.image_digests.any():
         return [f"not reused: {donor.path}: the digests of the wanted images are not known"]
     missing = missing & spec.image_digests.any(axis=1)

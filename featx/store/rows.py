@@ -17,24 +17,7 @@ _INFINITY: Final = {2: 0x7C00, 4: 0x7F800000}
 
 
 def check_rows(spec: CacheSpec, start: int, rows: np.ndarray, failed: Mapping[int, str]) -> None:
-    """Refuse rows that do not fit a cache.
-
-    Parameters
-    ----------
-    spec : CacheSpec
-        What the cache is about.
-    start : int
-        Number of the first row.
-    rows : numpy.ndarray
-        Shape (n, D), any float type.
-    failed : mapping of int to str
-        Rows among them that have no features.
-
-    Raises
-    ------
-    ValueError
-        With what does not fit.
-    """
+    """Refuse rows that do not fit a cache."""
     wanted = f"(n, {spec.n_features}) floats"
     if rows.ndim != 2 or rows.shape[1] != spec.n_features or rows.dtype.kind != "f":
         raise ValueError(f"rows must be {wanted}, not {rows.shape} {rows.dtype}")
@@ -48,29 +31,7 @@ def check_rows(spec: CacheSpec, start: int, rows: np.ndarray, failed: Mapping[in
 def as_stored(
     rows: np.ndarray, dtype: np.dtype[Any], start: int, failed: Mapping[int, str]
 ) -> np.ndarray:
-    """Cast rows to the stored type, failed ones to NaN.
-
-    Parameters
-    ----------
-    rows : numpy.ndarray
-        Shape (n, D), any float type.
-    dtype : numpy.dtype
-        ``<f2`` or ``<f4``.
-    start : int
-        Number of the first row, for messages and `failed`.
-    failed : mapping of int to str
-        Row numbers whose values mean nothing.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape (n, D), of `dtype`, contiguous, a copy where needed.
-
-    Raises
-    ------
-    CacheError
-        If a row that did not fail is not finite, before or after the cast.
-    """
+    """Cast rows to the stored type, failed ones to NaN."""
     with np.errstate(over="ignore", invalid="ignore"):
         stored = np.array(rows, dtype=dtype, order="C", copy=True if failed else None)
     indices = [row - start for row in failed]

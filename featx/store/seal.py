@@ -47,17 +47,7 @@ _TEXT = re.compile(
 
 @dataclass(frozen=True)
 class Seal:
-    """What the user block says.
-
-    Parameters
-    ----------
-    file_bytes : int
-        Size of the file.
-    features_offset, features_bytes : int
-        Where the features lie, in bytes from the start of the file.
-    digest : str
-        SHA-256 of the rest, 64 hexadecimal digits.
-    """
+    """What the user block says."""
 
     file_bytes: int
     features_offset: int
@@ -81,13 +71,7 @@ class Seal:
 
     @classmethod
     def parse(cls, block: bytes) -> Seal:
-        """Read a user block in which every byte is as `render` writes it.
-
-        Raises
-        ------
-        CacheError
-            If it is not such a block.
-        """
+        """Read a user block in which every byte is as `render` writes it."""
         match = _TEXT.match(block)
         if match is None or _newer_version(block):
             raise CacheError(_reason(block))
@@ -151,20 +135,7 @@ def hash_bytes(parts: Iterable[bytes | memoryview]) -> str:
 
 
 def hash_file(fd: int, seal: Seal) -> str:
-    """SHA-256 of all bytes that are neither in the user block nor in the features.
-
-    Parameters
-    ----------
-    fd : int
-        An open file of ``seal.file_bytes`` bytes.
-    seal : Seal
-        Where the features lie.
-
-    Returns
-    -------
-    str
-        64 hexadecimal digits.
-    """
+    """SHA-256 of all bytes that are neither in the user block nor in the features."""
     state = hashlib.sha256()
     buffer = memoryview(bytearray(_READ_BYTES))
     spans = ((USERBLOCK_BYTES, seal.features_offset), (seal.features_end, seal.file_bytes))

@@ -20,34 +20,7 @@ __all__ = ["CacheSpec"]
 
 @dataclass(frozen=True, eq=False)
 class CacheSpec:
-    """Everything about a cache that is known before the first image.
-
-    Parameters
-    ----------
-    identity : mapping
-        What changes the features' values; its SHA-256 is the fingerprint.
-    meta : mapping
-        What is recorded beside it: data, split, backbone, device, versions...
-    labels : numpy.ndarray
-        Shape (N,), integers: index into `class_names`, -1 where unknown.
-    class_names : sequence of str
-        One name a class.
-    paths : sequence of str
-        One name an image, in row order.
-    n_features : int
-        Values in a row.
-    dtype : {"float16", "float32"}
-        How features are stored.
-    image_digests : numpy.ndarray, optional
-        Shape (N, 32), uint8: SHA-256 of each image's bytes, by which rows of an
-        older cache are recognized. Zeros, or shape (0, 32), say that they are not
-        known: then nothing is recognized.
-
-    Raises
-    ------
-    CacheError
-        If the parts do not fit together, or cannot be stored.
-    """
+    """Everything about a cache that is known before the first image."""
 
     identity: Mapping[str, Any]
     meta: Mapping[str, Any]

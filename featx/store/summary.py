@@ -20,19 +20,7 @@ _SUFFIXES = (".h5", ".hdf5")
 
 
 def find_caches(folder: str | os.PathLike[str]) -> list[Path]:
-    """Finished featx caches in a folder and below it.
-
-    Parameters
-    ----------
-    folder : path-like
-        Where to look; it need not exist.
-
-    Returns
-    -------
-    list of pathlib.Path
-        Files named ``.h5`` or ``.hdf5`` that begin as a featx cache does,
-        damaged ones among them, sorted.
-    """
+    """Finished featx caches in a folder and below it."""
     names = (p for p in Path(folder).rglob("*") if p.suffix in _SUFFIXES)
     return sorted(path for path in names if _begins_as_ours(path))
 

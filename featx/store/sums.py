@@ -17,11 +17,6 @@ class Sums:
 
     Hashing is slower than a fast disk and writing waits for the disk, so the two
     overlap: CRC-32 has a thread, and SHA-256 has two, since blocks are independent.
-
-    Parameters
-    ----------
-    hasher : BlockHasher
-        Takes the SHA-256 of the blocks.
     """
 
     def __init__(self, hasher: BlockHasher) -> None:
@@ -31,17 +26,7 @@ class Sums:
         self._jobs: list[Future[None]] = []
 
     def add(self, start: int, data: memoryview, item: Range) -> None:
-        """Begin to sum rows.
-
-        Parameters
-        ----------
-        start : int
-            Number of the first row.
-        data : memoryview
-            Their bytes, which must not change until they are summed.
-        item : Range
-            The range that they end; its `crc` is right after that.
-        """
+        """Begin to sum rows."""
         for block, low, part in self._hasher.parts(start, data):
             lane = self._sha256[block % len(self._sha256)]  # a block's rows stay in order
             self._jobs.append(lane.submit(self._hasher.add, block, low, part))

@@ -23,29 +23,7 @@ _N_NAMES: Final = 5
 
 
 def is_finished(target: Path, spec: CacheSpec, *, overwrite: bool) -> bool:
-    """Whether a complete cache of just these features is there.
-
-    Parameters
-    ----------
-    target : pathlib.Path
-        Where the cache shall be.
-    spec : CacheSpec
-        What is asked for.
-    overwrite : bool
-        Whether a cache of other features, or a damaged one, may be replaced.
-
-    Returns
-    -------
-    bool
-        True: nothing is to be done. False: the name is free, or its file may go.
-
-    Raises
-    ------
-    CacheMismatchError
-        If a cache of other features is there, with each difference.
-    CacheError
-        If what is there is damaged, or no cache at all.
-    """
+    """Whether a complete cache of just these features is there."""
     if not os.path.lexists(target):
         return False
     try:
@@ -67,22 +45,7 @@ def is_finished(target: Path, spec: CacheSpec, *, overwrite: bool) -> bool:
 
 
 def is_intact(target: Path, spec: CacheSpec, reporter: Reporter) -> bool:
-    """Whether just this cache is there, with no failed row and every byte as written.
-
-    Parameters
-    ----------
-    target : pathlib.Path
-        Where the cache shall be.
-    spec : CacheSpec
-        What is asked for.
-    reporter : Reporter
-        Shows the check of the features.
-
-    Returns
-    -------
-    bool
-        False also for a file that cannot be opened.
-    """
+    """Whether just this cache is there, with no failed row and every byte as written."""
     try:
         with Cache.open(target) as cache:
             is_same = not cache.errors and not _differences(cache, spec)

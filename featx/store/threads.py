@@ -26,11 +26,6 @@ def give_way(niceness: int = _NICENESS) -> None:
 
     A network on a CPU shares its work between threads that wait for each other: where one of
     them is displaced, all are. Nothing is done where threads have no priorities of their own.
-
-    Parameters
-    ----------
-    niceness : int, default=5
-        What waits for a GPU's features gives way less than what decodes for it.
     """
     if sys.platform == "linux":
         with suppress(OSError):

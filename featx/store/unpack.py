@@ -34,31 +34,7 @@ def unpack_cache(
     overwrite: bool = False,
     reporter: Reporter = SILENT,
 ) -> PackReport:
-    """Give back the cache that was packed; every block of rows is verified.
-
-    Parameters
-    ----------
-    source : path-like
-        The archive; it is only read.
-    target : path-like, optional
-        The cache; beside the archive by default, as ``NAME.h5`` for ``NAME.featx.h5``.
-    overwrite : bool, default=False
-        Replace a cache of other features, or a damaged one.
-    reporter : Reporter, optional
-        Shows progress.
-
-    Returns
-    -------
-    PackReport
-
-    Raises
-    ------
-    CacheError
-        If the archive is damaged or not one, or the cache cannot be written. Rows
-        verified so far stay in a partial file, which the same call resumes.
-    MissingExtraError
-        If the archive's codec is not installed.
-    """
+    """Give back the cache that was packed; every block of rows is verified."""
     began = time.monotonic()
     out = Path(unpacked_path(source) if target is None else target)
     with open_archive(source, reporter) as packed:

@@ -20,19 +20,7 @@ __all__ = ["Damage", "verify_blocks", "verify_seal"]
 
 @dataclass(frozen=True)
 class Damage:
-    """A part of a cache that is not as it was written.
-
-    Parameters
-    ----------
-    dataset : str
-        ``"features"``; ``"header"`` for everything else in the file (labels,
-        names, paths, status, errors, digests, attributes, structure); ``"file"``
-        where the file cannot be opened.
-    start, stop : int
-        Rows, the last excluded; 0 and 0 where it is not about rows.
-    reason : str
-        What is wrong.
-    """
+    """A part of a cache that is not as it was written."""
 
     dataset: str
     start: int
@@ -45,20 +33,7 @@ class Damage:
 
 
 def verify_seal(fd: int, seal: Seal) -> list[Damage]:
-    """Compare all but the features with the seal.
-
-    Parameters
-    ----------
-    fd : int
-        The open file.
-    seal : Seal
-        As it was read when the file was opened.
-
-    Returns
-    -------
-    list of Damage
-        Empty or one.
-    """
+    """Compare all but the features with the seal."""
     try:
         with disk.translated("cannot read it"):
             if read_block(fd) != seal.render():
@@ -75,26 +50,7 @@ def verify_seal(fd: int, seal: Seal) -> list[Damage]:
 def verify_blocks(
     fd: int, header: Header, digests: np.ndarray, reporter: Reporter, label: str
 ) -> list[Damage]:
-    """Compare the features with their digests, a block of rows at a time.
-
-    Parameters
-    ----------
-    fd : int
-        The open file.
-    header : Header
-        Where the features lie.
-    digests : numpy.ndarray
-        Shape (blocks, 32), uint8.
-    reporter : Reporter
-        Shows progress in rows.
-    label : str
-        What is shown beside it.
-
-    Returns
-    -------
-    list of Damage
-        One for each run of neighbouring blocks with the same reason.
-    """
+    """Compare the features with their digests, a block of rows at a time."""
     n_rows = header.features.shape[0]
     row_bytes = header.features.n_bytes // n_rows
 

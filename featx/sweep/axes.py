@@ -14,24 +14,7 @@ __all__ = ["Axes"]
 
 @dataclass(frozen=True)
 class Axes:
-    """The values of every choice that a sweep varies; one value, or none, leaves it fixed.
-
-    Parameters
-    ----------
-    input_size : tuple of int or "native"
-        Sides of the input in pixels.
-    layer : tuple of str
-        Tap points; they share one pass.
-    pool : tuple of str
-        Ways to pool.
-    preprocess : tuple of str
-        Names of `featx.preprocess.MISTAKES`.
-
-    Raises
-    ------
-    UsageError
-        If a value comes twice, or nothing is varied.
-    """
+    """The values of every choice that a sweep varies; one value, or none, leaves it fixed."""
 
     input_size: tuple[int | str, ...] = ()
     layer: tuple[str, ...] = ()
@@ -52,18 +35,7 @@ class Axes:
         return tuple(name for name in names if len(getattr(self, name)) > 1)
 
     def plans(self, plan: Plan) -> Iterator[Plan]:
-        """Give the plan of every pass.
-
-        Parameters
-        ----------
-        plan : Plan
-            What all passes share.
-
-        Yields
-        ------
-        Plan
-            Of one backbone; by backbone, then by pooling, preprocessing and size.
-        """
+        """Give the plan of every pass."""
         choices = itertools.product(
             dict.fromkeys(plan.backbone),
             self.pool or (plan.pool,),

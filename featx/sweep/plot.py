@@ -23,20 +23,6 @@ def save_plot(table: pd.DataFrame, varied: Sequence[str], path: Path) -> None:
 
     The accuracy has bars from ``draws low`` to ``draws high``, the interval over draws of the
     training subset; that over test images is not drawn: it is common to all systems.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        As from `to_table`.
-    varied : sequence of str
-        What was varied; the first is the horizontal axis, the others make lines of their own.
-    path : Path
-        Ends in one of `PICTURES`; replaced if it is there.
-
-    Raises
-    ------
-    UsageError
-        If the ending is another, or the picture cannot be written.
     """
     if path.suffix.lower() not in PICTURES:
         raise UsageError(f"{path}: the picture's name must end in {', '.join(PICTURES)}")

@@ -31,26 +31,7 @@ _ENOUGH_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class SweepRow:
-    """One system of a sweep.
-
-    Parameters
-    ----------
-    backbone, layer, pool, preprocess : str
-        What it is.
-    input_size : int
-        Side of the input in pixels.
-    is_native : bool
-        Whether that is the size of the images themselves.
-    n_features : int
-        Values of one image; 0 where it could not be run.
-    images_per_second : float
-        Decoding, preprocessing and forward pass, one pass for all layers; NaN where the
-        data are too few to measure it, or it could not be run.
-    fits : tuple of FitResult
-        One for each head, size of subset and draw.
-    problem : str, default=""
-        Why it could not be run.
-    """
+    """One system of a sweep."""
 
     backbone: str
     layer: str
@@ -78,34 +59,6 @@ def sweep(
 
     Every system is extracted into a cache file of its own, as by ``featx extract``, so
     that an interrupted sweep goes on where it was; the draws and test images are the same for all.
-
-    Parameters
-    ----------
-    plan : Plan
-        What all systems share.
-    axes : Axes
-        What is varied.
-    settings : Settings
-        Heads, subsets and repeats.
-    test_split : str, optional
-        ``test`` or ``val``; by default ``test``, or ``val`` where the data have no ``test``.
-    reporter : Reporter
-        Shows what is done.
-    tell : callable, default=print
-        Is given a line about each finished file.
-    results : ResultsFolder, optional
-        Fits are added to it, and those that it has are not made again.
-
-    Returns
-    -------
-    list of SweepRow
-        In the order of `Axes.plans`, then of the layers. A system that cannot be run
-        (an input too small for the network, features that float16 cannot hold) has its problem.
-
-    Raises
-    ------
-    FeatxError
-        If no system can be run, with the problem of the first.
     """
     rows: list[SweepRow] = []
     first: FeatxError | None = None
@@ -190,24 +143,7 @@ def _fit(
 def images_per_second(
     engine: Engine, group: BackboneGroup, source: Source, dtype: str = "float32"
 ) -> float:
-    """Time some batches behind a first one that warms up.
-
-    Parameters
-    ----------
-    engine : Engine
-        What runs the network.
-    group : BackboneGroup
-        The network.
-    source : Source
-        Images.
-    dtype : {"float32", "float16"}
-        Type of the features.
-
-    Returns
-    -------
-    float
-        NaN where there are fewer than two batches of images.
-    """
+    """Time some batches behind a first one that warms up."""
     n_batches = min(_MOST_TIMED, len(source) // engine.batch_size)
     if n_batches < 2:
         return float("nan")

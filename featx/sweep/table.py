@@ -19,19 +19,7 @@ _FROM_SUMMARY = (
 
 
 def to_frame(rows: Sequence[SweepRow]) -> pd.DataFrame:
-    """Give one row for each fit, with everything that was varied.
-
-    Parameters
-    ----------
-    rows : sequence of SweepRow
-        What `sweep` gave.
-
-    Returns
-    -------
-    pandas.DataFrame
-        The columns of ``results.csv``, and ``preprocess``, ``is_native``,
-        ``images_per_second`` and ``problem``; a system that could not be run is one row.
-    """
+    """Give one row for each fit, with everything that was varied."""
     lines = []
     for row in rows:
         own = {name: getattr(row, name) for name in _SYSTEM}
@@ -41,22 +29,7 @@ def to_frame(rows: Sequence[SweepRow]) -> pd.DataFrame:
 
 
 def to_table(rows: Sequence[SweepRow], varied: Sequence[str]) -> pd.DataFrame:
-    """Give one row for each system, head and size of subset.
-
-    Parameters
-    ----------
-    rows : sequence of SweepRow
-        What `sweep` gave.
-    varied : sequence of str
-        Names of `Axes` that become columns.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``attrs["notes"]`` has the problems of the systems that could not be run. ``images/s``
-        is of one pass for all layers; accuracies and intervals as by
-        `featx.evaluate.summarise`.
-    """
+    """Give one row for each system, head and size of subset."""
     lines = []
     for row in rows:
         own: dict[str, object] = {"backbone": row.backbone}

@@ -20,25 +20,6 @@ __all__ = ["Augment", "sample_warped"]
 class Augment:
     """What is done at random to every training image, each image by itself.
 
-    Parameters
-    ----------
-    flip : bool, default=False
-        Mirror left and right, every second image.
-    crop : int, default=0
-        Pad by this many black pixels on every side and crop to the old size, as
-        ``torchvision.transforms.RandomCrop(size, padding=crop)``.
-    rotation : float, default=0.0
-        Rotate by up to this fraction of a whole turn either way, as Keras's
-        ``RandomRotation(rotation)``: 0.1 are 36 degrees.
-    zoom : float, default=0.0
-        Zoom out or in by up to this share, height and width alike, as Keras's
-        ``RandomZoom(zoom)``.
-
-    Raises
-    ------
-    UsageError
-        If a number is beyond what is allowed.
-
     Notes
     -----
     Rotation and zoom are one bilinear sampling about the centre, where Keras's two layers
@@ -62,20 +43,6 @@ class Augment:
     def parse(cls, words: Sequence[str]) -> Augment:
         """Read what was typed.
 
-        Parameters
-        ----------
-        words : sequence of str
-            ``flip``, ``crop=PIXELS``, ``rotation=FRACTION``, ``zoom=FRACTION``.
-
-        Returns
-        -------
-        Augment
-
-        Raises
-        ------
-        UsageError
-            If a word is none of these, comes twice, or has no number.
-
         Examples
         --------
         >>> Augment.parse(["flip", "rotation=0.1"])
@@ -98,19 +65,7 @@ class Augment:
         return tuple(k if k == "flip" else f"{k}={v:g}" for k, v in chosen.items())
 
     def move(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        """Flip and crop.
-
-        Parameters
-        ----------
-        pixels : tensor of uint8, shape (n_images, height, width, 3)
-            Images.
-        generator : torch.Generator
-            Of the same device.
-
-        Returns
-        -------
-        tensor of uint8, shape (n_images, height, width, 3)
-        """
+        """Flip and crop."""
         if self.crop:
             pixels = self._cropped(pixels, generator)
         if self.flip:
@@ -130,19 +85,7 @@ class Augment:
         return padded[images[:, None, None], rows[:, :, None], columns[:, None, :]]
 
     def warp(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Rotate and zoom.
-
-        Parameters
-        ----------
-        images : tensor of float32, shape (n_images, channels, side, side)
-            Images, normalised or not.
-        generator : torch.Generator
-            Of the same device.
-
-        Returns
-        -------
-        tensor of float32, shape (n_images, channels, side, side)
-        """
+        """Rotate and zoom."""
         if not (self.rotation or self.zoom):
             return images
         shape = (2, len(images))
@@ -168,22 +111,7 @@ def _value(name: str, text: str) -> Any:
 
 
 def sample_warped(images: Tensor, turns: Tensor, zooms: Tensor) -> Tensor:
-    """Rotate and zoom images about their centres.
-
-    Parameters
-    ----------
-    images : tensor of float32, shape (n_images, channels, side, side)
-        Images.
-    turns : tensor of float32, shape (n_images,)
-        Whole turns, counter-clockwise.
-    zooms : tensor of float32, shape (n_images,)
-        Sides of the part that is seen, over the side of the image: above 1 zooms out.
-
-    Returns
-    -------
-    tensor of float32, shape (n_images, channels, side, side)
-        Sampled bilinearly; beyond the border ``d c b a | a b c d | d c b a``.
-    """
+    """Rotate and zoom images about their centres."""
     angles = turns * (2 * math.pi)
     cos, sin, none = zooms * angles.cos(), zooms * angles.sin(), torch.zeros_like(angles)
     # Where each pixel of the result comes from; y points down.

@@ -21,17 +21,7 @@ _SHARE_OF_GPU = 0.4
 
 @dataclass(frozen=True, eq=False)
 class PixelSet(Dataset[tuple[NDArray[np.uint8], int]]):
-    """Some rows of an array of images.
-
-    Parameters
-    ----------
-    pixels : ndarray of uint8, shape (N, height, width, 3)
-        In memory or mapped from a file.
-    labels : ndarray of int64, shape (n_rows,)
-        Class of each row.
-    rows : ndarray of int64, shape (n_rows,)
-        Image of each row.
-    """
+    """Some rows of an array of images."""
 
     pixels: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -58,18 +48,7 @@ class PixelSet(Dataset[tuple[NDArray[np.uint8], int]]):
         return self.pixels[self.rows[index]], int(self.labels[index])
 
     def take(self, index: NDArray[np.int64]) -> PixelSet:
-        """Restrict to some rows.
-
-        Parameters
-        ----------
-        index : ndarray of int64, shape (m,)
-            Positions among the rows.
-
-        Returns
-        -------
-        PixelSet
-            With m rows of the same array.
-        """
+        """Restrict to some rows."""
         return PixelSet(self.pixels, self.labels[index], self.rows[index])
 
 
@@ -78,19 +57,6 @@ class Batches:
 
     Images that fit into a part of a GPU's free memory are copied there once; else each batch
     is gathered and copied while the one before is computed.
-
-    Parameters
-    ----------
-    images : PixelSet
-        All rows.
-    batch_size : int
-        Rows of a batch; the last may have fewer.
-    device : torch.device
-        Where batches are wanted.
-    order : callable, optional
-        Gives a permutation of n rows, asked for each pass; as they come by default.
-    without_single : bool, default=False
-        Whether a last batch of one row is left out, on which batch normalisation cannot train.
     """
 
     def __init__(

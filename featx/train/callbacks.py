@@ -58,13 +58,6 @@ class BestWeights(Callback):  # type: ignore[misc]
     """Stops when the loss of the watching part gets no better, and gives back the best weights.
 
     Does nothing where the estimator's `patience` is 0.
-
-    Attributes
-    ----------
-    best_epoch_ : int
-        From 1; 0 before the first.
-    is_over : bool
-        Whether `patience` epochs have gone by without a better loss.
     """
 
     is_over = False
@@ -113,15 +106,6 @@ class Checkpoint(Callback):  # type: ignore[misc]
 
     To be the last callback that changes anything. The file is replaced in one step, so that it
     is whole whenever the process ends. It is written while the next epoch is computed.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    key : str
-        Names the training: a file of another one is not taken up.
-    reporter : Reporter
-        Is told what is taken up, and which file cannot be, which gets another name.
     """
 
     def __init__(self, path: Path, key: str, reporter: Reporter) -> None:
@@ -200,15 +184,7 @@ def curves_of(net: Any) -> list[dict[str, Any]]:
 
 
 class Progress(Callback):  # type: ignore[misc]
-    """A bar of epochs, or plain lines.
-
-    Parameters
-    ----------
-    reporter : Reporter
-        Where they go.
-    label : str
-        What is trained.
-    """
+    """A bar of epochs, or plain lines."""
 
     def __init__(self, reporter: Reporter, label: str) -> None:
         self.reporter, self.label = reporter, label

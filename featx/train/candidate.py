@@ -24,26 +24,7 @@ _OUTCOMES, _KIND = "outcomes.json", "outcomes of a search"
 
 
 class Candidate(NetworkClassifier):
-    """A classifier that keeps what came of it in a folder, and finds it there.
-
-    Parameters
-    ----------
-    module : callable or torch.nn.Module
-        As `NetworkClassifier` takes it.
-    memory : Path
-        Folder of one search: of the same images, and the same of everything that is not
-        searched. It holds the outcomes of its candidates and the last whole epoch of the one that
-        was interrupted.
-    reporter : Reporter, optional
-        Is told which of these files cannot be used.
-    **options : object
-        As `NetworkClassifier` takes them.
-
-    Attributes
-    ----------
-    outcome_ : dict or None
-        As `read_outcomes` gives it, once it is known.
-    """
+    """A classifier that keeps what came of it in a folder, and finds it there."""
 
     def __init__(
         self, module: Any, *, memory: Path, reporter: Reporter = SILENT, **options: Any
@@ -75,20 +56,7 @@ class Candidate(NetworkClassifier):
         return self
 
     def judge(self, X: NDArray[np.uint8], y: NDArray[np.int64]) -> float:
-        """Share of right answers on images that were left out.
-
-        Parameters
-        ----------
-        X : ndarray of uint8, shape (n_images, height, width, 3)
-            The images.
-        y : ndarray of int64, shape (n_images,)
-            Their labels.
-
-        Returns
-        -------
-        float
-            NaN where the scores are not finite: the training diverged.
-        """
+        """Share of right answers on images that were left out."""
         known = self.outcome_ or self._remember(self._accuracy(X, y))
         return float("nan") if known["accuracy"] is None else float(known["accuracy"])
 
@@ -113,19 +81,7 @@ class Candidate(NetworkClassifier):
 
 
 def read_outcomes(memory: Path) -> list[dict[str, Any]]:
-    """Read what came of the candidates of a search.
-
-    Parameters
-    ----------
-    memory : Path
-        Its folder.
-
-    Returns
-    -------
-    list of dict
-        Settings by the names of the options, ``accuracy`` (None where the training diverged) and
-        ``seconds``, as they were tried.
-    """
+    """Read what came of the candidates of a search."""
     return list(_read(memory, SILENT).values())
 
 

@@ -19,36 +19,13 @@ _TITLES = {"loss": "loss", "acc": "accuracy"}
 
 
 def save_curves(curves: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write a line an epoch.
-
-    Parameters
-    ----------
-    curves : sequence of mapping
-        As in `featx.train.result.Trained`.
-    path : Path
-        A CSV file; replaced if it is there.
-    """
+    """Write a line an epoch."""
     frame = pd.DataFrame(list(curves)).rename(columns={"dur": "seconds"})
     replace_text(path, frame.to_csv(index=False))
 
 
 def save_curves_plot(curves: Sequence[Mapping[str, Any]], best_epoch: int, path: Path) -> None:
-    """Draw loss and accuracy of the training and the validation part.
-
-    Parameters
-    ----------
-    curves : sequence of mapping
-        As in `featx.train.result.Trained`.
-    best_epoch : int
-        Marked: its weights were kept.
-    path : Path
-        A picture; replaced if it is there.
-
-    Raises
-    ------
-    FeatxError
-        If it cannot be written.
-    """
+    """Draw loss and accuracy of the training and the validation part."""
     from matplotlib.figure import Figure
 
     frame = pd.DataFrame(list(curves))

@@ -39,26 +39,7 @@ def make_classifier(
     kind: Callable[..., Classifier],
     **options: Any,
 ) -> Classifier:
-    """Make the classifier of a training, not yet fitted.
-
-    Parameters
-    ----------
-    question : TrainQuestion
-        Plan, network and classes.
-    seed : int
-        Of everything random.
-    device : torch.device
-        Where it runs.
-    kind : type
-        `NetworkClassifier`, or one that is derived from it.
-    **options : object
-        What else it takes.
-
-    Returns
-    -------
-    NetworkClassifier
-        Of that kind.
-    """
+    """Make the classifier of a training, not yet fitted."""
     plan, recipe = question.plan, question.recipe
     return kind(
         build,

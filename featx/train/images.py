@@ -29,55 +29,20 @@ _DONE, _FAILED = 1, 2
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """Pixels of some rows of a source.
-
-    Parameters
-    ----------
-    pixels : ndarray of uint8, shape (n_decoded, side, side, 3)
-        In memory, or mapped from a scratch file.
-    place : ndarray of int64, shape (N,)
-        Where the image of each row of the source is in `pixels`; -1 where it is not.
-    failed : dict of int to str
-        Rows that cannot be read, with the reason.
-    """
+    """Pixels of some rows of a source."""
 
     pixels: NDArray[np.uint8]
     place: NDArray[np.int64]
     failed: dict[int, str]
 
     def take(self, labels: NDArray[np.int64], rows: NDArray[np.int64]) -> PixelSet:
-        """Give some rows of the source with their labels.
-
-        Parameters
-        ----------
-        labels : ndarray of int64, shape (N,)
-            Of the whole source.
-        rows : ndarray of int64, shape (n_rows,)
-            Decoded rows.
-
-        Returns
-        -------
-        PixelSet
-        """
+        """Give some rows of the source with their labels."""
         return PixelSet(self.pixels, np.asarray(labels)[rows], self.place[rows])
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """Decodes, resizes and crops, with bounded memory.
-
-    Parameters
-    ----------
-    preprocessing : Preprocessing
-        Resize and crop.
-    workers : int
-        Processes; 0 decodes in this one.
-    most_bytes : int
-        Of one array in memory; a larger one lies in a file that is gone when the process ends,
-        however it ends.
-    reporter : Reporter
-        Shows progress.
-    """
+    """Decodes, resizes and crops, with bounded memory."""
 
     preprocessing: Preprocessing
     workers: int
@@ -87,21 +52,7 @@ class Decoder:
     def decode(
         self, source: Source, digests: NDArray[np.uint8], rows: NDArray[np.int64] | None = None
     ) -> Decoded:
-        """Decode rows of a source.
-
-        Parameters
-        ----------
-        source : Source
-            One split.
-        digests : ndarray of uint8, shape (N, 32)
-            As from `Source.image_digests`: what is decoded must be the same.
-        rows : ndarray of int64, optional
-            Which of them; all by default.
-
-        Returns
-        -------
-        Decoded
-        """
+        """Decode rows of a source."""
         rows = np.arange(len(source)) if rows is None else rows
         part = source if len(rows) == len(source) else source.take(rows)
         side = self.preprocessing.crop_px
@@ -155,21 +106,7 @@ def is_readable(source: Source) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class SourceRows:
-    """A split as evaluation sees a cache: rows, labels, digests, without features.
-
-    Parameters
-    ----------
-    source : Source
-        The split.
-    digests : ndarray of uint8, shape (N, 32)
-        SHA-256 of each image.
-    failed : collection of int
-        Rows that cannot be read.
-    fingerprint : str
-        Of the images and how they are prepared.
-    network : str
-        What is trained, for messages.
-    """
+    """A split as evaluation sees a cache: rows, labels, digests, without features."""
 
     source: Source
     digests: NDArray[np.uint8]

@@ -25,19 +25,7 @@ _HALF_RANGE = "half-range"
 
 @dataclass(frozen=True)
 class Recipe:
-    """What gives a network its layers and first weights.
-
-    Parameters
-    ----------
-    text : str
-        A network of `featx.networks`, or the name of a backbone.
-    preprocessing : Preprocessing
-        How images are prepared for it.
-    backbone : Backbone, optional
-        Cut off; None from scratch.
-    top : str, optional
-        What is put on the backbone; None from scratch.
-    """
+    """What gives a network its layers and first weights."""
 
     text: str
     preprocessing: Preprocessing
@@ -65,18 +53,7 @@ class Recipe:
 
 
 def check_network(plan: TrainPlan) -> None:
-    """Refuse names and options that do not fit, without loading anything.
-
-    Parameters
-    ----------
-    plan : TrainPlan
-        What to do.
-
-    Raises
-    ------
-    UsageError
-        With the nearest names.
-    """
+    """Refuse names and options that do not fit, without loading anything."""
     if is_network(plan.network):
         get_network(plan.network)
         for name in ("top", "layer", "weights", "backbone_lr"):
@@ -98,27 +75,7 @@ def check_network(plan: TrainPlan) -> None:
 
 
 def open_recipe(plan: TrainPlan, sources: Sequence[Source], reporter: Reporter) -> Recipe:
-    """Load what is to be trained, and find the size of its input.
-
-    Parameters
-    ----------
-    plan : TrainPlan
-        What to do.
-    sources : sequence of Source
-        The images, for their size.
-    reporter : Reporter
-        Shows downloads.
-
-    Returns
-    -------
-    Recipe
-
-    Raises
-    ------
-    FeatxError
-        If a name is unknown, weights cannot be had, or the images are of several sizes and none
-        was asked for.
-    """
+    """Load what is to be trained, and find the size of its input."""
     check_network(plan)
     if is_network(plan.network):
         return _from_scratch(plan, sources)
@@ -167,24 +124,7 @@ def _native_px(sources: Sequence[Source]) -> int:
 
 
 def build(recipe: Recipe, n_classes: int, seed: int, text: str | None = None) -> nn.Module:
-    """Make the network, with random values where it has no weights.
-
-    Parameters
-    ----------
-    recipe : Recipe
-        What to make.
-    n_classes : int
-        Number of logits.
-    seed : int
-        Of the random values.
-    text : str, optional
-        A network from scratch in place of the recipe's.
-
-    Returns
-    -------
-    torch.nn.Module
-        On the CPU.
-    """
+    """Make the network, with random values where it has no weights."""
     if recipe.backbone is None or recipe.top is None:
         return get_network(text or recipe.text).build(n_classes, recipe.input_px, seed)
     top = get_top(recipe.top).build(recipe.backbone.map_shape, n_classes, seed)

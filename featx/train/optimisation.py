@@ -27,15 +27,7 @@ _KERAS_EPSILON = 1e-7
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Makes an optimiser of torch.
-
-    Parameters
-    ----------
-    name : str
-        One of `OPTIMIZERS`.
-    settings : tuple of tuple of str and object
-        Keyword arguments.
-    """
+    """Makes an optimiser of torch."""
 
     name: str
     settings: tuple[tuple[str, Any], ...] = ()
@@ -47,26 +39,7 @@ class Optimizer:
 
 
 def get_optimizer(name: str, momentum: float | None = None, weight_decay: float = 0.0) -> Optimizer:
-    """Choose an optimiser.
-
-    Parameters
-    ----------
-    name : str
-        One of `OPTIMIZERS`.
-    momentum : float, optional
-        Of SGD, Nesterov (0.9 by default) and RMSprop.
-    weight_decay : float, default=0.0
-        As torch's optimiser of that name takes it.
-
-    Returns
-    -------
-    Optimizer
-
-    Raises
-    ------
-    UsageError
-        If the name is unknown.
-    """
+    """Choose an optimiser."""
     if name not in _CLASSES:
         raise unknown_name("optimizer", name, OPTIMIZERS)
     settings: dict[str, Any] = {"weight_decay": weight_decay}
@@ -80,32 +53,7 @@ def get_optimizer(name: str, momentum: float | None = None, weight_decay: float 
 def make_scheduler(
     name: str, optimizer: optim.Optimizer, *, epochs: int, step_size: int, gamma: float
 ) -> Any:
-    """Let the learning rate change from epoch to epoch.
-
-    Parameters
-    ----------
-    name : str
-        One of `SCHEDULERS`.
-    optimizer : torch.optim.Optimizer
-        Whose learning rates; every group keeps its own start.
-    epochs : int
-        After which ``cosine`` is at 0.
-    step_size : int
-        Epochs between steps of ``step``; epochs without a better loss after which ``plateau``
-        steps.
-    gamma : float
-        Factor of ``step`` and ``plateau``.
-
-    Returns
-    -------
-    torch.optim.lr_scheduler.LRScheduler or None
-        None for ``none``.
-
-    Raises
-    ------
-    UsageError
-        If the name is unknown.
-    """
+    """Let the learning rate change from epoch to epoch."""
     from torch.optim import lr_scheduler
 
     if name not in SCHEDULERS:
@@ -130,19 +78,7 @@ class BinaryCrossEntropy(nn.Module):
     """
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Compute the loss.
-
-        Parameters
-        ----------
-        logits : tensor of float32, shape (n_images, n_classes)
-            Before the softmax.
-        labels : tensor of int64, shape (n_images,)
-            Classes.
-
-        Returns
-        -------
-        tensor of float32, shape ()
-        """
+        """Compute the loss."""
         p = logits.softmax(dim=1)
         cut = p.nan_to_num(0.5).clamp(_KERAS_EPSILON, 1 - _KERAS_EPSILON)
         one_hot = nn.functional.one_hot(labels, logits.shape[1]).to(p.dtype)
@@ -152,23 +88,7 @@ class BinaryCrossEntropy(nn.Module):
 
 
 def get_loss(name: str) -> type[nn.Module]:
-    """Choose a loss of logits and labels.
-
-    Parameters
-    ----------
-    name : str
-        One of `LOSSES`.
-
-    Returns
-    -------
-    type
-        Of a module.
-
-    Raises
-    ------
-    UsageError
-        If the name is unknown.
-    """
+    """Choose a loss of logits and labels."""
     losses: dict[str, type[nn.Module]] = {
         "cross-entropy": torch.nn.CrossEntropyLoss,
         "binary-cross-entropy": BinaryCrossEntropy,

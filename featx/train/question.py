@@ -59,26 +59,7 @@ _NOT_TOLD = {
 
 
 def open_sources(plan: TrainPlan, reporter: Reporter) -> dict[str, Source]:
-    """Open the data, restricted to the chosen classes and to the pool that is drawn first.
-
-    Parameters
-    ----------
-    plan : TrainPlan
-        What to do.
-    reporter : Reporter
-        Is told about downloads.
-
-    Returns
-    -------
-    dict of str to Source
-        The split that is trained on and the one that is tested on, the same as of heads; or
-        ``all``.
-
-    Raises
-    ------
-    FeatxError
-        If the data cannot be opened, or have no images to train on or to test on.
-    """
+    """Open the data, restricted to the chosen classes and to the pool that is drawn first."""
     classes = ClassChoice.parse(plan.classes, plan.drop, plan.map)
     sample = Sample(plan.cache_per_class, plan.test_per_class, plan.seed, classes)
     splits = open_data(plan.data, layout=LayoutChoice.of(plan), reporter=reporter)
@@ -90,21 +71,7 @@ def open_sources(plan: TrainPlan, reporter: Reporter) -> dict[str, Source]:
 
 
 class TrainQuestion(BaseQuestion):
-    """The images of a training: the subsets that heads draw, and test images.
-
-    Parameters
-    ----------
-    plan : TrainPlan
-        What to do.
-    sources : mapping of str to Source
-        As from `open_sources`.
-    recipe : Recipe
-        Network and preprocessing.
-    decoder : Decoder
-        Decodes.
-    precision : str
-        Arithmetic, resolved.
-    """
+    """The images of a training: the subsets that heads draw, and test images."""
 
     def __init__(
         self,
@@ -195,17 +162,7 @@ class TrainQuestion(BaseQuestion):
         return f"train({words})" if words else "train"
 
     def fit_id(self, subset: Subset) -> str:
-        """Name the training: 16 hexadecimal digits, of images, network and settings.
-
-        Parameters
-        ----------
-        subset : Subset
-            One of `subsets`.
-
-        Returns
-        -------
-        str
-        """
+        """Name the training: 16 hexadecimal digits, of images, network and settings."""
         # The number of a draw is no part of the question: see the fits of heads.
         draw = {
             "repeat": 0,
@@ -264,18 +221,7 @@ class TrainQuestion(BaseQuestion):
         return known | {"settings": settings}
 
     def with_plan(self, plan: TrainPlan) -> TrainQuestion:
-        """Ask the same of the same images with other settings of the training.
-
-        Parameters
-        ----------
-        plan : TrainPlan
-            It differs in how is trained, not in the data.
-
-        Returns
-        -------
-        TrainQuestion
-            Sharing the images.
-        """
+        """Ask the same of the same images with other settings of the training."""
         other = object.__new__(TrainQuestion)
         other.__dict__.update(self.__dict__)
         other.plan = plan

@@ -29,28 +29,7 @@ _PACKAGES = ("featx", "torch", "skorch", "numpy")
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training gave, beside its weights.
-
-    Parameters
-    ----------
-    curves : tuple of dict
-        A line an epoch: ``epoch``, ``lr``, ``train_loss``, ``train_acc``, ``valid_loss``,
-        ``valid_acc``, ``dur`` (seconds, of training and watching).
-    best_epoch : int
-        The one, from 1, whose weights were kept.
-    has_stopped : bool
-        Whether early stopping ended it.
-    n_fitted, n_watching : int
-        Images that were fitted, and that watched.
-    n_layers, n_frozen : int
-        Layers with parameters, and how many of them were frozen at the start.
-    n_parameters, n_trainable : int
-        Numbers of the network, and those that learned from the start.
-    n_statistics : int
-        Running means and variances, which Keras counts as parameters.
-    device : str
-        Where it ran.
-    """
+    """What a training gave, beside its weights."""
 
     curves: tuple[Mapping[str, Any], ...]
     best_epoch: int
@@ -128,15 +107,7 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class Logits:
-    """Scores of a network, as evaluation reads the scores of heads.
-
-    Parameters
-    ----------
-    classes_ : ndarray of int64, shape (n_classes,)
-        Labels, ascending.
-    decisions : ndarray of float64, shape (n_rows, n_classes)
-        Of the test images.
-    """
+    """Scores of a network, as evaluation reads the scores of heads."""
 
     classes_: NDArray[np.int64]
     decisions: Array
@@ -157,17 +128,7 @@ class Logits:
 
 @dataclass(frozen=True)
 class Scored:
-    """What a trained network says of images.
-
-    Parameters
-    ----------
-    decisions : ndarray of float64, shape (n_test, n_classes)
-        Logits of the test images.
-    train_acc1 : float
-        Share of the fitted images that are right, without augmentation.
-    predict_seconds : float
-        Of the test images.
-    """
+    """What a trained network says of images."""
 
     decisions: Array
     train_acc1: float
@@ -186,23 +147,7 @@ def remarks_of(plan: TrainPlan, trained: Trained) -> list[str]:
 def to_fit(
     question: TrainQuestion, subset: Subset, trained: Trained, scored: Scored, extra: dict[str, Any]
 ) -> FitResult:
-    """Make a training a fit.
-
-    Parameters
-    ----------
-    question : TrainQuestion
-        What was asked.
-    subset : Subset
-        Which draw of it.
-    trained, scored : Trained, Scored
-        What came out.
-    extra : dict
-        More for the JSON record; plain values.
-
-    Returns
-    -------
-    FitResult
-    """
+    """Make a training a fit."""
     pair = question.pair
     model = Logits(np.arange(len(question.class_names)), scored.decisions)
     scores = score(question.truth, scored.decisions, model, question.class_names)

@@ -42,18 +42,7 @@ _ALL_DIVERGED = (
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found.
-
-    Parameters
-    ----------
-    best : TrainPlan
-        The plan with the best settings.
-    tried : tuple of dict
-        Settings, validation accuracy (None where the training diverged) and seconds of each
-        candidate, the best first.
-    n_fitted, n_watching : int
-        Images of the parts.
-    """
+    """What a search found."""
 
     best: TrainPlan
     tried: tuple[Mapping[str, Any], ...]
@@ -80,20 +69,7 @@ def _share(value: float | None) -> str:
 
 
 def space_of(plan: TrainPlan) -> dict[str, Any]:
-    """Distributions of what is searched.
-
-    Parameters
-    ----------
-    plan : TrainPlan
-        Its network decides.
-
-    Returns
-    -------
-    dict
-        By parameter of the classifier: the learning rate, log-uniform between 0.001 and 0.1,
-        and the optimiser; for ``cnn-search`` its layers too (Hoogasian's space,
-        `featx.networks.SEARCH_SPACE`).
-    """
+    """Distributions of what is searched."""
     optimizers = [get_optimizer(name, None, plan.weight_decay) for name in _OPTIMIZERS]
     space: dict[str, Any] = {"lr": loguniform(*_RATES), "optimizer": optimizers}
     if plan.network.partition("(")[0] != SEARCHED:
@@ -116,29 +92,6 @@ def search_settings(
     A fifth of each class of the subset is left out of all of these trainings and judges them;
     the test images play no part. Early stopping, where it is asked for, takes its own validation
     part of the rest.
-
-    Parameters
-    ----------
-    question : TrainQuestion
-        Its plan says how many settings, and everything that is not searched.
-    subset : Subset
-        The images.
-    device : torch.device
-        Where to train.
-    memory : Path
-        Folder in which the search keeps what it has done, and goes on where it was interrupted;
-        of this question and subset.
-    reporter : Reporter
-        Shows progress.
-
-    Returns
-    -------
-    Found
-
-    Raises
-    ------
-    ProtocolError
-        If every candidate diverges.
     """
     plan = question.plan
     images = question.training_images(subset)

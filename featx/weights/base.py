@@ -19,23 +19,7 @@ _MOST_DIGITS = 18  # what torch takes as a seed
 
 @dataclass(frozen=True)
 class Weights:
-    """Which weights a network holds.
-
-    Parameters
-    ----------
-    label : str
-        Short name: a torchvision tag, a file's name, or ``random:SEED``.
-    sha256 : str
-        Digest of the tensors themselves, see `state_sha256`.
-    file : str, optional
-        Path of the file they were read from.
-    is_default : bool, default=False
-        Whether this is what the backbone uses when nothing is asked for.
-    file_sha256 : str, optional
-        Digest of that file's bytes.
-    key : str, optional
-        Entry of the file that was asked for.
-    """
+    """Which weights a network holds."""
 
     label: str
     sha256: str
@@ -54,23 +38,7 @@ class Weights:
 
 
 def parse_random(spec: str) -> int | None:
-    """Seed of ``random`` or ``random:SEED``; None for any other spec.
-
-    Parameters
-    ----------
-    spec : str
-        As given to ``--weights``.
-
-    Returns
-    -------
-    int or None
-        The seed, 0 where none was given.
-
-    Raises
-    ------
-    UsageError
-        If the seed is not a non-negative integer.
-    """
+    """Seed of ``random`` or ``random:SEED``; None for any other spec."""
     kind, _, seed = spec.partition(":")
     if kind != "random":
         return None
@@ -86,16 +54,6 @@ def state_sha256(state: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of all tensors.
 
     The same weights have the same digest as ``.pth``, as ``.safetensors`` and in memory.
-
-    Parameters
-    ----------
-    state : mapping of str to Tensor
-        A state dict; counters of batch normalisation (``num_batches_tracked``) do not count.
-
-    Returns
-    -------
-    str
-        64 hexadecimal digits.
     """
     digest = hashlib.sha256()
     for key in sorted(state):

@@ -22,17 +22,7 @@ __all__ = ["StoredFile", "WeightsFile", "download", "own_folder", "stored"]
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A file of weights on a server.
-
-    Parameters
-    ----------
-    url : str
-        Where it lies.
-    size_bytes : int
-        Its size, as far as known; 0 where it is not.
-    sha256_prefix : str
-        First hexadecimal digits of its SHA-256; may be empty.
-    """
+    """A file of weights on a server."""
 
     url: str
     size_bytes: int
@@ -46,54 +36,19 @@ class WeightsFile:
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of weights on this machine.
-
-    Parameters
-    ----------
-    path : Path
-        Where it lies.
-    sha256 : str
-        Digest of its bytes, 64 hexadecimal digits.
-    """
+    """A file of weights on this machine."""
 
     path: Path
     sha256: str
 
 
 def stored(path: Path) -> StoredFile:
-    """Digest a file.
-
-    Parameters
-    ----------
-    path : Path
-        An existing file.
-
-    Returns
-    -------
-    StoredFile
-        With the digest of the whole file.
-    """
+    """Digest a file."""
     return StoredFile(path, sha256_file(path))
 
 
 def own_folder(names: Sequence[str]) -> Path | None:
-    """Find a file in the folder that the environment variable ``FEATX_WEIGHTS`` names.
-
-    Parameters
-    ----------
-    names : sequence of str
-        Names that it may have, relative to the folder, best first.
-
-    Returns
-    -------
-    Path or None
-        The first that is there.
-
-    Raises
-    ------
-    WeightsError
-        If the variable names something that is no folder.
-    """
+    """Find a file in the folder that the environment variable ``FEATX_WEIGHTS`` names."""
     folder = os.environ.get("FEATX_WEIGHTS")
     if not folder:
         return None
@@ -106,26 +61,7 @@ def own_folder(names: Sequence[str]) -> Path | None:
 
 
 def download(file: WeightsFile, *, reporter: Reporter = SILENT) -> StoredFile:
-    """Find a file of weights on this machine, or download it to torch's own folder.
-
-    Parameters
-    ----------
-    file : WeightsFile
-        What to find.
-    reporter : Reporter
-        A quiet one shows no progress bar.
-
-    Returns
-    -------
-    StoredFile
-        ``FEATX_WEIGHTS/NAME`` or ``TORCH_HOME/hub/checkpoints/NAME``, its digest checked.
-
-    Raises
-    ------
-    WeightsError
-        If it cannot be downloaded, naming file, size, URL and folder, or if its
-        digest is wrong.
-    """
+    """Find a file of weights on this machine, or download it to torch's own folder."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path = own_folder([file.name]) or folder / file.name
     if not path.is_file():

@@ -20,29 +20,7 @@ def load_into(
     *,
     heads: Sequence[str] = (),
 ) -> bool:
-    """Load a state dict that must fit the network.
-
-    Parameters
-    ----------
-    network : torch.nn.Module
-        Changed in place.
-    state : mapping of str to Tensor
-        Every parameter and buffer of the network, and nothing else.
-    source : str
-        Where `state` comes from, for the error.
-    heads : sequence of str, default=()
-        Paths of modules, the classifier, that may differ: they are then left as they are.
-
-    Returns
-    -------
-    bool
-        Whether everything was filled; False where the classifier differs.
-
-    Raises
-    ------
-    WeightsError
-        Naming the keys that are missing, too many, or of another shape.
-    """
+    """Load a state dict that must fit the network."""
     wanted = network.state_dict()
     shapes = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
     other_head = _inside(shapes, heads)

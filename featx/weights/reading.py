@@ -34,30 +34,7 @@ _MOST_TIMES = 10
 def read_state_dict(
     path: Path, *, key: str | None = None, reporter: Reporter = SILENT
 ) -> dict[str, torch.Tensor]:
-    """Read a state dict without running anything that the file may hold.
-
-    Parameters
-    ----------
-    path : Path
-        A ``.pth``, ``.pt`` or ``.bin`` file made by ``torch.save``, or ``.safetensors``.
-    key : str, optional
-        Entry of the file that is wanted, with dots between its parts. By default averaged
-        weights (``state_dict_ema``, ``model_ema``, …), where there are any, as timm takes them.
-    reporter : Reporter
-        Says what was taken off, and what was left.
-
-    Returns
-    -------
-    dict of str to Tensor
-        On the CPU. Common wrappings (``state_dict``, ``model``, ``model_state_dict``, and the
-        prefixes ``module.`` and ``_orig_mod.`` of all keys) are taken off.
-
-    Raises
-    ------
-    WeightsError
-        If there is no such file or entry, it is not a plain state dict, or it holds several
-        networks of which none is known to be the one.
-    """
+    """Read a state dict without running anything that the file may hold."""
     check_exists(path)
     members = _members(path)
     kind = _program_kind(path, members)
@@ -85,18 +62,7 @@ def read_state_dict(
 
 
 def check_exists(path: Path) -> None:
-    """Refuse the path of a file that is not there.
-
-    Parameters
-    ----------
-    path : Path
-        As given to ``--weights``.
-
-    Raises
-    ------
-    WeightsError
-        Saying what is allowed.
-    """
+    """Refuse the path of a file that is not there."""
     if not path.is_file():
         raise WeightsError(
             f"weights file {path} does not exist: give a path to {', '.join(SUFFIXES)}, "
@@ -105,20 +71,7 @@ def check_exists(path: Path) -> None:
 
 
 def program_error(path: Path, kind: str) -> WeightsError:
-    """Error for a file that holds a program instead of weights.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    kind : str
-        What it is.
-
-    Returns
-    -------
-    WeightsError
-        Saying what to do instead.
-    """
+    """Error for a file that holds a program instead of weights."""
     return WeightsError(
         f"{path} is refused: it is {kind}, which can run any code while it is loaded. Where you "
         "trust it, load it in a function of your own that returns the network and its "

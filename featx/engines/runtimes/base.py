@@ -29,22 +29,7 @@ Resize: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 @contextmanager
 def numbers(device: torch.device, precision: str, *, is_repeated: bool = True) -> Iterator[None]:
-    """Compute in a precision; float32 is float32, see `true_float32`.
-
-    Parameters
-    ----------
-    device : torch.device
-        Of the forward pass.
-    precision : str
-        ``fp32``, ``bf16`` or ``fp16``; the last two by autocast.
-    is_repeated : bool, default=True
-        Whether many batches of this shape repay a search for the fastest kernels.
-
-    Raises
-    ------
-    UsageError
-        If the environment forces TF32 upon ``fp32``.
-    """
+    """Compute in a precision; float32 is float32, see `true_float32`."""
     if precision == "fp32" and device.type == "cuda":
         refuse_forced_tf32("choose --precision bf16 or fp16")
     dtype = DTYPES.get(precision, torch.float32)
@@ -57,62 +42,22 @@ def numbers(device: torch.device, precision: str, *, is_repeated: bool = True) -
 
 
 class Runtime(ABC):
-    """Computes the features of batches of one shape.
-
-    Attributes
-    ----------
-    n_under_way : int
-        Batches that may be started before the result of the first is waited for.
-    has_given_up : bool
-        Whether another runtime computes in its place, for lack of memory.
-    """
+    """Computes the features of batches of one shape."""
 
     n_under_way: int = 0
     has_given_up: bool = False
 
     @abstractmethod
     def start(self, pixels: torch.Tensor, resize: Resize | None = None) -> Result:
-        """Begin with a batch.
-
-        Parameters
-        ----------
-        pixels : tensor of shape (n_rows, crop_px, crop_px, 3), dtype uint8
-            On the host; every batch has the same number of rows.
-        resize : callable, optional
-            Makes that shape of images of another one, on the device.
-
-        Returns
-        -------
-        Result
-            May be called when other batches have been started.
-        """
+        """Begin with a batch."""
 
     @abstractmethod
     def bare(self, pixels: torch.Tensor) -> Callable[[], object]:
-        """Give the forward pass alone, over and over on one batch: the ceiling of all else.
-
-        Parameters
-        ----------
-        pixels : tensor of shape (n_rows, crop_px, crop_px, 3), dtype uint8
-            On the host.
-
-        Returns
-        -------
-        callable
-            Computes the batch, which is on the device already, and waits for it.
-        """
+        """Give the forward pass alone, over and over on one batch: the ceiling of all else."""
 
 
 class Whole(nn.Module):
-    """Everything between pixels and features as one module, to be compiled or converted.
-
-    Parameters
-    ----------
-    group : BackboneGroup
-        Feature points of one network, and its preprocessing.
-    dtype : torch.dtype
-        Type of the features.
-    """
+    """Everything between pixels and features as one module, to be compiled or converted."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -127,17 +72,6 @@ class Whole(nn.Module):
         self.register_buffer("std", std)
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Normalise, compute, pool and flatten.
-
-        Parameters
-        ----------
-        pixels : tensor of shape (n, crop_px, crop_px, 3), dtype uint8
-            On the device of the network.
-
-        Returns
-        -------
-        tuple of tensor of shape (n, n_features)
-            One a member of the group.
-        """
+        """Normalise, compute, pool and flatten."""
         images = self._group.preprocessing.normalise(pixels, (self.mean, self.std))
         return self._group.features_many(images, self._dtype)

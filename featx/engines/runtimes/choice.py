@@ -25,33 +25,7 @@ _WORTH_COMPILING = {"cpu": 2_000, "cuda": 20_000}
 def resolve_runtime(
     name: str, device: torch.device, precision: str, n_images: int | None = None
 ) -> tuple[str, str]:
-    """Runtime of a ``--runtime`` value.
-
-    Parameters
-    ----------
-    name : str
-        One of `RUNTIMES`.
-    device : torch.device
-        Of the forward pass.
-    precision : str
-        ``fp32``, ``bf16`` or ``fp16``.
-    n_images : int, optional
-        How many images there are; many by default.
-
-    Returns
-    -------
-    runtime : str
-        ``torch``, ``compile`` or ``openvino``.
-    why : str
-        The reason, for a person.
-
-    Raises
-    ------
-    UsageError
-        If the name is unknown, or does not go with the device or the precision.
-    MissingExtraError
-        If OpenVINO is asked for and not installed.
-    """
+    """Runtime of a ``--runtime`` value."""
     if name not in RUNTIMES:
         raise unknown_name("runtime", name, RUNTIMES)
     if name == "auto":
@@ -93,34 +67,7 @@ def open_runtime(
     n_rows: int,
     tell: Callable[[str], object],
 ) -> Runtime:
-    """Make a network ready to run.
-
-    Parameters
-    ----------
-    name : str
-        ``torch``, ``compile`` or ``openvino``, see `resolve_runtime`.
-    group : BackboneGroup
-        Feature points of one network, and its preprocessing.
-    device : torch.device
-        Of the forward pass.
-    precision : str
-        ``fp32``, ``bf16`` or ``fp16``.
-    dtype : torch.dtype
-        Type of the features.
-    n_rows : int
-        Images in every batch.
-    tell : callable
-        Is told, in a sentence, where the memory is too small for a batch.
-
-    Returns
-    -------
-    Runtime
-
-    Raises
-    ------
-    BackboneError
-        If the network does not go with the runtime.
-    """
+    """Make a network ready to run."""
     if name == "openvino":
         threads = n_cores()
         return OpenVinoRuntime(group, precision, dtype, n_rows=n_rows, n_threads=threads)

@@ -21,17 +21,7 @@ __all__ = ["CompiledRuntime", "find_compiler", "require_compiler"]
 
 
 def find_compiler(device: torch.device) -> str | None:
-    """Name what torch.compile needs on a device, if it is there.
-
-    Parameters
-    ----------
-    device : torch.device
-        For a CPU it is a C++ compiler, for a GPU Triton.
-
-    Returns
-    -------
-    str or None
-    """
+    """Name what torch.compile needs on a device, if it is there."""
     if device.type == "cuda":
         from importlib.util import find_spec
 
@@ -41,45 +31,14 @@ def find_compiler(device: torch.device) -> str | None:
 
 
 def require_compiler(device: torch.device) -> None:
-    """Refuse where torch.compile cannot work.
-
-    Parameters
-    ----------
-    device : torch.device
-        Of the forward pass.
-
-    Raises
-    ------
-    UsageError
-        Saying what is missing.
-    """
+    """Refuse where torch.compile cannot work."""
     if find_compiler(device) is None:
         lacks = "Triton" if device.type == "cuda" else "a C++ compiler (g++, or the one CXX names)"
         raise UsageError(f"--runtime compile needs {lacks}: install it, or say --runtime torch")
 
 
 class CompiledRuntime(Runtime):
-    """Runs one compiled program.
-
-    Parameters
-    ----------
-    group : BackboneGroup
-        Its network is moved to the device.
-    device : torch.device
-        A CPU or a GPU.
-    precision : str
-        ``fp32``, ``bf16`` or ``fp16``.
-    dtype : torch.dtype
-        Type of the features.
-    tell : callable
-        Is told, in a sentence, where the memory is too small for the program: it takes batches of
-        one size alone, and PyTorch as it is computes the rest.
-
-    Raises
-    ------
-    UsageError
-        If there is no compiler.
-    """
+    """Runs one compiled program."""
 
     def __init__(
         self,

@@ -19,22 +19,7 @@ __all__ = ["EagerRuntime"]
 
 
 def _prepared(group: BackboneGroup, device: torch.device, precision: str) -> BackboneGroup:
-    """Move a network to a device, and make it cheaper to run there.
-
-    Parameters
-    ----------
-    group : BackboneGroup
-        Its network is moved.
-    device : torch.device
-        Where to.
-    precision : str
-        ``fp32``, ``bf16`` or ``fp16``.
-
-    Returns
-    -------
-    BackboneGroup
-        In channels-last order.
-    """
+    """Move a network to a device, and make it cheaper to run there."""
     with memory_named(group[0].name, device):
         group.network.to(device=device)
     with true_float32():
@@ -61,23 +46,7 @@ def _if_it_fits(
 
 
 class EagerRuntime(Runtime):
-    """Runs the modules one by one.
-
-    Parameters
-    ----------
-    group : BackboneGroup
-        Its network is moved to the device.
-    device : torch.device
-        A CPU or a GPU.
-    precision : str
-        ``fp32``, ``bf16`` or ``fp16``.
-    dtype : torch.dtype
-        Type of the features.
-    n_rows : int
-        Of every batch.
-    tell : callable
-        Is told, in a sentence, where the memory is too small for a batch.
-    """
+    """Runs the modules one by one."""
 
     def __init__(
         self,

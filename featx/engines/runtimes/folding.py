@@ -28,19 +28,7 @@ _N_TRIED = 2
 
 
 def fold_batch_norms(group: BackboneGroup) -> BackboneGroup:
-    """Fold batch normalisations into the convolutions before them.
-
-    Parameters
-    ----------
-    group : BackboneGroup
-        On any device, in float32; not changed.
-
-    Returns
-    -------
-    BackboneGroup
-        With a network of its own; `group` itself where there is nothing to fold, or where the
-        outputs would change.
-    """
+    """Fold batch normalisations into the convolutions before them."""
     if not any(isinstance(module, _BATCH_NORMS) for module in group.network.modules()):
         return group
     device = next(group.network.parameters()).device
@@ -117,20 +105,7 @@ def _is_close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
 
 
 def with_low_weights(group: BackboneGroup, dtype: torch.dtype) -> BackboneGroup:
-    """Convert once what autocast would convert in every pass: bit for bit the same.
-
-    Parameters
-    ----------
-    group : BackboneGroup
-        In float32; not changed.
-    dtype : torch.dtype
-        Of autocast.
-
-    Returns
-    -------
-    BackboneGroup
-        With a network of its own, whose convolutions and linear layers have that type.
-    """
+    """Convert once what autocast would convert in every pass: bit for bit the same."""
     network = copy.deepcopy(group.network)
     for module in network.modules():
         if isinstance(module, (*_CONVOLUTIONS, nn.Linear)):

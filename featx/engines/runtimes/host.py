@@ -19,16 +19,6 @@ class HostCopies:
 
     On a GPU each direction has a stream of its own, so that the next batch arrives and the last
     one leaves while one is computed; on a CPU there is nothing to copy.
-
-    Parameters
-    ----------
-    device : torch.device
-        A CPU or a GPU.
-
-    Attributes
-    ----------
-    n_under_way : int
-        Batches that a device may be given before the result of the first is fetched.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -39,20 +29,7 @@ class HostCopies:
             self._outward = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def bring(self, pixels: torch.Tensor, resize: Resize | None = None) -> torch.Tensor:
-        """Copy to the device, and enlarge there.
-
-        Parameters
-        ----------
-        pixels : tensor
-            On the host, page-locked for a GPU.
-        resize : callable, optional
-            Enlarges them.
-
-        Returns
-        -------
-        tensor
-            On the device; the work that is queued next waits for it.
-        """
+        """Copy to the device, and enlarge there."""
         there = pixels
         if self._device.type == "cuda":
             with torch.cuda.stream(self._inward):
@@ -63,18 +40,7 @@ class HostCopies:
         return there if resize is None else resize(there)
 
     def fetch(self, features: Sequence[torch.Tensor]) -> Result:
-        """Copy back.
-
-        Parameters
-        ----------
-        features : sequence of tensor
-            On the device.
-
-        Returns
-        -------
-        Result
-            Waits for the copy.
-        """
+        """Copy back."""
         if self._device.type != "cuda":
             here = [tensor.numpy() for tensor in features]
             return lambda: here

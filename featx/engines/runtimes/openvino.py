@@ -33,26 +33,6 @@ class OpenVinoRuntime(Runtime):
 
     Two batches may be under way: the next one begins as soon as the last is computed,
     whatever Python is doing.
-
-    Parameters
-    ----------
-    group : BackboneGroup
-        On the CPU.
-    precision : str
-        One of `HINTS`.
-    dtype : torch.dtype
-        Type of the features.
-    n_rows : int
-        Of every batch.
-    n_threads : int
-        Cores to use.
-
-    Raises
-    ------
-    MissingExtraError
-        If OpenVINO is not installed.
-    BackboneError
-        If the network cannot be converted.
     """
 
     n_under_way = 1

@@ -21,19 +21,7 @@ ERRORS = (RuntimeError, MemoryError)
 
 
 class InParts:
-    """Computes whole batches, or halves of halves of them from the first that does not fit.
-
-    Parameters
-    ----------
-    name : str
-        Of the network.
-    device : torch.device
-        Where it runs.
-    n_rows : int
-        Of every batch.
-    tell : callable
-        Is told, in a sentence, how many images are computed at once from then on.
-    """
+    """Computes whole batches, or halves of halves of them from the first that does not fit."""
 
     def __init__(
         self, name: str, device: torch.device, n_rows: int, tell: Callable[[str], object]
@@ -41,25 +29,7 @@ class InParts:
         self._name, self._device, self._at_once, self._tell = name, device, n_rows, tell
 
     def run(self, start: Callable[[torch.Tensor], Result], pixels: torch.Tensor) -> Result:
-        """Begin with a batch.
-
-        Parameters
-        ----------
-        start : callable
-            Everything that takes memory, for some of the images: as `Runtime.start`.
-        pixels : tensor of shape (n_rows, height, width, 3), dtype uint8
-            The batch.
-
-        Returns
-        -------
-        Result
-            Of the whole batch.
-
-        Raises
-        ------
-        BackboneError
-            If a single image does not fit.
-        """
+        """Begin with a batch."""
         while True:
             at_once = self._at_once
             try:
@@ -93,19 +63,7 @@ def _join(results: Sequence[Result]) -> list[np.ndarray]:
 def memory_named(
     name: str, device: torch.device, how: str = "", mend: str = "a smaller network"
 ) -> Iterator[None]:
-    """Say in a sentence that the memory was too small, where nothing less can be tried.
-
-    Parameters
-    ----------
-    name : str
-        Of the network.
-    device : torch.device
-        Where it was to run.
-    how : str, default=""
-        With what, behind the name of the device.
-    mend : str
-        What to choose.
-    """
+    """Say in a sentence that the memory was too small, where nothing less can be tried."""
     try:
         yield
     except ERRORS as error:

@@ -27,27 +27,7 @@ _PRODUCTS = 10.0
 
 
 def solve_directly(geometry: Geometry, loss: Loss, scores: Floats) -> tuple[Floats, Floats] | None:
-    """Minimum if the rows of the loss are those that count now.
-
-    Parameters
-    ----------
-    geometry : Geometry
-        The rows.
-    loss : Loss
-        Any.
-    scores : ndarray, shape (n_rows, n_problems, 1)
-        At the iterate.
-
-    Returns
-    -------
-    a : ndarray, shape (n_rows, n_problems)
-        Numbers of each problem.
-    b : ndarray, shape (n_problems, 1)
-        Intercepts; 0 where the geometry holds them.
-
-    None is returned where the loss is another one, the rows are not seen through their Gram
-    matrix, or iterating is cheaper.
-    """
+    """Minimum if the rows of the loss are those that count now."""
     if not isinstance(loss, SquaredLoss) or not isinstance(geometry, GramGeometry):
         return None
     signs, weights = loss.signs[:, :, 0], loss.weights[:, :, 0]

@@ -22,17 +22,7 @@ Floats = NDArray[Any]
 
 @dataclass(frozen=True)
 class Leading:
-    """Leading eigenpairs, for preconditioning: any orthonormal vectors are allowed.
-
-    Parameters
-    ----------
-    values : ndarray, shape (m,)
-        Eigenvalues of X^T X.
-    vectors : ndarray, shape (n_rows or n_features, m)
-        Eigenvectors, of K or of X^T X.
-    scores : ndarray, shape (n_rows, m), optional
-        K times the vectors, for the Gram matrix.
-    """
+    """Leading eigenpairs, for preconditioning: any orthonormal vectors are allowed."""
 
     values: Floats
     vectors: Floats
@@ -94,21 +84,7 @@ class Geometry(Protocol):
 
 @dataclass(frozen=True)
 class GramGeometry:
-    """Rows through their Gram matrix.
-
-    Parameters
-    ----------
-    matrix : Matrix
-        K, (n_rows, n_rows).
-    n_rows : int
-        Rows.
-    dtype : dtype
-        float32 or float64.
-    leading : Leading
-        Eigenpairs of K.
-    is_centred : bool
-        Whether the rows have mean 0, so that equal numbers a are w = 0.
-    """
+    """Rows through their Gram matrix."""
 
     matrix: Matrix
     n_rows: int
@@ -144,25 +120,7 @@ Blocks = Callable[[], Iterator[tuple[slice, Matrix]]]
 
 @dataclass(frozen=True)
 class RowGeometry:
-    """The rows themselves, in memory or read in blocks, perhaps centred, perhaps with a constant.
-
-    Parameters
-    ----------
-    blocks : callable
-        As `Blocks`; raw rows that are not divided yet.
-    n_rows, n_features : int
-        Of all blocks together.
-    divisor : float
-        What the rows are divided by.
-    leading : Leading
-        Eigenvectors of X^T X, approximate ones will do.
-    dtype : dtype
-        float32 or float64.
-    mean : ndarray, shape (n_features,), optional
-        Taken from every row, after the division.
-    constant : float, default=0.0
-        One more column, if it is not 0.
-    """
+    """The rows themselves, in memory or read in blocks, perhaps centred, perhaps with a constant."""
 
     blocks: Blocks
     n_rows: int

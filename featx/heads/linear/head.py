@@ -39,23 +39,6 @@ class LinearHead:
     The objective, intercept included, is that of the scikit-learn estimator on the raw
     features; only the solver differs. Scores agree with the estimator's, run at a tight
     tolerance, within 1e-6 of their size.
-
-    Parameters
-    ----------
-    name : str
-        What people type.
-    estimator : str
-        The scikit-learn estimator.
-    grid : tuple of float
-        Default penalties, times the mean squared norm of the rows.
-    is_free : bool
-        Whether the intercept is without penalty; LinearSVC penalises it as the coefficient of
-        a column of ones.
-    loss : callable
-        From codes (n_rows,), penalties (n_rows, n_folds), 0 for rows left out, class weights
-        (n_folds, n_classes) and the precision, to the loss of all folds.
-    link : {"softmax", ""}, default=""
-        How scores become probabilities.
     """
 
     name: str
@@ -66,27 +49,7 @@ class LinearHead:
     link: str = ""
 
     def fit(self, space: RowSpace, y: NDArray[np.int64], options: FitOptions) -> Fit:
-        """Choose the penalty inside the subset, then fit on all of it.
-
-        Parameters
-        ----------
-        space : RowSpace
-            Training rows.
-        y : ndarray of int64, shape (n_rows,)
-            Labels.
-        options : FitOptions
-            A fixed `C` turns the search off.
-
-        Returns
-        -------
-        Fit
-            Its model is a `LinearModel`.
-
-        Raises
-        ------
-        ProtocolError
-            If there is a single class.
-        """
+        """Choose the penalty inside the subset, then fit on all of it."""
         space = space.scaled(options.scale)
         classes, codes = codes_of(y)
         linear = self._space(space)

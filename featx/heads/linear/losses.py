@@ -59,13 +59,7 @@ class Loss(Protocol):
 
 @dataclass(frozen=True)
 class Diagonal:
-    """Second derivatives of a loss with one output.
-
-    Parameters
-    ----------
-    values : ndarray, shape (n_rows, n_problems, 1)
-        They are.
-    """
+    """Second derivatives of a loss with one output."""
 
     values: Floats
 
@@ -80,15 +74,7 @@ class Diagonal:
 
 @dataclass(frozen=True)
 class SquaredLoss:
-    """(y - f)², the loss of RidgeClassifier, one output a problem.
-
-    Parameters
-    ----------
-    signs : ndarray, shape (n_rows, n_problems, 1)
-        +1 where the row is of the problem's class, -1 elsewhere.
-    weights : ndarray, shape (n_rows, n_problems, 1)
-        The penalty times 1 for rows that are fitted, 0 for rows left out.
-    """
+    """(y - f)², the loss of RidgeClassifier, one output a problem."""
 
     signs: Floats
     weights: Floats
@@ -111,13 +97,7 @@ class SquaredLoss:
 
 @dataclass(frozen=True)
 class SquaredHinge(SquaredLoss):
-    """max(0, 1 - y·f)², the loss of LinearSVC: the squared error of the rows inside the margin.
-
-    Parameters
-    ----------
-    signs, weights : ndarray, shape (n_rows, n_problems, 1)
-        As in `SquaredLoss`.
-    """
+    """max(0, 1 - y·f)², the loss of LinearSVC: the squared error of the rows inside the margin."""
 
     def curvature(self, scores: Floats) -> Diagonal:
         """Twice the weight inside the margin, 0 outside."""
@@ -130,13 +110,6 @@ class Logistic:
 
     With a single output, the second class's score is the constant 0: binary
     logistic regression as scikit-learn parametrises it.
-
-    Parameters
-    ----------
-    targets : ndarray, shape (n_rows, 1, n_outputs)
-        1 in the column of the row's class, 0 elsewhere.
-    weights : ndarray, shape (n_rows, n_problems, 1)
-        The penalty times 1 for rows that are fitted, 0 for rows left out.
     """
 
     targets: Floats

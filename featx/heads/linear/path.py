@@ -31,20 +31,7 @@ _SOLVER_ARRAYS = 16
 
 @dataclass(frozen=True)
 class Problem:
-    """A linear head on some rows.
-
-    Parameters
-    ----------
-    space : LinearSpace
-        The rows.
-    codes : ndarray of int64, shape (n_rows,)
-        Classes, from 0.
-    loss : callable
-        From the penalty, the rows fitted in each fold (list of ndarray of int64), and the
-        precision, to the loss of all folds.
-    n_outputs : int
-        Problems times outputs of one fold.
-    """
+    """A linear head on some rows."""
 
     space: LinearSpace
     codes: NDArray[np.int64]
@@ -61,45 +48,14 @@ class Problem:
         *,
         is_rough: bool = False,
     ) -> Solution:
-        """Solve for some folds.
-
-        Parameters
-        ----------
-        geometry : Geometry
-            That of `space`.
-        C : float
-            Penalty of the scaled features.
-        fitted : sequence of ndarray of int64
-            Rows of each fold.
-        tol : float
-            Relative error of the coefficients.
-        start : Solution, optional
-            Of the same folds.
-        is_rough : bool, default=False
-            Whether an estimated error will do.
-        """
+        """Solve for some folds."""
         loss = self.loss(C * self.space.scale, fitted, geometry.dtype)
         is_free = self.space.is_free
         return solve(geometry, loss, tol=tol, is_free=is_free, is_rough=is_rough, start=start)
 
 
 class Path:
-    """The accuracies of a grid of penalties on all folds.
-
-    Parameters
-    ----------
-    problem : Problem
-        The head and its rows.
-    grid : ndarray of float64, shape (n_penalties,)
-        Penalties of the scaled features, ascending.
-    folds : Folds
-        Rows fitted and left out.
-
-    Attributes
-    ----------
-    accuracy : ndarray of float64, shape (n_penalties, n_folds)
-        Share of the left-out rows that were right.
-    """
+    """The accuracies of a grid of penalties on all folds."""
 
     def __init__(self, problem: Problem, grid: Array, folds: Folds) -> None:
         self.problem, self.grid, self.folds = problem, grid, folds

@@ -55,22 +55,7 @@ _PATIENCE = 5
 
 @dataclass(frozen=True)
 class Solution:
-    """Solved problems.
-
-    Parameters
-    ----------
-    u : ndarray, shape (n_rows or n_features, n_problems, n_outputs)
-        Numbers a with w = X^T a, or w: as the geometry has it.
-    intercept : ndarray, shape (n_problems, n_outputs)
-        Numbers b that are not part of w.
-    scores : ndarray, shape (n_rows, n_problems, n_outputs)
-        X w + b, also for rows that were left out of the loss.
-    n_iter : ndarray of int64, shape (n_problems,)
-        Newton's steps.
-    error : ndarray, shape (n_problems,)
-        Upper bound of the relative error of w; far too high where the problem is well
-        determined by its rows.
-    """
+    """Solved problems."""
 
     u: Floats
     intercept: Floats
@@ -100,28 +85,7 @@ def solve(
     is_rough: bool = False,
     start: Solution | None = None,
 ) -> Solution:
-    """Solve every problem of `loss` to the relative accuracy `tol`.
-
-    Parameters
-    ----------
-    geometry : Geometry
-        The rows, fitted and left out.
-    loss : Loss
-        Targets and penalties of the problems.
-    tol : float
-        Wanted relative error of w.
-    is_free : bool, default=False
-        Whether there is an intercept without penalty.
-    is_rough : bool, default=False
-        Whether an estimate of the error by the length of Newton's step will do, which is as
-        good as always right, in place of the bound, which is up to 40 times too high.
-    start : Solution, optional
-        A guess, for example the solution for another penalty; its scores are not used.
-
-    Returns
-    -------
-    Solution
-    """
+    """Solve every problem of `loss` to the relative accuracy `tol`."""
     n_problems = loss.weights.shape[1]
     out = Solution.zero(geometry, n_problems, loss.n_outputs)
     if start is not None:
@@ -360,20 +324,7 @@ class _System:
     def solve(
         self, r: Floats, rs: Floats | None, stiff: Floats, accuracy: Floats
     ) -> tuple[Floats, Floats]:
-        """Solve to a share `accuracy` of the right-hand side.
-
-        Parameters
-        ----------
-        r, rs : ndarray
-            Right-hand side, and its scores where w is numbers a.
-        stiff, accuracy : ndarray, shape (n_problems,)
-            For the preconditioner, and when to stop.
-
-        Returns
-        -------
-        d, ds : ndarray
-            Solution and its scores.
-        """
+        """Solve to a share `accuracy` of the right-hand side."""
         k, leading = self.k, self.geometry.leading
         stiff = np.repeat(stiff, k)
 

@@ -35,16 +35,7 @@ _SHARE = 0.35
 
 @dataclass(frozen=True)
 class LinearSpace:
-    """What the solver needs of a row space.
-
-    Parameters
-    ----------
-    space : RowSpace
-        The rows.
-    is_free : bool
-        Whether the intercept is without penalty (the rows are then centred, which changes
-        nothing but the solver's work); otherwise it is the coefficient of a column of ones.
-    """
+    """What the solver needs of a row space."""
 
     space: RowSpace
     is_free: bool
@@ -123,17 +114,7 @@ class LinearSpace:
         return np.column_stack([rows, np.full(len(rows), self._constant)])
 
     def geometry(self, dtype: type[np.float32 | np.float64]) -> Geometry:
-        """Rows over the root of `scale`, for the solver.
-
-        Parameters
-        ----------
-        dtype : float32 or float64
-            Precision of the solver.
-
-        Returns
-        -------
-        Geometry
-        """
+        """Rows over the root of `scale`, for the solver."""
         leading, put = _cast(self._leading, dtype), self._put
         if self.is_dual:
             matrix = put(self._matrix.astype(dtype, copy=False))
@@ -172,18 +153,7 @@ class LinearSpace:
         )
 
     def model_of(self, solution: Solution) -> tuple[Array, Array]:
-        """Coefficients and intercepts of the scaled features.
-
-        Parameters
-        ----------
-        solution : Solution
-            Of problems on `geometry`.
-
-        Returns
-        -------
-        coef : ndarray of float64, shape (n_problems * n_outputs, n_features)
-        intercept : ndarray of float64, shape (n_problems * n_outputs,)
-        """
+        """Coefficients and intercepts of the scaled features."""
         u = solution.u.reshape(len(solution.u), -1).astype(np.float64)
         b = solution.intercept.ravel().astype(np.float64)
         n_features = self.space.n_features

@@ -36,15 +36,6 @@ ARCHIVE_ENDINGS = (".zip", *TAR_ENDINGS)
 def is_archive(path: str | os.PathLike[str]) -> bool:
     """Whether a path is called like an archive; it need not be there.
 
-    Parameters
-    ----------
-    path : path-like
-        Any path.
-
-    Returns
-    -------
-    bool
-
     Examples
     --------
     >>> is_archive("photos.tar.gz"), is_archive("photos.csv")
@@ -65,27 +56,6 @@ def open_archive(
     The layouts are those of `featx.sources.folder.open_folder`; one folder that holds
     everything (``cifar10/train/...``) is looked through. A tar archive may also be a shard
     of a WebDataset. Nothing is unpacked but a compressed tar, once, to a plain one.
-
-    Parameters
-    ----------
-    path : path-like
-        A zip or tar archive; tar also with gzip, bzip2 or xz.
-    layout : LayoutChoice, optional
-        Where the splits and classes are, in place of what is recognised.
-    data_dir : Path, optional
-        Compressed tar archives are unpacked into the folder ``unpacked`` in it.
-    reporter : Reporter, optional
-        Is told about members that are left out, and about unpacking.
-
-    Returns
-    -------
-    dict of str to Source
-        The splits in the order train, val, test; or ``"all"`` alone.
-
-    Raises
-    ------
-    SourceError
-        If the archive is missing, damaged, cut short, or not laid out like this.
     """
     path = Path(path).expanduser().absolute()
     if _is_zip(path):
@@ -99,23 +69,7 @@ def open_archive(
 def open_unlabelled(
     path: str | os.PathLike[str], *, data_dir: Path | None = None, reporter: Reporter = SILENT
 ) -> Source:
-    """List every image of an archive, whatever its folders.
-
-    Parameters
-    ----------
-    path, data_dir, reporter
-        As for `open_archive`.
-
-    Returns
-    -------
-    Source
-        Without classes, in the order of the names; hidden files are left out.
-
-    Raises
-    ------
-    SourceError
-        If the archive is missing, damaged, cut short, or has no images.
-    """
+    """List every image of an archive, whatever its folders."""
     path = Path(path).expanduser().absolute()
     kind: type[ArchiveSource] = ZipSource if _is_zip(path) else TarSource
     is_zip = kind is ZipSource

@@ -65,15 +65,6 @@ class ArchiveFile:
 
     Nothing is kept open between reads. So a source goes to worker processes, forked or spawned,
     and is read by several threads, with no handle to share; opening takes microseconds.
-
-    Parameters
-    ----------
-    path : str
-        Absolute.
-    n_bytes : int
-        Its size.
-    changed_ns : int
-        When it was last written, in nanoseconds.
     """
 
     path: str
@@ -82,22 +73,7 @@ class ArchiveFile:
 
     @classmethod
     def of(cls, path: Path) -> Self:
-        """Look at an archive.
-
-        Parameters
-        ----------
-        path : Path
-            A file.
-
-        Returns
-        -------
-        ArchiveFile
-
-        Raises
-        ------
-        SourceError
-            If there is no such file.
-        """
+        """Look at an archive."""
         try:
             status = path.stat()
         except OSError as error:
@@ -107,18 +83,7 @@ class ArchiveFile:
         return cls(str(path.absolute()), status.st_size, status.st_mtime_ns)
 
     def open(self) -> io.FileIO:
-        """Open the archive for reading.
-
-        Returns
-        -------
-        io.FileIO
-            Without a buffer.
-
-        Raises
-        ------
-        SourceError
-            If the file is gone, or is not what it was.
-        """
+        """Open the archive for reading."""
         try:
             stream = _Stream(self.path)
             status = os.fstat(stream.fileno())
@@ -132,19 +97,7 @@ class ArchiveFile:
 
 @dataclass
 class Index:
-    """What one archive holds.
-
-    Parameters
-    ----------
-    archive : ArchiveFile
-        Where.
-    files : dict of str to int
-        The row of `rows` for each safe name, in the order of the archive.
-    folders : set of str
-        Safe names.
-    rows : list of tuple
-        Where the bytes are, as the archive's own kind of source wants it.
-    """
+    """What one archive holds."""
 
     archive: ArchiveFile
     files: dict[str, int] = field(default_factory=dict)
@@ -154,20 +107,7 @@ class Index:
     _example: dict[str, str] = field(default_factory=dict)
 
     def add_file(self, raw: str, row: tuple[int, ...]) -> None:
-        """Take a file, or leave it out if its name is not safe.
-
-        Parameters
-        ----------
-        raw : str
-            Its name as it stands in the archive.
-        row : tuple of int
-            Where its bytes are.
-
-        Raises
-        ------
-        SourceError
-            If there is such a file already, or there are too many.
-        """
+        """Take a file, or leave it out if its name is not safe."""
         name = clean_name(raw)
         if name is None:
             self.leave_out("members with names that lead elsewhere", raw)
@@ -191,15 +131,7 @@ class Index:
             self.leave_out("members with names that lead elsewhere", raw)
 
     def leave_out(self, kind: str, raw: str) -> None:
-        """Count a member that is not taken.
-
-        Parameters
-        ----------
-        kind : str
-            What it is, in the plural.
-        raw : str
-            Its name.
-        """
+        """Count a member that is not taken."""
         self._left_out[kind] += 1
         self._example.setdefault(kind, raw)
 
@@ -215,15 +147,7 @@ class Index:
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class ArchiveSource(Source):
-    """Images inside archives, read in place.
-
-    Parameters
-    ----------
-    archives : tuple of ArchiveFile
-        All archives of the split.
-    members : structured ndarray, shape (N,)
-        Where each row's bytes are; the field ``file`` is an index into `archives`.
-    """
+    """Images inside archives, read in place."""
 
     fields: ClassVar[np.dtype[np.void]]
     """Type of `members`."""
@@ -267,17 +191,6 @@ class ArchiveSource(Source):
 def clean_name(raw: str) -> str | None:
     """Give the name of a member as its path below the archive.
 
-    Parameters
-    ----------
-    raw : str
-        As it stands in the archive.
-
-    Returns
-    -------
-    str or None
-        With single ``/`` between the folders and at no end; None for a name that is
-        empty, absolute, has ``..``, a drive letter, a backslash or NUL in it, or is too long.
-
     Examples
     --------
     >>> clean_name("./train//cat/1.jpg"), clean_name("../1.jpg")
@@ -299,27 +212,7 @@ def archive_stem(path: Path) -> str:
 
 
 def read_range(stream: BinaryIO, offset: int, n_bytes: int) -> bytes:
-    """Read a piece of a file.
-
-    Parameters
-    ----------
-    stream : binary file
-        Without a buffer.
-    offset : int
-        Where the piece starts.
-    n_bytes : int
-        Its length.
-
-    Returns
-    -------
-    bytes
-        Shorter than `n_bytes` where the file ends before.
-
-    Raises
-    ------
-    OSError, ReadError
-        If the disk fails, or gives less than the file has.
-    """
+    """Read a piece of a file."""
     stream.seek(offset)
     data = stream.read(n_bytes)
     while len(data) < n_bytes and (more := stream.read(n_bytes - len(data))):

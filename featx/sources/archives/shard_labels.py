@@ -32,27 +32,7 @@ _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]+)?")
 
 
 def read_label(stream: BinaryIO, index: Index, files: Mapping[str, str]) -> str:
-    """Read the label of one sample.
-
-    Parameters
-    ----------
-    stream : binary file
-        The open shard.
-    index : Index
-        Its members.
-    files : mapping of str to str
-        Extensions of the sample's files, and their names.
-
-    Returns
-    -------
-    str
-        The first found in the ``.cls``, ``.json`` and ``.txt`` file; ``""`` where none has one.
-
-    Raises
-    ------
-    SourceError
-        If a JSON file has two such keys, as ``label`` and ``Label``.
-    """
+    """Read the label of one sample."""
     for extension in _MOST_BYTES:
         text = _read_text(stream, index, files, extension)
         if extension == "json" and text:
@@ -114,32 +94,7 @@ def resolve_labels(
     root: Path,
     reporter: Reporter,
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """Give the labels of all splits numbers, by one list of classes.
-
-    Parameters
-    ----------
-    labels : mapping of str to sequence of str, length N
-        The labels of each split, as `read_label` gave them.
-    paths : mapping of str to sequence of str, length N
-        The rows' names, for messages.
-    root : Path
-        The folder where `NAME_FILES` are looked for.
-    reporter : Reporter
-        Is told what `featx.sources.labels.name_classes` tells.
-
-    Returns
-    -------
-    class_names : tuple of str
-        The lines of the file; without one, the names or numbers that occur, sorted.
-    labels : dict of str to ndarray of int64, shape (N,)
-        Index into `class_names`; -1 is unknown.
-
-    Raises
-    ------
-    SourceError
-        If some labels are numbers and others are names, a number has no line in the file,
-        or there is one class only.
-    """
+    """Give the labels of all splits numbers, by one list of classes."""
     names, numbers = number_labels(labels, str(root), reporter)
     first: dict[str, str] = {}  # one row of each class
     for split, rows in numbers.items():

@@ -23,17 +23,7 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar archive of a data set.
-
-    Parameters
-    ----------
-    path : Path
-        Where it is.
-    name : str
-        Relative to the folder of the data set, with ``/`` and without the ending.
-    split : str or None
-        What `split_of_shard` makes of the name.
-    """
+    """One tar archive of a data set."""
 
     path: Path
     name: str
@@ -41,44 +31,13 @@ class Shard:
 
     @classmethod
     def of(cls, path: Path, root: Path) -> Shard:
-        """Name a shard.
-
-        Parameters
-        ----------
-        path : Path
-            Where it is.
-        root : Path
-            The folder of the data set.
-
-        Returns
-        -------
-        Shard
-        """
+        """Name a shard."""
         name = (path.parent / archive_stem(path)).relative_to(root).as_posix()
         return cls(path, name, split_of_shard(name))
 
 
 def choose_shards(shards: list[Shard], name: str, reporter: Reporter) -> list[Shard]:
-    """Leave out the shards that name no split where others do.
-
-    Parameters
-    ----------
-    shards : list of Shard
-        All of them.
-    name : str
-        Of the data set.
-    reporter : Reporter
-        Is told about those left out.
-
-    Returns
-    -------
-    list of Shard
-
-    Raises
-    ------
-    SourceError
-        If two have one name (``1.tar`` and ``1.tar.gz``).
-    """
+    """Leave out the shards that name no split where others do."""
     chosen = [shard for shard in shards if shard.split] or shards
     strays = [shard.path.name for shard in shards if shard not in chosen]
     if strays:
@@ -94,25 +53,7 @@ def choose_shards(shards: list[Shard], name: str, reporter: Reporter) -> list[Sh
 
 
 def find_shards(spec: str | os.PathLike[str]) -> tuple[list[Path], Path]:
-    """Give the shards, and the folder that their names are relative to.
-
-    Parameters
-    ----------
-    spec : str or path-like
-        A file, a folder, or a pattern with braces.
-
-    Returns
-    -------
-    paths : list of Path
-        At least one.
-    root : Path
-        The folder.
-
-    Raises
-    ------
-    SourceError
-        If there are none, or some of a pattern are missing.
-    """
+    """Give the shards, and the folder that their names are relative to."""
     path = Path(spec).expanduser().absolute()
     if path.is_dir():
         paths = shards_in(path)
@@ -129,23 +70,7 @@ def find_shards(spec: str | os.PathLike[str]) -> tuple[list[Path], Path]:
 
 
 def shards_in(folder: Path) -> list[Path]:
-    """List the shards of a folder, and of the folders in it that are called like splits.
-
-    Parameters
-    ----------
-    folder : Path
-        The folder.
-
-    Returns
-    -------
-    list of Path
-        In the order of their names; empty where there are none.
-
-    Raises
-    ------
-    SourceError
-        If the folder cannot be listed.
-    """
+    """List the shards of a folder, and of the folders in it that are called like splits."""
     try:
         inside = sorted(folder.iterdir())
         below = [path for path in inside if split_of(path.name) and path.is_dir()]
@@ -166,21 +91,6 @@ def is_pattern(spec: str) -> bool:
 
 def expand_braces(pattern: str) -> list[str]:
     """Expand a pattern as a shell does.
-
-    Parameters
-    ----------
-    pattern : str
-        With ``{first..last}``, numbers padded with zeros to one length, or ``{one,other}``.
-
-    Returns
-    -------
-    list of str
-        In the order of the pattern.
-
-    Raises
-    ------
-    SourceError
-        If it is no such pattern, or gives more than 100,000 names.
 
     Examples
     --------

@@ -60,25 +60,7 @@ class TarSource(ArchiveSource):
 
 
 def read_tar_member(stream: BinaryIO, offset: int, size: int) -> bytes:
-    """Read one file of an open tar archive.
-
-    Parameters
-    ----------
-    stream : binary file
-        The archive.
-    offset, size : int
-        Where the file is.
-
-    Returns
-    -------
-    bytes
-        The file.
-
-    Raises
-    ------
-    ImageError
-        If it is too large for an image, or the archive ends before it does.
-    """
+    """Read one file of an open tar archive."""
     if size > MOST_IMAGE_BYTES:
         raise ImageError(f"{size:,} bytes, more than {MOST_IMAGE_BYTES:,}")
     data = read_range(stream, offset, size)
@@ -91,25 +73,6 @@ def index_tar(path: Path, *, number: int = 0, most: int | None = None) -> Index:
     """List the members of a plain tar archive (V7, ustar, GNU or pax).
 
     Files are listed; links, devices and pipes are left out and counted.
-
-    Parameters
-    ----------
-    path : Path
-        The archive.
-    number : int, default=0
-        What the field ``file`` of its rows is.
-    most : int, optional
-        Look at so many members only.
-
-    Returns
-    -------
-    Index
-        Its rows are those of `TarSource`.
-
-    Raises
-    ------
-    SourceError
-        If it is no tar archive, is damaged or cut short, or has sparse files.
     """
     index = Index(ArchiveFile.of(path))
     with index.archive.open() as stream:
@@ -182,18 +145,7 @@ def _name(block: bytes) -> str:
 
 
 def is_header(block: bytes) -> bool:
-    """Whether 512 bytes are a header of a tar archive, by its checksum.
-
-    Parameters
-    ----------
-    block : bytes
-        The start of a file, for example.
-
-    Returns
-    -------
-    bool
-        Also False for less than 512 bytes.
-    """
+    """Whether 512 bytes are a header of a tar archive, by its checksum."""
     if len(block) < _BLOCK or not any(block):
         return False
     try:

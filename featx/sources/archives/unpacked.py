@@ -48,26 +48,6 @@ def plain_tar(path: Path, data_dir: Path | None = None, *, reporter: Reporter = 
 
     What is unpacked is one plain tar file, named by the content of the archive; no
     member is ever written by its name.
-
-    Parameters
-    ----------
-    path : Path
-        A tar archive, plain or compressed by gzip, bzip2 or xz, whatever its ending.
-    data_dir : Path, optional
-        It is unpacked into the folder ``unpacked`` in that; `featx.sources.default_data_dir`
-        if not given.
-    reporter : Reporter, optional
-        Shows where, how large, and the progress.
-
-    Returns
-    -------
-    Path
-        `path` itself where it is not compressed.
-
-    Raises
-    ------
-    SourceError
-        If it is damaged or cut short, unpacks to absurdly much, or does not fit on the disk.
     """
     archive = ArchiveFile.of(path)
     opener = _opener(archive)

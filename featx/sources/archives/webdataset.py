@@ -76,19 +76,7 @@ def _check_split(shard: Shard, image: str, cells: dict[str, str]) -> None:
 
 
 def is_webdataset(spec: str | os.PathLike[str]) -> bool:
-    """Whether a path leads to shards.
-
-    Parameters
-    ----------
-    spec : str or path-like
-        A pattern with braces, a folder, or a file.
-
-    Returns
-    -------
-    bool
-        True for a pattern of tar archives, and for a folder with tar archives, or a
-        plain one, whose first files are an image and a label of the same key.
-    """
+    """Whether a path leads to shards."""
     path = Path(spec).expanduser()
     if not path.exists():
         return is_pattern(str(spec)) and str(spec).lower().endswith(TAR_ENDINGS)
@@ -113,20 +101,7 @@ def _index_packed(path: Path) -> Index:
 
 
 def looks_like_webdataset(index: Index) -> bool:
-    """Whether an archive is a shard, and no tree of class folders.
-
-    Parameters
-    ----------
-    index : Index
-        Its members.
-
-    Returns
-    -------
-    bool
-        True if an image has a ``.cls``, ``.json`` or ``.txt`` file of the same key beside it.
-        Where two folders have images they could be classes with captions or boxes: then,
-        if more than half of the images have a ``.cls`` file.
-    """
+    """Whether an archive is a shard, and no tree of class folders."""
     images, labels = set(), dict[str, set[str]]()
     for name in index.files:
         key, extension = _split_name(name)
@@ -148,26 +123,6 @@ def open_webdataset(
     ``train/00.tar``; see `split_of_shard`). The label is in ``<key>.cls``, in ``<key>.json``
     under ``label``, ``cls`` or ``class``, or in ``<key>.txt``: a number, or the name of a class.
     The names of numbers are the lines of ``classes.txt`` or ``classnames.txt`` beside the shards.
-
-    Parameters
-    ----------
-    spec : str or path-like
-        A tar archive, a folder of them, or a pattern: ``train-{000000..000012}.tar``.
-    data_dir : Path, optional
-        Where compressed shards are unpacked to; see `featx.sources.archives.unpacked.plain_tar`.
-    reporter : Reporter, optional
-        Is told about what is left out.
-
-    Returns
-    -------
-    dict of str to Source
-        The splits in the order train, val, test; or ``"all"`` alone. Rows are in the order of
-        the shards' names and of their members; the label of an image without one is -1.
-
-    Raises
-    ------
-    SourceError
-        If a shard is missing or damaged, or labels do not fit together.
     """
     paths, root = find_shards(spec)
     shards = choose_shards([Shard.of(path, root) for path in paths], root.name, reporter)
@@ -187,27 +142,7 @@ def open_webdataset(
 
 
 def open_indexed(path: Path, index: Index, *, reporter: Reporter = SILENT) -> dict[str, Source]:
-    """Open one shard whose members are listed already; see `open_webdataset`.
-
-    Parameters
-    ----------
-    path : Path
-        The archive that a person gave, which names the split.
-    index : Index
-        Its members.
-    reporter : Reporter, optional
-        Is told about what is left out.
-
-    Returns
-    -------
-    dict of str to Source
-        The one split.
-
-    Raises
-    ------
-    SourceError
-        If labels do not fit together.
-    """
+    """Open one shard whose members are listed already; see `open_webdataset`."""
     index.tell(reporter)
     shard, split = Shard.of(path, path.parent), _Split()
     split.add(shard, index)

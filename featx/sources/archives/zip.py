@@ -102,21 +102,6 @@ def index_zip(path: Path) -> Index:
     """List the members of a zip archive.
 
     Files are listed; links, devices and pipes are left out and counted.
-
-    Parameters
-    ----------
-    path : Path
-        The archive.
-
-    Returns
-    -------
-    Index
-        Its rows are those of `ZipSource`.
-
-    Raises
-    ------
-    SourceError
-        If it is no zip archive, is damaged or cut short, or its members overlap.
     """
     index = Index(ArchiveFile.of(path))
     with index.archive.open() as stream:

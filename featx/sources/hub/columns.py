@@ -31,15 +31,7 @@ Features = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns that are read.
-
-    Parameters
-    ----------
-    image, label : str
-        Their names.
-    class_names : tuple of str, optional
-        Of a ClassLabel; None where the labels are words or numbers of their own.
-    """
+    """The columns that are read."""
 
     image: str
     label: str
@@ -47,18 +39,7 @@ class Columns:
 
 
 def features_of(schema: Any) -> Features:
-    """Read the features that `datasets` writes into the metadata of a schema.
-
-    Parameters
-    ----------
-    schema : pyarrow.Schema
-        Of an Arrow or Parquet file.
-
-    Returns
-    -------
-    mapping of str to object
-        The features by column; empty where there are none.
-    """
+    """Read the features that `datasets` writes into the metadata of a schema."""
     try:
         features = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, TypeError, ValueError):
@@ -77,24 +58,6 @@ def choose_columns(where: str, schema: Any, features: Features) -> Columns:
     The only one of its kind, or the one that is called ``image`` or ``label``. Images are
     Image features, or without features columns of bytes; labels are ClassLabel features, or
     without one a column of texts or numbers called ``label``, in any case.
-
-    Parameters
-    ----------
-    where : str
-        The file or folder, for errors.
-    schema : pyarrow.Schema
-        Its columns.
-    features : mapping of str to object
-        As `features_of`.
-
-    Returns
-    -------
-    Columns
-
-    Raises
-    ------
-    SourceError
-        If a choice is not clear, with the columns and what to rename.
     """
     image = _only(where, schema, _image_columns(schema, features), "image")
     label = _only(where, schema, _label_columns(schema, features), "label")
@@ -162,25 +125,7 @@ def _names(where: str, feature: Any) -> tuple[str, ...] | None:
 
 
 def read_labels(shard: Shard, columns: Columns) -> np.ndarray | list[str]:
-    """Read the labels of one file, N rows.
-
-    Parameters
-    ----------
-    shard : Shard
-        The file.
-    columns : Columns
-        What to read.
-
-    Returns
-    -------
-    ndarray of int64, shape (N,), or list of str
-        Numbers of a ClassLabel, -1 is unknown; or words, ``""`` is unknown.
-
-    Raises
-    ------
-    SourceError
-        If a number is no class.
-    """
+    """Read the labels of one file, N rows."""
     if columns.class_names is None:
         return list(map(_text, shard.column(columns.label).to_pylist()))
     return _numbers(shard, columns.label, len(columns.class_names))
@@ -192,24 +137,7 @@ def join_labels(
     where: str,
     reporter: Reporter,
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """Join the labels of each split's files, as numbers.
-
-    Parameters
-    ----------
-    labels : mapping of str to sequence of what `read_labels` gives
-        By split.
-    class_names : tuple of str or None
-        As in `Columns`.
-    where, reporter
-        As for `featx.sources.labels.name_classes`.
-
-    Returns
-    -------
-    class_names : tuple of str
-        Those of the ClassLabel, or the different words of all splits, sorted.
-    labels : dict of str to ndarray of int64, shape (N,)
-        Index into `class_names`; -1 is unknown.
-    """
+    """Join the labels of each split's files, as numbers."""
     if class_names is None:
         joined = {
             split: [text for part in parts for text in part] for split, parts in labels.items()
@@ -227,22 +155,7 @@ def join_labels(
 
 
 def read_short_columns(shard: Shard, columns: Columns, features: Features) -> dict[str, list[str]]:
-    """Read the columns of one file that may say the splits: those with few different values.
-
-    Parameters
-    ----------
-    shard : Shard
-        The file.
-    columns : Columns
-        Image and label, which are left out.
-    features : mapping of str to object
-        As `features_of`.
-
-    Returns
-    -------
-    dict of str to list of str
-        By column; a ClassLabel by its names.
-    """
+    """Read the columns of one file that may say the splits: those with few different values."""
     found = {}
     for name in shard.schema.names:
         if name in (columns.image, columns.label) or not _is_plain(shard.schema, name):

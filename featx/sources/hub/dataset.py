@@ -44,17 +44,6 @@ class HubSource(Source):
     """One split of a data set of Hugging Face.
 
     Images are read from the files row by row: mapped from Arrow files, by row group from Parquet.
-
-    Parameters
-    ----------
-    files : tuple of str
-        The absolute paths of the files, in order.
-    ends : tuple of int
-        Where each file ends, in images of the split.
-    column : str
-        The column of the images.
-    rows : ndarray of int64, shape (N,)
-        The image of each row.
     """
 
     per_row = (*Source.per_row, "rows")
@@ -96,19 +85,7 @@ class HubSource(Source):
 
 
 def is_hub_dataset(path: str | os.PathLike[str]) -> bool:
-    """Tell whether a path is a data set of Hugging Face.
-
-    Parameters
-    ----------
-    path : path-like
-        Anything.
-
-    Returns
-    -------
-    bool
-        Whether it is a folder written by ``save_to_disk``, or a Parquet file with encoded
-        images, or a folder of such files (the first one is looked at).
-    """
+    """Tell whether a path is a data set of Hugging Face."""
     path = Path(path)
     if path.is_dir() and is_saved(path):
         return True
@@ -125,30 +102,7 @@ def is_hub_dataset(path: str | os.PathLike[str]) -> bool:
 
 
 def open_hub(path: str | os.PathLike[str], *, reporter: Reporter = SILENT) -> dict[str, Source]:
-    """Open a data set of Hugging Face that lies on this machine.
-
-    Parameters
-    ----------
-    path : path-like
-        A folder written by ``save_to_disk`` (of a Dataset or a DatasetDict); a Parquet file
-        with encoded images; or a folder of them, as a repository of the Hub has it
-        (``data/train-00000-of-00002.parquet``).
-    reporter : Reporter, optional
-        Is told about splits that are left out.
-
-    Returns
-    -------
-    dict of str to Source
-        The splits in their usual order, or ``"all"`` alone; all with the same classes.
-
-    Raises
-    ------
-    SourceError
-        If files are missing or damaged, or it is not clear which columns are the image and
-        the label.
-    MissingExtraError
-        If pyarrow is not installed.
-    """
+    """Open a data set of Hugging Face that lies on this machine."""
     found = find_files(Path(os.path.abspath(path)), reporter)  # noqa: PTH100 - keeps links
     columns = _columns(found, open_shard(next(iter(found.splits.values()))[0]))
     parts = {

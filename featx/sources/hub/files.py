@@ -22,19 +22,7 @@ _SHARD = re.compile(r"(?P<word>.+?)-(?P<index>\d{5})-of-(?P<n>\d{5})(-[0-9a-f]+)
 
 @dataclass(frozen=True)
 class HubFiles:
-    """Where a data set lies.
-
-    Parameters
-    ----------
-    name : str
-        What the data set is called.
-    root : Path
-        The folder or file that was given, absolute.
-    splits : mapping of str to list of str
-        The absolute files of each split, in order.
-    features : mapping of str to mapping
-        The features of a file, where they are written beside it.
-    """
+    """Where a data set lies."""
 
     name: str
     root: Path
@@ -73,24 +61,7 @@ def _listed(folder: Path, is_wanted: Callable[[str], bool]) -> list[Path]:
 
 
 def find_files(root: Path, reporter: Reporter) -> HubFiles:
-    """Find the files of a data set.
-
-    Parameters
-    ----------
-    root : Path
-        A folder or a Parquet file, absolute.
-    reporter : Reporter
-        Is told about splits that are left out.
-
-    Returns
-    -------
-    HubFiles
-
-    Raises
-    ------
-    SourceError
-        If there are none, some are missing, or it is not clear how they are split.
-    """
+    """Find the files of a data set."""
     if root.is_file():
         split = _split_of_file(root) or split_of_shard(_word(root)) or "all"
         return HubFiles(root.stem, root, {split: [str(root)]})

@@ -26,13 +26,7 @@ _POINTER = b"version https://git-lfs"
 
 
 def import_pyarrow() -> Any:
-    """Give the module pyarrow, with its parts for IPC and Parquet.
-
-    Raises
-    ------
-    MissingExtraError
-        If it is not installed.
-    """
+    """Give the module pyarrow, with its parts for IPC and Parquet."""
     try:
         import pyarrow
         import pyarrow.ipc
@@ -43,13 +37,7 @@ def import_pyarrow() -> Any:
 
 
 class Recent(Generic[_Value]):
-    """The values used last, up to a total size; the last two stay whatever their size.
-
-    Parameters
-    ----------
-    most : int
-        The largest total size.
-    """
+    """The values used last, up to a total size; the last two stay whatever their size."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -68,25 +56,7 @@ class Recent(Generic[_Value]):
 
 
 class Shard(ABC):
-    """One file of rows.
-
-    Parameters
-    ----------
-    file : str
-        Its absolute path.
-
-    Attributes
-    ----------
-    schema : pyarrow.Schema
-        Its columns.
-    ends : list of int
-        Where each part (batch, row group) ends, in rows.
-
-    Raises
-    ------
-    SourceError
-        If it cannot be opened, or is damaged.
-    """
+    """One file of rows."""
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -107,22 +77,7 @@ class Shard(ABC):
         """Read a part of a column of images: a binary pyarrow.Array, and its size in memory."""
 
     def image(self, name: str, row: int, parts: Recent[Any]) -> bytes | None:
-        """Read the bytes of one image.
-
-        Parameters
-        ----------
-        name : str
-            The column.
-        row : int
-            From 0 to `n_rows` - 1.
-        parts : Recent
-            Keeps the parts read last.
-
-        Returns
-        -------
-        bytes or None
-            None where none are stored.
-        """
+        """Read the bytes of one image."""
         index = bisect.bisect_right(self.ends, row)
         column = parts.get((self.file, name, index), lambda: self.part(name, index))
         value: bytes | None = column[row - self.ends[index] + len(column)].as_py()
@@ -233,22 +188,5 @@ def _short(error: Exception) -> str:
 
 
 def open_shard(file: str) -> Shard:
-    """Open a file by its ending.
-
-    Parameters
-    ----------
-    file : str
-        Its absolute path, ``.parquet`` or an Arrow stream.
-
-    Returns
-    -------
-    Shard
-
-    Raises
-    ------
-    SourceError
-        If it cannot be opened, or is damaged.
-    MissingExtraError
-        If pyarrow is not installed.
-    """
+    """Open a file by its ending."""
     return ParquetShard(file) if file.lower().endswith(".parquet") else ArrowShard(file)

@@ -16,18 +16,7 @@ __all__ = ["is_official", "open_official"]
 
 
 def is_official(path: str | os.PathLike[str]) -> bool:
-    """Tell whether a folder holds official files, itself or in one of the official folders.
-
-    Parameters
-    ----------
-    path : path-like
-        A folder; anything else is not official.
-
-    Returns
-    -------
-    bool
-        Also true where some of the files are missing, if the folder has the official name.
-    """
+    """Tell whether a folder holds official files, itself or in one of the official folders."""
     return bool(_found(Path(path)))
 
 
@@ -39,24 +28,6 @@ def open_official(
     Pixels are mapped from the files. Pickles are read without the means to run
     anything (`read_plain_pickle`). Files that differ from the official ones are read too,
     with a warning, and the data set is then called by the name of its folder.
-
-    Parameters
-    ----------
-    path : path-like
-        ``cifar-10-batches-py``, ``cifar-10-batches-bin``, ``cifar-100-python``,
-        ``cifar-100-binary``, ``stl10_binary``, by any name; or the folder above.
-    reporter : Reporter, optional
-        Is told what the files are, and warned where they are not the official ones.
-
-    Returns
-    -------
-    dict of str to Source
-        ``"train"`` and ``"test"``; ``"unlabeled"`` too where STL-10 has it.
-
-    Raises
-    ------
-    SourceError
-        If files are missing or damaged, or there is more than one data set.
     """
     found = _found(Path(os.path.abspath(path)))  # noqa: PTH100 - resolve() would follow the links
     if not found:

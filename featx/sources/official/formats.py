@@ -10,26 +10,7 @@ __all__ = ["FORMATS", "Format"]
 
 @dataclass(frozen=True)
 class Format:
-    """Official files of one data set.
-
-    Parameters
-    ----------
-    name : str
-        ``"cifar10"``, ``"cifar100"`` or ``"stl10"``.
-    title : str
-        What people call the data set.
-    folder : str
-        The official folder.
-    splits : mapping of str to tuple of str
-        The files of each split, in order.
-    names_file : str
-        The file with the names of the classes.
-    kind : str
-        ``"pickle"``, ``"binary"`` or ``"stl"``.
-    digests : mapping of str to str
-        MD5 or SHA-1 of each official file, in hexadecimal: the MD5 as in torchvision, the SHA-1
-        as in the loaders of MXNet.
-    """
+    """Official files of one data set."""
 
     name: str
     title: str

@@ -16,19 +16,7 @@ __all__ = ["Block", "MappedSource"]
 
 @dataclass(frozen=True)
 class Block:
-    """Images of one size at equal distances in a file.
-
-    Parameters
-    ----------
-    file : str
-        Its absolute path.
-    offset : int
-        Where the first image begins, in bytes.
-    stride : int
-        From the begin of one image to that of the next, in bytes.
-    n_images : int
-        How many there are.
-    """
+    """Images of one size at equal distances in a file."""
 
     file: str
     offset: int
@@ -41,22 +29,6 @@ class MappedSource(Source):
     """A source of pixels that are mapped from files as they are.
 
     Worker processes share one copy of the pixels: pickling sends the files' names.
-
-    Parameters
-    ----------
-    blocks : tuple of Block
-        P >= N images, in order.
-    stored_shape : tuple of three int
-        Of each image in its file.
-    axes : tuple of three int
-        Which axis of the stored image is its height, its width, its three colours.
-    rows : ndarray of int64, shape (N,)
-        The image of each row.
-
-    Raises
-    ------
-    SourceError
-        If a file cannot be mapped, or is shorter than its block.
     """
 
     per_row = (*Source.per_row, "rows")

@@ -58,15 +58,7 @@ class _Dtype:
 
 @dataclass
 class PickledArray:
-    """An array in a pickle.
-
-    Parameters
-    ----------
-    values : ndarray, any shape
-        Unsigned bytes or signed integers, read-only, in C order.
-    start : int or None
-        Where the same bytes lie in the file, in C order; None if they do not.
-    """
+    """An array in a pickle."""
 
     values: np.ndarray
     start: int | None = None
@@ -77,26 +69,7 @@ class _Refused(Exception):  # noqa: N818 - carries a name to the surface, never 
 
 
 def read_plain_pickle(data: bytes, file: str) -> Any:
-    """Give what a pickle holds, if that is data only.
-
-    Parameters
-    ----------
-    data : bytes
-        The pickle, of any protocol.
-    file : str
-        Its name, for errors.
-
-    Returns
-    -------
-    object
-        Of dict, list, tuple, str (for bytes too, as Latin-1), int, float, bool, None and
-        `PickledArray`; text of more than 255 bytes is left in the file.
-
-    Raises
-    ------
-    SourceError
-        If the pickle names anything else than arrays of integers, or is damaged or too big.
-    """
+    """Give what a pickle holds, if that is data only."""
     if len(data) > MAX_BYTES:
         raise SourceError(f"{file} has {len(data):,} bytes, more than {MAX_BYTES:,}")
     try:

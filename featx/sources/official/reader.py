@@ -35,27 +35,7 @@ class _Part:
 
 
 def read_official(known: Format, folder: Path, *, name: str) -> dict[str, Source]:
-    """Read official files without comparing their digests.
-
-    Parameters
-    ----------
-    known : Format
-        What the files are.
-    folder : Path
-        Where they are, absolute.
-    name : str
-        What the data set is called.
-
-    Returns
-    -------
-    dict of str to Source
-        As `open_official`.
-
-    Raises
-    ------
-    SourceError
-        If files are missing or damaged.
-    """
+    """Read official files without comparing their digests."""
     try:
         class_names = _class_names(known, folder)
         parts = {split: _read_split(known, folder, split) for split in known.splits}
