@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from featx.atomic import is_flocked
 from featx.errors import CacheBusyError, CacheError, UsageError, nearest
-from featx.flock import is_flocked
 from featx.store import disk, read_summary
 from featx.store.beside import PROJECTOR_FILES, TEMPORARY
 from featx.store.kinds import (

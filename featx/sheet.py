@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from featx.atomic import replace_file
 from featx.errors import UsageError
-from featx.replacing import replace_file
 
 __all__ = ["contact_sheet", "save_sheet"]
 

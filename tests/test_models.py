@@ -350,9 +350,9 @@ KILLED = """
 import os, signal, sys
 import numpy as np
 from pathlib import Path
-from featx import replacing, sealed
+from featx import atomic, records
 from featx.predict import file
-place = next(p for p in (file, sealed, replacing) if hasattr(p, sys.argv[1]))
+place = next(p for p in (file, records, atomic) if hasattr(p, sys.argv[1]))
 real, left = getattr(place, sys.argv[1]), [int(sys.argv[2])]
 def die(*words, **named):
     left[0] -= 1

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from featx.replacing import replace_text
+from featx.atomic import replace_text
 from gpu_kit.kit import Step
 
 __all__ = ["Record"]

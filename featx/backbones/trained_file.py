@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from featx.errors import UsageError, WeightsError
 from featx.preprocess import Preprocessing
-from featx.sealed import ENDING, SealedFiles
+from featx.records import ENDING, SealedFiles
 from featx.weights.sealed_state import TENSORS, read_state, write_state
 
 __all__ = [

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
+from featx.atomic import part_of
 from featx.cli.options import code_option, common_options
 from featx.errors import SourceError, UsageError
 from featx.progress import Reporter
-from featx.replacing import part_of
 
 if TYPE_CHECKING:
     from featx.predict import Prediction, SavedModel

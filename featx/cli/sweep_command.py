@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from featx.atomic import replace_text
 from featx.cli.failed import tell_failed
 from featx.cli.options import (
     DATA_HELP,
@@ -26,7 +27,6 @@ from featx.cli.options import (
 )
 from featx.errors import UsageError
 from featx.progress import Reporter
-from featx.replacing import replace_text
 
 __all__ = ["command"]
 

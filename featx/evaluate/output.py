@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 import pandas as pd
 from filelock import FileLock
 
+from featx.atomic import part_of, set_aside
 from featx.evaluate.records import RecordError, made, read_record, record_text, write_record
 from featx.evaluate.result import COLUMNS, KEY_COLUMNS, FitResult
 from featx.evaluate.rows import RecordRows, Row, latest, table_text
 from featx.progress import SILENT, Reporter
-from featx.replacing import part_of, set_aside
 
 __all__ = ["ResultsFolder", "read_results"]
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from featx.atomic import replace_text
 from featx.errors import FeatxError
-from featx.json_text import parse_json
-from featx.replacing import replace_text
+from featx.records import parse_json
 
 __all__ = ["RecordError", "made", "read_older_too", "read_record", "record_text", "write_record"]
 

@@ -15,11 +15,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from featx.atomic import replace_text
 from featx.evaluate.records import RecordError, read_record
 from featx.evaluate.result import COLUMNS, KEY_COLUMNS, FitResult
-from featx.json_text import parse_json
 from featx.progress import Reporter
-from featx.replacing import replace_text
+from featx.records import parse_json
 
 __all__ = ["RecordRows", "Row", "latest", "table_text"]
 

@@ -122,7 +122,7 @@ def _what_there_is(systems: pd.DataFrame) -> str:
 
 
 def of_today(systems: pd.DataFrame, today: Iterable[str]) -> pd.DataFrame:
-    """Of a system that was fitted on several caches, keep the fits on those that are there today."""
+    """Keep the fits on caches that are there today, of a system fitted on several."""
     is_there = systems["cache"].isin([fingerprint[:8] for fingerprint in today])
     same = [systems[column] for column in SYSTEM_COLUMNS if column not in OWN_COLUMNS]
     return systems[is_there | ~is_there.groupby(same).transform("any")]

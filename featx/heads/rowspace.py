@@ -82,7 +82,7 @@ class Pool:
         return on_device(self.device, work, n_rows=n_rows, n_bytes=n_bytes, tell=self.tell)
 
     def gram_of(self, n_rows: int, blocks: Callable[[], Blocks], scaling: Scaling) -> Array:
-        """Gram matrix of so many rows, by blocks of columns as they are stored, which are scaled."""
+        """Gram matrix of the rows, from blocks of columns as stored, which are scaled here."""
         require_memory(8 * n_rows**2, f"the Gram matrix of {n_rows:,} rows")
         return self.on_device(
             lambda device: gram_of(device, n_rows, blocks(), scaling),

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from featx.errors import ModelError
-from featx.sealed import SealedFiles
+from featx.records import SealedFiles
 
 __all__ = ["read_arrays", "read_record", "write_file"]
 

@@ -16,7 +16,7 @@ from featx.heads.saving import check_savable, n_features_of, pack_model
 from featx.predict.file import read_record, write_file
 from featx.predict.model import check_record, features_identity, load_model
 from featx.progress import SILENT, Reporter
-from featx.sealed import ENDING
+from featx.records import ENDING
 
 if TYPE_CHECKING:
     from featx.evaluate import CacheLike, Pair

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from featx.atomic import replace_text
 from featx.evaluate.intervals import format_ends
 from featx.evaluate.records import RecordError, read_older_too, record_text
 from featx.progress import Reporter
-from featx.replacing import replace_text
 from featx.reproduce.lessons import lessons, order
 from featx.reproduce.outcome import OUTCOME_COLUMNS, Outcome
 from featx.reproduce.recipe import SMALL, Recipe

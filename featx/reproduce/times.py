@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from featx.atomic import replace_text
 from featx.evaluate.records import RecordError, read_older_too, record_text
 from featx.extract import ExtractReport
-from featx.replacing import replace_text
 from featx.store import Cache
 
 __all__ = ["Times"]

@@ -82,7 +82,7 @@ class ClassChoice:
         return table[labels], kept
 
     def apply_to(self, source: Source) -> Source:
-        """Restrict a source to the chosen classes; images of unknown class go where one is named."""
+        """Keep the rows of the chosen classes; without unknown ones where a class is named."""
         if self.is_everything:
             return source
         labels, names = self.apply(source.labels, source.class_names)

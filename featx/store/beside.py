@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from featx.atomic import try_flock, unlock
 from featx.errors import CacheError
-from featx.flock import try_flock, unlock
 from featx.store import disk
 from featx.store.seal import is_featx, read_block
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from featx.errors import CacheError
 from featx.fingerprint import fingerprint
-from featx.json_text import parse_json
+from featx.records import parse_json
 from featx.store import layout
 from featx.store.seal import Seal
 

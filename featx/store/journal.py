@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from featx.errors import CacheError
-from featx.json_text import parse_json
+from featx.records import parse_json
 from featx.store import disk
 
 __all__ = ["Journal", "JournalHeader", "Range", "read_journal"]

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from featx.json_text import parse_json
+from featx.records import parse_json
 from featx.store.layout import USERBLOCK_BYTES
 from featx.store.seal import is_archive, is_featx
 

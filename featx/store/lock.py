@@ -9,9 +9,9 @@ import socket
 import time
 from pathlib import Path
 
+from featx.atomic import is_open_as, try_flock, unlock
 from featx.errors import CacheBusyError
-from featx.flock import is_open_as, try_flock, unlock
-from featx.json_text import parse_json
+from featx.records import parse_json
 
 __all__ = ["Lock"]
 

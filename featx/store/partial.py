@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from featx.atomic import is_open_as, try_flock, unlock
 from featx.errors import CacheError
-from featx.flock import is_open_as, try_flock, unlock
 from featx.progress import Reporter
 from featx.store import disk
 from featx.store.image import Image

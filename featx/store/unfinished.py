@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from featx.atomic import is_flocked
 from featx.errors import CacheError
 from featx.fingerprint import differences
-from featx.flock import is_flocked
 from featx.progress import Reporter
 from featx.store.donor import Donor, without_source
 from featx.store.features import Handle

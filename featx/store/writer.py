@@ -13,8 +13,8 @@ from typing import Self
 
 import numpy as np
 
+from featx.atomic import unlock
 from featx.errors import CacheError
-from featx.flock import unlock
 from featx.progress import SILENT, Reporter
 from featx.store import disk, layout
 from featx.store import partial as partials

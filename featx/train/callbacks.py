@@ -9,9 +9,9 @@ from typing import Any
 from skorch.callbacks import Callback
 from torch import Tensor
 
+from featx.atomic import set_aside
 from featx.errors import FeatxError
 from featx.progress import Bar, Reporter
-from featx.replacing import set_aside
 from featx.stops import check
 from featx.train.checkpoint import read_checkpoint, take_apart, write_checkpoint
 from featx.train.optimisation import make_scheduler

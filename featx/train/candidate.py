@@ -8,12 +8,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.atomic import replace_text, set_aside
 from featx.errors import ProtocolError
 from featx.evaluate.records import RecordError, read_record, record_text
 from featx.fingerprint import fingerprint
 from featx.progress import SILENT, Reporter
-from featx.replacing import replace_text, set_aside
-from featx.sealed import ENDING
+from featx.records import ENDING
 from featx.stops import check
 from featx.train.callbacks import Checkpoint
 from featx.train.classifier import NetworkClassifier, Pixels

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from featx.errors import WeightsError
-from featx.sealed import SealedFiles
+from featx.records import SealedFiles
 from featx.weights.sealed_state import TENSORS, read_state, write_state
 
 __all__ = ["put_together", "read_checkpoint", "take_apart", "write_checkpoint"]

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from featx.atomic import replace_text
 from featx.errors import FeatxError
-from featx.replacing import replace_text
 
 __all__ = ["save_curves", "save_curves_plot"]
 

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from featx.atomic import replace_text
 from featx.backbones import TrainedRecord, save_trained
 from featx.backbones.trained_file import read_contents
 from featx.engines import resolve_device, resolve_precision
@@ -22,8 +23,7 @@ from featx.evaluate.draws import Subset
 from featx.memory import available_bytes
 from featx.networks import count
 from featx.progress import SILENT, Reporter
-from featx.replacing import replace_text
-from featx.sealed import ENDING
+from featx.records import ENDING
 from featx.stops import check, heard
 from featx.train.callbacks import Checkpoint, Progress, curves_of
 from featx.train.classifier import NetworkClassifier

@@ -9,7 +9,7 @@ from typing import Any, Final
 from safetensors import SafetensorError
 from torch import Tensor
 
-from featx.sealed import SealedFiles
+from featx.records import SealedFiles
 from featx.weights.base import state_sha256
 
 __all__ = ["TENSORS", "read_state", "write_state"]

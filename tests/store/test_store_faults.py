@@ -12,7 +12,7 @@ import pytest
 from store_helpers import check_partial, fill, make_rows, make_spec, stored, write_missing
 from store_seam import ROWS, RUNS, SPEC, FailAt, count_calls, run, seam, whole
 
-from featx import flock
+from featx import atomic
 from featx.errors import CacheError
 from featx.store import Cache, CacheWriter, disk, find_partials, lock
 
@@ -111,7 +111,7 @@ def test_file_systems_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def no_locks(fd: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(flock.fcntl, "flock", no_locks)
+    monkeypatch.setattr(atomic.fcntl, "flock", no_locks)
     target = tmp_path / "a.h5"
     with CacheWriter.open(target, SPEC) as writer:
         assert "no file locks" in writer.notices[0]

@@ -13,8 +13,8 @@ import h5py
 import pytest
 from store_helpers import make_rows, make_spec, write_missing
 
+from featx.atomic import try_flock
 from featx.errors import CacheBusyError
-from featx.flock import try_flock
 from featx.store import CacheWriter
 from featx.store.lock import Lock
 
@@ -55,7 +55,7 @@ def test_a_child_that_outlives_a_killed_writer_does_not_keep_it(tmp_path: Path) 
         """
         import os, signal, sys, time
         from pathlib import Path
-        from featx.flock import try_flock
+        from featx.atomic import try_flock
         from featx.store.lock import Lock
         lock = Lock(Path(sys.argv[1]))
         lock.acquire()
@@ -133,7 +133,7 @@ RACE = """
     import sys
     from pathlib import Path
     from featx.errors import CacheBusyError
-    from featx.flock import try_flock
+    from featx.atomic import try_flock
     from featx.store.lock import Lock
     folder = Path(sys.argv[1])
     taken = 0

@@ -120,7 +120,7 @@ Blocks = Callable[[], Iterator[tuple[slice, Matrix]]]
 
 @dataclass(frozen=True)
 class RowGeometry:
-    """The rows themselves, in memory or read in blocks, perhaps centred, perhaps with a constant."""
+    """The rows themselves, in memory or read in blocks, centred or not, with a constant or not."""
 
     blocks: Blocks
     n_rows: int

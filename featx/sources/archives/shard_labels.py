@@ -11,8 +11,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from featx.errors import SourceError
-from featx.json_text import parse_json
 from featx.progress import Reporter
+from featx.records import parse_json
 from featx.sources.archives.members import Index
 from featx.sources.archives.tar import read_tar_member
 from featx.sources.labels import clean, label_text, number_labels

@@ -16,10 +16,10 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock
 
+from featx.atomic import replace_text
 from featx.errors import SourceError
-from featx.json_text import parse_json
 from featx.progress import SILENT, Reporter
-from featx.replacing import replace_text
+from featx.records import parse_json
 from featx.sources.archives.members import ArchiveFile, archive_stem
 from featx.sources.archives.tar import is_header
 from featx.sources.places import default_data_dir

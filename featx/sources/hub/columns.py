@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from featx.errors import SourceError
-from featx.json_text import parse_json
 from featx.progress import Reporter
+from featx.records import parse_json
 from featx.sources.hub.shards import Shard, import_pyarrow
 from featx.sources.labels import clean, label_text, number_labels
 from featx.sources.split_columns import MOST_LOOKED_AT, may_be_split

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from featx.errors import SourceError
-from featx.json_text import parse_json
 from featx.progress import Reporter
+from featx.records import parse_json
 from featx.sources.splits import split_of, split_of_shard
 
 __all__ = ["HubFiles", "find_files", "is_saved", "parquet_files"]

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from featx import flock
-from featx.replacing import part_of, replace_file
+from featx import atomic
+from featx.atomic import part_of, replace_file
 
 HALF = """
 import sys, time
 from pathlib import Path
-from featx.replacing import part_of
+from featx.atomic import part_of
 with part_of(Path(sys.argv[1])) as part:
     part.write_bytes(b"half")
     print(part, flush=True)
@@ -23,7 +23,7 @@ with part_of(Path(sys.argv[1])) as part:
 MANY = """
 import sys
 from pathlib import Path
-from featx.replacing import replace_file
+from featx.atomic import replace_file
 mine = sys.argv[2].encode() * 5000
 for n in range(200):
     replace_file(Path(sys.argv[1]), lambda part: Path(part).write_bytes(mine))
@@ -93,7 +93,7 @@ def test_without_locks_nothing_of_others_is_removed(tmp_path, monkeypatch):
     def no_locks(fd, operation):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(flock.fcntl, "flock", no_locks)
+    monkeypatch.setattr(atomic.fcntl, "flock", no_locks)
     path, part = tmp_path / "a.bin", tmp_path / ".a.bin.abcdefgh.part"
     part.write_bytes(b"half")
     replace_file(path, lambda name: Path(name).write_bytes(b"mine"))

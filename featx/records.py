@@ -16,11 +16,10 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from featx.atomic import replace_file
 from featx.errors import FeatxError
-from featx.json_text import parse_json
-from featx.replacing import replace_file
 
-__all__ = ["ENDING", "SealedFiles"]
+__all__ = ["ENDING", "SealedFiles", "parse_json"]
 
 ENDING = ".safetensors"
 _KEY, _FORMAT, _VERSION, _DIGEST = "featx", "format", "version", "sha256"
@@ -103,3 +102,11 @@ def _digest(record: Mapping[str, Any]) -> str:
     # ASCII: names of classes and files may be no text, and still have a digest.
     text = json.dumps(record, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON; ValueError where it is none, or nested deeper than Python can read."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its brackets are nested too deep") from error
