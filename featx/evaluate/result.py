@@ -76,6 +76,9 @@ class FitResult:
         Mean of the recall of every class: balanced accuracy.
     macro_f1 : float or None
         Mean of the F1 of every class.
+    auroc, average_precision : float or None
+        Areas under the curves of each class against the rest: see `Scores`. None in fits of an
+        older featx too.
     log_loss, ece : float or None
         In nats, and expected calibration error; None where the head gives no probabilities.
     n_train, n_test : int
@@ -122,6 +125,8 @@ class FitResult:
     acc5: float | None
     recall: float | None
     macro_f1: float | None
+    auroc: float | None = field(default=None, kw_only=True)
+    average_precision: float | None = field(default=None, kw_only=True)
     log_loss: float | None
     ece: float | None
     n_train: int
@@ -216,10 +221,10 @@ class FitResult:
         Raises
         ------
         RecordError
-            If the columns are others than today's, or a value is of another type.
+            If the columns are neither today's nor an older featx's, or a value is of another type.
         """
         row = record.get("fit")
-        if not isinstance(row, dict) or tuple(row) != _FIELDS:
+        if not isinstance(row, dict) or tuple(row) not in (_FIELDS, _OLDER_FIELDS):
             raise RecordError("it is a fit of another version of featx, with other columns")
         result = cls(**row, detail={key: value for key, value in record.items() if key != "fit"})
         try:
@@ -230,6 +235,7 @@ class FitResult:
 
 
 _FIELDS = tuple(item.name for item in fields(FitResult) if item.name != "detail")
+_OLDER_FIELDS = tuple(name for name in _FIELDS if name not in ("auroc", "average_precision"))
 COLUMNS = (*_FIELDS, "acc1_low", "acc1_high", *_ASKED, "question", "train_images", "error")
 """Columns of ``results.csv``."""
 

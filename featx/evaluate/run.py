@@ -26,7 +26,7 @@ from featx.evaluate.pairs import Pair
 from featx.evaluate.question import Question
 from featx.evaluate.reading import hold_rows, require_unseen
 from featx.evaluate.result import FitResult, joined
-from featx.evaluate.scores import score
+from featx.evaluate.scores import MEASURES, score
 from featx.evaluate.settings import Settings
 from featx.evaluate.side_by_side import in_order
 from featx.heads import Fit, FitOptions, Head, Pool, RowSpace, find_head
@@ -226,8 +226,7 @@ def _failure(name: str, error: FitError, seconds: float) -> dict[str, Any]:
     """Measures of a fit that failed."""
     reason = str(error).removeprefix(f"{name} failed: ")
     return {
-        **dict.fromkeys(("C", "cv_accuracy", "train_acc1"), None),
-        **dict.fromkeys(("acc1", "acc5", "recall", "macro_f1", "log_loss", "ece"), None),
+        **dict.fromkeys(("C", "cv_accuracy", "train_acc1", *MEASURES), None),
         "fit_seconds": seconds,
         "predict_seconds": 0.0,
         "n_iter": 0,

@@ -7,16 +7,27 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    confusion_matrix,
+    precision_recall_fscore_support,
+    roc_auc_score,
+)
 
 from featx.heads import Model
 from featx.heads.base import labels_of
 from featx.heads.scaling import Array
 
-__all__ = ["ECE_BINS", "Scores", "expected_calibration_error", "score"]
+__all__ = ["ECE_BINS", "MEASURES", "Scores", "expected_calibration_error", "score"]
 
 ECE_BINS = 15
 """Bins of equal width, as in Guo et al."""
+
+MEASURES = (
+    *("acc1", "acc5", "recall", "macro_f1", "auroc", "average_precision", "log_loss", "ece"),
+)
+"""Columns of the table."""
 
 _TOP = 5
 
@@ -38,6 +49,10 @@ class Scores:
         Mean recall of the classes that were tested: balanced accuracy.
     macro_f1 : float
         Mean F1 of the classes that were tested or predicted.
+    auroc, average_precision : float or None
+        Area under the ROC curve, and average precision, of the decision scores of each class that
+        was tested against the rest, averaged over these classes; of the second of two classes
+        alone. None where one class was tested.
     log_loss : float or None
         Mean of -log p of the true class, in nats; None where the head gives no probabilities.
     ece : float or None
@@ -52,6 +67,8 @@ class Scores:
     acc5: float | None
     recall: float
     macro_f1: float
+    auroc: float | None
+    average_precision: float | None
     log_loss: float | None
     ece: float | None
     detail: dict[str, Any] = field(repr=False)
@@ -68,8 +85,7 @@ class Scores:
     @property
     def columns(self) -> dict[str, Any]:
         """The columns of the table."""
-        names = ("acc1", "acc5", "recall", "macro_f1", "log_loss", "ece")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in MEASURES}
 
 
 def score(
@@ -81,6 +97,7 @@ def score(
     precision, recall, f1, support = precision_recall_fscore_support(
         truth, guess, labels=labels, zero_division=0
     )
+    auroc, average_precision = _rankings(truth, decisions, model.classes_)
     log_loss, ece = _losses(truth, guess, model.probabilities(decisions), model.classes_)
     return Scores(
         guess=guess,
@@ -88,6 +105,8 @@ def score(
         acc5=_top_share(truth, decisions, model.classes_),
         recall=float(np.mean(recall[np.unique(truth)])),
         macro_f1=float(np.mean(f1[np.union1d(truth, guess)])),
+        auroc=auroc,
+        average_precision=average_precision,
         log_loss=log_loss,
         ece=ece,
         detail={
@@ -111,6 +130,23 @@ def _top_share(
     # The first among equals, as in labels_of, so that acc5 is never below acc1.
     top = np.argsort(-decisions, axis=1, kind="stable")[:, :_TOP]
     return float((classes[top] == truth[:, None]).any(axis=1).mean())
+
+
+def _rankings(
+    truth: NDArray[np.int64], decisions: Array, classes: NDArray[np.int64]
+) -> tuple[float | None, float | None]:
+    tested = np.unique(truth)
+    if len(tested) < 2:
+        return None, None
+    if len(classes) == 2:
+        tested = classes[1:]
+        second = decisions if decisions.ndim == 1 else decisions[:, 1] - decisions[:, 0]
+        decisions = np.column_stack([-second, second])
+    scores = np.zeros((len(truth), int(max(tested[-1], classes[-1])) + 1))  # 0 if never fitted
+    scores[:, classes] = decisions
+    pairs = [(truth == label, scores[:, label]) for label in tested]
+    areas = [roc_auc_score(*pair) for pair in pairs]
+    return float(np.mean(areas)), float(np.mean([average_precision_score(*p) for p in pairs]))
 
 
 def _losses(

@@ -33,7 +33,8 @@ def summarise(results: Iterable[FitResult] | pd.DataFrame) -> pd.DataFrame:
         and 1. ``draws low`` and ``draws high`` are the ends of its 95 % interval over draws of the
         training subset (`mean_interval`; missing for a single draw), ``test low`` and ``test
         high`` those of one accuracy over ``test images`` (`share_interval`), the same for every
-        draw. ``C`` is the median. ``seconds`` is the mean time of a fit with its
+        draw. ``AUROC`` and ``AP`` are means over draws, missing where a draw has none. ``C`` is the
+        median. ``seconds`` is the mean time of a fit with its
         cross-validation. What was asked is in columns where the lines differ in it; ``cache``,
         ``test cache``, ``test set`` and ``question``, the beginnings of digests, where nothing
         else tells two lines apart. ``attrs["notes"]`` counts the notes of the fits.
@@ -70,12 +71,13 @@ _TABLE = [
     *("data", "backbone", "weights", "layer", "pool", "input", "precision"),
     *(*_DIGESTS.values(), "dim", "head", "scale", "class weight"),
     *(*_ASKED.values(), "per class", "repeats", "accuracy", "draws low", "draws high"),
-    *("test low", "test high", "test images", "C", "seconds"),
+    *("test low", "test high", "test images", "AUROC", "AP", "C", "seconds"),
 ]
 _WHERE_DIFFERENT = (
     *("weights", "pool", "input", "precision", "scale", "class weight"),
     *(*_ASKED.values(), *_DIGESTS.values()),
 )
+_AREAS = {"auroc": "AUROC", "average_precision": "AP"}
 _LAST_RESORT = tuple(_DIGESTS.values())
 
 
@@ -123,9 +125,17 @@ def _line(group: pd.DataFrame) -> dict[str, object]:
         **dict(zip(("draws low", "draws high"), draws, strict=True)),
         **dict(zip(("test low", "test high"), test, strict=True)),
         "test images": n_test,
+        **{title: _mean_of_all(group, name) for name, title in _AREAS.items()},
         "C": float(group["C"].astype(float).median()),
         "seconds": float(group["fit_seconds"].mean()),
     }
+
+
+def _mean_of_all(group: pd.DataFrame, name: str) -> float:
+    """Mean over the draws; missing where a draw has none, as those of an older featx."""
+    if name not in group:
+        return float("nan")
+    return float(group[name][group["acc1"].notna()].astype(float).mean(skipna=False))
 
 
 def _word(value: object) -> str:
@@ -172,7 +182,7 @@ _TEXT = (
 )
 _FORMATS = {
     "images/s": ".1f",
-    "accuracy": ".3f",
+    **dict.fromkeys(("accuracy", "AUROC", "AP"), ".3f"),
     "C": ".3g",
     "seconds": ".1f",
 }

@@ -20,11 +20,13 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import (
     accuracy_score,
+    average_precision_score,
     balanced_accuracy_score,
     confusion_matrix,
     f1_score,
     log_loss,
     precision_recall_fscore_support,
+    roc_auc_score,
     top_k_accuracy_score,
 )
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
@@ -116,6 +118,9 @@ def recompute(record, cache):
     yield "acc5", fit["acc5"], top5
     yield "recall", fit["recall"], balanced_accuracy_score(truth, guess)
     yield "macro_f1", fit["macro_f1"], f1_score(truth, guess, average="macro")
+    one_hot = np.eye(len(names))[truth] if len(names) > 2 else truth
+    yield "auroc", fit["auroc"], roc_auc_score(one_hot, scores)
+    yield "average_precision", fit["average_precision"], average_precision_score(one_hot, scores)
     yield "confusion_matrix", record["confusion_matrix"], confusion_matrix(truth, guess).tolist()
     each = precision_recall_fscore_support(truth, guess, zero_division=0)
     for key, values in zip(("precision", "recall", "f1", "support"), each, strict=True):

@@ -76,6 +76,22 @@ def test_the_table_is_made_of_the_records_whatever_becomes_of_it(results, tmp_pa
     assert folder.table.read_bytes() == data
 
 
+def test_a_fit_of_an_older_featx_has_no_areas_and_answers(pair, tmp_path):
+    settings = Settings(heads=("svm",), per_class=(2,), repeats=1)
+    record = evaluate(pair, settings)[0].record()
+    areas = [record["fit"].pop(name) for name in ("auroc", "average_precision")]
+    assert all(0 <= area <= 1 for area in areas)
+    write_record(tmp_path / "fits" / record["fit"]["fit_id"], "fit", record)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("featx.evaluate.run.find_head", None)  # nothing is fitted again
+        (answer,) = evaluate(pair, settings, known=ResultsFolder(tmp_path))
+    assert (answer.auroc, answer.average_precision) == (None, None)
+    assert answer.acc1 == record["fit"]["acc1"]
+    ResultsFolder(tmp_path).complete([answer])
+    assert len(list((tmp_path / "fits").iterdir())) == 1
+    assert read_results(tmp_path)["auroc"].isna().tolist() == [True]
+
+
 def test_a_table_with_lines_of_somebody_gets_another_name(results, tmp_path):
     """Of an older featx, changed by hand, or torn: a line that no record gives is not lost."""
     folder = ResultsFolder(tmp_path)

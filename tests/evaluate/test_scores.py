@@ -12,9 +12,11 @@ from memory_cache import make_cache
 from scipy.special import softmax
 from sklearn.metrics import (
     accuracy_score,
+    average_precision_score,
     balanced_accuracy_score,
     f1_score,
     log_loss,
+    roc_auc_score,
     top_k_accuracy_score,
 )
 from statistics_by_hand import calibration_error
@@ -55,15 +57,24 @@ def test_every_measure_is_scikit_learns(n_classes):
         assert found.acc5 is None
     assert found.recall == pytest.approx(balanced_accuracy_score(truth, guess))
     assert found.macro_f1 == pytest.approx(f1_score(truth, guess, average="macro"))
+    one_hot = np.eye(n_classes)[truth]
+    assert found.auroc == pytest.approx(roc_auc_score(one_hot, decisions, average="macro"))
+    of_scores = average_precision_score(one_hot, decisions, average="macro")
+    assert found.average_precision == pytest.approx(of_scores)
     assert found.log_loss == pytest.approx(log_loss(truth, p))
     assert found.ece == pytest.approx(calibration_error(truth == guess, p.max(axis=1)))
     assert 0 < found.ece < 1
 
 
 def test_two_classes_have_one_column_of_scores():
-    truth, decisions, names = question(2)
-    decisions = decisions[:, 1] - decisions[:, 0]
+    truth, both, names = question(2)
+    decisions = both[:, 1] - both[:, 0]
     found = score(truth, decisions, Softmax(np.arange(2)), names)
+    assert found.auroc == pytest.approx(roc_auc_score(truth, decisions))
+    assert found.average_precision == pytest.approx(average_precision_score(truth, decisions))
+    of_network = score(truth, both, Softmax(np.arange(2)), names)
+    assert of_network.auroc == pytest.approx(found.auroc)
+    assert of_network.average_precision == pytest.approx(found.average_precision)
     p = softmax(np.column_stack([np.zeros(200), decisions]), axis=1)
     assert found.acc1 == accuracy_score(truth, decisions > 0)
     assert found.log_loss == pytest.approx(log_loss(truth, p))
@@ -81,11 +92,24 @@ def test_a_class_without_test_images_and_one_never_fitted():
     decisions = np.array([[3.0, 0, 0], [0, 2.0, 0], [0, 0, 1.0], [0, 1.0, 0]])
     found = score(truth, decisions, Softmax(np.array([0, 1, 2])), list("abcd"))
     assert found.recall == 0.25  # (1/2 + 0) / 2
+    per_class = [roc_auc_score(truth == 0, decisions[:, 0]), 0.5]  # no score for the last class
+    assert found.auroc == pytest.approx(np.mean(per_class))
+    precision = [average_precision_score(truth == 0, decisions[:, 0]), 0.5]
+    assert found.average_precision == pytest.approx(np.mean(precision))
     guess = [0, 1, 2, 1]
     assert found.macro_f1 == pytest.approx(f1_score(truth, guess, average="macro", zero_division=0))
     p = np.column_stack([softmax(decisions, axis=1), np.zeros(4)])
     by_hand = -np.log(np.maximum(p[range(4), truth], np.finfo(float).eps)).mean()
     assert found.log_loss == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+def test_with_one_class_tested_there_is_no_ranking(n_classes):
+    _, decisions, names = question(n_classes)
+    decisions = decisions[:, 1] if n_classes == 2 else decisions
+    found = score(np.ones(200, np.int64), decisions, Softmax(np.arange(n_classes)), names)
+    assert (found.auroc, found.average_precision) == (None, None)
+    assert found.acc1 > 0
 
 
 def test_calibration_by_hand():
@@ -114,6 +138,10 @@ def test_the_columns_of_a_fit_are_those_of_its_model(pair, fits):
         assert result.acc1 == np.mean(guess == pair.test.y)
         assert result.recall == pytest.approx(balanced_accuracy_score(pair.test.y, guess))
         assert result.acc5 is None
+        one_hot = np.eye(len(fit.model.classes_))[pair.test.y]
+        assert result.auroc == pytest.approx(roc_auc_score(one_hot, decisions))
+        precision = average_precision_score(one_hot, decisions)
+        assert result.average_precision == pytest.approx(precision)
         p = fit.model.probabilities(decisions)
         assert (p is None) == (result.log_loss is None) == (result.ece is None)
         assert (p is None) == (result.clf == "svm")
