@@ -18,6 +18,7 @@ from featx.cli.options import (
     common_options,
     fit_options,
     list_option,
+    measures_option,
     test_split_option,
 )
 from featx.errors import CacheError, UsageError, unknown_name
@@ -63,6 +64,7 @@ class Choice:
     reports_dir: str = "reports"
     refit: bool = False
     save_models: bool = False
+    measures: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.train_data is None) != (self.test_data is None):
@@ -139,6 +141,7 @@ class Choice:
 )
 @click.option("--refit", is_flag=True, help="Fit again what reports/ has an answer to.")
 @click.option("--save-models", is_flag=True, help="Keep every fitted head in reports/models/.")
+@measures_option
 @common_options
 def command(reporter: Reporter, no_near: bool, **options: Any) -> int:
     """Fit classifiers on few labelled images per class, on every finished cache.
@@ -181,7 +184,7 @@ def run(choice: Choice, reporter: Reporter) -> int:
             on_leaks=sheet.add,
             known=None if choice.refit else results,
         )
-    click.echo(format_table(summarise(fits)))
+    click.echo(format_table(summarise(fits, choice.measures)))
     results.complete(fits)
     n_answered = len(fits) - len(added)
     answered = f"{n_answered} fits answered from {results.folder}/, " if n_answered else ""

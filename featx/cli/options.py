@@ -13,6 +13,7 @@ from featx.progress import Reporter
 __all__ = [
     "DATA_HELP",
     "INPUT_SIZE",
+    "MEASURES",
     "PER_CLASS",
     "Bytes",
     "ListCommand",
@@ -26,9 +27,13 @@ __all__ = [
     "fit_options",
     "layout_options",
     "list_option",
+    "measures_option",
     "reports_option",
     "test_split_option",
 ]
+
+# Those of featx.evaluate.scores but for the accuracy; importing that takes seconds.
+MEASURES = ("acc5", "recall", "macro_f1", "auroc", "average_precision", "log_loss", "ece")
 
 DATA_HELP = "Built-in name, folder, archive, manifest or Hugging Face data: see  featx list data."
 """Help of ``--data``."""
@@ -228,7 +233,10 @@ _FIT_OPTIONS = (
     click.option("--C", "C", type=float, help="Penalty.  [default: chosen inside each subset]"),
     click.option("--folds", type=int, default=5, show_default=True, help="Folds for choosing C."),
     click.option(
-        "--scale", default="none", show_default=True, help="Features: none, l2, standard or power."
+        "--scale",
+        default="none",
+        show_default=True,
+        help="none, l2, standard, power, whiten or whiten=N: see docs/heads.md.",
     ),
     click.option(
         "--class-weight",
@@ -239,6 +247,16 @@ _FIT_OPTIONS = (
         "--n-jobs", type=int, default=1, show_default=True, help="Fits side by side; -1: all cores."
     ),
 )
+
+
+def measures_option(function: F) -> F:
+    """Add ``--measures``: columns of results.csv to print beside the accuracy."""
+    return list_option(
+        "--measures",
+        type=click.Choice(MEASURES),
+        metavar="NAME...",
+        help=f"Print means of these too: {', '.join(MEASURES)}.",
+    )(function)
 
 
 def layout_options(function: F) -> F:

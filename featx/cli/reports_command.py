@@ -6,7 +6,13 @@ from pathlib import Path
 
 import click
 
-from featx.cli.options import cache_option, common_options, reports_option
+from featx.cli.options import (
+    ListCommand,
+    cache_option,
+    common_options,
+    measures_option,
+    reports_option,
+)
 from featx.errors import CacheError, UsageError
 from featx.progress import Reporter
 
@@ -20,10 +26,11 @@ def command() -> None:
     """List kept fits, or remove those that nothing reads any more."""
 
 
-@command.command("list")
+@command.command("list", cls=ListCommand)
+@measures_option
 @reports_option
 @common_options
-def list_command(reports_dir: str, reporter: Reporter) -> None:
+def list_command(measures: tuple[str, ...], reports_dir: str, reporter: Reporter) -> None:
     """Print one table of every fit and training that --reports keeps.
 
     One line for each question: draws of other settings, or of another --seed, are lines of their
@@ -33,7 +40,8 @@ def list_command(reports_dir: str, reporter: Reporter) -> None:
     from featx.evaluate.pruning import find_idle
 
     results = ResultsFolder(_folder(reports_dir), reporter)
-    click.echo(format_table(summarise(read_results(reports_dir, reporter=reporter))))
+    table = summarise(read_results(reports_dir, reporter=reporter), measures)
+    click.echo(format_table(table))
     n_idle, n_all = len(find_idle(results)), len(results.all_rows())
     idle = f"; {n_idle} are idle:  featx reports prune  removes them" if n_idle else ""
     click.echo(f"{n_all} fits in {results.folder / 'fits'}, {_size(results.n_bytes())}{idle}")

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 
+from featx.errors import unknown_name
 from featx.evaluate.intervals import format_ends, mean_interval, share_interval
 from featx.evaluate.result import QUESTION_COLUMNS, FitResult
+from featx.evaluate.scores import MEASURES
 
 __all__ = ["format_table", "summarise"]
 
 _DRAW = ["seed", "subset_sha256"]
 
 
-def summarise(results: Iterable[FitResult] | pd.DataFrame) -> pd.DataFrame:
+def summarise(
+    results: Iterable[FitResult] | pd.DataFrame, measures: Sequence[str] = ()
+) -> pd.DataFrame:
     """Mean accuracy and its two uncertainties, system by system.
 
     Parameters
     ----------
     results : iterable of FitResult, or DataFrame
         Fits, or what `read_results` gives.
+    measures : sequence of str, optional
+        Columns of the fits to average too: ``acc5``, ``recall``, ``macro_f1``, ``auroc``,
+        ``average_precision``, ``log_loss``, ``ece``.
 
     Returns
     -------
@@ -33,12 +40,15 @@ def summarise(results: Iterable[FitResult] | pd.DataFrame) -> pd.DataFrame:
         and 1. ``draws low`` and ``draws high`` are the ends of its 95 % interval over draws of the
         training subset (`mean_interval`; missing for a single draw), ``test low`` and ``test
         high`` those of one accuracy over ``test images`` (`share_interval`), the same for every
-        draw. ``AUROC`` and ``AP`` are means over draws, missing where a draw has none. ``C`` is the
-        median. ``seconds`` is the mean time of a fit with its
+        draw. A measure is missing where a draw has none. ``C`` is the median. ``seconds`` is the
+        mean time of a fit with its
         cross-validation. What was asked is in columns where the lines differ in it; ``cache``,
         ``test cache``, ``test set`` and ``question``, the beginnings of digests, where nothing
         else tells two lines apart. ``attrs["notes"]`` counts the notes of the fits.
     """
+    for name in measures:
+        if name not in MEASURES:
+            raise unknown_name("measure", name, MEASURES)
     if isinstance(results, pd.DataFrame):
         frame = results
     else:
@@ -48,7 +58,9 @@ def summarise(results: Iterable[FitResult] | pd.DataFrame) -> pd.DataFrame:
     question = [name for name in QUESTION_COLUMNS if name in frame]
     frame = frame.drop_duplicates([*question, *_DRAW], keep="last")
     groups = frame.groupby(question, sort=False, dropna=False)
-    table = _distinct(pd.DataFrame([_line(group) for _, group in groups])[_TABLE])
+    lines = [_line(group) | _means(group, measures) for _, group in groups]
+    columns = [*_TABLE[: -len(_LAST)], *measures, *_LAST]
+    table = _distinct(pd.DataFrame(lines)[columns])
     table.attrs["notes"] = _count_notes(frame)
     return table
 
@@ -67,17 +79,17 @@ _DIGESTS = {
     **{"train_fingerprint": "cache", "test_fingerprint": "test cache"},
     **{"test_images": "test set", "question": "question"},
 }
+_LAST = ("C", "seconds")
 _TABLE = [
     *("data", "backbone", "weights", "layer", "pool", "input", "precision"),
     *(*_DIGESTS.values(), "dim", "head", "scale", "class weight"),
     *(*_ASKED.values(), "per class", "repeats", "accuracy", "draws low", "draws high"),
-    *("test low", "test high", "test images", "AUROC", "AP", "C", "seconds"),
+    *("test low", "test high", "test images", *_LAST),
 ]
 _WHERE_DIFFERENT = (
     *("weights", "pool", "input", "precision", "scale", "class weight"),
     *(*_ASKED.values(), *_DIGESTS.values()),
 )
-_AREAS = {"auroc": "AUROC", "average_precision": "AP"}
 _LAST_RESORT = tuple(_DIGESTS.values())
 
 
@@ -125,17 +137,18 @@ def _line(group: pd.DataFrame) -> dict[str, object]:
         **dict(zip(("draws low", "draws high"), draws, strict=True)),
         **dict(zip(("test low", "test high"), test, strict=True)),
         "test images": n_test,
-        **{title: _mean_of_all(group, name) for name, title in _AREAS.items()},
         "C": float(group["C"].astype(float).median()),
         "seconds": float(group["fit_seconds"].mean()),
     }
 
 
-def _mean_of_all(group: pd.DataFrame, name: str) -> float:
-    """Mean over the draws; missing where a draw has none, as those of an older featx."""
-    if name not in group:
-        return float("nan")
-    return float(group[name][group["acc1"].notna()].astype(float).mean(skipna=False))
+def _means(group: pd.DataFrame, measures: Sequence[str]) -> dict[str, float]:
+    """Means over the draws; missing where a draw has none, as those of an older featx."""
+    scored = group[group["acc1"].notna()]
+    return {
+        name: float(scored[name].astype(float).mean(skipna=False)) if name in group else np.nan
+        for name in measures
+    }
 
 
 def _word(value: object) -> str:
@@ -182,7 +195,7 @@ _TEXT = (
 )
 _FORMATS = {
     "images/s": ".1f",
-    **dict.fromkeys(("accuracy", "AUROC", "AP"), ".3f"),
+    **dict.fromkeys(("accuracy", *MEASURES), ".3f"),
     "C": ".3g",
     "seconds": ".1f",
 }

@@ -30,6 +30,7 @@ __all__ = [
     "as_stored",
     "check_finite",
     "labels_of",
+    "linear_model",
     "raw_product",
     "row_blocks",
     "softmax_of",
@@ -201,6 +202,18 @@ class LinearModel:
     def predict(self, X: Rows) -> NDArray[np.int64]:
         """Labels of the largest scores, shape (n_rows,)."""
         return labels_of(self.decision_function(X), self.classes_)
+
+
+def linear_model(
+    space: RowSpace,
+    classes: NDArray[np.int64],
+    coef: Array,
+    intercept: Array,
+    link: str = "",
+) -> LinearModel:
+    """Make a model of raw features from coefficients of the rows of a space."""
+    weights, shift = space.to_features(coef.T)
+    return LinearModel(classes, weights.T, intercept + shift, space.scaling, link)
 
 
 def labels_of(scores: Array, classes: NDArray[np.int64]) -> NDArray[np.int64]:

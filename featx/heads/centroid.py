@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.configurable import Configurable
-from featx.heads.base import Fit, FitOptions, LinearModel
+from featx.heads.base import Fit, FitOptions, linear_model
 from featx.heads.rowspace import RowSpace
 from featx.heads.training import check_options, codes_of
 
@@ -42,7 +42,7 @@ class NcmHead(Configurable):
         space = space.scaled(options.scale)
         means = space.combine(class_weights(codes)).T
         coef, intercept = second_against_first(means, -0.5 * np.einsum("ij,ij->i", means, means))
-        return Fit(LinearModel(classes, coef, intercept, space.scaling))
+        return Fit(linear_model(space, classes, coef, intercept))
 
 
 def class_weights(codes: NDArray[np.int64]) -> NDArray[np.float64]:

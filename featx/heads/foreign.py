@@ -167,7 +167,7 @@ class ForeignHead(Configurable):
             fitted = made.fit(rows, codes)
             _check_fitted(fitted, len(classes))
             via, link = _way(fitted, rows[:_PROBE], len(classes))
-        model = ForeignModel(classes, fitted, dtype, via, link, space.scaling)
+        model = ForeignModel(classes, fitted, dtype, via, link, space.full_scaling)
         n_iter = getattr(fitted, "n_iter_", None)
         steps = 0 if n_iter is None else int(np.max(n_iter))
         C = options.C if "C" in params else None

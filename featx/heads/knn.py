@@ -126,9 +126,9 @@ class KnnHead(Configurable):
                 f"n_neighbors={k} but there are {len(codes)} training rows: "
                 "take fewer neighbours, or more images per class"
             )
-        rows = space.pool.X[space.index]
+        rows = space.stored
         model = KnnModel(
-            classes, rows, codes, k, space.scaling, self.link, temperature=self._temperature
+            classes, rows, codes, k, space.full_scaling, self.link, temperature=self._temperature
         )
         return Fit(model, cv=found.cv, notes=found.notes)
 

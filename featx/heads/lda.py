@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from featx.configurable import Configurable, setting
-from featx.heads.base import SOFTMAX, Fit, FitOptions, LinearModel
+from featx.heads.base import SOFTMAX, Fit, FitOptions, linear_model
 from featx.heads.centroid import class_weights, second_against_first
 from featx.heads.rowspace import RowSpace
 from featx.heads.scaling import Array
@@ -82,7 +82,7 @@ class LdaHead(Configurable):
             shared = gaussians.of_mean(found.value)
             intercept = intercept - 0.5 * gaussians.mean @ shared
             coef = coef + (shared if dual is None else space.combine(dual @ shared[:, None]).T)
-        model = LinearModel(classes, coef, intercept, space.scaling, SOFTMAX)
+        model = linear_model(space, classes, coef, intercept, SOFTMAX)
         return Fit(model, cv=found.cv, notes=notes)
 
 

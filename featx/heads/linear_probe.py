@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from featx.configurable import Configurable, setting
 from featx.errors import FitError
-from featx.heads.base import SOFTMAX, CvCurve, Fit, FitOptions, LinearModel
+from featx.heads.base import SOFTMAX, CvCurve, Fit, FitOptions, linear_model
 from featx.heads.centroid import second_against_first
 from featx.heads.rowspace import RowSpace
 from featx.heads.scaling import Array
@@ -70,7 +70,7 @@ class LinearProbeHead(Configurable):
             raise self._diverged()
         coef, intercept = second_against_first(weights[0].T, biases[0])
         coef = coef if dual is None else space.combine(dual @ coef.T).T
-        model = LinearModel(classes, coef, intercept, space.scaling, SOFTMAX)
+        model = linear_model(space, classes, coef, intercept, SOFTMAX)
         return Fit(model, cv=cv, n_iter=self.max_iter, notes=notes)
 
     def _choose(

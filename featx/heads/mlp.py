@@ -102,7 +102,8 @@ class MlpHead(Configurable):
         weights = [np.asarray(layer, dtype=np.float64) for layer in network.coefs_]
         biases = [np.asarray(bias, dtype=np.float64) for bias in network.intercepts_]
         weights[0], shift = to_features(weights[0])
-        biases[0] = biases[0] + shift
+        weights[0], of_scaling = space.to_features(weights[0])
+        biases[0] = biases[0] + shift + of_scaling
         model = MlpModel(classes, tuple(weights), tuple(biases), space.scaling)
         n_iter = int(network.n_iter_)
         return Fit(model, n_iter=n_iter, converged=caught.has_converged, notes=self._notes(caught))

@@ -21,6 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from featx.errors import ProtocolError
 from featx.heads.device import CPU, gram_of, on_device
 from featx.heads.scaling import POWER, STANDARD, UNSCALED, Array, Scaling, check_scale
+from featx.heads.whitening import Whitening
 from featx.memory import available_bytes
 
 __all__ = ["Pool", "RowSpace", "require_memory"]
@@ -110,6 +111,8 @@ class RowSpace:
     pool: Pool
     index: NDArray[np.int64]
     scaling: Scaling = UNSCALED
+    whitening: Whitening | None = None
+    """How the rows of the pool were made of others, where they were."""
 
     @classmethod
     def of(cls, X: NDArray[Any]) -> RowSpace:
@@ -134,14 +137,46 @@ class RowSpace:
     def scaled(self, name: str, fitted: NDArray[np.int64] | None = None) -> RowSpace:
         """Give the same rows under another scaling."""
         check_scale(name)
-        if name != STANDARD:
+        if Scaling(name).is_of_rows:
             return RowSpace(self.pool, self.index, Scaling(name))
-        rows = self.index if fitted is None else self.index[fitted]
-        return RowSpace(self.pool, self.index, _standard(self.pool, rows))
+        if name == STANDARD:
+            rows = self.index if fitted is None else self.index[fitted]
+            return RowSpace(self.pool, self.index, _standard(self.pool, rows))
+        every = np.arange(self.n_rows)
+        whitening = Whitening(self, every if fitted is None else fitted, name)
+        pool = Pool(whitening.rows, self.pool.device, self.pool.tell)
+        return RowSpace(pool, every, whitening=whitening)
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the scaling was fitted on rows, so that each fold has its own."""
+        return self.whitening is not None or not self.scaling.is_of_rows
 
     def refitted(self, fitted: NDArray[np.int64]) -> RowSpace:
         """Give the same rows with the scaling fitted on some of them; this where none is fitted."""
-        return self if self.scaling.is_of_rows else self.scaled(self.scaling.name, fitted)
+        if self.whitening is not None:
+            return self.whitening.origin.scaled(self.whitening.name, fitted)
+        return self.scaled(self.scaling.name, fitted) if self.is_fitted else self
+
+    @property
+    def stored(self) -> NDArray[Any]:
+        """The rows as they were before any scaling, shape (n_rows, D)."""
+        space = self if self.whitening is None else self.whitening.origin
+        return np.asarray(space.pool.X[space.index])
+
+    @property
+    def full_scaling(self) -> Scaling:
+        """What makes these rows of those of `stored`."""
+        return self.scaling if self.whitening is None else self.whitening.scaling
+
+    def to_features(self, weights: Array) -> tuple[Array, Array]:
+        """Turn weights of these rows, (n_features, k), into those of features, and a shift.
+
+        Only whitening changes them: its axes are multiplied into the weights.
+        """
+        if self.whitening is None:
+            return weights, np.zeros(weights.shape[1])
+        return self.whitening.to_features(weights)
 
     @cached_property
     def _where(self) -> slice | NDArray[np.int64]:

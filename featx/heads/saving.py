@@ -14,7 +14,7 @@ from featx.heads.base import SOFTMAX, LinearModel, Model
 from featx.heads.foreign import ForeignHead
 from featx.heads.knn import KnnModel
 from featx.heads.mlp import ACTIVATIONS, MlpModel
-from featx.heads.scaling import SCALES, STANDARD, Scaling
+from featx.heads.scaling import SCALES, STANDARD, WHITEN, Scaling
 
 __all__ = ["check_savable", "n_features_of", "pack_model", "unpack_model"]
 
@@ -56,7 +56,9 @@ def _pack(value: Any, name: str, arrays: dict[str, NDArray[Any]]) -> Any:
     if type(value) in _NAMES:
         prefix = f"{name}." if name else ""
         parts = {
-            f.name: _pack(getattr(value, f.name), f"{prefix}{f.name}", arrays) for f in _of(value)
+            f.name: _pack(getattr(value, f.name), f"{prefix}{f.name}", arrays)
+            for f in _of(value)
+            if not (f.name == "axes" and value.axes is None)  # which older files do not have
         }
         return {_KIND: _NAMES[type(value)], _FIELDS: parts}
     if isinstance(value, tuple):
@@ -186,8 +188,14 @@ def _check_knn(model: KnnModel) -> None:
 
 
 def _check_scaling(scaling: Scaling, n_features: int) -> None:
-    known = isinstance(scaling.name, str) and scaling.name in SCALES
-    _require(known, f"the scaling {scaling.name!r} is unknown")
+    word = scaling.name.partition("=")[0] if isinstance(scaling.name, str) else ""
+    _require(word in SCALES, f"the scaling {scaling.name!r} is unknown")
+    if word == WHITEN:
+        _require(scaling.std is None, "its whitening has a standard deviation")
+        _check_array("scaling.mean", scaling.mean, (n_features,))
+        _check_array("scaling.axes", scaling.axes, (-1, n_features))
+        return
+    _require(scaling.axes is None, "its scaling has axes")
     if scaling.name != STANDARD:
         _require(scaling.mean is None and scaling.std is None, "its scaling has a mean")
         return

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.errors import unknown_name
+from featx.errors import UsageError, unknown_name
 from featx.halves import convert
 
 __all__ = [
@@ -22,9 +22,11 @@ __all__ = [
     "SCALES",
     "STANDARD",
     "UNSCALED",
+    "WHITEN",
     "Scaling",
     "check_scale",
     "copy_rows",
+    "n_components_of",
 ]
 
 Array = NDArray[np.float64]
@@ -33,12 +35,14 @@ _MANY = 1 << 20
 N_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 """Cores that this process may use."""
 
-NONE, L2, STANDARD, POWER = "none", "l2", "standard", "power"
+NONE, L2, STANDARD, POWER, WHITEN = "none", "l2", "standard", "power", "whiten"
 SCALES = {
     NONE: "features as they are",
     L2: "every image's features divided by their Euclidean norm (sklearn.preprocessing.Normalizer)",
     STANDARD: "every feature to mean 0 and variance 1 (sklearn.preprocessing.StandardScaler)",
     POWER: "signed square root, then l2 (Perronnin, Sanchez and Mensink, ECCV 2010)",
+    WHITEN: "principal axes, each to variance 1 (sklearn.decomposition.PCA with whiten=True); "
+    "whiten=128 keeps the first 128",
 }
 """What ``--scale`` takes, with a line on each."""
 
@@ -50,11 +54,13 @@ class Scaling:
     name: str = NONE
     mean: Array | None = None
     std: Array | None = None
+    axes: Array | None = None
+    """Of whitening: (m, n_features)."""
 
     @property
     def is_of_rows(self) -> bool:
         """Whether rows are scaled one by one, so that there is nothing to fit."""
-        return self.name != STANDARD
+        return self.name in (NONE, L2, POWER)
 
     @property
     def has_norms(self) -> bool:
@@ -85,6 +91,8 @@ class Scaling:
     ) -> NDArray[Any]:
         """Scale rows, or some columns of them."""
         values = self.centred(block, columns, dtype)
+        if self.axes is not None and self.mean is not None:
+            return np.asarray((values - self.mean.astype(dtype)) @ self.axes.T.astype(dtype))
         if self.has_norms:
             if norms is None:
                 norms = np.sqrt(np.einsum("ij,ij->i", values, values))
@@ -120,5 +128,15 @@ def copy_rows(block: NDArray[Any], out: NDArray[Any]) -> None:
 
 def check_scale(name: str) -> None:
     """Raise a `UsageError` if there is no scaling of this name."""
-    if name not in SCALES:
-        raise unknown_name("scale", name, SCALES)
+    if n_components_of(name) is None and name not in SCALES:
+        raise unknown_name("scale", name, [*SCALES, f"{WHITEN}=128"])
+
+
+def n_components_of(name: str) -> int | None:
+    """Read how many axes ``whiten=128`` keeps; None for all, and for other scalings."""
+    word, equals, number = name.partition("=")
+    if word != WHITEN or not equals:
+        return None
+    if not (number.isascii() and number.isdigit() and int(number) > 0):
+        raise UsageError(f"--scale {name}: give a whole number of at least 1, as in whiten=128")
+    return int(number)

@@ -96,7 +96,8 @@ class TorchMlpHead(Configurable):
             )
         weights, biases = zip(*layers, strict=True)
         first, shift = to_features(weights[0])
-        weights, biases = (first, *weights[1:]), (biases[0] + shift, *biases[1:])
+        first, of_scaling = space.to_features(first)
+        weights, biases = (first, *weights[1:]), (biases[0] + shift + of_scaling, *biases[1:])
         last, bias = second_against_first(weights[-1].T, biases[-1])
         model = MlpModel(
             classes,

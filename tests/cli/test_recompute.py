@@ -64,9 +64,10 @@ def recompute():
         ("train", []),
         ("train", ["--scale", "standard", "--class-weight", "balanced"]),
         ("train", ["--scale", "power"]),
+        ("train", ["--scale", "whiten=20"]),
         ("all", ["--scale", "l2"]),
     ],
-    ids=["plain", "standard", "power", "held out, l2"],
+    ids=["plain", "standard", "power", "whitened", "held out, l2"],
 )
 def test_every_number_of_a_report_is_recomputed(folder, capsys, split, words):
     write_digits(folder / "cache", split, slice(0, 600))

@@ -129,3 +129,10 @@ def test_compare_takes_the_cache_of_today(cache, capsys):
     assert "3 draws" in capsys.readouterr().out
     assert main(["compare", "svm", "logreg", "--cache", "none"]) == 2
     assert "with cache" in capsys.readouterr().err
+
+
+def test_the_command_line_knows_every_measure():
+    from featx.cli.options import MEASURES
+    from featx.evaluate import scores
+
+    assert ("acc1", *MEASURES) == scores.MEASURES

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import (
     accuracy_score,
@@ -47,6 +48,7 @@ def pipeline(fit):
         "l2": [Normalizer()],
         "standard": [StandardScaler()],
         "power": [FunctionTransformer(signed_root), Normalizer()],
+        "whiten=20": [PCA(20, whiten=True, svd_solver="full")],
     }[fit["scale"]]
     weight = fit["class_weight"]
     if fit["clf"] == "svm":

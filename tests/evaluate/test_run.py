@@ -9,6 +9,7 @@ from threading import current_thread
 import numpy as np
 import pytest
 from memory_cache import make_cache
+from sklearn.decomposition import PCA
 from sklearn.metrics import confusion_matrix, f1_score, precision_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
@@ -127,12 +128,13 @@ def test_an_error_in_a_thread_is_raised_here(pair):
         run(pair, per_class=(4,), n_jobs=2, near="off")
 
 
-@pytest.mark.parametrize("scale", ["l2", "standard", "power"])
+@pytest.mark.parametrize("scale", ["l2", "standard", "power", "whiten=5"])
 def test_scaling_is_that_of_scikit_learn_and_has_its_own_fits(pair, scale):
     steps = {
         "l2": [Normalizer()],
         "standard": [StandardScaler()],
         "power": [FunctionTransformer(np.sqrt), Normalizer()],  # no feature is negative
+        "whiten=5": [PCA(5, whiten=True, svd_solver="full")],
     }
     (plain,), _ = run(pair, per_class=(9,), repeats=1)
     (result,), _ = run(pair, per_class=(9,), repeats=1, scale=scale)

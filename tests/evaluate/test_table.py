@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from featx.errors import UsageError
 from featx.evaluate import Settings, evaluate, format_table, summarise
 from featx.evaluate.intervals import both_intervals, mean_interval, share_interval
 from featx.evaluate.result import QUESTION_COLUMNS, joined
@@ -88,7 +89,7 @@ def test_the_text_is_aligned_and_tells_the_notes(results):
     text = format_table(summarise([*results, noted])).splitlines()
     head, rule, svm, mlp = text[:4]
     names = ["data", "backbone", "layer", "dim", "head", "per class", "repeats", "accuracy"]
-    ends = ["95 % draws", "95 % test", "test images", "AUROC", "AP", "C", "seconds"]
+    ends = ["95 % draws", "95 % test", "test images", "C", "seconds"]
     assert head.split() == " ".join([*names, *ends]).split()
     assert len(rule) == len(head) == len(svm) == len(mlp)
     assert "0.600  0.352–0.848  0.502–0.691          100" in svm
@@ -131,13 +132,18 @@ def test_a_fit_that_failed_counts_in_no_mean_and_has_its_reason(results):
 
 def test_areas_are_means_over_draws_unless_a_draw_has_none(results):
     fits = [replace(r, auroc=0.9 + r.repeat / 100, average_precision=0.5) for r in results]
-    table = summarise([*fits, replace(fits[0], acc1=None, auroc=None, seed=9)])
-    assert table["AUROC"].tolist() == pytest.approx([np.mean([r.auroc for r in fits])])
-    assert table["AP"].tolist() == [0.5]
-    older = summarise([replace(fits[0], auroc=None), *fits[1:]])
-    assert np.isnan(older["AUROC"][0])
+    areas = ["auroc", "average_precision"]
+    table = summarise([*fits, replace(fits[0], acc1=None, auroc=None, seed=9)], areas)
+    assert table["auroc"].tolist() == pytest.approx([np.mean([r.auroc for r in fits])])
+    assert table["average_precision"].tolist() == [0.5]
+    assert "auroc  average_precision  " in format_table(table)
+    older = summarise([replace(fits[0], auroc=None), *fits[1:]], areas)
+    assert np.isnan(older["auroc"][0])
+    assert "auroc" not in summarise(fits)
+    with pytest.raises(UsageError, match="did you mean auroc"):
+        summarise(fits, ["auc"])
     frame = pd.DataFrame([r.row() for r in fits]).drop(columns="auroc")
-    assert np.isnan(summarise(frame)["AUROC"][0])
+    assert np.isnan(summarise(frame, ["auroc"])["auroc"][0])
 
 
 def test_a_table_read_from_disk_is_summarised_likewise(results):

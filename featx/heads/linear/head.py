@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.errors import FitError
-from featx.heads.base import SOFTMAX, CvCurve, Fit, FitOptions, LinearModel
+from featx.heads.base import SOFTMAX, CvCurve, Fit, FitOptions, linear_model
 from featx.heads.linear.losses import Logistic, Loss, SquaredHinge, SquaredLoss
 from featx.heads.linear.path import Path, Problem
 from featx.heads.linear.solver import Solution
@@ -66,7 +66,7 @@ class LinearHead:
                 f"the coefficients up to {float(solution.error.max()):.0e}"
             )
         coef, intercept = linear.model_of(solution)
-        model = LinearModel(classes, coef, intercept, space.scaling, self.link)
+        model = linear_model(space, classes, coef, intercept, self.link)
         scores = solution.scores.reshape(len(y), n_outputs)
         scores = scores[:, 0] if n_outputs == 1 else scores
         return Fit(model, C, cv, n_iter, converged, tuple(notes), scores)

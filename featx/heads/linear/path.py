@@ -77,7 +77,7 @@ class Path:
     def _parts(self) -> Iterator[tuple[list[int], Problem]]:
         """Folds that are solved together, and the problem that they see."""
         space = self.problem.space.space
-        if not space.scaling.is_of_rows:
+        if space.is_fitted:
             for fold, (fitted, _) in enumerate(self.folds):
                 of_fold = LinearSpace(space.refitted(fitted), self.problem.space.is_free)
                 yield (
