@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from featx.catalog import load
     from featx.concat import concat_caches
     from featx.errors import FeatxError
+    from featx.evaluate.lines import results
     from featx.extractor import FeatureExtractor
     from featx.fewshot import draw_subset
     from featx.heads.classifier import Classifier
@@ -36,6 +37,7 @@ _HOME = {
     "load_model": "featx.predict",
     "open_backbone": "featx.backbones",
     "open_data": "featx.sources",
+    "results": "featx.evaluate.lines",
     "write_cache": "featx.own_features",
 }
 
@@ -52,6 +54,7 @@ __all__ = [
     "load_model",
     "open_backbone",
     "open_data",
+    "results",
     "write_cache",
 ]
 

@@ -46,6 +46,7 @@ def test_every_public_name_is_there_and_listed():
         "load_model",
         "open_backbone",
         "open_data",
+        "results",
         "write_cache",
     }
     assert set(featx.__all__) == public == set(dir(featx))

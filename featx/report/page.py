@@ -1,0 +1,298 @@
+"""The page ``reports/index.html``: one file that opens from disk and needs no network."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import resources
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from featx import plot
+from featx.atomic import replace_text
+from featx.errors import FeatxError, MissingExtraError
+from featx.evaluate import FitResult, ResultsFolder, compare
+from featx.evaluate.intervals import format_ends
+from featx.evaluate.lines import Lines
+from featx.progress import SILENT, Reporter
+from featx.report.details import Picture, Pictures, details_of, read_fits, wrong_pictures
+
+try:
+    import altair as alt
+    import itables
+    import vl_convert
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+except ImportError as error:
+    raise MissingExtraError(error.name or "jinja2", "report", "featx report") from error
+
+__all__ = ["write_page"]
+
+_MOST_DETAIL_BYTES = 1_500_000
+_MOST_COMPARED = 5
+_OFFLINE = ("dt_bundle.css", "dt_bundle.js")
+_SCORES = ("per class", "accuracy", "low", "repeats", "test images")
+_LAST = ("layer", "weights", "dim", "C", "seconds")
+_HIDDEN = (
+    *("id", "system", "data", "images", "high"),
+    *("draws low", "draws high", "test low", "test high"),
+)
+_TITLES = {"low": "95 % interval", "repeats": "draws"}
+_SHOWN_SIGNAL = "shown"
+
+
+def write_page(
+    lines: Lines, path: Path, *, pictures: bool = True, reporter: Reporter = SILENT
+) -> None:
+    """Write the page of some results; what cannot be shown is said in its place."""
+    fits, details = _read(lines, reporter)
+    album = Pictures(reporter)
+    text = (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=f"featx report: {', '.join(dict.fromkeys(lines.frame['data']))}",
+            version=version("featx"),
+            made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            folder=str(lines.folder),
+            n_fits=len(lines.fits),
+            columns=[_TITLES.get(name, name) for name in _columns(lines.frame)],
+            rows=list(_rows(lines.frame)),
+            filters=list(_filters(lines.frame)),
+            charts=list(_charts(lines)),
+            comparisons=list(_comparisons(lines, fits, reporter)),
+            recipes=list(_recipes(lines.folder)),
+            wrong=list(_wrong(fits, album)) if pictures else [],
+            problems=album.problems,
+            payload=_json({"details": details, "charts": _detail_charts()}),
+            assets=_assets(),
+        )
+    )
+    replace_text(path, text)
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("featx.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["json"] = _json
+    return environment
+
+
+def _json(value: Any) -> str:
+    """Write JSON that can stand within ``<script>``: no name in it can end the element."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _assets() -> dict[str, str]:
+    """Read the chart library and the table widget, as they were installed, and the page's own."""
+    widget = resources.files(itables) / "html"
+    own = resources.files("featx.report") / "templates"
+    table_style, table_code = ((widget / name).read_text(encoding="utf-8") for name in _OFFLINE)
+    chart_code = vl_convert.javascript_bundle()  # type: ignore[call-arg]
+    return {
+        "table_style": table_style,
+        "table_code": base64.b64encode(table_code.encode()).decode(),
+        "chart_code": chart_code.replace("</script", "<\\/script"),
+        "style": (own / "page.css").read_text(encoding="utf-8"),
+        "code": (own / "page.js").read_text(encoding="utf-8"),
+    }
+
+
+def _read(
+    lines: Lines, reporter: Reporter
+) -> tuple[dict[str, list[FitResult]], dict[str, dict[str, Any]]]:
+    """Read the fits of every line, and describe as many as the page has room for."""
+    fits: dict[str, list[FitResult]] = {}
+    details: dict[str, dict[str, Any]] = {}
+    n_bytes, folder = 0, ResultsFolder(lines.folder, reporter)
+    best_first = lines.frame.sort_values("accuracy", ascending=False)["id"]
+    with reporter.bar(len(best_first), "reading results", unit="line") as bar:
+        for line in best_first:
+            if read := read_fits(folder, lines.files[line], reporter):
+                detail = details_of(read)
+                detail["curves"] = plot.curve_rows(detail["curves"])
+                n_bytes += len(_json(detail))
+                if n_bytes <= _MOST_DETAIL_BYTES:
+                    details[line] = detail
+                fits[line] = read
+            bar.update()
+    return fits, details
+
+
+def _columns(frame: pd.DataFrame) -> list[str]:
+    """Order the columns: what tells lines apart, the scores, and what follows from the rest."""
+    first = ["data"] * (frame["data"].nunique() > 1) + ["backbone", "head"]
+    told = [name for name in frame.columns if name not in (*first, *_SCORES, *_LAST, *_HIDDEN)]
+    return [*first, *told, *_SCORES, *(name for name in _LAST if name in frame)]
+
+
+def _rows(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    names = _columns(frame)
+    for _, line in frame.sort_values("accuracy", ascending=False, kind="stable").iterrows():
+        cells = [_cell(name, line) for name in names]
+        yield {"id": line["id"], "system": line["system"], "cells": cells}
+
+
+_FORMATS = {"accuracy": ".3f", "C": ".3g", "seconds": ".3g", "dim": ",", "test images": ","}
+
+
+def _cell(name: str, line: pd.Series[Any]) -> dict[str, Any]:
+    """Write a cell, and the number that it is sorted by."""
+    value = line[name]
+    if name == "low":
+        is_known = not math.isnan(line["low"])
+        text = format_ends((line["low"], line["high"])) if is_known else "-"
+        return {"text": text, "order": line["low"] if is_known else -1.0}
+    if isinstance(value, float) and math.isnan(value):
+        return {"text": "failed" if name == "accuracy" else "-"}
+    if name in _FORMATS:
+        return {"text": format(value, _FORMATS[name]), "order": float(value)}
+    text = str(value)
+    return {"text": text, "order": float(text)} if text.isdigit() else {"text": text}
+
+
+def _filters(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Offer a choice for what differs."""
+    shown = _columns(frame)
+    for name in ("data", "backbone", "head", "per class"):
+        values = list(dict.fromkeys(str(value) for value in frame[name]))
+        if name in shown and len(values) > 1:
+            yield {"name": name, "column": shown.index(name) + 1, "values": values}
+
+
+def _charts(lines: Lines) -> Iterator[dict[str, Any]]:
+    """Draw what the lines can show; each chart can be narrowed to some of them."""
+    if lines.scored.empty:
+        return
+    wanted = [
+        ("learning", "Accuracy against labelled images per class", plot.learning_curve, {}),
+        ("seconds", "Accuracy against the time of a fit", plot.cost, {"by": "seconds"}),
+        ("dim", "Accuracy against the length of a feature", plot.cost, {"by": "dim"}),
+        ("input", "Accuracy against image size", plot.settings_curve, {"by": "input"}),
+        ("layer", "Accuracy against the layer", plot.settings_curve, {"by": "layer"}),
+    ]
+    for name, title, draw, options in wanted:
+        if name in ("input", "layer") and not _varies(lines.scored, name):
+            continue
+        chart = draw(lines, **options)
+        yield {"name": name, "title": title, "spec": _spec(_narrowed(chart), title)}
+
+
+def _varies(frame: pd.DataFrame, column: str) -> bool:
+    """Whether a setting differs for one backbone: the layers of two differ anyway."""
+    return column in frame and bool((frame.groupby("backbone")[column].nunique() > 1).any())
+
+
+def _narrowed(chart: Any) -> Any:
+    """Show the lines that the page's signal names; all, where it names none."""
+    shown = alt.param(name=_SHOWN_SIGNAL, value=[])
+    some = f"length({_SHOWN_SIGNAL}) == 0 || indexof({_SHOWN_SIGNAL}, datum.id) >= 0"
+    return chart.add_params(shown).transform_filter(some)
+
+
+def _spec(chart: Any, title: str, height: int | None = 320) -> dict[str, Any]:
+    fit = alt.AutoSizeParams(type="fit-x", contains="padding")
+    sized = chart.properties(width="container", description=title, autosize=fit)
+    if height is not None:
+        sized = sized.properties(height=height)
+    with alt.data_transformers.disable_max_rows():
+        spec: dict[str, Any] = sized.to_dict()
+    return spec
+
+
+def _detail_charts() -> dict[str, Any]:
+    """Give the charts of one line, which the page fills with that line's values."""
+    values = alt.InlineData(values=[])
+    return {
+        "confusion": _spec(plot.confusion_chart(values), "Confusion matrix", 420),
+        "recall": _spec(plot.recall_chart(values), "Recall of each class", None),
+        "training": _spec(plot.training_chart(values), "Accuracy over the epochs", 260),
+    }
+
+
+def _comparisons(
+    lines: Lines, fits: Mapping[str, Sequence[FitResult]], reporter: Reporter
+) -> Iterator[dict[str, Any]]:
+    """Compare the best systems of each data set at its largest number of images per class."""
+    frame = lines.scored[lines.scored["id"].isin(fits)]
+    for data, of_data in frame.groupby("data", sort=False):
+        for size in sorted(of_data["images"].dropna().unique())[::-1]:
+            best = of_data[of_data["images"] == size].nlargest(_MOST_COMPARED, "accuracy")
+            if len(best) > 1:
+                yield _compared(str(data), best, fits)
+                break
+
+
+def _compared(
+    data: str, best: pd.DataFrame, fits: Mapping[str, Sequence[FitResult]]
+) -> dict[str, Any]:
+    name = f"{data}, {best['per class'].iloc[0]} images per class"
+    chosen = [fit for line in best["id"] for fit in fits[line]]
+    labels = dict(zip(_words(best, fits), best["system"], strict=True))
+    try:
+        frame = compare(list(labels), chosen)
+    except FeatxError as error:
+        return {"name": name, "problem": str(error), "rows": [], "spec": None}
+    frame = frame.replace({"A": labels, "B": labels})
+    rows = frame[["A", "B", "difference_points", "low_points", "high_points", "p_holm"]]
+    title = f"Differences in accuracy, {name}"
+    return {
+        "name": name,
+        "problem": "",
+        "spec": _spec(plot.comparison(frame), title, None),
+        "rows": rows.to_dict("records"),
+    }
+
+
+_WORDS = ("backbone", "weights", "layer", "pool", "input_size", "precision", "clf", "scale")
+
+
+def _words(best: pd.DataFrame, fits: Mapping[str, Sequence[FitResult]]) -> list[str]:
+    """Name systems as `featx.evaluate.compare` reads them."""
+    firsts = [fits[line][0] for line in best["id"]]
+    told = [n for n in _WORDS if len({str(getattr(fit, n)) for fit in firsts}) > 1]
+    return [",".join(f"{name}={getattr(fit, name)}" for name in told) for fit in firsts]
+
+
+def _recipes(folder: Path) -> Iterator[dict[str, Any]]:
+    """Set reported beside measured, from the tables that ``featx reproduce`` keeps."""
+    for path in sorted(folder.glob("reproduce-*.csv")):
+        try:
+            frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
+            frame = frame[frame["accuracy"].notna() | frame["reported_accuracy"].notna()]
+            rows = frame[["system", "variant", "scored", "per_class", "scale"]].astype(object)
+            rows = rows.where(rows.notna(), "")
+            for name in ("reported_accuracy", "accuracy"):
+                rows[name] = ["-" if pd.isna(v) else f"{v:.3f}" for v in frame[name]]
+        except (OSError, ValueError, KeyError) as error:
+            yield {"source": path.name, "problem": f"it cannot be read: {error}", "rows": []}
+        else:
+            source = str(frame["source"].iloc[0]) if len(frame) else path.stem
+            yield {"source": source, "problem": "", "rows": rows.to_dict("records")}
+
+
+def _wrong(
+    fits: Mapping[str, Sequence[FitResult]], pictures: Pictures
+) -> Iterator[tuple[str, list[Picture]]]:
+    """Show what most fits got wrong, one test set after the other."""
+    every = sorted(itertools.chain(*fits.values()), key=_test_images)
+    for _, group in itertools.groupby(every, key=_test_images):
+        of_test = list(group)
+        if shown := wrong_pictures(of_test, pictures):
+            yield of_test[0].data, shown
+
+
+def _test_images(fit: FitResult) -> str:
+    return str(fit.detail.get("test_images_sha256") or fit.test_fingerprint)
