@@ -24,15 +24,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import skorch
 import torch
-from skorch.callbacks import Callback
 from torch import nn
 
 from featx.networks import get_network
 from featx.preprocess import Preprocessing
 from featx.train.augment import Augment
-from featx.train.classifier import NetworkClassifier
+from featx.train.classifier import Callback, NetworkClassifier
 
 HALF = (0.5, 0.5, 0.5)
 N_CLASSES = 10
@@ -89,12 +87,12 @@ class Alternate(Callback):
         self.ours: list[float] = []
         self.theirs: list[float] = []
 
-    def on_epoch_begin(self, net: Any, **_: Any) -> None:
+    def on_epoch_begin(self, net: Any) -> None:
         """Start the clock."""
         self.bare._wait()
         self.began = time.perf_counter()
 
-    def on_epoch_end(self, net: Any, **_: Any) -> None:
+    def on_epoch_end(self, net: Any) -> None:
         """Stop it, and run the other loop."""
         self.bare._wait()
         self.ours.append(time.perf_counter() - self.began)
@@ -150,7 +148,7 @@ def main() -> None:
     where = torch.cuda.get_device_name(args.device) if args.device != "cpu" else "CPU"
     print(
         f"`python {shlex.join(sys.argv)}`, load {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores, "
-        f"{platform.machine()}, {where}; torch {torch.__version__}, skorch {skorch.__version__}\n"
+        f"{platform.machine()}, {where}; torch {torch.__version__}\n"
     )
     print("| network | featx, images/s | bare loop, images/s | ratio (median) | range |")
     print("|---|---|---|---|---|")

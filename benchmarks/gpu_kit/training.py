@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from skorch.callbacks import Callback
 from torch import nn
 from train import Alternate, Bare
 
 from featx.networks import get_network
 from featx.progress import SILENT
-from featx.train.callbacks import Checkpoint
-from featx.train.classifier import NetworkClassifier
+from featx.train.checkpoint import Checkpoint
+from featx.train.classifier import Callback, NetworkClassifier
 from gpu_kit.kit import Kit
 
 __all__ = ["train_networks"]
@@ -96,18 +95,18 @@ def _beside_bare(kit: Kit, name: str, n: int, precision: str) -> None:
     )
 
 
-class _Clock(Callback):  # type: ignore[misc]
+class _Clock(Callback):
     """Times epochs, with what the device does for them."""
 
     def __init__(self, kit: Kit) -> None:
         self.kit, self.seconds = kit, []
 
-    def on_epoch_begin(self, net: Any, **_: Any) -> None:
+    def on_epoch_begin(self, net: Any) -> None:
         """Start the clock."""
         self.kit.wait()
         self.began = time.perf_counter()
 
-    def on_epoch_end(self, net: Any, **_: Any) -> None:
+    def on_epoch_end(self, net: Any) -> None:
         """Stop it."""
         self.kit.wait()
         self.seconds.append(time.perf_counter() - self.began)
@@ -119,9 +118,9 @@ def _resumed(kit: Kit, name: str, n: int) -> None:
 
     def train(n_epochs: int, file: Path | None) -> list[float]:
         clock = _Clock(kit)
-        callbacks: list[Any] = [("clock", clock)]
+        callbacks: list[Callback] = [clock]
         if file is not None:
-            callbacks.append(("checkpoint", Checkpoint(file, "gpu-kit", SILENT)))
+            callbacks.append(Checkpoint(file, "gpu-kit", SILENT))
         _classifier(kit, name, max_epochs=n_epochs, callbacks=callbacks).fit(X, y)
         return clock.seconds
 

@@ -23,8 +23,7 @@ from featx.backbones.torchvision_models import PLAIN_INPUT, feed_plainly
 from featx.backbones.trained_file import TrainedRecord, is_trained, read_contents
 from featx.errors import BackboneError, UsageError
 from featx.networks import FineTuned, get_network, get_top
-from featx.networks.parts import named
-from featx.networks.spec import require_memory
+from featx.networks.spec import named, require_memory
 from featx.plugins import named_by
 from featx.progress import SILENT, Reporter
 from featx.weights import Weights, load_into, stored

@@ -1,72 +1,103 @@
-"""What every network of `featx.networks` is: settings, and a way to build it."""
+"""What every network and every top has in common, and the parts that they are built of."""
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import nn
 
-from featx.configurable import Configurable, words_of
-from featx.errors import UsageError
+from featx.configurable import Configurable, parse, words_of
+from featx.errors import UsageError, unknown_name
 from featx.memory import available_bytes
 
-__all__ = ["NetworkSpec", "build_seeded", "require_memory", "text_of"]
+__all__ = [
+    "Buildable",
+    "NetworkSpec",
+    "batch_norm",
+    "build_seeded",
+    "conv",
+    "dense_stack",
+    "find",
+    "named",
+    "require_memory",
+    "start_as_keras",
+]
+
+_WITH_SETTINGS = re.compile(r"(?P<name>[^()]+)\((?P<words>[^()]*)\)")
+_KERAS_EPS = 1e-3  # added to the variance in batch normalisation; torch adds 1e-5
 
 
 @dataclass(frozen=True)
-class NetworkSpec(Configurable, ABC):
-    """A network that can be built for any number of classes, and for an image size."""
+class Buildable(Configurable):
+    """Something with a name and settings that becomes a `torch.nn.Module`."""
 
     name: str
+
+    @property
+    def text(self) -> str:
+        """Name with the settings that are not the defaults, as `find` reads it."""
+        defaults = {f.name: f.default for f in fields(self)}
+        changed = {key: value for key, value in self.settings.items() if value != defaults[key]}
+        return f"{self.name}({words_of(changed)})" if changed else self.name
+
+
+Found = TypeVar("Found", bound=Buildable)
+
+
+def find(noun: str, text: str, known: Mapping[str, Found], *, see: str = "") -> Found:
+    """Find something by its name, and give it the settings ``name(key=value key=value)``."""
+    match = _WITH_SETTINGS.fullmatch(text)
+    name = match["name"] if match else text
+    if name not in known:
+        raise unknown_name(noun, name, known, see=see)
+    words = match["words"].split() if match else ()
+    return known[name].with_settings(**parse(known[name], words))
+
+
+@dataclass(frozen=True)
+class NetworkSpec(Buildable, ABC):
+    """A network that can be built for any number of classes, and for an image size."""
+
     origin: str
     usual_px: int = 32
 
     last_map: ClassVar[str | None] = None
-    """Path of the part that is convolutional throughout, and so runs at other sizes than
-    that of the training; None where the whole network does, or nothing does."""
-
-    @property
-    def text(self) -> str:
-        """Name with the settings that are not the default ones, as `get_network` reads it."""
-        return text_of(self)
+    """Path of the convolutional part, which also runs at sizes other than that of the training;
+    None where the whole network runs at other sizes, or no part of it."""
 
     def build(self, n_classes: int, input_px: int, seed: int) -> nn.Module:
-        """Build the network with random values."""
+        """Build the network with random weights."""
         if n_classes < 2:
             raise UsageError(f"{self.name} needs 2 classes or more, there is {n_classes}")
-        self._check_size(input_px)
-        return build_seeded(self.text, lambda: self._build(n_classes, input_px), seed)
-
-    def _check_size(self, input_px: int) -> None:
         if input_px < self.least_px:
             raise UsageError(
                 f"{self.text} halves its images too often for {input_px} pixels: give "
                 f"{self.least_px} or more"
             )
+        return build_seeded(self.text, lambda: self._build(n_classes, input_px), seed)
+
+    @property
+    def n_halvings(self) -> int:
+        """How many times the network halves its maps."""
+        return 0
 
     @property
     def least_px(self) -> int:
         """Side of the smallest images that it can be built for."""
-        return 1
+        return int(2**self.n_halvings)
 
     @abstractmethod
     def _build(self, n_classes: int, input_px: int) -> nn.Module:
-        """Build it from torch's generator as it is."""
-
-
-def text_of(spec: Configurable) -> str:
-    """Write something configurable as it is typed, without what is the default anyway."""
-    usual = {f.name: f.default for f in fields(spec)}  # type: ignore[arg-type]
-    changed = {key: value for key, value in spec.settings.items() if value != usual[key]}
-    return f"{spec.name}({words_of(changed)})" if changed else spec.name
+        """Build it with torch's current random generator."""
 
 
 def build_seeded(what: str, build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """Build a network, or a part of one, if memory holds it: its settings may be a stranger's."""
+    """Build a network, or a part of one, if memory holds it: its settings may come from a file."""
     try:
         with torch.device("meta"):
             outline = build()
@@ -79,7 +110,7 @@ def build_seeded(what: str, build: Callable[[], nn.Module], seed: int) -> nn.Mod
 
 
 def require_memory(what: str, outline: nn.Module) -> None:
-    """Refuse a network that memory does not hold, by one with the same shapes and no values."""
+    """Refuse a network that memory does not hold; `outline` has its shapes without values."""
     n_bytes = sum(value.numel() * value.element_size() for value in outline.state_dict().values())
     if n_bytes > (free := available_bytes()):
         raise UsageError(
@@ -90,3 +121,47 @@ def require_memory(what: str, outline: nn.Module) -> None:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def conv(n_in: int, n_out: int) -> nn.Conv2d:
+    """Make a 3 x 3 convolution that keeps the size of the map (Keras' ``padding="same"``)."""
+    return nn.Conv2d(n_in, n_out, kernel_size=3, padding=1)
+
+
+def batch_norm(n_channels: int, momentum: float, *, is_flat: bool = False) -> nn.Module:
+    """Make a batch normalisation with the constant of Keras."""
+    kind = nn.BatchNorm1d if is_flat else nn.BatchNorm2d
+    return kind(n_channels, eps=_KERAS_EPS, momentum=momentum)
+
+
+def named(parts: Iterable[tuple[str, nn.Module]]) -> nn.Sequential:
+    """Make a sequence of parts that have names."""
+    chain = nn.Sequential()
+    for name, part in parts:
+        chain.add_module(name, part)
+    return chain
+
+
+def dense_stack(n_in: int, widths: Iterable[int]) -> list[nn.Module]:
+    """Make dense layers, each followed by a ReLU."""
+    parts: list[nn.Module] = []
+    for width in widths:
+        parts += [nn.Linear(n_in, width), nn.ReLU()]
+        n_in = width
+    return parts
+
+
+def start_as_keras(network: nn.Module) -> nn.Module:
+    """Give weights the first values of Keras: Glorot's uniform distribution, and biases of 0.
+
+    References
+    ----------
+    X. Glorot and Y. Bengio, "Understanding the difficulty of training deep feedforward neural
+    networks", AISTATS 2010, equation 16.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return network

@@ -1,19 +1,17 @@
-"""Custom tops: what stands on a network that was cut off, to be fine-tuned with it."""
+"""Tops: layers that are put on a backbone and are trained with it."""
 
 from __future__ import annotations
 
 import math
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from featx.configurable import Configurable, parse, setting
-from featx.errors import UsageError, unknown_name
-from featx.networks.spec import build_seeded, text_of
+from featx.configurable import setting
+from featx.errors import UsageError
+from featx.networks.spec import Buildable, build_seeded, find
 
 __all__ = ["AveragePool", "Top", "available_tops", "get_top"]
 
@@ -23,7 +21,7 @@ _ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "gelu":
 
 
 class AveragePool(nn.Module):
-    """Mean of a map over its rows and columns, of tokens over all of them; vectors stay."""
+    """Mean of a map over its rows and columns, or of all tokens; vectors are not changed."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Average."""
@@ -33,28 +31,21 @@ class AveragePool(nn.Module):
 
 
 @dataclass(frozen=True)
-class Top(Configurable, ABC):
+class Top(Buildable, ABC):
     """Layers between the features of a backbone and the logits."""
 
-    name: str
-
-    @property
-    def text(self) -> str:
-        """As `get_top` reads it, without what is the default anyway."""
-        return text_of(self)
-
     def build(self, map_shape: Shape, n_classes: int, seed: int) -> nn.Module:
-        """Build it with random values, those that torch starts from."""
+        """Build it with torch's usual random weights."""
         return build_seeded(self.text, lambda: self._build(map_shape, n_classes), seed)
 
     @abstractmethod
     def _build(self, map_shape: Shape, n_classes: int) -> nn.Module:
-        """Build it from torch's generator as it is."""
+        """Build it with torch's current random generator."""
 
 
 @dataclass(frozen=True)
 class LinearTop(Top):
-    """The average of the map and one dense layer, as most networks end themselves."""
+    """The average of the map and one dense layer, as at the end of most networks."""
 
     name: str = "linear"
     dropout: float = setting(0.0, within="[0, 1)")
@@ -69,10 +60,10 @@ class LinearTop(Top):
 
 @dataclass(frozen=True)
 class DenseTop(Top):
-    """Hidden dense layers on the flattened or the averaged map.
+    """Hidden dense layers on the flattened (``flatten``) or the averaged map (``gap``).
 
-    A hidden layer is: batch normalisation where it comes before, the dense layer, batch
-    normalisation where it comes after, the activation, dropout; as in the head ``mlp-torch``.
+    A hidden layer is, as in the head ``mlp-torch``: batch normalisation if it is ``before``, the
+    dense layer, batch normalisation if it is ``after``, the activation, dropout.
     """
 
     name: str = "flatten"
@@ -115,12 +106,11 @@ class DenseTop(Top):
 
 
 def _n_averaged(map_shape: Shape) -> int:
-    """Give the channels: the first of a map, the last of tokens."""
+    """Return the number of channels: the first axis of a map, the last of tokens."""
     return map_shape[-1] if len(map_shape) == 2 else map_shape[0]
 
 
 _TOPS: dict[str, Top] = {top.name: top for top in (LinearTop(), DenseTop(), DenseTop("gap"))}
-_WITH_SETTINGS = re.compile(r"(?P<name>[^()]+)\((?P<words>[^()]*)\)")
 
 
 def available_tops() -> tuple[str, ...]:
@@ -129,11 +119,5 @@ def available_tops() -> tuple[str, ...]:
 
 
 def get_top(text: str) -> Top:
-    """Find a top by its name."""
-    match = _WITH_SETTINGS.fullmatch(text)
-    name: str = match["name"] if match else text
-    words: Sequence[str] = match["words"].split() if match else ()
-    if name not in _TOPS:
-        raise unknown_name("top", name, _TOPS)
-    top = _TOPS[name]
-    return top.with_settings(**parse(top, words))
+    """Find a top by its name, with its settings."""
+    return find("top", text, _TOPS)

@@ -1,4 +1,10 @@
-"""Networks trained end to end, on the same draws and test images as the heads."""
+"""Networks trained end to end, on the same draws and test images as the heads.
+
+In: a `TrainPlan`, the options of ``featx train``. Out: a `TrainResult` for each draw, with a row
+in the results, curves and, if wanted, the network as a file that is a backbone.
+The way: plan, question (images, draws, identity), recipe (network and classifier), search,
+classifier (the epochs), result. The room must not know heads, caches of features or commands.
+"""
 
 from __future__ import annotations
 

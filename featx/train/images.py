@@ -1,42 +1,145 @@
-"""Images of a source, decoded once to uint8, and what evaluation wants to know of them."""
+"""Images of a source: decoded once to uint8, then handed to a network batch by batch."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from featx.depth import describe_dim
 from featx.engines.loader import Loading, iter_pixels, worker_deaths_named
-from featx.errors import ProtocolError
+from featx.errors import ProtocolError, UsageError
 from featx.preprocess import Preprocessing
 from featx.progress import Reporter
 from featx.sources import Source
 from featx.sources.base import ArraySource
-from featx.train.batches import PixelSet
 
-__all__ = ["Decoded", "Decoder", "SourceRows"]
+__all__ = ["Batches", "Decoded", "Decoder", "PixelSet", "SourceRows"]
 
-_BATCH = 64
+_DECODED_AT_ONCE = 64
 _DONE, _FAILED = 1, 2
+_SHARE_OF_GPU = 0.4
+
+
+@dataclass(frozen=True, eq=False)
+class PixelSet:
+    """Some rows of an array of images."""
+
+    pixels: NDArray[np.uint8]  # (n_pixels, height, width, 3)
+    labels: NDArray[np.int64]  # (n_images,)
+    rows: NDArray[np.int64]  # (n_images,), where each image is in `pixels`
+
+    def __post_init__(self) -> None:
+        if self.pixels.dtype != np.uint8 or self.pixels.ndim != 4 or self.pixels.shape[3] != 3:
+            raise UsageError(
+                f"images are {self.pixels.dtype} {self.pixels.shape}: give decoded ones, uint8 "
+                "(images, height, width, 3)"
+            )
+
+    @classmethod
+    def of(
+        cls, pixels: NDArray[np.uint8] | PixelSet, labels: NDArray[np.int64] | None = None
+    ) -> PixelSet:
+        """Take every image of an array; unknown labels are 0."""
+        if isinstance(pixels, PixelSet):
+            return pixels
+        n = len(pixels)
+        known = np.zeros(n, np.int64) if labels is None else np.asarray(labels, np.int64)
+        return cls(np.asarray(pixels), known, np.arange(n))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, index: NDArray[np.int64]) -> PixelSet:
+        """Select some images."""
+        return PixelSet(self.pixels, self.labels[index], self.rows[index])
+
+
+class Batches:
+    """Images and labels of a set on a device, batch by batch.
+
+    Images that fit into a part of a GPU's free memory are copied there once. Otherwise each batch
+    is gathered and copied while the one before is computed.
+    """
+
+    def __init__(
+        self,
+        images: PixelSet,
+        batch_size: int,
+        device: torch.device,
+        *,
+        order: Callable[[int], NDArray[np.int64]] | None = None,
+        without_single: bool = False,
+    ) -> None:
+        self.images, self.batch_size, self.device, self.order = images, batch_size, device, order
+        # Batch normalisation cannot train on a last batch of one image.
+        self._without_single = without_single and len(images) > 1
+        pixels, rows = images.pixels, images.rows
+        self._is_resident = device.type == "cpu" or _fits(device, len(rows) * pixels[:1].nbytes)
+        if self._is_resident and device.type != "cpu":
+            pixels, rows = pixels[rows], np.arange(len(rows))
+        elif not pixels.flags.writeable:
+            pixels = pixels.copy()  # torch does not accept read-only arrays
+        place = device if self._is_resident else torch.device("cpu")
+        self._pixels = torch.from_numpy(pixels).to(place)
+        self._rows = torch.from_numpy(rows).to(place)
+        self._labels = torch.from_numpy(images.labels).to(place)
+
+    def __len__(self) -> int:
+        n_left = len(self.images) % self.batch_size
+        is_short = n_left == 0 or (n_left == 1 and self._without_single)
+        return len(self.images) // self.batch_size + (not is_short)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        n = len(self.images)
+        order = torch.from_numpy(np.arange(n) if self.order is None else self.order(n))
+        parts = torch.split(order.to(self._rows.device), self.batch_size)[: len(self)]
+        if self._is_resident:
+            yield from map(self._gather, parts)
+            return
+        with ThreadPoolExecutor(1) as ahead:
+            waiting = [ahead.submit(self._pinned, part) for part in parts[:2]]
+            for i in range(len(parts)):
+                pixels, labels = waiting.pop(0).result()
+                if i + 2 < len(parts):
+                    waiting.append(ahead.submit(self._pinned, parts[i + 2]))
+                yield (
+                    pixels.to(self.device, non_blocking=True),
+                    labels.to(self.device, non_blocking=True),
+                )
+
+    def _gather(self, part: Tensor) -> tuple[Tensor, Tensor]:
+        return self._pixels[self._rows[part]], self._labels[part]
+
+    def _pinned(self, part: Tensor) -> tuple[Tensor, Tensor]:
+        pixels, labels = self._gather(part)
+        return pixels.pin_memory(), labels.pin_memory()
+
+
+def _fits(device: torch.device, n_bytes: int) -> bool:
+    free, _ = torch.cuda.mem_get_info(device)
+    return n_bytes < _SHARE_OF_GPU * free
 
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
     """Pixels of some rows of a source."""
 
-    pixels: NDArray[np.uint8]
-    place: NDArray[np.int64]
-    failed: dict[int, str]
+    pixels: NDArray[np.uint8]  # (n_decoded, side, side, 3)
+    place: NDArray[np.int64]  # (n_rows of the source,), the row in `pixels`; -1 if not decoded
+    failed: dict[int, str]  # reason by row of the source
 
     def take(self, labels: NDArray[np.int64], rows: NDArray[np.int64]) -> PixelSet:
-        """Give some rows of the source with their labels."""
+        """Select rows of the source, with their labels."""
         return PixelSet(self.pixels, np.asarray(labels)[rows], self.place[rows])
 
 
@@ -46,21 +149,21 @@ class Decoder:
 
     preprocessing: Preprocessing
     workers: int
-    most_bytes: int
+    most_bytes: int  # more than that is kept in a scratch file
     reporter: Reporter
 
     def decode(
         self, source: Source, digests: NDArray[np.uint8], rows: NDArray[np.int64] | None = None
     ) -> Decoded:
-        """Decode rows of a source."""
+        """Decode rows of a source; by default all of them."""
         rows = np.arange(len(source)) if rows is None else rows
         part = source if len(rows) == len(source) else source.take(rows)
         side = self.preprocessing.crop_px
-        pixels = self._array((len(rows), side, side, 3))
+        pixels = self._empty((len(rows), side, side, 3))
         failed: dict[int, str] = {}
         wanted = digests[rows]
-        loading = Loading(part, self.preprocessing, _BATCH)
-        numbers = range(-(-len(rows) // _BATCH))
+        loading = Loading(part, self.preprocessing, _DECODED_AT_ONCE)
+        numbers = range(-(-len(rows) // _DECODED_AT_ONCE))
         batches = iter_pixels(
             loading, numbers, workers=self.workers, n_held=0, tell=self.reporter.warn
         )
@@ -80,7 +183,8 @@ class Decoder:
         place[rows] = np.arange(len(rows))
         return Decoded(pixels, place, failed)
 
-    def _array(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    def _empty(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """Make an array in memory, or in a scratch file where it is too large."""
         n_bytes = int(np.prod(shape))
         if n_bytes <= self.most_bytes:
             return np.empty(shape, np.uint8)
@@ -94,19 +198,19 @@ class Decoder:
                 "(--cache-per-class, --test-per-class), a smaller --input-size, or another folder "
                 "(TMPDIR)"
             )
-        self.reporter.say(f"{size}: they lie in a scratch file in {folder}")
+        self.reporter.say(f"{size}: they are kept in a scratch file in {folder}")
         with tempfile.TemporaryFile(dir=folder) as stream:
             return np.memmap(stream, np.uint8, "w+", shape=shape)
 
 
 def is_readable(source: Source) -> bool:
-    """Whether every image is known to be readable without a look."""
+    """Whether every image can be read for sure, without trying."""
     return isinstance(source, ArraySource)
 
 
 @dataclass(frozen=True, eq=False)
 class SourceRows:
-    """A split as evaluation sees a cache: rows, labels, digests, without features."""
+    """A split with the attributes of a cache that evaluation uses, but without features."""
 
     source: Source
     digests: NDArray[np.uint8]
@@ -116,7 +220,7 @@ class SourceRows:
 
     @property
     def X(self) -> Any:  # noqa: N802
-        """No features: a network sees the pixels."""
+        """No features: a network reads the pixels."""
         raise NotImplementedError("images that are trained on have no features")
 
     @property
@@ -133,12 +237,12 @@ class SourceRows:
 
     @property
     def class_names(self) -> list[str]:
-        """One name a class."""
+        """One name per class."""
         return list(self.source.class_names)
 
     @property
     def paths(self) -> Sequence[str]:
-        """One path an image, (N,)."""
+        """One path per image, (N,)."""
         return self.source.paths
 
     @property
@@ -148,7 +252,7 @@ class SourceRows:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """Names, as a cache has them."""
+        """Names, as in the metadata of a cache."""
         names = {"data": self.source.name, "split": self.source.split}
         return {**names, "backbone": self.network, "layer": "trained"}
 

@@ -1,4 +1,4 @@
-"""Optimisers, learning rates over the epochs, and losses, by the names that people type."""
+"""Optimizers, learning rates over the epochs, losses and early stopping, by their names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from torch import Tensor, nn, optim
 from featx.errors import unknown_name
 from featx.train.plan import LOSSES, OPTIMIZERS, SCHEDULERS
 
-__all__ = ["BinaryCrossEntropy", "Optimizer", "get_loss", "get_optimizer", "make_scheduler"]
+__all__ = [
+    "BinaryCrossEntropy",
+    "EarlyStopping",
+    "Optimizer",
+    "get_loss",
+    "get_optimizer",
+    "make_scheduler",
+]
 
 _CLASSES: dict[str, Any] = {
     "SGD": optim.SGD,
@@ -27,19 +34,19 @@ _KERAS_EPSILON = 1e-7
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Makes an optimiser of torch."""
+    """Makes an optimizer of torch."""
 
     name: str
     settings: tuple[tuple[str, Any], ...] = ()
 
     def __call__(self, parameters: Any, **options: Any) -> optim.Optimizer:
-        """Make it, for parameters or groups of them; ``lr`` is among the options."""
+        """Make it for parameters or groups of them; ``lr`` is one of the options."""
         made: optim.Optimizer = _CLASSES[self.name](parameters, **dict(self.settings), **options)
         return made
 
 
 def get_optimizer(name: str, momentum: float | None = None, weight_decay: float = 0.0) -> Optimizer:
-    """Choose an optimiser."""
+    """Choose an optimizer by its name."""
     if name not in _CLASSES:
         raise unknown_name("optimizer", name, OPTIMIZERS)
     settings: dict[str, Any] = {"weight_decay": weight_decay}
@@ -53,7 +60,7 @@ def get_optimizer(name: str, momentum: float | None = None, weight_decay: float 
 def make_scheduler(
     name: str, optimizer: optim.Optimizer, *, epochs: int, step_size: int, gamma: float
 ) -> Any:
-    """Let the learning rate change from epoch to epoch."""
+    """Make what changes the learning rates after each epoch; None for ``none``."""
     from torch.optim import lr_scheduler
 
     if name not in SCHEDULERS:
@@ -63,32 +70,71 @@ def make_scheduler(
     if name == "cosine":
         return lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     if name == "plateau":
-        # torch's patience is the epochs that are borne: the rate falls at the next one.
+        # torch lowers the rate in the epoch after `patience` epochs without a lower loss.
         return lr_scheduler.ReduceLROnPlateau(
             optimizer, factor=gamma, patience=step_size - 1, threshold=0, eps=0
         )
     return None
 
 
-class BinaryCrossEntropy(nn.Module):
-    """Keras's ``binary_crossentropy`` of softmax probabilities and one-hot labels.
+@dataclass
+class EarlyStopping:
+    """Keeps the weights of the epoch with the lowest loss, and says when to stop.
 
-    The mean over images and classes of -(y log p + (1 - y) log(1 - p)), p cut off at 1e-7 from 0
-    and from 1.
+    Does nothing where `patience` is 0.
     """
+
+    patience: int
+    is_over: bool = False
+    loss: float = float("inf")
+    best_epoch: int = 0
+    weights: dict[str, Tensor] | None = None  # of the best epoch
+
+    def look(self, epoch: int, loss: float, network: nn.Module) -> None:
+        """Compare the loss of an epoch with the lowest one so far."""
+        if not self.patience:
+            return
+        if loss < self.loss:
+            self.loss, self.best_epoch = loss, epoch
+            self.weights = {k: v.clone() for k, v in network.state_dict().items()}
+        self.is_over = epoch - self.best_epoch >= self.patience
+
+    def finish(self, network: nn.Module, n_epochs: int) -> int:
+        """Give the network its best weights; return the epoch that they are from."""
+        if self.weights is None:
+            return n_epochs
+        network.load_state_dict(self.weights)
+        self.weights = None
+        return self.best_epoch
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        names = ("loss", "best_epoch", "weights", "is_over")
+        return {name: getattr(self, name) for name in names}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue from what `state` returned."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+class BinaryCrossEntropy(nn.Module):
+    """Keras's ``binary_crossentropy`` of softmax probabilities and one-hot labels."""
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Compute the loss."""
+        # Mean over images and classes of -(y log p + (1 - y) log(1 - p)), where Keras limits
+        # p to [1e-7, 1 - 1e-7].
         p = logits.softmax(dim=1)
-        cut = p.nan_to_num(0.5).clamp(_KERAS_EPSILON, 1 - _KERAS_EPSILON)
+        limited = p.nan_to_num(0.5).clamp(_KERAS_EPSILON, 1 - _KERAS_EPSILON)
         one_hot = nn.functional.one_hot(labels, logits.shape[1]).to(p.dtype)
-        loss = nn.functional.binary_cross_entropy(cut, one_hot)
-        # torch's stops the process on a number that is none; other losses give one that is none.
+        loss = nn.functional.binary_cross_entropy(limited, one_hot)
+        # torch's function aborts the process on NaN; other losses return NaN.
         return torch.where(p.isnan().any(), torch.nan, loss)
 
 
 def get_loss(name: str) -> type[nn.Module]:
-    """Choose a loss of logits and labels."""
+    """Choose a loss of logits and labels by its name."""
     losses: dict[str, type[nn.Module]] = {
         "cross-entropy": torch.nn.CrossEntropyLoss,
         "binary-cross-entropy": BinaryCrossEntropy,

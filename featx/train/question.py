@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import cached_property
 from typing import Any
 
@@ -22,10 +22,9 @@ from featx.fingerprint import fingerprint
 from featx.progress import Reporter
 from featx.sources import LAYOUT_FIELDS, ClassChoice, LayoutChoice, Source, open_data
 from featx.sources.splits import choose_splits
-from featx.train.batches import PixelSet
-from featx.train.images import Decoded, Decoder, SourceRows, is_readable
-from featx.train.networks import Recipe
+from featx.train.images import Decoded, Decoder, PixelSet, SourceRows, is_readable
 from featx.train.plan import TrainPlan
+from featx.train.recipe import Recipe
 
 __all__ = ["TrainQuestion", "open_sources"]
 
@@ -219,15 +218,6 @@ class TrainQuestion(BaseQuestion):
         known = super().asked(head, subset)
         settings = {**known["settings"], **self.plan.asked(), "heads": [self.head]}
         return known | {"settings": settings}
-
-    def with_plan(self, plan: TrainPlan) -> TrainQuestion:
-        """Ask the same of the same images with other settings of the training."""
-        other = object.__new__(TrainQuestion)
-        other.__dict__.update(self.__dict__)
-        other.plan = plan
-        if plan.network != self.plan.network:
-            other.recipe = replace(self.recipe, text=plan.network)
-        return other
 
 
 def _plain(value: Any) -> Any:

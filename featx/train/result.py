@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
+from featx.atomic import replace_text
+from featx.errors import FeatxError
 from featx.evaluate import FitResult
 from featx.evaluate.draws import Subset
 from featx.evaluate.result import joined
@@ -22,9 +25,20 @@ from featx.heads.scaling import NONE, Array
 from featx.train.plan import TrainPlan
 from featx.train.question import TrainQuestion
 
-__all__ = ["TrainResult", "Trained", "remarks_of", "to_fit"]
+__all__ = [
+    "Scored",
+    "TrainResult",
+    "Trained",
+    "remarks_of",
+    "save_curves",
+    "save_curves_plot",
+    "to_fit",
+]
 
-_PACKAGES = ("featx", "torch", "skorch", "numpy")
+_PACKAGES = ("featx", "torch", "numpy")
+_SIZE_INCHES = (10.0, 4.2)
+_NAMES = {"train": "training", "valid": "validation"}
+_TITLES = {"loss": "loss", "acc": "accuracy"}
 
 
 @dataclass(frozen=True)
@@ -189,3 +203,30 @@ def to_fit(
             },
         },
     )
+
+
+def save_curves(curves: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write a line an epoch."""
+    frame = pd.DataFrame(list(curves)).rename(columns={"dur": "seconds"})
+    replace_text(path, frame.to_csv(index=False))
+
+
+def save_curves_plot(curves: Sequence[Mapping[str, Any]], best_epoch: int, path: Path) -> None:
+    """Draw loss and accuracy of the training and the validation part."""
+    from matplotlib.figure import Figure
+
+    frame = pd.DataFrame(list(curves))
+    figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
+    for axes, (kind, title) in zip(figure.subplots(1, 2), _TITLES.items(), strict=True):
+        for part, name in _NAMES.items():
+            if f"{part}_{kind}" in frame:
+                axes.plot(frame["epoch"], frame[f"{part}_{kind}"], label=name)
+        axes.axvline(best_epoch, color="grey", linestyle=":", label="weights kept")
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(title)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise FeatxError(f"cannot write {path}: {error.strerror or error}") from error

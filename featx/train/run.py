@@ -22,18 +22,24 @@ from featx.evaluate import FitResult, ResultsFolder
 from featx.evaluate.draws import Subset
 from featx.memory import available_bytes
 from featx.networks import count
-from featx.progress import SILENT, Reporter
+from featx.progress import SILENT, Bar, Reporter
 from featx.records import ENDING
 from featx.stops import check, heard
-from featx.train.callbacks import Checkpoint, Progress, curves_of
-from featx.train.classifier import NetworkClassifier
-from featx.train.curves import save_curves, save_curves_plot
-from featx.train.estimator import check_frozen, make_classifier
+from featx.train.checkpoint import Checkpoint
+from featx.train.classifier import Callback, NetworkClassifier
 from featx.train.images import Decoder
-from featx.train.networks import check_network, open_recipe
 from featx.train.plan import TrainPlan
 from featx.train.question import TrainQuestion, open_sources
-from featx.train.result import Scored, Trained, TrainResult, remarks_of, to_fit
+from featx.train.recipe import Recipe, check_frozen, check_network, make_classifier, open_recipe
+from featx.train.result import (
+    Scored,
+    Trained,
+    TrainResult,
+    remarks_of,
+    save_curves,
+    save_curves_plot,
+    to_fit,
+)
 from featx.train.search import Found, search_settings
 
 __all__ = ["run_train"]
@@ -51,15 +57,15 @@ def run_train(
     plan : TrainPlan
         What to do.
     reporter : Reporter
-        Shows what is done.
+        Shows progress, notices and warnings.
     tell : callable, default=print
-        Is given a line about each training.
+        Is called with one line of text about each training.
 
     Returns
     -------
     list of TrainResult
         By draw, then by size. A training whose answer is in the folder of results is not done
-        again; one that was interrupted goes on behind its last whole epoch.
+        again; one that was interrupted continues after its last complete epoch.
 
     Raises
     ------
@@ -67,22 +73,18 @@ def run_train(
         Of any kind, from wrong names to a loss that is no longer finite.
     """
     with heard():
-        job = _prepare(plan, reporter, tell)
-        return [job.answer(subset) for subset in job.question.subsets]
-
-
-def _prepare(plan: TrainPlan, reporter: Reporter, tell: Callable[[str], object]) -> _Job:
-    check_network(plan)
-    device = resolve_device(plan.device)
-    precision, why = resolve_precision(plan.precision, device)
-    reporter.say(f"device {device}, precision {precision} ({why})")
-    sources = open_sources(plan, reporter)
-    recipe = open_recipe(plan, list(sources.values()), reporter)
-    check_frozen(plan, recipe)
-    reporter.say(f"preprocessing: {recipe.preprocessing.describe()}")
-    decoder = Decoder(recipe.preprocessing, _workers(plan, device), _most_bytes(plan), reporter)
-    question = TrainQuestion(plan, sources, recipe, decoder, precision)
-    return _Job(question, device, ResultsFolder(plan.reports_dir, reporter), reporter, tell)
+        check_network(plan)
+        device = resolve_device(plan.device)
+        precision, why = resolve_precision(plan.precision, device)
+        reporter.say(f"device {device}, precision {precision} ({why})")
+        sources = open_sources(plan, reporter)
+        recipe = open_recipe(plan, list(sources.values()), reporter)
+        check_frozen(plan, recipe)
+        reporter.say(f"preprocessing: {recipe.preprocessing.describe()}")
+        decoder = Decoder(recipe.preprocessing, _workers(plan, device), _most_bytes(plan), reporter)
+        question = TrainQuestion(plan, sources, recipe, decoder, precision)
+        job = _Job(question, device, ResultsFolder(plan.reports_dir, reporter), reporter, tell)
+        return [job.answer(subset) for subset in question.subsets]
 
 
 def _workers(plan: TrainPlan, device: torch.device) -> int:
@@ -93,6 +95,32 @@ def _most_bytes(plan: TrainPlan) -> int:
     if plan.image_memory_gb is not None:
         return int(plan.image_memory_gb * 1e9)
     return int(_SHARE_OF_MEMORY * available_bytes())
+
+
+class _EpochBar(Callback):
+    """Shows epochs and losses as a bar, or as plain lines."""
+
+    def __init__(self, reporter: Reporter, label: str) -> None:
+        self.reporter, self.label = reporter, label
+
+    def on_train_begin(self, net: NetworkClassifier) -> None:
+        """Show the bar."""
+        done = len(net.history)
+        self.bar: Bar = self.reporter.bar(net.max_epochs, self.label, "epoch", initial=done)
+        self.bar.__enter__()
+
+    def on_epoch_end(self, net: NetworkClassifier) -> None:
+        """Show the losses."""
+        last = net.history[-1]
+        note = f"loss {last['train_loss']:.3f}, accuracy {last['train_acc']:.1%}"
+        if "valid_loss" in last:
+            note += f"; validation {last['valid_loss']:.3f}, {last['valid_acc']:.1%}"
+        self.bar.update(1, note)
+
+    def on_train_end(self, net: NetworkClassifier) -> None:
+        """End the bar."""
+        del net
+        self.bar.__exit__(None, None, None)
 
 
 @dataclass(frozen=True)
@@ -119,12 +147,12 @@ class _Job:
         stem = "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", word)[:40].strip("_") for word in words)
         name = question.fit_id(subset)
         place = Path(self.plan.reports_dir) / folder
-        # One that is there may be of another name of the same images, or number of the same draw.
+        # An existing file may have another name: of a copy of the data, or another draw number.
         there = sorted(place.glob(f"*-{name}{ending}"))
         return there[0] if there else place / f"{stem}-r{subset.repeat}-{name}{ending}"
 
     def answer(self, subset: Subset) -> TrainResult:
-        """Find the training of a draw, or do it."""
+        """Find the training of a draw in the results, or do it."""
         known = None if self.plan.refit else self._known(subset)
         result = known or self._trained(subset)
         if known is not None:
@@ -133,7 +161,7 @@ class _Job:
         return result
 
     def _known(self, subset: Subset) -> TrainResult | None:
-        path = self._file("networks", subset, ".safetensors")
+        path = self._file("networks", subset, ENDING)
         if self.plan.save and not self._is_saved(path):
             return None
         found = next(self.results.find(self.question.fit_id(subset)), None)
@@ -155,35 +183,42 @@ class _Job:
         return True
 
     def _trained(self, subset: Subset) -> TrainResult:
-        question = self.question
+        question, plan, recipe = self.question, self.plan, self.question.recipe
         extra: dict[str, Any] = {}
-        memory = self._file("searches", subset, ".unfinished")
-        if self.plan.search:
-            found = search_settings(question, subset, self.device, memory, self.reporter)
+        search_folder = self._file("searches", subset, ".unfinished")
+        if plan.search:
+            found = search_settings(question, subset, self.device, search_folder, self.reporter)
             self._tell_search(found, subset)
-            question, extra = question.with_plan(found.best), {"search": found.record()}
-        checkpoint = self._file("checkpoints", subset, ENDING)
-        label = f"training {question.recipe.text}, {subset.per_class} per class"
-        callbacks = [
-            ("checkpoint", Checkpoint(checkpoint, question.fit_id(subset), self.reporter)),
-            ("progress", Progress(self.reporter, label)),
-        ]
-        net = make_classifier(
-            question, subset.seed, self.device, NetworkClassifier, callbacks=callbacks
-        )
-        net.fit(question.training_images(subset))
-        check()  # before anything is kept: a network of the user's may have swallowed a stop
-        trained = _outcome(net, question, subset)
-        for remark in remarks_of(self.plan, trained):
+            plan, extra = found.best, {"search": found.record()}
+            recipe = recipe.with_network(plan.network)
+        net = self._fitted(plan, recipe, subset)
+        check()  # before anything is recorded: the user's network may have swallowed a stop
+        trained = self._outcome(net, subset)
+        for remark in remarks_of(plan, trained):
             self.reporter.warn(remark)
-        fit = to_fit(self.question, subset, trained, self._scored(net, question, subset), extra)
+        fit = to_fit(question, subset, trained, self._scored(net, subset), extra)
         check()
-        path = self._save(net, subset, question, fit) if self.plan.save else None
+        path = self._save(net, subset, plan, recipe, fit) if plan.save else None
         self._save_curves(trained, subset)
         self.results.add(fit)
-        checkpoint.unlink(missing_ok=True)
-        shutil.rmtree(memory, ignore_errors=True)
+        self._file("checkpoints", subset, ENDING).unlink(missing_ok=True)
+        shutil.rmtree(search_folder, ignore_errors=True)
         return TrainResult(fit, trained, path)
+
+    def _fitted(self, plan: TrainPlan, recipe: Recipe, subset: Subset) -> NetworkClassifier:
+        question, file = self.question, self._file("checkpoints", subset, ENDING)
+        label = f"training {recipe.text}, {subset.per_class} per class"
+        with Checkpoint(file, question.fit_id(subset), self.reporter) as checkpoint:
+            net = make_classifier(
+                plan,
+                recipe,
+                len(question.class_names),
+                seed=subset.seed,
+                device=str(self.device),
+                precision=question.precision,
+                callbacks=[checkpoint, _EpochBar(self.reporter, label)],
+            )
+            return net.fit(question.training_images(subset))
 
     def _tell_search(self, found: Found, subset: Subset) -> None:
         path = self._file("searches", subset, ".csv")
@@ -191,29 +226,50 @@ class _Job:
         self.tell(found.table())
         self.tell(f"judged on {found.n_watching:,} training images left out; {path}")
 
-    def _scored(self, net: NetworkClassifier, question: TrainQuestion, subset: Subset) -> Scored:
-        fitted, _ = net.get_split_datasets(question.training_images(subset))
-        guess = net.decision_function(fitted).argmax(axis=1)
+    def _outcome(self, net: NetworkClassifier, subset: Subset) -> Trained:
+        fitted, watched = net.split(self.question.training_images(subset))
+        counts = count(net.module_)
+        return Trained(
+            curves=tuple(net.history),
+            best_epoch=net.best_epoch_,
+            has_stopped=net.has_stopped_,
+            n_fitted=len(fitted),
+            n_watching=0 if watched is None else len(watched),
+            n_layers=counts.n_layers,
+            n_frozen=net.first_frozen_.n_frozen,
+            n_parameters=counts.n_parameters,
+            n_trainable=net.first_frozen_.n_trainable,
+            n_statistics=counts.n_statistics,
+            device=str(net.device),
+        )
+
+    def _scored(self, net: NetworkClassifier, subset: Subset) -> Scored:
+        fitted, _ = net.split(self.question.training_images(subset))
+        train_acc1 = float((net.predict(fitted) == fitted.labels).mean())
         started = time.perf_counter()
-        decisions = net.decision_function(question.test_images)
-        seconds = time.perf_counter() - started
-        return Scored(decisions, float((guess == fitted.labels).mean()), seconds)
+        decisions = net.decision_function(self.question.test_images)
+        return Scored(decisions, train_acc1, time.perf_counter() - started)
 
     def _save(
-        self, net: NetworkClassifier, subset: Subset, question: TrainQuestion, fit: FitResult
+        self,
+        net: NetworkClassifier,
+        subset: Subset,
+        plan: TrainPlan,
+        recipe: Recipe,
+        fit: FitResult,
     ) -> Path:
-        recipe, backbone = question.recipe, question.recipe.backbone
-        path = self._file("networks", subset, ".safetensors")
+        backbone = recipe.backbone
+        path = self._file("networks", subset, ENDING)
         training = {"acc1": fit.acc1, "per_class": fit.per_class, "fit_id": fit.fit_id}
         record = TrainedRecord(
-            class_names=tuple(question.class_names),
+            class_names=tuple(self.question.class_names),
             preprocessing=recipe.preprocessing,
             network=recipe.text if backbone is None else None,
             backbone=None if backbone is None else backbone.name,
             layer=None if backbone is None else backbone.layer,
             top=recipe.top,
             variant=None if backbone is None else " ".join(backbone.variant) or None,
-            training={**training, "asked": question.plan.asked()},
+            training={**training, "asked": plan.asked()},
         )
         save_trained(path, net.module_, record)
         return path
@@ -223,25 +279,6 @@ class _Job:
         save_curves(trained.curves, path)
         if self.plan.plot:
             save_curves_plot(trained.curves, trained.best_epoch, path.with_suffix(".png"))
-
-
-def _outcome(net: NetworkClassifier, question: TrainQuestion, subset: Subset) -> Trained:
-    best = dict(net.callbacks_)["best"]
-    fitted, watching = net.get_split_datasets(question.training_images(subset))
-    counts = count(net.module_)
-    return Trained(
-        curves=tuple(curves_of(net)),
-        best_epoch=best.best_epoch_,
-        has_stopped=best.is_over,
-        n_fitted=len(fitted),
-        n_watching=0 if watching is None else len(watching),
-        n_layers=counts.n_layers,
-        n_frozen=net.first_frozen_.n_frozen,
-        n_parameters=counts.n_parameters,
-        n_trainable=net.first_frozen_.n_trainable,
-        n_statistics=counts.n_statistics,
-        device=str(net.device),
-    )
 
 
 def _line(result: TrainResult) -> str:

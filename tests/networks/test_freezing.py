@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 
 from featx.backbones import open_backbone
 from featx.networks import FineTuned, count, freeze, get_top
-from featx.networks.finetuned import hold_still
+from featx.networks.freezing import keep_in_evaluation_mode
 
 
 def fine_tuned(name: str, px: int = 64) -> FineTuned:
@@ -93,7 +93,7 @@ def test_parts_of_ones_own_that_drop_and_normalise_are_still(make: Callable[[], 
     frozen = freeze(network, "all")
     below = network.body if isinstance(network, FineTuned) else network[:3]
     network.train()
-    hold_still(frozen.modules)
+    keep_in_evaluation_mode(frozen.modules)
     images = torch.randn(16, 3, 8, 8)
     first = below(images)
     assert torch.equal(first, below(images))
@@ -107,7 +107,7 @@ def test_dropout_behind_the_last_frozen_layer_still_drops() -> None:
     network = nn.Sequential(block, nn.Linear(4, 2))
     frozen = freeze(network, "1")
     network.train()
-    hold_still(frozen.modules)
+    keep_in_evaluation_mode(frozen.modules)
     assert [block[0].training, block[2].training] == [False, True]
     assert [block[1].weight.requires_grad, network[1].weight.requires_grad] == [False, True]
     freeze(network, "none")

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from train_data import coloured
+from train_data import classifier, coloured
 
 from featx.errors import ProtocolError
 from featx.progress import SILENT
 from featx.train import TrainPlan, run_train
-from featx.train.callbacks import Checkpoint
-from featx.train.candidate import Candidate, read_outcomes
-from featx.train.checkpoint import read_checkpoint
-from featx.train.classifier import NetworkClassifier
-from featx.train.optimisation import get_loss, get_optimizer
+from featx.train.checkpoint import Checkpoint, read_checkpoint
+from featx.train.optimisation import get_loss
 
 
 class Lengths(nn.Module):
@@ -37,9 +35,7 @@ class Lengths(nn.Module):
         return logits
 
 
-def classifier(module: Any, **options: Any) -> NetworkClassifier:
-    usual = {"optimizer": torch.optim.SGD, "lr": 0.01, "batch_size": 30, "validation": 0.0}
-    return NetworkClassifier(module, **{**usual, **options})
+SGD: dict[str, Any] = {"optimizer": torch.optim.SGD, "batch_size": 30}
 
 
 @pytest.mark.parametrize("validation", [0.0, 0.3])
@@ -48,16 +44,16 @@ def test_weights_that_the_last_step_of_an_epoch_made_infinite_are_told(
 ) -> None:
     X, y = coloured(n=20)
     path = tmp_path / "checkpoint.safetensors"
-    net = classifier(
-        Lengths,
-        module__epoch=2,
-        max_epochs=2,
-        validation=validation,
-        callbacks=[("checkpoint", Checkpoint(path, "key", SILENT))],
-    )
-    with pytest.raises(ProtocolError, match=r"weights are no longer finite behind epoch 2; take"):
-        net.fit(X, y)
-    dict(net.callbacks_)["checkpoint"].wait()
+    with Checkpoint(path, "key", SILENT) as checkpoint:
+        net = classifier(
+            partial(Lengths, epoch=2),
+            **SGD,
+            max_epochs=2,
+            validation=validation,
+            callbacks=[checkpoint],
+        )
+        with pytest.raises(ProtocolError, match=r"no longer finite after epoch 2; take"):
+            net.fit(X, y)
     state = read_checkpoint(path, "key")
     assert len(state["history"]) == 1
     assert all(value.isfinite().all() for value in state["network"].values())
@@ -65,7 +61,7 @@ def test_weights_that_the_last_step_of_an_epoch_made_infinite_are_told(
 
 def test_finite_weights_whose_scores_are_not_are_told() -> None:
     X, y = coloured(n=5)
-    net = classifier(Lengths, module__epoch=0, max_epochs=1).fit(X, y)
+    net = classifier(partial(Lengths, epoch=0), **SGD, max_epochs=1).fit(X, y)
     with torch.no_grad():
         net.module_.top.weight.fill_(3e38)
     for method in ("decision_function", "predict", "predict_proba"):
@@ -98,24 +94,6 @@ def test_a_training_that_diverges_in_its_last_epoch_keeps_nothing(
     for folder in ("networks", "fits", "curves"):
         assert not list((tmp_path / "reports").glob(f"{folder}/*"))
     assert not (tmp_path / "reports" / "results.csv").exists()
-
-
-def test_a_candidate_whose_scores_are_not_finite_has_diverged(tmp_path: Path) -> None:
-    X, y = coloured(n=5)
-    candidate = Candidate(
-        Lengths,
-        memory=tmp_path,
-        module__epoch=0,
-        optimizer=get_optimizer("SGD"),
-        lr=0.01,
-        max_epochs=1,
-        validation=0.0,
-    ).fit(X, y)
-    with torch.no_grad():
-        candidate.module_.top.weight.fill_(3e38)
-    assert candidate.judge(X, y) != candidate.judge(X, y)  # NaN
-    (outcome,) = read_outcomes(tmp_path)
-    assert outcome["accuracy"] is None
 
 
 def test_the_binary_loss_of_logits_that_are_none_is_none() -> None:

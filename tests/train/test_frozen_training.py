@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from skorch.callbacks import Callback
+import train_data
 from torch import Tensor, nn
 from train_data import TinyNet, coloured
 
 from featx.errors import UsageError
 from featx.networks import FineTuned, get_network
 from featx.progress import SILENT
-from featx.train.callbacks import Checkpoint
-from featx.train.classifier import NetworkClassifier
+from featx.train.checkpoint import Checkpoint
+from featx.train.classifier import Callback, NetworkClassifier
 
 State = dict[str, Tensor]
 
@@ -40,8 +41,7 @@ FREEZE = ["1", "half", "all"]
 
 
 def classifier(name: str, **options: Any) -> NetworkClassifier:
-    usual = {"optimizer": torch.optim.Adam, "lr": 0.01, "max_epochs": 3, "batch_size": 16}
-    return NetworkClassifier(build, module__name=name, **{**usual, "validation": 0.0, **options})
+    return train_data.classifier(partial(build, name), **{"max_epochs": 3, **options})
 
 
 def state_of(network: nn.Module) -> State:
@@ -77,37 +77,32 @@ def test_frozen_layers_are_as_they_were_and_all_others_move(
     assert moved(start, state_of(net.module_)) == set(start) - held
 
 
-class Modes(Callback):
-    """Keeps which modules are in training mode at every training step."""
-
-    def __init__(self) -> None:
-        self.seen: list[list[str]] = []
-
-    def on_batch_begin(self, net: NetworkClassifier, training: bool, **_: Any) -> None:
-        paths = [path for path, module in net.module_.named_modules() if module.training]
-        if training and (not self.seen or self.seen[-1] != paths):
-            self.seen.append(paths)
-        assert training or not paths
-
-
 @pytest.mark.parametrize("validation", [0.0, 0.25])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_modes_change_when_everything_begins_to_learn_and_at_no_other_time(
-    name: str, validation: float
+    name: str, validation: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     X, y = coloured(n=20)
-    modes = Modes()
-    net = classifier(
-        name, freeze="half", unfreeze_after=2, validation=validation, callbacks=[modes]
-    )
+    seen: list[list[str]] = []
+    logits = NetworkClassifier._logits
+
+    def watched(net: NetworkClassifier, images: Tensor) -> Tensor:
+        paths = [path for path, module in net.module_.named_modules() if module.training]
+        if torch.is_grad_enabled() and (not seen or seen[-1] != paths):
+            seen.append(paths)
+        assert torch.is_grad_enabled() or not paths
+        return logits(net, images)
+
+    monkeypatch.setattr(NetworkClassifier, "_logits", watched)
+    net = classifier(name, freeze="half", unfreeze_after=2, validation=validation)
     net.set_params(max_epochs=4).fit(X, y)
-    first, second = modes.seen
+    first, second = seen
     assert set(first) < set(second) == {path for path, _ in net.module_.named_modules()}
 
 
 def test_a_mode_that_somebody_else_set_lasts_no_epoch() -> None:
     class Meddle(Callback):
-        def on_epoch_end(self, net: NetworkClassifier, **_: Any) -> None:
+        def on_epoch_end(self, net: NetworkClassifier) -> None:
             net.module_.body.train()
 
     X, y = coloured(n=20)
@@ -122,9 +117,9 @@ class Stop(Callback):
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def on_epoch_end(self, net: NetworkClassifier, **_: Any) -> None:
+    def on_epoch_end(self, net: NetworkClassifier) -> None:
         if len(net.history) == self.epoch:
-            dict(net.callbacks_)["checkpoint"].wait()
+            net.callbacks[0].wait()
             raise KeyboardInterrupt
 
 
@@ -136,20 +131,20 @@ def test_a_training_that_is_broken_off_ends_with_the_same_bits(
 ) -> None:
     X, y = coloured(n=20)
 
-    def net(path: Path, *more: tuple[str, Callback]) -> NetworkClassifier:
+    def net(path: Path, *more: Callback) -> NetworkClassifier:
         return classifier(
             name,
             freeze="half",
             unfreeze_after=unfreeze_after,
             validation=validation,
             max_epochs=5,
-            callbacks=[("checkpoint", Checkpoint(path, "key", SILENT)), *more],
+            callbacks=[Checkpoint(path, "key", SILENT), *more],
         )
 
     whole = net(tmp_path / "whole.safetensors").fit(X, y)
     for epoch in (1, 2, 4):
         with pytest.raises(KeyboardInterrupt):
-            net(tmp_path / "broken.safetensors", ("stop", Stop(epoch))).fit(X, y)
+            net(tmp_path / "broken.safetensors", Stop(epoch)).fit(X, y)
     resumed = net(tmp_path / "broken.safetensors").fit(X, y)
     assert len(resumed.history) == 5
     assert not moved(state_of(whole.module_), state_of(resumed.module_))

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
-from sklearn.model_selection import cross_val_score
-from skorch.callbacks import Callback
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import RandomizedSearchCV, cross_val_score
 from train_data import TinyNet, classifier, coloured
 
 from featx.errors import ProtocolError, UsageError
 from featx.networks import FineTuned
 from featx.preprocess import Preprocessing
 from featx.train.augment import Augment
-from featx.train.batches import Batches, PixelSet
-from featx.train.classifier import NetworkClassifier
+from featx.train.classifier import Callback, NetworkClassifier
+from featx.train.images import Batches, PixelSet
 from featx.train.optimisation import get_optimizer
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.2, 0.21, 0.22)
@@ -39,7 +40,7 @@ def preprocessing() -> Preprocessing:
 
 def test_a_training_is_that_of_a_bare_loop() -> None:
     X, y = coloured()
-    net = classifier(module__seed=3, mean=MEAN, std=STD, max_epochs=3, batch_size=32)
+    net = classifier(partial(TinyNet, seed=3), mean=MEAN, std=STD, max_epochs=3, batch_size=32)
     orders: list[np.ndarray] = []
     given = net._permutation
     net._permutation = lambda n: orders.append(given(n)) or orders[-1]
@@ -68,7 +69,7 @@ def test_a_training_is_that_of_a_bare_loop() -> None:
 
 def test_it_learns_and_predicts_as_an_estimator() -> None:
     X, y = coloured(n=40)
-    net = classifier(classes=[0, 1, 2], max_epochs=6, validation=0.2, patience=3, augment=AUGMENT)
+    net = classifier(max_epochs=6, validation=0.2, patience=3, augment=AUGMENT)
     net.fit(X, y)
     assert net.score(X, y) > 0.9
     p = net.predict_proba(X)
@@ -100,10 +101,10 @@ def test_early_stopping_gives_back_the_best_weights() -> None:
     net = classifier(validation=0.3, patience=4, max_epochs=60, lr=0.02)
     net.fit(X, y)
     losses = [line["valid_loss"] for line in net.history]
-    best = dict(net.callbacks_)["best"]
-    assert best.best_epoch_ == int(np.argmin(losses)) + 1
-    assert len(losses) == best.best_epoch_ + 4 < 60
-    _, watching = net.get_split_datasets(X, y)
+    assert net.best_epoch_ == int(np.argmin(losses)) + 1
+    assert len(losses) == net.best_epoch_ + 4 < 60
+    assert net.has_stopped_
+    _, watching = net.split(X, y)
     assert watching is not None
     logits = torch.from_numpy(net.decision_function(watching))
     loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(watching.labels))
@@ -112,7 +113,7 @@ def test_early_stopping_gives_back_the_best_weights() -> None:
 
 def test_the_watching_part_is_stratified_and_not_fitted() -> None:
     X, y = coloured(n=20)
-    fitted, watching = classifier(validation=0.25).get_split_datasets(X, y)
+    fitted, watching = classifier(validation=0.25).split(X, y)
     assert watching is not None
     assert np.bincount(watching.labels).tolist() == [5, 5, 5]
     assert sorted([*fitted.rows, *watching.rows]) == list(range(60))
@@ -124,8 +125,8 @@ def fine_tuned(n_classes: int = 3, seed: int = 0) -> FineTuned:
 
 
 def tuner(**options: Any) -> NetworkClassifier:
-    usual = {"optimizer": torch.optim.SGD, "lr": 0.1, "max_epochs": 2, "batch_size": 16}
-    return NetworkClassifier(fine_tuned, **{**usual, "validation": 0.0, **options})
+    usual = {"optimizer": torch.optim.SGD, "lr": 0.1, "max_epochs": 2}
+    return classifier(fine_tuned, **usual | options)
 
 
 def changed(before: FineTuned, after: FineTuned) -> set[str]:
@@ -160,7 +161,7 @@ def test_unfreezing_after_an_epoch_trains_the_body_from_then_on() -> None:
     seen = []
 
     class Look(Callback):
-        def on_epoch_end(self, net: NetworkClassifier, **_: Any) -> None:
+        def on_epoch_end(self, net: NetworkClassifier) -> None:
             seen.append(changed(start, net.module_))
 
     tuner(freeze="all", unfreeze_after=2, max_epochs=3, callbacks=[Look()]).fit(X, y)
@@ -218,7 +219,7 @@ def test_a_loss_beyond_all_bounds_is_told() -> None:
 
 def test_ctrl_c_is_passed_on() -> None:
     class Stop(Callback):
-        def on_epoch_end(self, net: NetworkClassifier, **_: Any) -> None:
+        def on_epoch_end(self, net: NetworkClassifier) -> None:
             raise KeyboardInterrupt
 
     X, y = coloured()
@@ -235,6 +236,27 @@ def test_a_last_batch_of_one_image_is_left_out_of_training_only() -> None:
     batches = Batches(images, 16, torch.device("cpu"), without_single=True)
     assert len(batches) == len(list(batches)) == 2
     assert len(list(Batches(images, 16, torch.device("cpu")))) == 3
+
+
+def test_a_network_that_is_given_is_copied_and_settings_are_searched_as_parameters() -> None:
+    X, y = coloured()
+    given = TinyNet(seed=3)
+    trained = classifier(given, max_epochs=1).fit(X, y)
+    assert is_same(trained, classifier(partial(TinyNet, seed=3), max_epochs=1).fit(X, y))
+    assert torch.equal(given.top.weight, TinyNet(seed=3).top.weight)
+    space = {"module": [partial(TinyNet, seed=seed) for seed in range(2)], "lr": [0.01, 0.02]}
+    search = RandomizedSearchCV(classifier(max_epochs=2), space, n_iter=3, cv=2, random_state=0)
+    assert search.fit(X, y).best_params_.keys() == space.keys()
+
+
+def test_what_cannot_be_fitted_is_told() -> None:
+    X, y = coloured()
+    with pytest.raises(UsageError, match="give y"):
+        classifier().fit(X)
+    with pytest.raises(UsageError, match="validation part"):
+        classifier(patience=2).fit(X, y)
+    with pytest.raises(NotFittedError):
+        classifier().predict(X)
 
 
 def test_other_images_than_decoded_ones_are_refused() -> None:
@@ -264,13 +286,13 @@ def test_batches_that_are_not_resident_are_the_same(monkeypatch: pytest.MonkeyPa
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_on_a_gpu(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from featx.train import batches
+    from featx.train import images
 
     X, y = coloured(n=40)
     options = {"device": "cuda", "channels_last": True, "augment": AUGMENT, "precision": precision}
     resident = classifier(max_epochs=8, **copy.deepcopy(options)).fit(X, y)
     assert resident.score(X, y) > 0.9
     assert resident.scaler_.is_enabled() == (precision == "fp16")
-    monkeypatch.setattr(batches, "_fits", lambda device, n_bytes: False)
+    monkeypatch.setattr(images, "_fits", lambda device, n_bytes: False)
     streamed = classifier(max_epochs=8, **options).fit(X, y)
     assert streamed.score(X, y) > 0.9

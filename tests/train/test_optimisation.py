@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from featx.errors import UsageError
-from featx.train.checkpoint import read_checkpoint, take_apart, write_checkpoint
+from featx.train.checkpoint import read_checkpoint, to_json, write_checkpoint
 from featx.train.optimisation import get_loss, get_optimizer, make_scheduler
 from featx.train.plan import LOSSES, OPTIMIZERS
 
@@ -86,7 +86,7 @@ def test_what_is_taken_up_goes_to_the_device_but_for_the_count_of_steps(
     optimizer = make(values, lr=0.1)
     steps(optimizer, values)
     tensors: dict[str, torch.Tensor] = {}
-    plain = take_apart({"optimizer": optimizer.state_dict()}, tensors)
+    plain = to_json({"optimizer": optimizer.state_dict()}, tensors)
     write_checkpoint(tmp_path / "file.safetensors", "key", plain, tensors)
     state = read_checkpoint(tmp_path / "file.safetensors", "key")["optimizer"]
     there = [value.detach().to("meta").requires_grad_() for value in values]

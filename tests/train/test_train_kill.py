@@ -18,8 +18,13 @@ from safetensors.numpy import load_file
 from featx.errors import WeightsError
 from featx.progress import SILENT, Reporter
 from featx.train import TrainPlan, run_train
-from featx.train.callbacks import Checkpoint
-from featx.train.checkpoint import put_together, read_checkpoint, take_apart, write_checkpoint
+from featx.train.checkpoint import (
+    Checkpoint,
+    from_json,
+    read_checkpoint,
+    to_json,
+    write_checkpoint,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 
@@ -51,9 +56,9 @@ def plan(reports: Path) -> TrainPlan:
 HELD = """
 import time
 from featx.cli import main
-from featx.train.callbacks import Checkpoint
-def hold(self, net, real=Checkpoint.on_epoch_end, **options):
-    real(self, net, **options)
+from featx.train.checkpoint import Checkpoint
+def hold(self, net, real=Checkpoint.on_epoch_end):
+    real(self, net)
     if len(net.history) == 12:
         time.sleep(3600)
 Checkpoint.on_epoch_end = hold
@@ -165,8 +170,8 @@ def break_off(reports: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) ->
     """Leave the checkpoint of a training that broke off behind its first epoch."""
     original = Checkpoint.on_epoch_end
 
-    def stop(self: Checkpoint, net: Any, **options: Any) -> None:
-        original(self, net, **options)
+    def stop(self: Checkpoint, net: Any) -> None:
+        original(self, net)
         self.wait()
         raise KeyboardInterrupt
 
@@ -191,7 +196,7 @@ def test_a_checkpoint_that_cannot_be_taken_up_is_told_and_kept(
         path.write_bytes(b"nonsense")
     elif damage == "of another training":
         tensors: dict[str, Any] = {}
-        write_checkpoint(path, "another", take_apart(state_in(path), tensors), tensors)
+        write_checkpoint(path, "another", to_json(state_in(path), tensors), tensors)
     else:
         path = path.rename(path.with_suffix(".pt"))
     content = path.read_bytes()
@@ -227,6 +232,6 @@ def test_whatever_a_training_keeps_comes_back_as_it_was() -> None:
     tensors = [torch.tensor(0.1, dtype=torch.bfloat16), torch.arange(3)[::2], torch.zeros(0, 2)]
     state = {"a": {0: [*values, (0.9, 0.999)], "tensor": tensors}, "mapping": {}, 7: {"float": 1}}
     apart: dict[str, torch.Tensor] = {}
-    plain = json.loads(json.dumps(take_apart(state, apart), allow_nan=False))
-    back = put_together(plain, apart)
+    plain = json.loads(json.dumps(to_json(state, apart), allow_nan=False))
+    back = from_json(plain, apart)
     assert repr(back) == repr(state)

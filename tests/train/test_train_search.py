@@ -10,18 +10,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from featx.errors import ProtocolError
 from featx.fewshot import split_holdout
 from featx.networks import SEARCH_SPACE, get_network
 from featx.progress import SILENT, Reporter
 from featx.train import TrainPlan, TrainResult, run_train
-from featx.train.batches import PixelSet
-from featx.train.candidate import Candidate, read_outcomes
-from featx.train.classifier import NetworkClassifier
-from featx.train.optimisation import get_optimizer
+from featx.train.classifier import DivergedError, NetworkClassifier
 from featx.train.search import space_of
+
+fit = NetworkClassifier.fit
+
+
+def outcomes(path: Path) -> list[dict[str, Any]]:
+    return list(json.loads(path.read_text())["outcomes"].values())
 
 
 def plan(tmp_path: Path, **options: Any) -> TrainPlan:
@@ -89,7 +91,7 @@ def test_candidates_never_see_the_test_images(
 
 def test_hoogasians_space_is_searched_for_its_network() -> None:
     asked = TrainPlan(network="cnn-search", search=1)
-    texts = space_of(asked)["module__text"]
+    texts = space_of(asked)["network"]
     assert len(set(texts)) == len(texts) == np.prod([len(v) for v in SEARCH_SPACE.values()])
     made = [get_network(text).settings for text in texts]
     for name, values in SEARCH_SPACE.items():
@@ -97,7 +99,7 @@ def test_hoogasians_space_is_searched_for_its_network() -> None:
     rates = space_of(asked)["lr"].rvs(2000, random_state=0)
     assert 0.001 <= rates.min() < 0.0012
     assert 0.08 < rates.max() <= 0.1
-    assert "module__text" not in space_of(TrainPlan(network="auto-cnn", search=1))
+    assert "network" not in space_of(TrainPlan(network="auto-cnn", search=1))
 
 
 def test_a_search_whose_trainings_all_diverge_is_told(
@@ -115,12 +117,12 @@ import time
 from featx.cli import main
 from featx.train.classifier import NetworkClassifier
 trained = []
-def hold(net, *args, real=NetworkClassifier.fit_loop, **options):
+def hold(net, *args, real=NetworkClassifier.fit):
     trained.append(net)
     if len(trained) == 5:
         time.sleep(3600)
-    return real(net, *args, **options)
-NetworkClassifier.fit_loop = hold
+    return real(net, *args)
+NetworkClassifier.fit = hold
 raise SystemExit(main())
 """
 SEARCHED: dict[str, Any] = {"per_class": (40,), "epochs": 4, "search": 5}
@@ -143,8 +145,8 @@ def test_a_killed_search_goes_on_and_finds_the_same(
     process = subprocess.Popen(words, stdout=-3)
 
     def done() -> int:
-        found = (tmp_path / "broken/reports/searches").glob("*.unfinished")
-        return sum(len(read_outcomes(folder)) for folder in found)
+        found = (tmp_path / "broken/reports/searches").glob("*.unfinished/outcomes.json")
+        return sum(len(outcomes(path)) for path in found)
 
     try:
         while process.poll() is None and done() < 2:
@@ -154,13 +156,12 @@ def test_a_killed_search_goes_on_and_finds_the_same(
         process.kill()
         process.wait()
     n_done, trained = done(), []
-    fit_loop = NetworkClassifier.fit_loop
 
-    def counted(net: NetworkClassifier, *args: Any, **options: Any) -> Any:
+    def counted(net: NetworkClassifier, *args: Any) -> Any:
         trained.append(net)
-        return fit_loop(net, *args, **options)
+        return fit(net, *args)
 
-    monkeypatch.setattr(NetworkClassifier, "fit_loop", counted)
+    monkeypatch.setattr(NetworkClassifier, "fit", counted)
     (found,) = run_train(plan(tmp_path / "broken", **SEARCHED), SILENT, lambda line: None)
     assert 2 <= n_done <= 4
     # Those that were not done, and the best one on all images.
@@ -169,25 +170,57 @@ def test_a_killed_search_goes_on_and_finds_the_same(
     assert not list((tmp_path / "broken/reports/searches").glob("*.unfinished"))
 
 
-def test_a_candidate_that_diverged_is_not_tried_again(tmp_path: Path) -> None:
-    images = PixelSet.of(np.zeros((8, 8, 8, 3), np.uint8), np.arange(8) % 2)
-    options: dict[str, Any] = {"memory": tmp_path, "validation": 0.0, "max_epochs": 1}
-    options |= {"optimizer": get_optimizer("Nesterov", None, 0.0), "classes": [0, 1], "lr": 1e30}
+@pytest.mark.parametrize("what", ["_train", "decision_function"])
+def test_settings_that_diverged_are_the_last_and_are_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    real, called = getattr(NetworkClassifier, what), []
 
-    def network() -> torch.nn.Module:
-        return get_network("auto-cnn(filters=4 blocks=1)").build(2, 8, 0)
+    def diverging(net: NetworkClassifier, *args: Any) -> Any:
+        called.append(net)
+        if len(called) == 2:
+            raise DivergedError("training diverged")
+        return real(net, *args)
 
-    for words in ("diverged: the", "diverged, when it was tried before"):
-        with pytest.raises(ProtocolError, match=words):
-            Candidate(network, **{**options, "max_epochs": 20}).fit(images)
-    (line,) = read_outcomes(tmp_path)
-    assert (line["optimizer"], line["lr"], line["accuracy"]) == ("Nesterov", 1e30, None)
-    # Others are.
-    net = Candidate(network, **{**options, "lr": 0.001}).fit(images)
-    assert net.outcome_ is None
-    accuracy = net.judge(images.pixels, images.labels)
-    assert [line["accuracy"] for line in read_outcomes(tmp_path)] == [None, accuracy]
-    assert [path.name for path in tmp_path.iterdir()] == ["outcomes.json"]
+    with monkeypatch.context() as patch:
+        patch.setattr(NetworkClassifier, what, diverging)
+        patch.setattr("featx.train.run.make_classifier", None)  # the search ends, no more
+        with pytest.raises(TypeError):
+            run_train(plan(tmp_path, search=3), SILENT, lambda line: None)
+    (path,) = (tmp_path / "reports/searches").glob("*.unfinished/outcomes.json")
+    accuracies = [line["accuracy"] for line in outcomes(path)]
+    assert [value is None for value in accuracies] == [False, True, False]
+    assert [file.name for file in path.parent.iterdir()] == ["outcomes.json"]
+
+    lines: list[str] = []
+    called.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            NetworkClassifier, "fit", lambda net, *args: called.append(net) or fit(net, *args)
+        )
+        (result,) = run_train(plan(tmp_path, search=3), SILENT, lines.append)
+    assert len(called) == 1  # the best one, on all images
+    tried = result.fit.detail["search"]["tried"]
+    assert [line["accuracy"] for line in tried] == sorted(
+        accuracies, key=lambda value: -(value or 0.0)
+    )
+    assert "diverged" in lines[0].splitlines()[-1]
+
+
+def test_settings_that_do_not_fit_are_told_and_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+    monkeypatch.setattr(Reporter, "warn", lambda reporter, text: heard.append(text))
+    monkeypatch.setattr(
+        "featx.networks.scratch.SearchCnn.n_halvings", property(lambda net: 2 * net.convs)
+    )
+    asked = plan(tmp_path, network="cnn-search(convs=1)", search=4, input_size=8, epochs=1)
+    (result,) = run_train(asked, SILENT, lambda line: None)
+    n_tried = len(result.fit.detail["search"]["tried"])
+    assert 0 < n_tried < 4
+    assert len(heard) == 4 - n_tried
+    assert all("halves its images too often" in text for text in heard)
 
 
 @pytest.mark.parametrize("is_older", [False, True])

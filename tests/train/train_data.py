@@ -45,6 +45,6 @@ class TinyNet(nn.Module):
         return logits
 
 
-def classifier(**options: Any) -> NetworkClassifier:
+def classifier(module: Any = TinyNet, **options: Any) -> NetworkClassifier:
     usual = {"optimizer": torch.optim.Adam, "lr": 0.01, "max_epochs": 4, "batch_size": 16}
-    return NetworkClassifier(TinyNet, **{**usual, "validation": 0.0, **options})
+    return NetworkClassifier(module, **{**usual, "validation": 0.0, **options})

@@ -1,10 +1,11 @@
-"""From what was typed to a network that can be trained, and how its images are prepared."""
+"""From a plan to a network, to its preprocessing, and to the classifier that trains it."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -15,21 +16,30 @@ from featx.networks import FineTuned, available_networks, get_network, get_top, 
 from featx.preprocess import Preprocessing
 from featx.progress import Reporter
 from featx.sources import Source
+from featx.train.augment import Augment
+from featx.train.classifier import Callback, NetworkClassifier
+from featx.train.optimisation import get_loss, get_optimizer
 from featx.train.plan import NORMALISATIONS, TrainPlan
 
-__all__ = ["Recipe", "build", "check_network", "open_recipe"]
+__all__ = ["Recipe", "check_frozen", "check_network", "make_classifier", "open_recipe"]
 
 _LINEAR = "linear"
 _HALF_RANGE = "half-range"
 
+# Fields of a plan that are parameters of `NetworkClassifier` by the same name.
+_SHARED = (
+    *("lr", "backbone_lr", "step_size", "gamma", "patience", "validation", "batch_size"),
+    *("freeze", "unfreeze_after", "channels_last"),
+)
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """What gives a network its layers and first weights."""
+    """What decides the layers and the first weights of a network."""
 
-    text: str
+    text: str  # its name, with the settings that are not the defaults
     preprocessing: Preprocessing
-    backbone: Backbone | None = None
+    backbone: Backbone | None = None  # None for a network from scratch
     top: str | None = None
 
     @property
@@ -39,11 +49,11 @@ class Recipe:
 
     @property
     def n_inputs(self) -> int:
-        """Values that the untrained point of the network gives: features, or pixels."""
+        """Length of what the trained part gets: features of the backbone, or pixels."""
         return 3 * self.input_px**2 if self.backbone is None else self.backbone.n_features
 
     def identity(self) -> dict[str, Any]:
-        """Give everything that changes the network before it is trained, but its seed."""
+        """Return everything that changes the untrained network, except its seed."""
         return {
             "network": self.text,
             "preprocessing": self.preprocessing.identity(),
@@ -51,9 +61,20 @@ class Recipe:
             "top": self.top,
         }
 
+    def with_network(self, text: str) -> Recipe:
+        """Return the recipe of a network from scratch with other settings."""
+        return replace(self, text=get_network(text).text) if self.backbone is None else self
+
+    def build(self, n_classes: int, seed: int) -> nn.Module:
+        """Make the network; layers without weights get random values."""
+        if self.backbone is None or self.top is None:
+            return get_network(self.text).build(n_classes, self.input_px, seed)
+        top = get_top(self.top).build(self.backbone.map_shape, n_classes, seed)
+        return FineTuned(copy.deepcopy(self.backbone.network), top)
+
 
 def check_network(plan: TrainPlan) -> None:
-    """Refuse names and options that do not fit, without loading anything."""
+    """Refuse unknown names and options that do not fit, without loading anything."""
     if is_network(plan.network):
         get_network(plan.network)
         for name in ("top", "layer", "weights", "backbone_lr"):
@@ -75,7 +96,7 @@ def check_network(plan: TrainPlan) -> None:
 
 
 def open_recipe(plan: TrainPlan, sources: Sequence[Source], reporter: Reporter) -> Recipe:
-    """Load what is to be trained, and find the size of its input."""
+    """Load the backbone, if there is one, and find the size of the network's input."""
     check_network(plan)
     if is_network(plan.network):
         return _from_scratch(plan, sources)
@@ -123,9 +144,34 @@ def _native_px(sources: Sequence[Source]) -> int:
     return min(common_size(sources))
 
 
-def build(recipe: Recipe, n_classes: int, seed: int, text: str | None = None) -> nn.Module:
-    """Make the network, with random values where it has no weights."""
-    if recipe.backbone is None or recipe.top is None:
-        return get_network(text or recipe.text).build(n_classes, recipe.input_px, seed)
-    top = get_top(recipe.top).build(recipe.backbone.map_shape, n_classes, seed)
-    return FineTuned(copy.deepcopy(recipe.backbone.network), top)
+def make_classifier(
+    plan: TrainPlan,
+    recipe: Recipe,
+    n_classes: int,
+    *,
+    seed: int,
+    device: str = "cpu",
+    precision: str = "fp32",
+    callbacks: Sequence[Callback] = (),
+) -> NetworkClassifier:
+    """Make the classifier of a training, not yet fitted."""
+    return NetworkClassifier(
+        partial(recipe.build, n_classes, seed),
+        **{name: getattr(plan, name) for name in _SHARED},
+        criterion=get_loss(plan.loss),
+        optimizer=get_optimizer(plan.optimizer, plan.momentum, plan.weight_decay),
+        max_epochs=plan.epochs,
+        schedule=plan.scheduler,
+        mean=recipe.preprocessing.mean,
+        std=recipe.preprocessing.std,
+        augment=Augment.parse(plan.augment),
+        precision=precision,
+        device=device,
+        seed=seed,
+        callbacks=callbacks,
+    )
+
+
+def check_frozen(plan: TrainPlan, recipe: Recipe) -> None:
+    """Refuse settings of frozen layers that do not fit the network, before images are decoded."""
+    make_classifier(plan, recipe, 2, seed=plan.seed).initialize()
