@@ -62,7 +62,7 @@ class Checkpoint(Callback):
         if not self.path.exists():
             return
         try:
-            net.set_training_state(read_checkpoint(self.path, self.key))
+            _set_state(net, read_checkpoint(self.path, self.key))
         except Exception as error:  # networks and optimizers may raise any error
             why = " ".join(str(error).split()) or type(error).__name__
             if not isinstance(error, FeatxError):
@@ -77,7 +77,7 @@ class Checkpoint(Callback):
         """Begin to write the file, when the one before is written."""
         check()
         tensors: dict[str, Tensor] = {}
-        plain = to_json(net.training_state(), tensors)
+        plain = to_json(_state(net), tensors)
         self.wait()
         self._writing = self._writer.submit(write_checkpoint, self.path, self.key, plain, tensors)
 
@@ -92,6 +92,28 @@ class Checkpoint(Callback):
         if self._writing is not None:
             self._writing.result()
             self._writing = None
+
+
+def _state(net: NetworkClassifier) -> dict[str, Any]:
+    """Return everything that the epochs to come depend on."""
+    return {
+        "network": net.module_.state_dict(),
+        "optimizer": net.optimizer_.state_dict(),
+        "scaler": net.scaler_.state_dict(),
+        "history": net.history,
+        "schedule": {} if net.scheduler_ is None else net.scheduler_.state_dict(),
+        "best": net.stopping_.state(),
+    }
+
+
+def _set_state(net: NetworkClassifier, state: dict[str, Any]) -> None:
+    net.module_.load_state_dict(state["network"])
+    net.optimizer_.load_state_dict(state["optimizer"])
+    net.scaler_.load_state_dict(state["scaler"])
+    if net.scheduler_ is not None:
+        net.scheduler_.load_state_dict(state["schedule"])
+    net.stopping_.set_state(state["best"])
+    net.history = state["history"]
 
 
 def write_checkpoint(path: Path, key: str, plain: Any, tensors: dict[str, Tensor]) -> None:

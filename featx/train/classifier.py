@@ -41,7 +41,7 @@ class Callback:
     """Is called between the epochs of a training; subclasses override what they need."""
 
     def on_train_begin(self, net: NetworkClassifier) -> None:
-        """Is called when the network is built, before the first epoch."""
+        """Is called when the network is built."""
 
     def on_epoch_begin(self, net: NetworkClassifier) -> None:
         """Is called before each epoch."""
@@ -279,10 +279,6 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         y : ndarray of int64, shape (n_images,), optional
             Labels; a `PixelSet` has its own.
 
-        Returns
-        -------
-        NetworkClassifier
-
         Raises
         ------
         ProtocolError
@@ -392,30 +388,6 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _permutation(self, n: int) -> NDArray[np.int64]:
         return np.random.default_rng(self._key(_ORDER)).permutation(n)
 
-    # Checkpoints.
-
-    def training_state(self) -> dict[str, Any]:
-        """Return everything that the rest of a training depends on."""
-        scheduler = self.scheduler_
-        return {
-            "network": self.module_.state_dict(),
-            "optimizer": self.optimizer_.state_dict(),
-            "scaler": self.scaler_.state_dict(),
-            "history": self.history,
-            "schedule": {} if scheduler is None else scheduler.state_dict(),
-            "best": self.stopping_.state(),
-        }
-
-    def set_training_state(self, state: dict[str, Any]) -> None:
-        """Continue from what `training_state` returned."""
-        self.module_.load_state_dict(state["network"])
-        self.optimizer_.load_state_dict(state["optimizer"])
-        self.scaler_.load_state_dict(state["scaler"])
-        if self.scheduler_ is not None:
-            self.scheduler_.load_state_dict(state["schedule"])
-        self.stopping_.set_state(state["best"])
-        self.history = [dict(line) for line in state["history"]]
-
     # Predicting.
 
     def _iter_logits(self, X: Pixels) -> Iterator[Tensor]:
@@ -450,8 +422,8 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        X : ndarray of uint8, shape (n_images, height, width, 3), or PixelSet
-            Decoded images.
+        X : ndarray or PixelSet
+            As for `decision_function`.
 
         Returns
         -------
@@ -465,8 +437,8 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        X : ndarray of uint8, shape (n_images, height, width, 3), or PixelSet
-            Decoded images.
+        X : ndarray or PixelSet
+            As for `decision_function`.
 
         Returns
         -------

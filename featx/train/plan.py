@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from featx.configurable import check_number
 from featx.errors import UsageError, unknown_name
 from featx.sources import LAYOUT_FIELDS
 
@@ -29,7 +29,22 @@ NORMALISATIONS: dict[str, tuple[Triple, Triple]] = {
 }
 """Mean and deviation of RGB values between 0 and 1, by name."""
 
-# What decides nothing about the trained network.
+_COUNTS = {
+    "[0, inf)": ("seed", "patience", "search", "workers"),
+    "[1, inf)": (
+        *("repeats", "epochs", "step_size", "unfreeze_after"),
+        *("cache_per_class", "test_per_class", "input_size"),
+    ),
+    "[2, inf)": ("batch_size",),
+}
+_NUMBERS = {
+    "[0, inf)": ("weight_decay",),
+    "(0, inf)": ("lr", "backbone_lr", "gamma", "image_memory_gb"),
+    "(0, 1)": ("holdout",),
+    "[0, 1)": ("momentum", "validation"),
+}
+
+# Fields that do not change the trained network.
 _NOT_ASKED = (
     "device",
     "workers",
@@ -217,8 +232,8 @@ class TrainPlan:
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        _check_counts(self)
-        _check_numbers(self)
+        _check_ranges(self, _COUNTS, is_whole=True)
+        _check_ranges(self, _NUMBERS, is_whole=False)
         self._check_together()
 
     def _check_together(self) -> None:
@@ -280,29 +295,9 @@ def _check_choices(plan: TrainPlan) -> None:
             raise UsageError(f"per_class is {k!r}: give numbers above 0, or {ALL!r}")
 
 
-def _check_counts(plan: TrainPlan) -> None:
-    least = {
-        **dict.fromkeys(("seed", "patience", "search", "workers"), 0),
-        **dict.fromkeys(("repeats", "epochs", "step_size", "unfreeze_after"), 1),
-        **dict.fromkeys(("cache_per_class", "test_per_class", "input_size"), 1),
-        "batch_size": 2,
-    }
-    for name, bound in least.items():
-        value = getattr(plan, name)
-        if isinstance(value, int) and value < bound:
-            raise UsageError(f"{name} is {value}: it must be {bound} or more")
-
-
-def _check_numbers(plan: TrainPlan) -> None:
-    for name in ("lr", "backbone_lr", "gamma", "image_memory_gb"):
-        value = getattr(plan, name)
-        if value is not None and not 0 < value < math.inf:
-            raise UsageError(f"{name} is {value}: it must be above 0")
-    if not 0 <= plan.weight_decay < math.inf:
-        raise UsageError(f"weight_decay is {plan.weight_decay}: it must be 0 or more")
-    if plan.momentum is not None and not 0 <= plan.momentum < 1:
-        raise UsageError(f"momentum is {plan.momentum}: it must be at least 0 and below 1")
-    if not 0 < plan.holdout < 1:
-        raise UsageError(f"holdout is {plan.holdout}: it must lie between 0 and 1")
-    if not 0 <= plan.validation < 1:
-        raise UsageError(f"validation is {plan.validation}: it must be at least 0 and below 1")
+def _check_ranges(plan: TrainPlan, ranges: Mapping[str, Iterable[str]], *, is_whole: bool) -> None:
+    for interval, names in ranges.items():
+        for name in names:
+            value = getattr(plan, name)
+            if value is not None and not isinstance(value, str):  # input_size may be a word
+                check_number(name, value, interval, is_whole=is_whole)

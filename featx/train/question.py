@@ -38,22 +38,16 @@ Before, batch normalisation of frozen layers moved in some networks, and ``plate
 epoch longer than it says.
 """
 
-# Columns of the table of their own, or what images and recipe say more exactly.
-_NOT_TOLD = {
+# Fields of the plan that choose the images. The identity of a training has the images themselves.
+_OF_THE_IMAGES = {
     *LAYOUT_FIELDS,
-    *("network", "data", "classes", "drop", "map", "seed", "cache_per_class", "test_per_class"),
-    *(
-        "holdout",
-        "test_split",
-        "on_leak",
-        "weights",
-        "weights_key",
-        "layer",
-        "input_size",
-        "bits",
-        "precision",
-    ),
-    "channels_last",
+    *("data", "classes", "drop", "map", "seed", "cache_per_class", "test_per_class", "test_split"),
+}
+
+# Left out of the name of the "head": columns of the table have them, or the recipe.
+_NOT_IN_HEAD = _OF_THE_IMAGES | {
+    *("network", "holdout", "on_leak", "weights", "weights_key", "layer", "input_size", "bits"),
+    *("precision", "channels_last"),
 }
 
 
@@ -153,7 +147,7 @@ class TrainQuestion(BaseQuestion):
     def head(self) -> str:
         """What the table calls the training: settings that are not the default ones."""
         usual = {f.name: f.default for f in fields(TrainPlan)}
-        asked = {k: v for k, v in self.plan.asked().items() if k not in _NOT_TOLD}
+        asked = {k: v for k, v in self.plan.asked().items() if k not in _NOT_IN_HEAD}
         if self.recipe.top is not None:
             asked["top"] = self.recipe.top
         changed = {k: v for k, v in asked.items() if v != _plain(usual[k])}
@@ -178,11 +172,7 @@ class TrainQuestion(BaseQuestion):
         return fingerprint(self._identity(subset))[:16]
 
     def _identity(self, subset: Subset) -> dict[str, Any]:
-        asked = self.plan.asked()
-        for name in ("data", "classes", "drop", "map", "cache_per_class", "test_per_class", "seed"):
-            del asked[name]  # the images and their classes are told below
-        for name in (*LAYOUT_FIELDS, "test_split"):
-            asked.pop(name, None)
+        asked = {k: v for k, v in self.plan.asked().items() if k not in _OF_THE_IMAGES}
         return {
             "version": self._version,
             "kind": "train",

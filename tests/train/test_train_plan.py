@@ -29,7 +29,7 @@ from featx.train import TrainPlan
         ({"backbone_lr": -1.0}, "backbone_lr is -1.0"),
         ({"weight_decay": -0.1}, "weight_decay"),
         ({"momentum": 1.0}, "below 1"),
-        ({"holdout": 1.0}, "between 0 and 1"),
+        ({"holdout": 1.0}, "above 0, and below 1"),
         ({"validation": 1.0}, "below 1"),
         ({"validation": 0.0}, "--patience 0"),
         ({"unfreeze_after": 2}, "--freeze half"),
