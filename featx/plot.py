@@ -31,6 +31,7 @@ except ImportError as error:
     raise MissingExtraError("altair", "report", "featx.plot") from error
 
 __all__ = [
+    "calibration",
     "comparison",
     "confusion",
     "cost",
@@ -181,6 +182,68 @@ def recall(fit: FitResult | Mapping[str, Any]) -> Chart:
         One bar a class.
     """
     return recall_chart(pd.DataFrame(class_rows(_detail(fit))))
+
+
+def calibration(fit: FitResult | Mapping[str, Any]) -> Layers:
+    """Draw accuracy against confidence (a reliability diagram).
+
+    Parameters
+    ----------
+    fit : FitResult or mapping
+        A fit of a head that gives probabilities.
+
+    Returns
+    -------
+    altair.LayerChart
+        One point for each of 15 bins of the probability of the predicted class, as in Guo et al.,
+        "On calibration of modern neural networks", ICML 2017; the diagonal is what it should be.
+
+    Raises
+    ------
+    UsageError
+        If the head gives no probabilities, or an older featx recorded none.
+    """
+    detail = _detail(fit)
+    if "calibration" not in detail:
+        raise UsageError("this fit records no probabilities: its head has none, or featx was older")
+    return calibration_chart(pd.DataFrame(calibration_rows([detail["calibration"]])))
+
+
+def calibration_rows(of_fits: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """List mean confidence and accuracy of each bin, of several fits together."""
+    if not of_fits:
+        return []
+    images, right, sure = (
+        np.sum([one[name] for one in of_fits], axis=0) for name in ("images", "right", "confidence")
+    )
+    return [
+        {"confidence": s / n, "accuracy": r / n, "images": int(n)}
+        for n, r, s in zip(images.tolist(), right.tolist(), sure.tolist(), strict=True)
+        if n
+    ]
+
+
+def calibration_chart(data: Any) -> Layers:
+    """Draw such rows."""
+    unit = alt.Scale(domain=[0, 1])
+    ends = pd.DataFrame({"x": [0.0, 1.0]})
+    diagonal = (
+        alt.Chart(ends).mark_line(strokeDash=[4, 4], color="#888888").encode(x="x:Q", y="x:Q")
+    )
+    points = (
+        alt.Chart(data)
+        .mark_line(point=True, color=_COLOURS[0])
+        .encode(
+            x=alt.X("confidence:Q", scale=unit, title="mean confidence"),
+            y=alt.Y("accuracy:Q", scale=unit),
+            tooltip=[
+                alt.Tooltip("confidence:Q", format=".3f"),
+                alt.Tooltip("accuracy:Q", format=".3f"),
+                alt.Tooltip("images:Q", format=","),
+            ],
+        )
+    )
+    return alt.layer(points, diagonal)
 
 
 def comparison(compared: pd.DataFrame) -> Layers:

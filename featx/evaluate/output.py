@@ -17,7 +17,7 @@ from filelock import FileLock
 from featx.atomic import part_of, set_aside
 from featx.evaluate.records import RecordError, made, read_record, record_text, write_record
 from featx.evaluate.result import COLUMNS, KEY_COLUMNS, FitResult
-from featx.evaluate.rows import RecordRows, Row, latest, table_text
+from featx.evaluate.rows import RecordRows, Row, latest, older_table_text, table_text
 from featx.progress import SILENT, Reporter
 
 __all__ = ["ResultsFolder", "read_results"]
@@ -115,7 +115,8 @@ class ResultsFolder:
         """
         text = table_text(latest(rows).values())
         there = _lines(self.table)
-        ours = _physical(table_text([*rows.values(), *(before or {}).values()]))
+        every = [*rows.values(), *(before or {}).values()]
+        ours = _physical(table_text(every)) | _physical(older_table_text(every))
         if not there <= ours:
             kept = set_aside(self.table)
             self.reporter.warn(

@@ -9,7 +9,14 @@ from typing import Any
 from featx.evaluate.intervals import share_interval
 from featx.evaluate.records import RecordError
 
-__all__ = ["COLUMNS", "KEY_COLUMNS", "QUESTION_COLUMNS", "FitResult", "joined"]
+__all__ = [
+    "COLUMNS",
+    "KEY_COLUMNS",
+    "NEW_COLUMNS",
+    "QUESTION_COLUMNS",
+    "FitResult",
+    "joined",
+]
 
 _BETWEEN = "; "
 
@@ -235,7 +242,9 @@ class FitResult:
 
 
 _FIELDS = tuple(item.name for item in fields(FitResult) if item.name != "detail")
-_OLDER_FIELDS = tuple(name for name in _FIELDS if name not in ("auroc", "average_precision"))
+NEW_COLUMNS = ("auroc", "average_precision")
+"""Columns that fits of an older featx do not have."""
+_OLDER_FIELDS = tuple(name for name in _FIELDS if name not in NEW_COLUMNS)
 COLUMNS = (*_FIELDS, "acc1_low", "acc1_high", *_ASKED, "question", "train_images", "error")
 """Columns of ``results.csv``."""
 

@@ -17,11 +17,11 @@ from typing import Any
 
 from featx.atomic import replace_text
 from featx.evaluate.records import RecordError, read_record
-from featx.evaluate.result import COLUMNS, KEY_COLUMNS, FitResult
+from featx.evaluate.result import COLUMNS, KEY_COLUMNS, NEW_COLUMNS, FitResult
 from featx.progress import Reporter
 from featx.records import parse_json
 
-__all__ = ["RecordRows", "Row", "latest", "table_text"]
+__all__ = ["RecordRows", "Row", "latest", "older_table_text", "table_text"]
 
 _MEMORY = ".rows"
 _KEY = [COLUMNS.index(name) for name in KEY_COLUMNS]
@@ -159,6 +159,13 @@ def latest(rows: Mapping[str, Row]) -> dict[str, Row]:
 def table_text(rows: Iterable[Row]) -> str:
     """Write rows as CSV, under `COLUMNS`."""
     return "".join([_csv(COLUMNS), *(row.line for row in rows)])
+
+
+def older_table_text(rows: Iterable[Row]) -> str:
+    """Write rows as a featx did that had not all of the columns."""
+    kept = [i for i, name in enumerate(COLUMNS) if name not in NEW_COLUMNS]
+    lines = [COLUMNS, *(row.values for row in rows)]
+    return "".join(_csv([line[i] for i in kept]) for line in lines)
 
 
 def _csv(values: Iterable[object]) -> str:

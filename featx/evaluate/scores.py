@@ -30,6 +30,7 @@ MEASURES = (
 """Columns of the table."""
 
 _TOP = 5
+_MOST_WRONG = 50
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ def score(
         truth, guess, labels=labels, zero_division=0
     )
     auroc, average_precision = _rankings(truth, decisions, model.classes_)
-    log_loss, ece = _losses(truth, guess, model.probabilities(decisions), model.classes_)
+    probabilities = model.probabilities(decisions)
+    log_loss, ece = _losses(truth, guess, probabilities, model.classes_)
     return Scores(
         guess=guess,
         acc1=float(accuracy_score(truth, guess)),
@@ -118,6 +120,7 @@ def score(
                 "f1": f1.tolist(),
                 "support": support.tolist(),
             },
+            **_confidences(truth != guess, decisions, probabilities),
         },
     )
 
@@ -147,6 +150,30 @@ def _rankings(
     pairs = [(truth == label, scores[:, label]) for label in tested]
     areas = [roc_auc_score(*pair) for pair in pairs]
     return float(np.mean(areas)), float(np.mean([average_precision_score(*p) for p in pairs]))
+
+
+def _confidences(
+    is_wrong: NDArray[np.bool_], decisions: Array, probabilities: Array | None
+) -> dict[str, Any]:
+    """Sum up a calibration curve; name the test rows that are wrong with most confidence."""
+    found: dict[str, Any] = {}
+    if probabilities is not None:
+        confidence = probabilities.max(axis=1)
+        names = ("images", "right", "confidence")
+        sums = _bins(~is_wrong, confidence)
+        found["calibration"] = {k: v.tolist() for k, v in zip(names, sums, strict=True)}
+    elif decisions.ndim == 1:
+        confidence = np.abs(decisions)
+    else:
+        first, second = -np.partition(-decisions, 1, axis=1)[:, :2].T
+        confidence = first - second
+    rows = np.flatnonzero(is_wrong)
+    rows = rows[np.argsort(-confidence[rows], kind="stable")[:_MOST_WRONG]]
+    found["most_confident_wrong"] = {
+        "confidence": "margin of the scores" if probabilities is None else "probability",
+        "test_rows": [[int(row), float(confidence[row])] for row in rows],
+    }
+    return found
 
 
 def _losses(
@@ -179,8 +206,14 @@ def expected_calibration_error(is_right: NDArray[np.bool_], confidence: Array) -
     confidence lies in ((m - 1) / M, m / M], with M = 15 (Guo, Pleiss, Sun and Weinberger, "On
     calibration of modern neural networks", ICML 2017, equations 2 to 5).
     """
+    _, right, sure = _bins(is_right, confidence)
+    # |B| / n |acc - conf| = |sum of right - sum of confidence| / n.
+    return float(np.abs(right - sure).sum() / len(confidence))
+
+
+def _bins(is_right: NDArray[np.bool_], confidence: Array) -> tuple[NDArray[Any], ...]:
+    """Rows, right rows and the sum of confidence in each bin of confidence."""
     bins = np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
     right = np.bincount(bins, weights=is_right, minlength=ECE_BINS)
     sure = np.bincount(bins, weights=confidence, minlength=ECE_BINS)
-    # |B| / n |acc - conf| = |sum of right - sum of confidence| / n.
-    return float(np.abs(right - sure).sum() / len(confidence))
+    return np.bincount(bins, minlength=ECE_BINS).astype(np.float64), right, sure

@@ -59,6 +59,7 @@ def details_of(fits: Sequence[FitResult]) -> dict[str, Any]:
         "notes": list(dict.fromkeys(n for fit in fits for n in fit.notes.split("; ") if n)),
         "errors": list(dict.fromkeys(fit.error for fit in fits if fit.error)),
         "leaks": _leaks(first.detail.get("leaks", {})),
+        "calibration": [f.detail["calibration"] for f in scored if "calibration" in f.detail],
         "curves": list(first.detail.get("trained", {}).get("curves", ())),
     }
     if scored:

@@ -123,6 +123,7 @@ def _read(
             if read := read_fits(folder, lines.files[line], reporter):
                 detail = details_of(read)
                 detail["curves"] = plot.curve_rows(detail["curves"])
+                detail["calibration"] = plot.calibration_rows(detail["calibration"])
                 n_bytes += len(_json(detail))
                 if n_bytes <= _MOST_DETAIL_BYTES:
                     details[line] = detail
@@ -218,6 +219,7 @@ def _detail_charts() -> dict[str, Any]:
     return {
         "confusion": _spec(plot.confusion_chart(values), "Confusion matrix", 420),
         "recall": _spec(plot.recall_chart(values), "Recall of each class", None),
+        "calibration": _spec(plot.calibration_chart(values), "Accuracy against confidence", 260),
         "training": _spec(plot.training_chart(values), "Accuracy over the epochs", 260),
     }
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from threading import Thread
 
 import numpy as np
+import pandas as pd
 import pytest
 from filelock import FileLock
 
@@ -90,6 +91,17 @@ def test_a_fit_of_an_older_featx_has_no_areas_and_answers(pair, tmp_path):
     ResultsFolder(tmp_path).complete([answer])
     assert len(list((tmp_path / "fits").iterdir())) == 1
     assert read_results(tmp_path)["auroc"].isna().tolist() == [True]
+
+
+def test_the_table_of_an_older_featx_is_one_of_these_records(results, tmp_path):
+    folder = ResultsFolder(tmp_path)
+    folder.complete(results)
+    frame = pd.read_csv(folder.table, dtype=str, keep_default_na=False)
+    older = frame.drop(columns=["auroc", "average_precision"])
+    older.to_csv(folder.table, index=False, lineterminator="\n")
+    folder.complete([replace(results[0], seed=77, fit_id="f" * 16)])
+    assert not list(tmp_path.glob("*.unused-*"))
+    assert len(read_results(tmp_path / "results.csv")) == len(results) + 1
 
 
 def test_a_table_with_lines_of_somebody_gets_another_name(results, tmp_path):

@@ -112,6 +112,32 @@ def test_with_one_class_tested_there_is_no_ranking(n_classes):
     assert found.acc1 > 0
 
 
+def test_the_most_confident_mistakes_are_named_and_confidence_is_counted():
+    truth = np.array([0, 1, 2, 0, 1])
+    decisions = np.array([[5.0, 0, 0], [3, 1, 0], [0, 0, 9.0], [0, 4, 0], [1, 0.9, 0]])
+    with_chances = score(truth, decisions, Softmax(np.arange(3)), list("abc")).detail
+    p = softmax(decisions, axis=1).max(axis=1)
+    wrong = with_chances["most_confident_wrong"]
+    assert wrong == {"confidence": "probability", "test_rows": [[3, p[3]], [1, p[1]], [4, p[4]]]}
+    calibration = with_chances["calibration"]
+    assert sum(calibration["images"]) == 5
+    assert sum(calibration["right"]) == 2
+    assert sum(calibration["confidence"]) == pytest.approx(p.sum())
+    plain = score(
+        truth, decisions, Softmax(np.arange(3), has_probabilities=False), list("abc")
+    ).detail
+    assert "calibration" not in plain
+    assert plain["most_confident_wrong"]["test_rows"] == [
+        [3, 4.0],
+        [1, 2.0],
+        [4, pytest.approx(0.1)],
+    ]
+    two = score(
+        truth[:2], np.array([0.5, -2.0]), Softmax(np.arange(2), has_probabilities=False), list("ab")
+    ).detail
+    assert two["most_confident_wrong"]["test_rows"] == [[1, 2.0], [0, 0.5]]
+
+
 def test_calibration_by_hand():
     """Two bins: (0.8, 0.867] has 1 of 2 right, (0.933, 1] has 3 of 3."""
     right = np.array([True, False, True, True, True])

@@ -132,6 +132,7 @@
     const scored = detail.classes ?? [];
     for (const part of ["part-confusion", "part-recall"]) show(part, scored.length > 0);
     show("part-training", detail.curves.length > 0);
+    show("part-calibration", detail.calibration.length > 0);
     if (classes) classes.destroy();
     fill(byId("line-confused"), ["true", "taken for", "images a draw", "share"],
       (detail.confused ?? []).map((p) => [p.true, p.predicted, p.images, p.share.toFixed(3)]));
@@ -139,6 +140,11 @@
       scored.map((c) => [c.class, c.precision, c.recall, c.f1, c.images]));
     classes = widgetOf("#line-classes", { paging: scored.length > 15, pageLength: 15, order: [] });
     if (scored.length) await drawClasses(detail, scored);
+    if (detail.calibration.length) {
+      const spec = structuredClone(payload.charts.calibration);
+      spec.layer[0].data = { values: detail.calibration };
+      await draw(byId("line-calibration"), spec);
+    }
     if (detail.curves.length)
       await draw(byId("line-training"), copy(payload.charts.training, detail.curves));
   };
