@@ -122,7 +122,7 @@ def test_a_loaded_model_scores_a_cache_as_the_fit_did(name, made, pair):
     if saved.has_probabilities:
         np.testing.assert_allclose(saved.predict_proba(pair.test).sum(axis=1), 1.0)
     else:
-        with pytest.raises(UsageError, match="gives no probabilities"):
+        with pytest.raises(UsageError, match="has no probabilities"):
             saved.predict_proba(pair.test)
 
 

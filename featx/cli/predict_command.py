@@ -58,7 +58,7 @@ def command(
     An image that cannot be decoded is a row with the reason as its status.
     """
     from featx.predict import iter_predictions, load_model, open_images, open_network
-    from featx.predict.table import write_table
+    from featx.predict.predictions import write_table
 
     form = form or _form(output)
     saved = load_model(model)

@@ -1,12 +1,17 @@
-"""Saved models: written by ``featx fit --save-models``, applied to features and new images."""
+"""Saved models: fitted heads in files, and what they predict for new features and new images.
+
+In: a fit with its cache (to write a file), or a file and images. Out: a `SavedModel`, and a
+`Prediction` for each image. The way: file, network (the backbone, opened as it was), predictions
+(images, classes, table), model (what users call), folder (models beside results). The room must
+not know how heads are fitted, nor commands.
+"""
 
 from __future__ import annotations
 
 from featx.predict.folder import ModelsFolder
-from featx.predict.images import open_images
 from featx.predict.model import SavedModel, load_model
 from featx.predict.network import Network, open_network
-from featx.predict.run import DONE, Prediction, iter_predictions
+from featx.predict.predictions import DONE, Prediction, iter_predictions, open_images
 
 __all__ = [
     "DONE",

@@ -1,4 +1,4 @@
-"""The models beside a folder of results."""
+"""The saved models in a folder of results."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ from featx.evaluate import FitResult, ResultsFolder
 from featx.fingerprint import fingerprint
 from featx.heads import find_head, get_head, settings_of
 from featx.heads.saving import check_savable, n_features_of, pack_model
-from featx.predict.file import read_record, write_file
-from featx.predict.model import check_record, features_identity, load_model
+from featx.predict.file import (
+    check_record,
+    features_identity,
+    read_model,
+    read_record,
+    write_file,
+)
 from featx.progress import SILENT, Reporter
 from featx.records import ENDING
 
@@ -28,14 +33,14 @@ _TEST = "TEST score: accuracy on test images that the head was not fitted on, wh
 
 
 class ModelsFolder(ResultsFolder):
-    """Results whose fits are known only where their models are there too."""
+    """Results whose fits count as known only if their models are there too."""
 
     def __init__(self, folder: str | os.PathLike[str], reporter: Reporter = SILENT) -> None:
         super().__init__(folder, reporter)
         self.models = self.folder / "models"
 
     def find(self, fit_id: str) -> Iterator[FitResult]:
-        """Yield the fits of a name, if there is a model of it; see `ResultsFolder.find`."""
+        """Yield the fits with an id, if there is a model of it; see `ResultsFolder.find`."""
         if self._has(fit_id):
             yield from super().find(fit_id)
 
@@ -43,7 +48,7 @@ class ModelsFolder(ResultsFolder):
         problems = []
         for path in sorted(self.models.glob(f"*{fit_id}*{ENDING}"), reverse=True):
             try:
-                if load_model(path).meta.get("fit_id") == fit_id:
+                if read_model(path)[0].get("fit_id") == fit_id:
                     return True
             except ModelError as error:
                 problems.append(str(error))
@@ -58,7 +63,7 @@ class ModelsFolder(ResultsFolder):
             check_savable(get_head(name))
 
     def add_fit(self, pair: Pair, result: FitResult, fit: Fit) -> Path:
-        """Keep a result, then its model under the same name."""
+        """Write a result, then its model under the same name."""
         path = self.models / f"{self.add(result).stem}{ENDING}"
         plain, arrays = pack_model(fit.model)
         record = {"model": plain, "n_features": n_features_of(fit.model), **_record(pair, result)}
@@ -73,7 +78,7 @@ class ModelsFolder(ResultsFolder):
         return sum(result.fit_id in names for result in results)
 
     def list_models(self) -> list[tuple[Path, dict[str, Any]]]:
-        """Read what the models say about themselves; damaged ones are told and left out."""
+        """Read the records of all models; damaged files are warned about and left out."""
         found = []
         for path in sorted(self.models.glob(f"*{ENDING}")):
             try:
@@ -90,13 +95,13 @@ def _refuse_another(path: Path, fit_id: str) -> None:
     try:
         other = read_record(path).get("fit_id")
     except ModelError:
-        return  # damaged: nothing is lost
+        return  # a damaged file may be overwritten
     if other != fit_id:
         raise ModelError(f"{path} is another model ({other}) and is not overwritten: move it away")
 
 
 def _record(pair: Pair, result: FitResult) -> dict[str, Any]:
-    """Everything about a model but its numbers."""
+    """Return everything about a model except its arrays."""
     meta = pair.train.meta
     features = features_identity(meta)
     return {
@@ -141,12 +146,12 @@ def _test(pair: Pair, result: FitResult) -> dict[str, Any]:
 
 
 def _weights(meta: dict[str, Any]) -> dict[str, Any]:
-    """Where the weights came from, and how the network is asked for again."""
+    """Return where the weights came from, and how to open the network again."""
     record = dict(meta.get("weights") or {})
     request = meta.get("request") or {}
     names = request.get("backbone") or [meta["backbone"]]
     asked = request.get("weights")
-    if not request:  # made by a program: no more is known than the file, or the tag
+    if not request:  # a cache made from Python records no command, only the file or the tag
         file = record.get("file")
         asked = str(Path(file).absolute()) if file else record.get("label")
     return {**record, "backbone": str(names[0]), "asked": asked}

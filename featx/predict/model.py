@@ -6,80 +6,47 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.errors import CacheMismatchError, ModelError, UsageError
+from featx.errors import CacheMismatchError, UsageError
 from featx.evaluate.intervals import format_ends, share_interval
-from featx.fingerprint import differences, fingerprint
-from featx.heads.base import Model, Rows, as_stored
-from featx.heads.saving import n_features_of, unpack_model
-from featx.predict.file import read_arrays, read_record
+from featx.fingerprint import differences
+from featx.heads.base import Rows, as_stored
+from featx.predict.file import ModelFile, features_identity, read_model
+from featx.predict.network import open_network
+from featx.predict.predictions import Prediction, iter_predictions
 from featx.store import Cache
 
-if TYPE_CHECKING:
-    from featx.predict.run import Prediction
-
-__all__ = ["SavedModel", "check_record", "features_identity", "load_model", "test_text"]
+__all__ = ["SavedModel", "load_model", "test_text"]
 
 Array = NDArray[np.float64]
 
-_NOT_OF_FEATURES = ("schema", "source")
-
-
-def features_identity(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that changes features, but for the images that they are of."""
-    return {k: v for k, v in meta["identity"].items() if k not in _NOT_OF_FEATURES}
-
 
 @dataclass(frozen=True, repr=False)
-class SavedModel:
+class SavedModel(ModelFile):
     """A model that `load_model` read.
 
-    Labels are positions in `class_names`, as in the cache that it was fitted on.
+    Labels are positions in `class_names`, as in the cache that the model was fitted on.
 
     Parameters
     ----------
     path : Path
         The file.
     meta : dict
-        Everything that the file says: head, features, weights, training data, the accuracy that
-        was recorded, version of featx.
+        The record in the file: head, features, weights, training data, test accuracy, version of
+        featx.
     model : Model
         The fitted head.
     """
-
-    path: Path
-    meta: dict[str, Any]
-    model: Model
 
     def __repr__(self) -> str:
         return (
             f"<SavedModel {self.path.name}: {self.meta['head']} on {self.n_features:,} features of "
             f"{self.meta['features'].get('backbone')}, {len(self.classes_)} classes>"
         )
-
-    @property
-    def classes_(self) -> NDArray[np.int64]:
-        """Labels, ascending, shape (n_classes,)."""
-        return self.model.classes_
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names by label."""
-        return tuple(self.meta["class_names"])
-
-    @property
-    def n_features(self) -> int:
-        """Length of the rows that it takes."""
-        return n_features_of(self.model)
-
-    @property
-    def has_probabilities(self) -> bool:
-        """Whether the head gives probabilities."""
-        return bool(getattr(self.model, "link", ""))
 
     def decision_function(self, X: Rows | Cache) -> Array:
         """Score raw features.
@@ -92,19 +59,19 @@ class SavedModel:
         Returns
         -------
         ndarray of float64, shape (n_rows, n_classes)
-            For two classes (n_rows,), of the second.
+            For two classes (n_rows,), the score of the second.
 
         Raises
         ------
         CacheMismatchError
-            If a cache was made otherwise than the features that the model was fitted on.
+            If a cache was made with other settings than the features that the model was fitted on.
         ProtocolError
             If the rows have another length, or hold NaN.
         """
         return self.model.decision_function(self._rows(X))
 
     def predict(self, X: Rows | Cache) -> NDArray[np.int64]:
-        """Give the labels of the largest scores, shape (n_rows,).
+        """Return the labels of the largest scores, shape (n_rows,).
 
         Parameters
         ----------
@@ -114,7 +81,7 @@ class SavedModel:
         return self.model.predict(self._rows(X))
 
     def predict_proba(self, X: Rows | Cache) -> Array:
-        """Give probabilities, shape (n_rows, n_classes).
+        """Return probabilities, shape (n_rows, n_classes).
 
         Parameters
         ----------
@@ -124,12 +91,12 @@ class SavedModel:
         Raises
         ------
         UsageError
-            If the head has none.
+            If the head has no probabilities.
         """
         chances = self.model.probabilities(self.decision_function(X))
         if chances is None:
             raise UsageError(
-                f"{self.meta['head']} gives no probabilities: use decision_function, or fit "
+                f"{self.meta['head']} has no probabilities: use decision_function, or fit "
                 "logreg, lda, mlp or knn"
             )
         return chances
@@ -153,14 +120,15 @@ class SavedModel:
         images : ndarray of uint8, shape (n, H, W, 3), or sequence of length n
             Pixels; or a mixture of paths, PIL images, uint8 arrays and encoded files (bytes).
         top : int, default=1
-            Classes of each image.
+            Number of classes for each image.
         weights : path-like, optional
-            File of the same weights, where they are not where they were.
+            File with the same weights, if they are no longer where they were.
         backbone : str, optional
-            Its name, where it is a function of your own: a model imports nothing by itself.
+            Name of the backbone, if it is a function of your own: featx imports no code that only
+            a file names.
         allow_code : collection of str, optional
-            Functions that may be imported, as for `featx.open_backbone`: where the model was
-            fitted behind a trained network that was made from one.
+            Functions that may be imported, as for `featx.open_backbone`: needed if the backbone
+            is a trained network that was made from such a function.
         device : str, default="auto"
             ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         batch_size, workers : int, optional
@@ -169,17 +137,15 @@ class SavedModel:
         Returns
         -------
         list of Prediction
-            One an image, in order; those that cannot be read have the reason as their status.
+            One per image, in order; the status of an unreadable image is the reason.
 
         Raises
         ------
         WeightsError
-            If the weights are gone, or are others.
+            If the weights are missing, or are other ones.
         FeatxError
-            Of other kinds.
+            For other reasons.
         """
-        from featx.predict.network import open_network
-        from featx.predict.run import iter_predictions
         from featx.sources import from_arrays
 
         source = from_arrays(images)
@@ -200,8 +166,9 @@ class SavedModel:
         lines = differences(self.meta["features"], features_identity(X.meta))
         if lines:
             raise CacheMismatchError(
-                f"{X.path} was not made as the features that {self.path} was fitted on: extract "
-                "the images with the model's settings, or fit a model on this cache",
+                f"{X.path} was made with other settings than the features that {self.path} was "
+                "fitted on: extract the images with the model's settings, or fit a model on this "
+                "cache",
                 lines,
             )
         return as_stored(X.X)
@@ -222,7 +189,7 @@ def load_model(path: str | os.PathLike[str]) -> SavedModel:
     Raises
     ------
     ModelError
-        If the file is missing, damaged, no model, or of a newer featx.
+        If the file is missing, damaged, not a model, or of a newer featx.
 
     Examples
     --------
@@ -231,50 +198,11 @@ def load_model(path: str | os.PathLike[str]) -> SavedModel:
     [('cat',)]
     """
     file = Path(path)
-    record = read_record(file)
-    arrays = read_arrays(file, record)
-    try:
-        model = unpack_model(record.get("model"), arrays)
-        _check(record, model)
-    except ModelError as error:
-        raise ModelError(
-            f"{path} cannot be used: {error} (written by featx {record.get('featx_version')})"
-        ) from error
-    return SavedModel(file, record, model)
-
-
-def check_record(record: Mapping[str, Any]) -> None:
-    """Refuse a record whose parts are missing or of another type."""
-    for part in ("features", "weights", "train", "test"):
-        if not isinstance(record.get(part), dict):
-            raise ModelError(f"it says nothing about {part}")
-    names = record.get("class_names")
-    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise ModelError("its class names are no texts")
-    if not isinstance(record.get("head"), str):
-        raise ModelError("it does not name its head")
-    if not isinstance(record["features"].get("point", {}), dict):
-        raise ModelError("it does not name the layer of its features")
-    accuracy, n_test = (record["test"].get(name) for name in ("accuracy", "n_test"))
-    if not (isinstance(accuracy, float) and 0 <= accuracy <= 1):
-        raise ModelError("its test accuracy is no number between 0 and 1")
-    if not (isinstance(n_test, int) and n_test > 0):
-        raise ModelError("it does not say how many images its test accuracy is of")
+    return SavedModel(file, *read_model(file))
 
 
 def test_text(record: Mapping[str, Any]) -> str:
-    """Tell a model's test accuracy, with its 95 % interval over that many test images."""
+    """Write a model's test accuracy, with its 95 % interval over that many test images."""
     accuracy, n_test = record["test"]["accuracy"], record["test"]["n_test"]
     ends = format_ends(share_interval(accuracy, n_test))
     return f"{accuracy:.3f} ({ends}, {n_test:,} test images)"
-
-
-def _check(record: Mapping[str, Any], model: Model) -> None:
-    """Refuse a record that does not fit its model."""
-    check_record(record)
-    if int(model.classes_[-1]) >= len(record["class_names"]):
-        raise ModelError("its class names do not fit its labels")
-    if record.get("fingerprint") != fingerprint(record["features"]):
-        raise ModelError("what it says about its features does not fit their fingerprint")
-    if record.get("n_features") != n_features_of(model):
-        raise ModelError(f"its head does not take {record.get('n_features')!r} features")

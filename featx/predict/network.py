@@ -1,4 +1,4 @@
-"""The network of a saved model, opened again exactly as it was."""
+"""The network of a saved model, opened again exactly as it was when the model was fitted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from featx.progress import SILENT, Reporter
 if TYPE_CHECKING:
     from featx.backbones import Backbone
     from featx.engines import LocalEngine
-    from featx.predict.model import SavedModel
+    from featx.predict.file import ModelFile
     from featx.preprocess import Preprocessing
 
 __all__ = ["Network", "open_network"]
@@ -27,7 +27,7 @@ _DTYPES = ("float16", "float32")
 
 @dataclass(frozen=True)
 class Network:
-    """What turns images into the features that a model takes."""
+    """What computes the features of images that a model takes."""
 
     backbone: Backbone
     engine: LocalEngine
@@ -35,7 +35,7 @@ class Network:
 
 
 def open_network(  # noqa: PLR0913 - options of a command, all by name
-    saved: SavedModel,
+    saved: ModelFile,
     *,
     weights: str | os.PathLike[str] | None = None,
     backbone: str | None = None,
@@ -45,7 +45,7 @@ def open_network(  # noqa: PLR0913 - options of a command, all by name
     workers: int | None = None,
     reporter: Reporter = SILENT,
 ) -> Network:
-    """Open the network of a model."""
+    """Open the network of a model, and check that it computes the same features as then."""
     from featx.backbones import open_backbones
     from featx.engines import PRECISIONS, LocalEngine, resolve_device, resolve_runtime
     from featx.own_features import is_own
@@ -95,11 +95,11 @@ def _text(values: Mapping[str, Any], key: str) -> str:
 def _choice(values: Mapping[str, Any], key: str, allowed: Sequence[str]) -> str:
     value = _text(values, key)
     if value not in allowed or value == "auto":
-        raise ModelError(f"the model takes features of the {key} {value!r}, which featx has not")
+        raise ModelError(f"the model takes features of {key} {value!r}, which featx does not know")
     return value
 
 
-def _name(saved: SavedModel, given: str | None) -> str:
+def _name(saved: ModelFile, given: str | None) -> str:
     name = str(saved.meta["weights"].get("backbone") or saved.meta["features"].get("backbone"))
     if given is not None and given != name:
         raise UsageError(f"{saved.path} was fitted behind {name}, not {given}: leave it out")
@@ -116,24 +116,26 @@ def _preprocessing(features: Mapping[str, Any]) -> Preprocessing:
     except (KeyError, TypeError, ValueError, UsageError) as error:
         raise ModelError(f"the model's preprocessing cannot be read: {error}") from error
     if max(found.crop_px, found.resize_px) > _MOST_PX:
-        raise ModelError(f"the model takes images of {found.crop_px:,} pixels, which is absurd")
+        raise ModelError(
+            f"the model takes images of {found.crop_px:,} pixels, more than {_MOST_PX:,}"
+        )
     return found
 
 
-def _weights(saved: SavedModel, given: str | os.PathLike[str] | None) -> str | None:
+def _weights(saved: ModelFile, given: str | os.PathLike[str] | None) -> str | None:
     record = saved.meta["weights"]
     if given is not None:
         return os.fspath(given)
     asked = record.get("asked")
     if isinstance(asked, str) and Path(asked).is_absolute() and not Path(asked).is_file():
         raise WeightsError(
-            f"{saved.path} was fitted with the weights {asked}, which are not there any more: give "
+            f"{saved.path} was fitted with the weights {asked}, which do not exist any more: give "
             f"the same file with --weights FILE (its SHA-256 is {record.get('file_sha256')})"
         )
     return None if asked is None else str(asked)
 
 
-def _check(saved: SavedModel, network: Network, weights: str | os.PathLike[str] | None) -> None:
+def _check(saved: ModelFile, network: Network, weights: str | os.PathLike[str] | None) -> None:
     from featx.images import DECODER
 
     wanted = saved.meta["features"]

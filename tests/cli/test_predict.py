@@ -134,7 +134,7 @@ def test_from_python(models, pictures, test_cache):
 
 
 def test_memory_does_not_grow_with_the_images(models, monkeypatch):
-    monkeypatch.setattr("featx.predict.run._BLOCK_ROWS", 20)
+    monkeypatch.setattr("featx.predict.predictions._BLOCK_ROWS", 20)
     saved = featx.load_model(models["svm"])
     network = open_network(saved, batch_size=16, workers=0)
     pixels = np.random.default_rng(0).integers(0, 256, (100, 8, 8, 3), dtype=np.uint8)
@@ -176,7 +176,7 @@ def test_bad_images_are_rows_and_other_files_are_counted(predict, pictures, tmp_
     assert [row["status"] == "done" for row in rows] == [False, True, True, True]
     assert list(rows[0]) == ["path", "class", "score", "probability", "status"]
     assert rows[0]["class"] == rows[0]["score"] == rows[0]["probability"] == ""
-    assert "2 files that are no images are left out" in err
+    assert "2 files that are not images are left out" in err
     assert "1 of 4 images could not be read" in err
 
 
@@ -263,7 +263,7 @@ def test_a_failure_leaves_no_output(predict, pictures, tmp_path, monkeypatch):
     def fail(*words):
         raise OSError("broken")
 
-    monkeypatch.setattr("featx.predict.table._classes", fail)
+    monkeypatch.setattr("featx.predict.predictions._classes", fail)
     assert predict(pictures, "--output", "x.csv")[0] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
     assert (tmp_path / "x.csv").read_text() == "old"
@@ -284,7 +284,7 @@ def test_the_weights_are_checked(predict, digits_folder, pictures, tmp_path, mon
     try:
         code, out, err = predict(image)
         assert (code, out) == (1, "")
-        assert f"{known}, which are not there any more" in err
+        assert f"{known}, which do not exist any more" in err
         assert "--weights FILE" in err
         assert predict(image, "--weights", moved)[:2] == (0, expected)
         torch.save(state, known)
@@ -299,7 +299,7 @@ def test_the_weights_are_checked(predict, digits_folder, pictures, tmp_path, mon
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"crop_px": 10**9}, "absurd"),
+        ({"crop_px": 10**9}, "more than 16,384"),
         ({"mean": None}, "preprocessing cannot be read"),
         ({"std": [1, 1]}, "preprocessing cannot be read"),
         ({"hook": 1}, "preprocessing cannot be read"),
@@ -334,7 +334,7 @@ def test_absurd_features_are_refused(change, message, models):
 
 def test_features_that_overflow_are_a_row_that_says_so(models):
     from featx.engines import FeatureBatch
-    from featx.predict.run import _classify
+    from featx.predict.predictions import _classify
 
     saved = featx.load_model(models["logreg"])
     features = np.ones((3, 512), np.float16)

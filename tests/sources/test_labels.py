@@ -15,7 +15,7 @@ from packing import pack
 
 from featx.errors import FeatxError
 from featx.images import ENDINGS
-from featx.predict.images import open_images
+from featx.predict.predictions import open_images
 from featx.progress import Reporter
 from featx.sources import Source, from_arrays, open_data
 from featx.sources.labels import sorted_names
