@@ -1,4 +1,4 @@
-"""Features of all images of a source, in memory."""
+"""Features of all images of a source, as arrays in memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class UnreadableError(ImageError):
 
 @dataclass(frozen=True)
 class Setup:
-    """What computes features, and how."""
+    """Computes features with a backbone and an engine."""
 
     backbone: Backbone
     engine: LocalEngine
@@ -39,7 +39,7 @@ class Setup:
     def features(
         self, source: Source, *, is_strict: bool, digests: np.ndarray | None = None
     ) -> tuple[np.ndarray[Any, Any], dict[int, str]]:
-        """Compute the features of every image."""
+        """Compute features of every image; return them, and the reason of each failure by row."""
         nothing = np.empty((0, self.backbone.n_features), self.dtype), dict[int, str]()
         n_rows = max(1, len(source))
         [found] = [*self.groups(source, n_rows, is_strict=is_strict, digests=digests)] or [nothing]
@@ -53,7 +53,7 @@ class Setup:
         is_strict: bool = False,
         digests: np.ndarray | None = None,
     ) -> Generator[tuple[np.ndarray[Any, Any], dict[int, str]], None, None]:
-        """Compute the same for some rows after the others, by workers that are started once."""
+        """Compute the same in groups of `n_rows` rows, with workers that are started once."""
         n, size = len(source), self.engine.batch_size
         with ExitStack() as stack:
             stack.enter_context(worker_deaths_named())

@@ -1,4 +1,4 @@
-"""The estimator."""
+"""`FeatureExtractor`, and the images that it takes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
@@ -16,30 +17,36 @@ from featx.backbones import Backbone
 from featx.engines import LocalEngine, resolve_device, resolve_precision, resolve_runtime
 from featx.errors import ImageError, UsageError, WeightsError
 from featx.extractor.compute import Setup, UnreadableError
-from featx.extractor.images import as_source, check_images
 from featx.extractor.memory import RowMemory
-from featx.extractor.opened import engine_once, open_once
+from featx.extractor.open_networks import engine_once, open_once
 from featx.fingerprint import differences
 from featx.images import DECODER
 from featx.progress import SILENT, Reporter
-from featx.sources import Source
+from featx.sources import Source, from_arrays
+from featx.sources.memory import check_stack
 
 __all__ = ["FeatureExtractor"]
 
+_FORMS = (
+    "give a list of paths, PIL images, arrays or encoded files (bytes), or one array "
+    "of shape (n, H, W, 3) or (n, H, W)"
+)
+_ONE_IMAGE = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image)
 _CHOICES = {"dtype": ("float32", "float16"), "on_error": ("raise", "nan")}
 
 
 class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Features of a frozen, pretrained network, as a scikit-learn transformer.
 
-    The same decoder, preprocessing and network as ``featx extract``: rows equal those of a
-    cache of type float32, but for the last digits, which depend on the batch of an image. Images
-    in the same order with the same batch size give the same bits on the same machine.
+    Decoder, preprocessing and network are those of ``featx extract``. Rows equal those of a
+    cache of type float32, except for the last digits, which depend on the other images in the
+    batch. The same images in the same order with the same batch size give the same bits on the
+    same machine.
 
-    Nothing is learned from the images, so that a pipeline with it leaks nothing. `fit`
-    checks the parameters and loads the network; the network lives in the process (the
-    last two that were used), never in the estimator: a pickle holds a few hundred bytes,
-    and the weights are loaded again by name where it is used, and must have the same digest.
+    Nothing is learned from the images, so a pipeline with this transformer has no leak through
+    it. `fit` checks the parameters and loads the network. The process keeps the last two networks;
+    the estimator keeps none. A pickle therefore has a few hundred bytes; where it is used, the
+    weights are loaded again by their name and must have the same digest.
 
     Parameters
     ----------
@@ -48,8 +55,8 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     weights : str, optional
         Tag, path of a file, or ``random``; the pinned tag of the backbone by default.
     weights_key : str, optional
-        Entry of that file, where it holds several networks, as ``state_dict`` or ``teacher``;
-        averaged weights (EMA) by default, where there are any.
+        Entry of that file, if it holds several networks, such as ``state_dict`` or ``teacher``;
+        averaged weights (EMA) by default, if there are any.
     layer : str, optional
         Feature point; the last convolutional feature map (for transformers the class
         token) by default.
@@ -63,34 +70,34 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         Filter of the resize, such as ``bicubic``; that of the weights by default.
     mean, std : sequence of 3 floats, optional
         Subtracted from, then divided into, RGB values in [0, 1]; those of the weights by
-        default. Where these are not known, give `mean`, `std` and `input_size`.
+        default. If these are not known, give `mean`, `std` and `input_size`.
     bits : int, optional
-        Bits in use of pixel values that are stored in 16, such as 12; all 16 by default.
+        Number of used bits of pixel values that are stored in 16 bits, such as 12; 16 by default.
     precision : {"fp32", "bf16", "fp16", "auto"}, default="fp32"
         Arithmetic of the network.
     runtime : {"torch", "compile", "openvino", "auto"}, default="torch"
-        What computes the network.
+        Library that computes the network.
     device : str, default="auto"
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     batch_size : int, optional
         Images at once; 16 on a CPU and 128 on a GPU by default.
     workers : int, optional, default=0
-        Processes that decode; 0 decodes in this process, which is safe inside
-        joblib's; None is what ``featx extract`` takes.
+        Processes that decode. 0 decodes in this process, which is safe inside joblib's
+        processes; None is the default of ``featx extract``.
     dtype : {"float32", "float16"}, default="float32"
         Type of the features, in `memory` as well.
     memory : path-like, optional
-        Folder in which rows are kept, by the SHA-256 of their image and by everything that
-        changes features. No image is then computed twice: not in another fold, not in another
-        process. One folder serves all backbones; it may be deleted at any time.
+        Folder in which rows are kept, under the SHA-256 of their image and everything that
+        changes features. No image is then computed twice, also not in other folds or processes.
+        One folder serves all backbones; it may be deleted at any time.
     on_error : {"raise", "nan"}, default="raise"
-        What to do about an image that cannot be read: raise an `ImageError` that
-        names it, or warn and return a row of NaN.
+        What to do about an unreadable image: raise an `ImageError` that names it, or warn and
+        return a row of NaN.
     verbose : bool, default=False
         Show progress.
     allow_code : sequence of str, default=()
-        Functions ``module:function`` that the file of a trained network may name: only these,
-        and `backbone` itself, are imported.
+        Functions ``module:function`` that may be imported. Files of trained networks may name
+        functions; only these and `backbone` itself are imported.
 
     Attributes
     ----------
@@ -101,9 +108,9 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     input_size_ : int
         Side of the input in pixels.
     runtime_ : str
-        ``torch``, ``compile`` or ``openvino``, also where ``auto`` was asked for.
+        ``torch``, ``compile`` or ``openvino``: what ``auto`` has chosen.
     precision_ : str
-        Arithmetic of the network, ``auto`` resolved.
+        Arithmetic of the network: what ``auto`` has chosen.
     weights_sha256_ : str
         Digest of the weights, 64 hexadecimal digits.
     identity_ : dict
@@ -189,7 +196,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         UsageError, WeightsError, BackboneError
-            If a parameter, or the kind of `X`, is wrong.
+            If a parameter or the type of `X` is wrong.
         """
         del y
         check_images(X)
@@ -214,24 +221,24 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         ----------
         X : sequence of length n, or ndarray of uint8, shape (n, H, W, 3) or (n, H, W)
             Paths, PIL images, uint8 arrays (H, W, 3) or (H, W), or encoded files (bytes), also
-            mixed; a pandas Series, or a DataFrame of one column, of these.
+            mixed; or a pandas Series or a DataFrame of one column with these.
 
         Returns
         -------
         ndarray of shape (n, n_features_out_), dtype float32 or float16
-            Flattened in the order channels, rows, columns.
+            Feature maps are flattened in the order channels, rows, columns.
 
         Raises
         ------
         ImageError
-            If an image cannot be decoded, with its number and path.
+            If an image cannot be decoded; the message has its number and path.
         ReadError
-            If the machine cannot read a file, or it changed meanwhile; also where `on_error` is
-            ``"nan"``.
+            If a file cannot be read from the disk, or changes while it is read; also with
+            ``on_error="nan"``.
         WeightsError
-            If the weights are not those of `fit` any more.
+            If the weights are no longer those of `fit`.
         CacheError
-            If the memory is damaged, or cannot be written.
+            If the memory is damaged or cannot be written.
         """
         check_is_fitted(self)
         source, rows = as_source(check_images(X))
@@ -255,12 +262,12 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return features if is_in_order else features[rows]
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """Name the features after the backbone.
+        """Return names of the features, made from the name of the backbone.
 
         Parameters
         ----------
         input_features : object, optional
-            Not used: images have no features.
+            Not used.
 
         Returns
         -------
@@ -318,8 +325,8 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         if found != self.identity_:
             fields = (line.partition(":")[0] for line in differences(self.identity_, found))
             raise WeightsError(
-                f"{self.backbone} is not what it was when this FeatureExtractor was fitted: "
-                f"{', '.join(fields)} changed. Fit it again, or bring back what it was fitted with"
+                f"{self.backbone} has changed since this FeatureExtractor was fitted: "
+                f"{', '.join(fields)}. Fit it again, or restore what it was fitted with"
             )
 
 
@@ -327,3 +334,49 @@ def _describe(row: int, reason: str, source: Source, rows: np.ndarray) -> str:
     path = source.paths[row]
     named = "" if path.startswith(f"{source.split}/") else f" ({path})"
     return f"X[{int(np.flatnonzero(rows == row)[0])}]{named}: {reason}"
+
+
+def check_images(X: Any) -> np.ndarray | list[Any]:
+    """Check ``X`` and return it as an array of pixels or as a list, without reading images."""
+    if hasattr(X, "to_numpy"):  # pandas, polars
+        X = X.to_numpy()
+    if isinstance(X, _ONE_IMAGE):
+        raise UsageError(f"X is one {type(X).__name__}: of one image give the list [image]")
+    if isinstance(X, np.ndarray):
+        X = _from_array(X)
+    elif not isinstance(X, Sequence):
+        raise UsageError(f"X is a {type(X).__name__}: {_FORMS}")
+    if len(X) == 0:
+        raise UsageError("X holds no images: at least one is needed")
+    return X if isinstance(X, np.ndarray) else list(X)
+
+
+def _from_array(X: np.ndarray) -> np.ndarray | list[Any]:
+    if X.dtype.kind == "S":
+        raise UsageError(
+            "X is an array of fixed-length bytes, where zeros at the end are lost: give a list"
+        )
+    if X.dtype.kind not in "OU":
+        check_stack(X)
+        return X
+    if X.ndim == 2 and X.shape[1] == 1:
+        X = X[:, 0]
+    if X.ndim != 1:
+        raise UsageError(f"X is a table of shape {X.shape}: give its one column of images")
+    return list(X.tolist()) if X.dtype.kind == "U" else list(X)
+
+
+def as_source(images: np.ndarray | list[Any]) -> tuple[Source, np.ndarray]:
+    """Make a source that has every file once; return it, and its row for each image."""
+    if isinstance(images, np.ndarray):
+        return from_arrays(images), np.arange(len(images))
+    first: dict[Any, int] = {}
+    kept: list[Any] = []
+    rows = np.empty(len(images), np.int64)
+    for i, image in enumerate(images):
+        is_path = isinstance(image, (str, os.PathLike))
+        key = os.path.abspath(image) if is_path else i  # noqa: PTH100 - keeps symbolic links
+        rows[i] = first.setdefault(key, len(kept))
+        if rows[i] == len(kept):
+            kept.append(image)
+    return from_arrays(kept), rows

@@ -1,9 +1,9 @@
 """Rows of features kept on the disk, found again by the digest of their image.
 
-A folder for each identity (network, weights, preprocessing, feature point, precision, type)
-holds ordinary cache files, each the rows that one call had to compute. Whoever looks
-rows up or computes them holds the folder's lock, so that no image is computed twice, also by
-processes at work side by side; it is let go after every file, which is then shared.
+There is a folder for each identity (network, weights, preprocessing, feature point, precision,
+type). It holds ordinary cache files with the rows that one call had to compute. A process holds
+the folder's lock while it looks rows up or computes them, so that no image is computed twice. It
+releases the lock after every file, so that other processes can use the file.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class RowMemory:
     def features(
         self, source: Source, *, is_strict: bool
     ) -> tuple[np.ndarray[Any, Any], dict[int, str]]:
-        """Look features up, and compute and keep those that are not there."""
+        """Look features up; compute and keep those that are missing."""
         digests = source.image_digests(reporter=self._setup.reporter)
         keys = [bytes(digest) for digest in digests]
         folder = self._folder(source, digests)
@@ -62,7 +62,7 @@ class RowMemory:
                     rows = _missing(keys, places.keys() | reasons.keys())
                     if not rows:
                         break
-                    if rows != planned:  # at first, and where another process computed some
+                    if rows != planned:  # the first time, or another process computed some
                         workers.close()
                         groups = workers.enter_context(self._started(source, digests, rows))
                     n = self._rows_per_file
@@ -79,7 +79,7 @@ class RowMemory:
 
     @property
     def _rows_per_file(self) -> int:
-        """Whole batches, about 1,024 rows, and at most 256 MB of them."""
+        """Whole batches: about 1,024 rows, at most 256 MB."""
         size, setup = self._setup.engine.batch_size, self._setup
         row_bytes = setup.backbone.n_features * np.dtype(setup.dtype).itemsize
         return max(1, min(_ROWS_PER_FILE, _BYTES_PER_FILE // row_bytes) // size) * size
@@ -89,7 +89,7 @@ class RowMemory:
         settings = Settings(store_dtype=setup.dtype)
         content = source.content_id(digests)
         spec = make_spec(source, setup.backbone, setup.engine, settings, digests, content)
-        # The same image may come by other names: it is called by its digest.
+        # The same image may have other paths elsewhere, so its name here is its digest.
         return dataclasses.replace(spec, paths=[bytes(digest).hex() for digest in digests])
 
     def _folder(self, source: Source, digests: np.ndarray) -> Path:
@@ -121,7 +121,7 @@ class RowMemory:
     def _keep(
         self, source: Source, digests: np.ndarray, rows: list[int], found: _Rows, folder: Path
     ) -> dict[bytes, str]:
-        """Write the good ones of some rows; digest and reason of the others."""
+        """Write the rows that could be computed; return digest and reason of the others."""
         features, failed = found
         good = np.array([i for i in range(len(rows)) if i not in failed], np.int64)
         if len(good):
@@ -149,7 +149,7 @@ def _without_source(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _missing(keys: Sequence[bytes], known: set[bytes]) -> list[int]:
-    """Row of each image that is not known, the first of equal ones."""
+    """Return the first row of each image that is not known."""
     first: dict[bytes, int] = {}
     for i, key in enumerate(keys):
         first.setdefault(key, i)
@@ -157,7 +157,7 @@ def _missing(keys: Sequence[bytes], known: set[bytes]) -> list[int]:
 
 
 def _open_all(folder: Path, stack: ExitStack) -> list[Cache]:
-    stack.close()  # what an earlier round opened
+    stack.close()  # closes the files of the round before
     caches = []
     for path in sorted(folder.glob("*.h5")):
         with _explained(path):
@@ -167,11 +167,13 @@ def _open_all(folder: Path, stack: ExitStack) -> list[Cache]:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Say what to do about a damaged file."""
+    """Add to errors what to do about a damaged file."""
     try:
         yield
     except CacheError as error:
-        error.add_note(f"it is a memory of FeatureExtractor: delete {path}, it is made again")
+        error.add_note(
+            f"it is a memory of FeatureExtractor: delete {path}, its rows are computed again"
+        )
         raise
 
 
@@ -201,7 +203,7 @@ def _write(folder: Path, spec: CacheSpec, parts: Sequence[np.ndarray]) -> None:
 
 
 def _merge(folder: Path) -> None:
-    """Make one file of the 32 smallest where there are 64: few files, and little copied."""
+    """When there are 64 files, merge the 32 smallest: keeps files few, and copies little."""
     paths = sorted(folder.glob("*.h5"), key=lambda path: path.stat().st_size)
     if len(paths) < _MOST_FILES:
         return

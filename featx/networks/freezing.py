@@ -1,11 +1,10 @@
 """Freezing the first layers of a network, and counting what it has.
 
-A *layer* is a module that holds numbers of its own, parameters or running statistics: a
-convolution, a dense layer, a batch normalisation, an attention. Layers stand in the order in which
-the network defines them, which for all networks here is that of the computation. In Keras' count,
-by which the sources froze "the first half", VGG16 without its top has 19 layers, pooling and input
-among them; the first 9 of these hold the first 6 convolutions, which are the first half of the 13
-here too.
+A *layer* is a module with parameters or running statistics of its own: a convolution, a dense
+layer, a batch normalisation, an attention. Layers are counted in the order in which the network
+defines them, which is the order of the computation for all networks here. The sources froze "the
+first half" by Keras' count, in which VGG16 without its top has 19 layers, with input and pooling.
+The first 9 of those contain the first 6 convolutions, which are the first half of the 13 here too.
 """
 
 from __future__ import annotations
@@ -34,16 +33,16 @@ _WORDS = ("none", "half", "all")
 
 
 def keep_in_evaluation_mode(modules: Iterable[nn.Module]) -> None:
-    """Put modules into evaluation mode, each by itself: what is inside is named on its own."""
+    """Put modules into evaluation mode, but not what is inside them."""
     for module in modules:
         module.training = False
 
 
 class FineTuned(nn.Module):
-    """A backbone with a custom top, to be trained together.
+    """A backbone and a top that are trained together.
 
     Modules that were given to `hold` stay in evaluation mode when the rest is put into training
-    mode: frozen batch normalisation keeps its running statistics, frozen dropout drops nothing.
+    mode: frozen batch normalisation keeps its running statistics, and frozen dropout does nothing.
     """
 
     def __init__(self, body: nn.Module, top: nn.Module) -> None:
@@ -58,40 +57,40 @@ class FineTuned(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """Put it into training mode, but for what is held."""
+        """Put it into training mode, except the modules that `hold` was given."""
         super().train(mode)
         keep_in_evaluation_mode(self._held)
         return self
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Give logits."""
+        """Compute logits."""
         logits: torch.Tensor = self.top(self.body(images))
         return logits
 
 
 @dataclass(frozen=True)
 class Count:
-    """What a network has."""
+    """Sizes of a network."""
 
     n_layers: int
     n_parameters: int
-    n_trainable: int
-    n_statistics: int
+    n_trainable: int  # parameters that learn
+    n_statistics: int  # running means and variances
 
     @property
     def n_total_keras(self) -> int:
-        """What Keras prints as total of the parameters."""
+        """What Keras prints as the total number of parameters."""
         return self.n_parameters + self.n_statistics
 
 
 @dataclass(frozen=True)
 class FrozenCount:
-    """What was frozen."""
+    """What is frozen in a network."""
 
-    n_layers: int
-    n_frozen: int
+    n_layers: int  # that can be frozen
+    n_frozen: int  # layers
     n_parameters: int
-    n_trainable: int
+    n_trainable: int  # parameters that learn
     modules: tuple[nn.Module, ...] = field(default=(), repr=False)
 
 
@@ -116,7 +115,11 @@ def statistics_of(network: nn.Module) -> list[Tensor]:
 
 
 def freeze(network: nn.Module, text: str) -> FrozenCount:
-    """Freeze the first layers of a network, and make all others trainable."""
+    """Freeze the first layers of a network, and make all others trainable.
+
+    `text` is ``none``, ``half``, ``all``, a number of layers, or the name of the last frozen layer.
+    The last layer of a network from scratch, and the top of a `FineTuned` one, always learn.
+    """
     body = network.body if isinstance(network, FineTuned) else network
     parts = [(name, module) for name, module in _leaves(body) if module is not body]
     places = [i for i, (_, module) in enumerate(parts) if _has_own(module)]
@@ -135,10 +138,10 @@ def freeze(network: nn.Module, text: str) -> FrozenCount:
 
 
 def _freeze_all(frozen: tuple[nn.Module, ...], body: nn.Module) -> tuple[nn.Module, ...]:
-    """Freeze layers, and what a container holds beside its layers once all of these are frozen.
+    """Freeze layers, and the own parameters of containers in which all layers are frozen.
 
-    The latter are position embeddings, class tokens, scales of a block. Gives all that is frozen,
-    module by module: a container may hold dropout for the layer behind it, which is not.
+    The latter are position embeddings, class tokens and scales of a block. Returns all frozen
+    modules one by one, because a container may also have dropout for a layer that is not frozen.
     """
     still = [part for module in frozen for part in module.modules()]
     for module in frozen:
@@ -174,20 +177,20 @@ def _layers(network: nn.Module) -> list[nn.Module]:
 
 
 def _has_own(module: nn.Module) -> bool:
-    """Whether a module holds parameters or statistics, those of what it is built of counted."""
+    """Whether a module, or anything inside it, has parameters or running statistics."""
     return any(True for _ in module.parameters()) or bool(statistics_of(module))
 
 
 def _leaves(network: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
-    """Modules that are one layer, in order, with their paths.
+    """Return the modules that are one layer, in order, with their paths.
 
-    A module without children is one; so is one whose children hold nothing (timm's batch
-    normalisation with an activation inside), multi-head attention, and a layer whose weights are
-    computed from others (spectral normalisation).
+    A module without children is one layer. So is a module whose children have no parameters
+    (timm's batch normalisation with an activation inside), multi-head attention, and a layer whose
+    weights are computed from others (spectral normalisation).
     """
     found: list[tuple[str, nn.Module]] = []
     for name, child in network.named_children():
-        # What cuts a network off wraps it in a module that adds nothing to paths.
+        # A cut-off network is inside a wrapper, whose attribute name is not part of the paths.
         path = prefix if name == "network" else f"{prefix}{name}."
         parts = list(child.children())
         is_whole = _has_own(child) and not any(_has_own(part) for part in parts)

@@ -4,68 +4,46 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from featx.errors import UsageError, unknown_name
+from featx.configurable import Configurable, parse, setting
 
 __all__ = ["Augment", "sample_warped"]
 
 
 @dataclass(frozen=True)
-class Augment:
-    """What is done at random to every training image, each image by itself.
+class Augment(Configurable):
+    """Random changes of training images; each image is changed independently of the others.
 
-    Notes
-    -----
-    Rotation and zoom are one bilinear sampling about the centre, where Keras's two layers
-    sample twice; beyond its border an image is mirrored, as there (``fill_mode="reflect"``).
+    Rotation and zoom are one bilinear sampling about the centre, where Keras's two layers sample
+    twice. Beyond its border an image is mirrored, as in Keras (``fill_mode="reflect"``).
     """
 
-    flip: bool = False
-    crop: int = 0
-    rotation: float = 0.0
-    zoom: float = 0.0
+    flip: bool = setting(False)  # half of the images are mirrored, left to right
+    crop: int = setting(0, within="[0, inf)")  # padding in pixels, before a random crop
+    rotation: float = setting(0.0, within="[0, 0.5]")  # largest angle, as a fraction of a turn
+    zoom: float = setting(0.0, within="[0, 1)")  # scales are between 1 - zoom and 1 + zoom
 
-    def __post_init__(self) -> None:
-        if self.crop < 0:
-            raise UsageError(f"augment crop={self.crop}: give padding in pixels, 0 or more")
-        if not 0 <= self.rotation <= 0.5:
-            raise UsageError(f"augment rotation={self.rotation}: give a fraction of a turn to 0.5")
-        if not 0 <= self.zoom < 1:
-            raise UsageError(f"augment zoom={self.zoom}: give a share from 0 to below 1")
+    name = "augment"
 
     @classmethod
     def parse(cls, words: Sequence[str]) -> Augment:
-        """Read what was typed.
+        """Read settings as they are typed.
 
         Examples
         --------
         >>> Augment.parse(["flip", "rotation=0.1"])
         Augment(flip=True, crop=0, rotation=0.1, zoom=0.0)
         """
-        values: dict[str, Any] = {}
-        for word in words:
-            name, _, text = word.partition("=")
-            if name not in _KINDS:
-                raise unknown_name("augmentation", name, _KINDS)
-            if name in values:
-                raise UsageError(f"augment {name} is given twice: leave one of them out")
-            values[name] = _value(name, text)
-        return cls(**values)
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """What `parse` reads as this."""
-        chosen = {name: value for name, value in asdict(self).items() if value}
-        return tuple(k if k == "flip" else f"{k}={v:g}" for k, v in chosen.items())
+        full = [word if "=" in word else f"{word}=true" for word in words]
+        return cls().with_settings(**parse(cls(), full))
 
     def move(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        """Flip and crop."""
+        """Crop and flip; pixels are (n, height, width, 3)."""
         if self.crop:
             pixels = self._cropped(pixels, generator)
         if self.flip:
@@ -85,7 +63,7 @@ class Augment:
         return padded[images[:, None, None], rows[:, :, None], columns[:, None, :]]
 
     def warp(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Rotate and zoom."""
+        """Rotate and zoom; images are (n, 3, height, width)."""
         if not (self.rotation or self.zoom):
             return images
         shape = (2, len(images))
@@ -94,27 +72,15 @@ class Augment:
         return sample_warped(images, turns, zooms)
 
 
-_KINDS = {"flip": bool, "crop": int, "rotation": float, "zoom": float}
-
-
-def _value(name: str, text: str) -> Any:
-    kind = _KINDS[name]
-    if kind is bool:
-        if text not in ("", "true", "false"):
-            raise UsageError(f"augment {name}={text}: it takes no number, write {name}")
-        return text != "false"
-    try:
-        return kind(text)
-    except ValueError:
-        example = {"crop": "4", "rotation": "0.1", "zoom": "0.1"}[name]
-        raise UsageError(f"augment {name} needs a number: write {name}={example}") from None
-
-
 def sample_warped(images: Tensor, turns: Tensor, zooms: Tensor) -> Tensor:
-    """Rotate and zoom images about their centres."""
+    """Rotate and zoom images about their centres.
+
+    `turns` are fractions of a turn, counter-clockwise; `zooms` above 1 make the content smaller.
+    """
     angles = turns * (2 * math.pi)
     cos, sin, none = zooms * angles.cos(), zooms * angles.sin(), torch.zeros_like(angles)
-    # Where each pixel of the result comes from; y points down.
+    # The matrix maps each pixel (x, y) of the result to its place in the source:
+    # zoom * (x cos - y sin, x sin + y cos). y points down, hence counter-clockwise.
     to_source = torch.stack([cos, -sin, none, sin, cos, none], dim=1).reshape(-1, 2, 3)
     grid = functional.affine_grid(to_source, list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)

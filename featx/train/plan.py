@@ -1,4 +1,4 @@
-"""Everything that one question of ``featx train`` says."""
+"""`TrainPlan`: all options of ``featx train``, and the names that they may have."""
 
 from __future__ import annotations
 
@@ -61,58 +61,59 @@ _NOT_ASKED = (
 
 @dataclass(frozen=True, kw_only=True)
 class TrainPlan:
-    """Everything that was typed after ``featx train``, by the names of the options.
+    """All options of ``featx train``, by their names.
 
     Parameters
     ----------
     network : str
-        A network of `featx.networks` with its settings, ``cnn-hoogasian-cifar`` or
-        ``auto-cnn(blocks=3)``, trained from scratch; or the name of a backbone, or the file of a
-        trained one, which is cut off at `layer`, gets `top` and is fine-tuned.
+        A network of `featx.networks` with its settings, such as ``auto-cnn(blocks=3)``, which is
+        trained from scratch; or the name of a backbone or the file of a trained network, which is
+        cut off at `layer`, gets `top` and is fine-tuned.
     data : str, default="cifar10"
         As for ``featx extract``.
     train_folder, val_folder, test_folder : str, optional
-        The folders of the splits, relative to `data`, where featx does not recognise them.
+        The folders of the splits, relative to `data`, if featx does not recognise them.
     classes_at : int, optional
         Depth of the folders that are classes; see `featx.sources.LayoutChoice`.
     classes, drop, map : tuple of str
-        Which classes, and their new names, as for ``featx extract``.
+        Classes to use, and their new names, as for ``featx extract``.
     per_class : tuple of int or "all", default=("all",)
-        Labelled images of each class, validation part included: one training each.
+        Labelled images of each class, including the validation part. Each number is a training.
     repeats : int, default=1
         Draws; draw r has the seed ``seed + r``.
     seed : int, default=0
-        Seed of the first draw, and of all that is random in its training.
+        Seed of the first draw, and of everything random in its training.
     cache_per_class, test_per_class : int, optional
-        Pool of training images, and test images, drawn first, so that the images are those of
-        heads on a cache made with the same numbers; all by default.
+        Images of each class that are drawn first: a pool to draw training images from, and the
+        test images. With the same numbers as a cache, the images are those of its heads. All
+        images by default.
     holdout : float, default=0.2
-        Share of each class held out for testing, where the data have no test split.
+        Share of each class that is held out for testing, if the data have no test split.
     test_split : str, optional
-        ``test`` or ``val``; by default ``test``, or ``val`` where the data have no ``test``.
+        ``test`` or ``val``; by default ``test``, or ``val`` if the data have no ``test``.
     on_leak : {"warn", "drop", "raise"}, default="warn"
         What to do about exact copies of test images in the train split.
     weights : str, optional
-        Of a backbone: a tag, a file, or ``random``.
+        Weights of a backbone: a tag, a file, or ``random``.
     weights_key : str, optional
-        Entry of that file, see `featx.open_backbone`.
+        Entry of that file; see `featx.open_backbone`.
     layer : str, optional
         Where the backbone is cut off; the last feature map by default.
     top : str, optional
-        What is put on a cut-off backbone, as `featx.networks.Top` writes it; ``linear`` by
-        default. Not for networks trained from scratch, which have their own.
+        Layers that are put on a backbone, such as ``gap(hidden=256)``; ``linear`` by default.
+        Networks trained from scratch have their own last layers.
     freeze : str, default="none"
-        ``none``, ``half``, ``all``, a number of layers, or a layer up to which the network does
+        ``none``, ``half``, ``all``, a number of layers, or the name of the last layer that does
         not learn; see `featx.networks.freeze`.
     unfreeze_after : int, optional
-        Epochs after which everything learns; fewer than `epochs`.
+        Number of epochs after which all layers learn; fewer than `epochs`.
     input_size : int or "native", optional
-        Side of the input in pixels. By default that of the weights; from scratch, that of the
-        images.
+        Side of the input in pixels. By default that of the weights or, from scratch, that of
+        the images.
     normalise : str, optional
-        One of `NORMALISATIONS`; the weights' own by default, from scratch ``half-range``.
+        One of `NORMALISATIONS`; by default that of the weights or, from scratch, ``half-range``.
     bits : int, optional
-        Bits in use of pixel values that are stored in 16; all 16 by default.
+        Number of used bits of pixel values that are stored in 16 bits; 16 by default.
     augment : tuple of str
         ``flip``, ``rotation=FRACTION`` of a turn, ``zoom=FRACTION``, ``crop=PADDING`` in pixels.
     optimizer : str, default="Adam"
@@ -120,62 +121,63 @@ class TrainPlan:
     lr : float, default=0.001
         Learning rate.
     backbone_lr : float, optional
-        Learning rate of the backbone below the top, where something learns; `lr` by default.
+        Learning rate of the backbone below the top; `lr` by default.
     momentum : float, optional
         Of SGD (0 by default), Nesterov (0.9) and RMSprop (0).
     weight_decay : float, default=0.0
-        As torch's optimisers take it.
+        As in torch's optimizers.
     scheduler : str, default="none"
         One of `SCHEDULERS`: ``step`` multiplies by `gamma` every `step_size` epochs, ``cosine``
         falls to 0 over `epochs`, ``plateau`` multiplies by `gamma` after `step_size` epochs
-        without a better loss.
+        without a lower loss.
     step_size : int, default=5
         Epochs; see `scheduler`.
     gamma : float, default=0.1
         Factor; see `scheduler`.
     loss : str, default="cross-entropy"
-        One of `LOSSES`; the binary one is Keras's on softmax probabilities and one-hot labels.
+        One of `LOSSES`; ``binary-cross-entropy`` is Keras's, of softmax probabilities and one-hot
+        labels.
     epochs : int, default=30
         Most passes over the training part.
     patience : int, default=10
-        Epochs without a better loss of the validation part before training stops, and the best
-        weights come back; 0 trains all epochs and keeps the last weights.
+        Epochs without a lower validation loss before training stops; the network then gets the
+        weights of its best epoch. 0 trains all epochs and keeps the last weights.
     validation : float, default=0.1
-        Share of each class of the subset that is watched, not fitted; 0 for none, with a
-        `patience` of 0.
+        Share of each class of the subset that is the validation part and is not fitted; 0 for
+        none, with a `patience` of 0.
     batch_size : int, default=64
         Images in a step.
     precision : {"fp32", "bf16", "fp16", "auto"}, default="fp32"
         Arithmetic of the forward pass (autocast); weights stay float32.
     channels_last : bool, default=True
-        Whether the channels of a pixel lie side by side in memory, in images and weights: on GPUs
-        with tensor cores and on the CPU the faster order (benchmarks/RESULTS.md).
+        Whether the channels of a pixel are next to each other in memory, in images and weights:
+        the faster order on the CPU and on GPUs with tensor cores (benchmarks/RESULTS.md).
     device : str, default="auto"
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     workers : int, optional
         Processes that decode images; 0 for none.
     image_memory_gb : float, optional
-        Most memory for decoded images, in 10^9 bytes; what is larger lies in a scratch file.
-        A half of what is free by default.
+        Most memory for decoded images, in 10^9 bytes; by default half of the free memory. If they
+        need more, they are kept in a scratch file.
     save : bool, default=False
         Whether to write trained networks as files that can be used as backbones.
     plot : bool, default=False
         Whether to draw the curves (PNG).
     refit : bool, default=False
-        Train again what ``reports/`` has an answer to.
+        Whether to train again if ``reports/`` has the answer already.
     search : int, default=0
-        Draws of a random search, on the validation part of each subset, before the training
-        with the best settings; see `featx.train.search`.
+        Number of settings that a random search tries on a part of each subset, before the
+        training with the best ones; see `featx.train.search`.
     reports_dir : str, default="reports"
         Folder of results.
     allow_code : tuple of str, default=()
-        Functions ``module:function`` that may be imported, with `network` where it is one: a plan
-        may come out of a file.
+        Functions ``module:function`` that may be imported; `network` must be among them if it is
+        such a function, as a plan may come from a file.
 
     Raises
     ------
     UsageError
-        If a name is unknown or a number beyond what is allowed.
+        If a name is unknown, or a number is outside its range.
     """
 
     network: str
@@ -246,8 +248,8 @@ class TrainPlan:
             raise UsageError("--unfreeze-after needs frozen layers: give --freeze half or all")
         if self.unfreeze_after is not None and self.unfreeze_after >= self.epochs:
             raise UsageError(
-                f"--unfreeze-after {self.unfreeze_after} with {self.epochs} epochs: everything "
-                "would learn only behind the last one; give fewer, or more --epochs"
+                f"--unfreeze-after {self.unfreeze_after} with {self.epochs} epochs: no epoch would "
+                "be left in which all layers learn; give fewer, or more --epochs"
             )
         if self.momentum is not None and self.optimizer.startswith("Ada"):
             raise UsageError(
@@ -260,12 +262,12 @@ class TrainPlan:
             raise UsageError("Nesterov needs a momentum above 0: leave --momentum out for 0.9")
 
     def asked(self) -> dict[str, Any]:
-        """Give what decides a training beside its images, as plain values.
+        """Return the fields that change the trained network, as plain values.
 
         Returns
         -------
         dict
-            Fields by name; neither the subset's size and number nor the machine are among them.
+            Fields by name, without those of the machine and without size and number of the subset.
         """
         values = {key: value for key, value in asdict(self).items() if key not in _NOT_ASKED}
         if not self.search:

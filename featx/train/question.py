@@ -1,4 +1,4 @@
-"""What is asked of a training: which images, tested on which, known by which name."""
+"""The question of a training: its training and test images, and its identity."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from featx.train.recipe import Recipe
 __all__ = ["TrainQuestion", "open_sources"]
 
 _VERSION = 1
-"""Part of every training's name; to be raised when the same question gets another answer."""
+"""Part of every training's id; raise it when the same question gets another answer."""
 
 _VERSION_HELD = 2
-"""That of trainings with frozen layers, or with ``plateau``.
+"""The version of trainings with frozen layers, or with ``plateau``.
 
-Before, batch normalisation of frozen layers moved in some networks, and ``plateau`` waited one
-epoch longer than it says.
+In version 1, batch normalisation of frozen layers changed in some networks, and ``plateau`` waited
+one epoch too long.
 """
 
 # Fields of the plan that choose the images. The identity of a training has the images themselves.
@@ -52,7 +52,7 @@ _NOT_IN_HEAD = _OF_THE_IMAGES | {
 
 
 def open_sources(plan: TrainPlan, reporter: Reporter) -> dict[str, Source]:
-    """Open the data, restricted to the chosen classes and to the pool that is drawn first."""
+    """Open the splits, with the chosen classes and the pool of images that is drawn first."""
     classes = ClassChoice.parse(plan.classes, plan.drop, plan.map)
     sample = Sample(plan.cache_per_class, plan.test_per_class, plan.seed, classes)
     splits = open_data(plan.data, layout=LayoutChoice.of(plan), reporter=reporter)
@@ -64,7 +64,7 @@ def open_sources(plan: TrainPlan, reporter: Reporter) -> dict[str, Source]:
 
 
 class TrainQuestion(BaseQuestion):
-    """The images of a training: the subsets that heads draw, and test images."""
+    """The images of a training: the same subsets that heads draw, and test images."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class TrainQuestion(BaseQuestion):
         self._digests = {
             id(source): source.image_digests(reporter=decoder.reporter) for source in self._sources
         }
-        # A draw depends on which images can be read: that is known of some sources only.
+        # A draw depends on which images can be read. Only for some sources is this known before.
         self._decoded: dict[int, Decoded] = {
             id(source): decoder.decode(source, self._digests[id(source)])
             for source in self._sources
@@ -113,7 +113,7 @@ class TrainQuestion(BaseQuestion):
         return SourceRows(source, digests, failed, fingerprint(identity), self.recipe.text)
 
     def _decode_the_rest(self) -> None:
-        """Decode what is drawn and tested, of sources that can be read for sure."""
+        """Decode the drawn images and the test images of sources that can be read for sure."""
         drawn = np.unique(np.concatenate([subset.rows for subset in self.subsets]))
         wanted: dict[int, NDArray[np.int64]] = {id(self._sources[0]): drawn}
         last = id(self._sources[-1])
@@ -129,7 +129,7 @@ class TrainQuestion(BaseQuestion):
 
     @property
     def class_names(self) -> list[str]:
-        """One name a class."""
+        """One name per class."""
         return self.pair.train.class_names
 
     def training_images(self, subset: Subset) -> PixelSet:
@@ -139,13 +139,13 @@ class TrainQuestion(BaseQuestion):
 
     @cached_property
     def test_images(self) -> PixelSet:
-        """Images that are tested."""
+        """Test images."""
         source = self._sources[-1]
         return self._decoded[id(source)].take(source.labels, self.test_rows)
 
     @property
     def head(self) -> str:
-        """What the table calls the training: settings that are not the default ones."""
+        """What the column of heads shows: the settings that are not the defaults."""
         usual = {f.name: f.default for f in fields(TrainPlan)}
         asked = {k: v for k, v in self.plan.asked().items() if k not in _NOT_IN_HEAD}
         if self.recipe.top is not None:
@@ -155,8 +155,8 @@ class TrainQuestion(BaseQuestion):
         return f"train({words})" if words else "train"
 
     def fit_id(self, subset: Subset) -> str:
-        """Name the training: 16 hexadecimal digits, of images, network and settings."""
-        # The number of a draw is no part of the question: see the fits of heads.
+        """Return the id of the training: 16 hexadecimal digits, of images, network and settings."""
+        # The number of a draw is not part of the question, as for fits of heads.
         draw = {
             "repeat": 0,
             "seed": subset.seed,
@@ -168,7 +168,7 @@ class TrainQuestion(BaseQuestion):
         return fingerprint(identity | draw)[:16]
 
     def question_id(self, head: str, subset: Subset) -> str:
-        """Name what all draws of one size have in common: 16 hexadecimal digits."""
+        """Return the id of what all draws of one size have in common: 16 hexadecimal digits."""
         return fingerprint(self._identity(subset))[:16]
 
     def _identity(self, subset: Subset) -> dict[str, Any]:
@@ -189,7 +189,7 @@ class TrainQuestion(BaseQuestion):
         return _VERSION_HELD if is_held else _VERSION
 
     def names(self) -> dict[str, Any]:
-        """Give the columns that network and images name."""
+        """Return the columns of the table about network and images."""
         recipe, backbone = self.recipe, self.recipe.backbone
         return {
             "data": self.pair.data_name,
@@ -204,7 +204,7 @@ class TrainQuestion(BaseQuestion):
         }
 
     def asked(self, head: str, subset: Subset) -> dict[str, Any]:
-        """Give what a training's JSON keeps of how it was asked; see `BaseQuestion.asked`."""
+        """Return the options that a training's JSON keeps; see `BaseQuestion.asked`."""
         known = super().asked(head, subset)
         settings = {**known["settings"], **self.plan.asked(), "heads": [self.head]}
         return known | {"settings": settings}

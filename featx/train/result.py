@@ -1,4 +1,4 @@
-"""The outcome of one training, as a fit beside those of heads, and more."""
+"""The outcome of one training: a fit like those of heads, and its curves."""
 
 from __future__ import annotations
 
@@ -43,54 +43,54 @@ _TITLES = {"loss": "loss", "acc": "accuracy"}
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training gave, beside its weights."""
+    """What a training produced, except the weights."""
 
-    curves: tuple[Mapping[str, Any], ...]
-    best_epoch: int
-    has_stopped: bool
-    n_fitted: int
-    n_watching: int
+    curves: tuple[Mapping[str, Any], ...]  # one per epoch, as `NetworkClassifier.history`
+    best_epoch: int  # of the weights that were kept, counted from 1
+    has_stopped: bool  # early
+    n_fitted: int  # images
+    n_watching: int  # images of the validation part
     n_layers: int
-    n_frozen: int
+    n_frozen: int  # layers
     n_parameters: int
-    n_trainable: int
-    n_statistics: int
+    n_trainable: int  # parameters in the first epoch
+    n_statistics: int  # running means and variances
     device: str
 
     @property
     def seconds(self) -> float:
-        """Of all epochs."""
+        """Time of all epochs."""
         return float(sum(line["dur"] for line in self.curves))
 
     @property
     def seconds_per_epoch(self) -> float:
-        """Median, so that a slow first epoch does not count."""
+        """Median time of an epoch: a slow first epoch does not change it."""
         return float(np.median([line["dur"] for line in self.curves]))
 
     def record(self) -> dict[str, Any]:
-        """Give it as plain values."""
+        """Return it as plain values."""
         return {**asdict(self), "curves": [dict(line) for line in self.curves]}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Trained:
-        """Read what `record` gave."""
+        """Read what `record` returned."""
         return cls(**{**record, "curves": tuple(record["curves"])})
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """One training: a row of the table of results, and what only a training has.
+    """One training: a row of the table of results, and what only trainings have.
 
     Parameters
     ----------
     fit : FitResult
-        As of a head: `featx compare` sets it beside them.
+        The result, like that of a head; `featx compare` compares both.
     trained : Trained
         Curves, counts and times.
     checkpoint : Path or None
-        The trained network as a file, where it was asked for; a backbone at once.
+        File of the trained network, if it was asked for. It can be used as a backbone.
     is_known : bool
-        Whether ``reports/`` had the answer.
+        Whether ``reports/`` had the answer already.
     """
 
     fit: FitResult
@@ -105,12 +105,12 @@ class TrainResult:
 
     @property
     def n_layers(self) -> int:
-        """Layers with parameters."""
+        """Number of layers with parameters."""
         return self.trained.n_layers
 
     @property
     def n_parameters(self) -> int:
-        """Numbers of the network."""
+        """Number of parameters of the network."""
         return self.trained.n_parameters
 
     @property
@@ -121,28 +121,28 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class Logits:
-    """Scores of a network, as evaluation reads the scores of heads."""
+    """Scores of a network, with the methods of a head that evaluation calls."""
 
     classes_: NDArray[np.int64]
     decisions: Array
 
     def decision_function(self, X: Any) -> Array:
-        """Give the scores that are there already."""
+        """Return the scores, which are known already."""
         del X
         return self.decisions
 
     def predict(self, X: Any) -> NDArray[np.int64]:
-        """Labels of the largest scores."""
+        """Return the labels of the largest scores."""
         return labels_of(self.decision_function(X), self.classes_)
 
     def probabilities(self, scores: Array) -> Array:
-        """Softmax."""
+        """Compute the softmax."""
         return softmax_of(scores)
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What a trained network says of images."""
+    """Scores of a trained network."""
 
     decisions: Array
     train_acc1: float
@@ -150,7 +150,7 @@ class Scored:
 
 
 def remarks_of(plan: TrainPlan, trained: Trained) -> list[str]:
-    """Say what was asked and did not come about."""
+    """Return sentences about options that had no effect."""
     n_epochs = len(trained.curves)
     if plan.unfreeze_after is None or n_epochs > plan.unfreeze_after:
         return []
@@ -161,7 +161,7 @@ def remarks_of(plan: TrainPlan, trained: Trained) -> list[str]:
 def to_fit(
     question: TrainQuestion, subset: Subset, trained: Trained, scored: Scored, extra: dict[str, Any]
 ) -> FitResult:
-    """Make a training a fit."""
+    """Make the result of a training, in the form of a head's."""
     pair = question.pair
     model = Logits(np.arange(len(question.class_names)), scored.decisions)
     scores = score(question.truth, scored.decisions, model, question.class_names)
@@ -206,13 +206,13 @@ def to_fit(
 
 
 def save_curves(curves: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write a line an epoch."""
+    """Write one line per epoch."""
     frame = pd.DataFrame(list(curves)).rename(columns={"dur": "seconds"})
     replace_text(path, frame.to_csv(index=False))
 
 
 def save_curves_plot(curves: Sequence[Mapping[str, Any]], best_epoch: int, path: Path) -> None:
-    """Draw loss and accuracy of the training and the validation part."""
+    """Draw loss and accuracy of the training part and of the validation part."""
     from matplotlib.figure import Figure
 
     frame = pd.DataFrame(list(curves))

@@ -14,7 +14,7 @@ from featx import FeatureExtractor
 from featx.backbones import base, open_backbones
 from featx.backbones.module_taps import ModuleTaps
 from featx.engines.runtimes.folding import fold_batch_norms
-from featx.extractor import opened
+from featx.extractor import open_networks
 from featx.preprocess import Preprocessing
 from featx.weights import Weights
 
@@ -94,7 +94,7 @@ def test_folding_sees_the_pass_of_its_own_thread():
 
 
 def test_one_extractor_serves_several_threads():
-    opened._open_once.cache_clear()
+    open_networks._open_once.cache_clear()
     make = {"weights": "random", "input_size": 64, "device": "cpu", "batch_size": 4, "pool": "avg"}
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (3, 64, 64, 3), np.uint8) for _ in range(N_THREADS)]
@@ -104,5 +104,5 @@ def test_one_extractor_serves_several_threads():
     meeting(first_convolution(runtime._group.network))
     found = side_by_side(extractor.transform, images)
     assert all(map(np.array_equal, found, wanted))
-    opened._open_once.cache_clear()
-    opened.engine_once.cache_clear()
+    open_networks._open_once.cache_clear()
+    open_networks.engine_once.cache_clear()

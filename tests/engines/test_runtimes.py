@@ -242,7 +242,7 @@ def test_runtimes_are_resolved_with_a_reason(monkeypatch):
 def test_a_transformer_makes_its_network_ready_once(monkeypatch):
     from featx import FeatureExtractor
     from featx.engines import local
-    from featx.extractor.opened import engine_once
+    from featx.extractor.open_networks import engine_once
 
     engine_once.cache_clear()
     opened, real = [], local.open_runtime

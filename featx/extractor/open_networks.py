@@ -1,4 +1,7 @@
-"""Networks that stay open in this process: a search over parameters makes many estimators."""
+"""Networks that stay open in this process.
+
+A search over parameters makes many estimators, and each of them needs its network.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ def open_once(
     is_anew: bool = False,
     **options: str | None,
 ) -> Backbone:
-    """Open a backbone, or take one of the last two that were opened."""
+    """Open a backbone, or return one of the last two that were opened."""
     chosen = tuple(
         (key, _triple(key, value) if key in ("mean", "std") else value)
         for key, value in overrides.items()
@@ -50,7 +53,7 @@ def open_once(
 
 
 def _triple(name: str, values: Any) -> tuple[float, ...]:
-    """Make a list or an array hashable, and equal numbers equal."""
+    """Turn a list or an array into a tuple of floats, which has a hash."""
     try:
         return tuple(float(value) for value in values)
     except (TypeError, ValueError) as error:
@@ -58,7 +61,7 @@ def _triple(name: str, values: Any) -> tuple[float, ...]:
 
 
 def _codes(name: str, allowed: tuple[str, ...]) -> list[tuple[Any, str]]:
-    """Tell code that was loaded again, or defined again in a notebook, from an unchanged one."""
+    """Return the user's functions with digests: a notebook may define or reload them again."""
     return [loaded_now(code, GROUP) for code in (name, *allowed) if is_plugin(code, GROUP)]
 
 
@@ -70,7 +73,7 @@ def _open_once(
     allow_code: tuple[str, ...],
     device: str,
 ) -> tuple[Backbone, list[tuple[Any, str]]]:
-    """Load it; the device is part of the key because an engine moves the network to it."""
+    """Open it; `device` is part of the key because an engine moves the network there."""
     del device
     chosen: dict[str, Any] = dict(options)
     found = open_backbone(name, overrides=dict(overrides), allow_code=allow_code, **chosen)
@@ -81,5 +84,5 @@ def _open_once(
 def engine_once(
     device: torch.device, precision: str, batch_size: int | None, workers: int | None, runtime: str
 ) -> LocalEngine:
-    """Make an engine, or take the last one: it keeps the last network ready to run."""
+    """Make an engine, or return the last one, which keeps its last network ready to run."""
     return LocalEngine(device, precision, batch_size, workers, runtime=runtime)
