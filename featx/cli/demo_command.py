@@ -21,9 +21,10 @@ def command(cache_dir: str, reports_dir: str, reporter: Reporter) -> int:
 
     Real images (scikit-learn's digits) through a real ImageNet-trained network
     (EfficientNet-Lite0, from the extra featx[demo]), then a linear SVM at 10, 50
-    and 100 images per class: the same two commands that you would type.
+    and 100 images per class, and a page of the results: the same three commands
+    that you would type.
     """
-    from featx.cli import fit_command
+    from featx.cli import fit_command, report_command
     from featx.extract import Plan, run_plan
 
     sizes = " ".join(str(k) for k in PER_CLASS)
@@ -39,4 +40,7 @@ def command(cache_dir: str, reports_dir: str, reporter: Reporter) -> int:
         cache_dir=cache_dir,
         reports_dir=reports_dir,
     )
-    return fit_command.run(question, reporter)
+    status = fit_command.run(question, reporter)
+    click.echo("$ featx report")
+    report_command.run(reports_dir, reporter)
+    return status
