@@ -83,7 +83,8 @@ def run(
     lines = read_lines(reports_dir, data=data, reporter=reporter)
     path = out or Path(reports_dir) / "index.html"
     write_page(lines, path, pictures=pictures, reporter=reporter)
-    click.echo(f"{len(lines.fits)} fits: open {path} in a browser")
+    n = len(lines.fits)
+    click.echo(f"{n} {'fit' if n == 1 else 'fits'}: open {path} in a browser")
 
 
 def _class_tables(lines: Lines, system: str, form: str, reporter: Reporter) -> Iterator[str]:

@@ -23,6 +23,10 @@ from featx.store import Cache
 
 __all__ = ["Picture", "Pictures", "details_of", "read_fits", "wrong_pictures"]
 
+_USUAL = {
+    **{"folds": 5, "holdout": 0.2, "on_leak": "warn", "near": "auto"},
+    **{"scale": "none", "class_weight": None},
+}
 _MOST_CONFUSED, _MOST_PICTURES, _MOST_LEAKS = 10, 24, 12
 _THUMBNAIL_PX, _QUALITY = 96, 80
 _SETTINGS = (
@@ -107,7 +111,8 @@ def _made(fit: FitResult) -> Iterator[tuple[str, str]]:
     """Say how a fit was made."""
     asked = fit.detail.get("settings", {})
     yield "data", fit.data
-    yield "backbone", f"{fit.backbone}, weights {fit.weights}, layer {fit.layer}, pool {fit.pool}"
+    weights = f", weights {fit.weights}" * bool(fit.weights)
+    yield "backbone", f"{fit.backbone}{weights}, layer {fit.layer}, pool {fit.pool}"
     yield "images", f"{fit.input_size} px, precision {fit.precision}"
     yield "feature", f"{fit.n_features:,} values"
     yield "head", fit.clf
@@ -130,16 +135,16 @@ def _made(fit: FitResult) -> Iterator[tuple[str, str]]:
 
 
 def command_of(fits: Sequence[FitResult]) -> str:
-    """Write the command that makes a line again, from what its first fit records."""
+    """Write the command that makes a line again; empty for trainings and older records."""
     fit, asked = fits[0], fits[0].detail.get("settings", {})
-    if not asked:
+    if not asked or "trained" in fit.detail:
         return ""
     words = ["featx", "fit", "--data", fit.data, "--backbone", fit.backbone, "--clf", fit.clf]
     words += ["--per-class", fit.per_class, "--repeats", str(asked.get("repeats", len(fits)))]
     words += ["--seed", str(asked.get("seed", 0))]
     if asked.get("C") is not None:
         words += ["--C", repr(asked["C"]).removesuffix(".0")]
-    for name, usual in (("folds", 5), ("scale", "none"), ("class_weight", None)):
+    for name, usual in _USUAL.items():
         if asked.get(name, usual) != usual:
             words += [f"--{name.replace('_', '-')}", str(asked[name])]
     return shlex.join(words)
@@ -186,11 +191,14 @@ class Pictures:
 
     def open_cache(self, fit: FitResult) -> Cache | None:
         """Open the cache that a fit was tested on, if it is still the same."""
-        path = fit.detail.get("test_cache", "")
+        path = fit.detail.get("test_cache")
+        if not path:
+            self._note(f"pictures of {fit.data}: the fits name no cache")
+            return None
         try:
             cache = Cache.open(Path(path))
         except (FeatxError, OSError) as error:
-            self._note(f"pictures of {fit.data}: {path or 'its cache'} cannot be opened ({error})")
+            self._note(f"pictures of {fit.data}: {path} cannot be opened ({error})")
             return None
         if cache.fingerprint == fit.test_fingerprint:
             return cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -227,3 +228,15 @@ def test_axe_finds_nothing_serious(browser, page):
     serious = [(v["id"], v["nodes"][0]["html"][:200]) for v in grave]
     assert serious == []
     tab.context.close()
+
+
+def test_the_command_of_a_line_answers_it(folder, capsys):
+    from featx.evaluate import ResultsFolder
+    from featx.report.details import details_of, read_fits
+
+    lines, results = read_lines(folder / "reports"), ResultsFolder(folder / "reports")
+    fits = read_fits(results, lines.files["line-1"])
+    words = shlex.split(details_of(fits)["command"])[1:]
+    places = ["--cache", str(folder / "cache"), "--reports", str(folder / "reports")]
+    assert main([*words, *places]) == 0
+    assert "3 fits answered" in capsys.readouterr().out
