@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,13 @@ def state_in(path: Path) -> dict[str, Any]:
 
 
 def epochs_in(folder: Path) -> int:
+    """Count the epochs of a checkpoint, which a training may be replacing."""
     for path in folder.glob("*.safetensors"):
-        return len(state_in(path)["history"])
+        # Reading opens the file twice. A link is one file, whatever takes its name meanwhile.
+        with tempfile.TemporaryDirectory(dir=folder.parent) as own:
+            link = Path(own) / path.name
+            link.hardlink_to(path)
+            return len(state_in(link)["history"])
     return 0
 
 
