@@ -38,7 +38,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Name of the head, see ``featx list heads``, or ``module:Class``.
     C : float, optional
         Penalty of the raw features; chosen by cross-validation by default.
-    scale : {"none", "l2", "standard", "power"}, default="none"
+    scale : {"none", "l2", "standard", "power", "whiten", "whiten=N"}, default="none"
         Scaling of the features, fitted inside each fold.
     class_weight : {None, "balanced"}, default=None
         Weights of the classes, for heads that have them.
