@@ -8,9 +8,8 @@ extra ``report``.
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +18,7 @@ import pandas as pd
 from featx.errors import MissingExtraError, UsageError
 from featx.evaluate import FitResult
 from featx.evaluate.lines import Lines, lines_of, read_lines
+from featx.evaluate.systems import by_size
 
 if TYPE_CHECKING:
     from altair import Chart, FacetChart, LayerChart
@@ -79,16 +79,9 @@ def learning_curve(results: Results = "reports") -> Layers:
         x=alt.X("images:Q", title=title, scale=alt.Scale(type="log"), axis=axis),
         color=_colour(frame),
     )
-    accuracy = alt.Y("accuracy:Q", title="accuracy", scale=alt.Scale(zero=False))
-    band = base.mark_area(opacity=0.15).encode(
-        y=alt.Y("low:Q", title="accuracy", scale=alt.Scale(zero=False)),
-        y2="high:Q",
-    )
-    line = base.mark_line().encode(y=accuracy)
-    points = base.mark_point(filled=True, size=70).encode(
-        y=accuracy, shape=_shape(frame), tooltip=_TOOLTIP
-    )
-    return alt.layer(band, line, points)
+    band = base.mark_area(opacity=0.15).encode(y=_accuracy("low"), y2="high:Q")
+    line = base.mark_line().encode(y=_accuracy("accuracy"))
+    return alt.layer(band, line, _points(base, frame, 70))
 
 
 def cost(results: Results = "reports", by: str = "seconds") -> Layers:
@@ -145,7 +138,7 @@ def settings_curve(results: Results = "reports", by: str = "input") -> Layers:
     frame = _frame(results)
     if by not in frame or frame[by].nunique() < 2:
         raise UsageError(f"all results have the same {_SETTINGS[by]}: there is nothing to draw")
-    order = sorted(frame[by].unique(), key=_by_size)
+    order = by_size(frame[by].unique())
     base = alt.Chart(frame).encode(
         x=alt.X(f"{by}:N", title=_SETTINGS[by], sort=order), color=_colour(frame)
     )
@@ -404,33 +397,38 @@ def recall_chart(data: Any) -> Chart:
 
 
 def _points_with_ends(base: Chart, frame: pd.DataFrame) -> Layers:
-    title = alt.Y("low:Q", title="accuracy", scale=alt.Scale(zero=False))
-    ends = base.mark_rule(opacity=0.5).encode(y=title, y2="high:Q")
-    points = base.mark_point(filled=True, size=80).encode(
-        y="accuracy:Q", shape=_shape(frame), tooltip=_TOOLTIP
+    ends = base.mark_rule(opacity=0.5).encode(y=_accuracy("low"), y2="high:Q")
+    return alt.layer(ends, _points(base, frame, 80))
+
+
+def _points(base: Chart, frame: pd.DataFrame, size: int) -> Chart:
+    points: Chart = base.mark_point(filled=True, size=size).encode(
+        y=_accuracy("accuracy"), shape=_shape(frame), tooltip=_TOOLTIP
     )
-    return alt.layer(ends, points)
+    return points
 
 
-def _colour(frame: pd.DataFrame) -> alt.Color:
-    systems = list(dict.fromkeys(frame["system"]))
-    colours = [_COLOURS[i % len(_COLOURS)] for i in range(len(systems))]
-    scale = alt.Scale(domain=systems, range=colours)
-    return alt.Color("system:N", title=None, legend=_legend(), scale=scale)
+def _accuracy(field: str) -> alt.Y:
+    return alt.Y(f"{field}:Q", title="accuracy", scale=alt.Scale(zero=False))
 
 
-def _shape(frame: pd.DataFrame) -> alt.Shape:
+def _colour(frame: pd.DataFrame) -> Any:
+    return _by_system(alt.Color, frame, lambda i: _COLOURS[i % len(_COLOURS)])
+
+
+def _shape(frame: pd.DataFrame) -> Any:
     """Tell systems apart by the shape where the colours come again."""
+    return _by_system(alt.Shape, frame, lambda i: _SHAPES[i // len(_COLOURS) % len(_SHAPES)])
+
+
+def _by_system(channel: Any, frame: pd.DataFrame, value_of: Callable[[int], str]) -> Any:
+    """Give each system a colour or a shape, the same in every layer of a chart."""
     systems = list(dict.fromkeys(frame["system"]))
-    shapes = [_SHAPES[i // len(_COLOURS) % len(_SHAPES)] for i in range(len(systems))]
-    scale = alt.Scale(domain=systems, range=shapes)
-    return alt.Shape("system:N", title=None, legend=_legend(), scale=scale)
-
-
-def _legend() -> alt.Legend:
-    return alt.Legend(
+    scale = alt.Scale(domain=systems, range=[value_of(i) for i in range(len(systems))])
+    legend = alt.Legend(
         labelLimit=360, symbolLimit=40, symbolOpacity=1, orient="bottom", columns=2, symbolSize=70
     )
+    return channel("system:N", title=None, legend=legend, scale=scale)
 
 
 def _frame(results: Results) -> pd.DataFrame:
@@ -446,8 +444,3 @@ def _detail(fit: FitResult | Mapping[str, Any]) -> Mapping[str, Any]:
     if "confusion_matrix" not in detail:
         raise UsageError("this fit has no scores: it failed, or it is not a fit")
     return detail
-
-
-def _by_size(value: object) -> tuple[float, str]:
-    text = str(value)
-    return (float(text) if text.isdigit() else math.inf, text)

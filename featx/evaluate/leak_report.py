@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from featx.errors import FeatxError, ImageError, ProtocolError
+from featx.errors import ProtocolError
 from featx.evaluate.leaks import KINDS, SAME_GROUP, Conflict, Leak, Leaks
 from featx.evaluate.pairs import CacheLike
 from featx.progress import SILENT, Reporter
 from featx.sheet import contact_sheet, save_sheet
-from featx.sources import LAYOUT_FIELDS, LayoutChoice, Source, open_data
+from featx.sources.album import Albums
 
 __all__ = [
     "conflict_line",
@@ -175,7 +175,7 @@ def _pair_record(leaks: Leaks, leak: Leak) -> dict[str, Any]:
 
 def save_leak_sheet(many: Iterable[Leaks], path: Path, reporter: Reporter = SILENT) -> int:
     """Draw the pairs side by side: the test image, then the training image."""
-    albums: dict[str, _Album] = {}
+    albums = Albums()
     cells: dict[tuple[str, ...], list[tuple[Image.Image | None, str]]] = {}
     for leaks in many:
         for leak in _one_per_test_image(leaks.found):
@@ -186,7 +186,7 @@ def save_leak_sheet(many: Iterable[Leaks], path: Path, reporter: Reporter = SILE
                 continue
             how = leak.kind if leak.kind != "near" else f"near {leak.cosine:.2f}"
             cells[key] = [
-                (_album(albums, cache, reporter).picture(cache.paths[row]), caption)
+                (_picture(albums, cache, row, reporter), caption)
                 for cache, (_, row), caption in zip(
                     caches, sides, (how, _named(leaks, "train", leak.train)), strict=True
                 )
@@ -196,38 +196,8 @@ def save_leak_sheet(many: Iterable[Leaks], path: Path, reporter: Reporter = SILE
     return len(cells)
 
 
-def _album(albums: dict[str, _Album], cache: CacheLike, reporter: Reporter) -> _Album:
-    request = cache.meta.get("request", {})
-    data = str({name: request.get(name) for name in ("data", *LAYOUT_FIELDS)})
-    if data not in albums:
-        albums[data] = _Album.open(request, cache, reporter)
-    return albums[data]
+def _picture(albums: Albums, cache: CacheLike, row: int, reporter: Reporter) -> Image.Image | None:
+    def tell(problem: str) -> None:
+        reporter.warn(f"images of {Path(cache.path).name} cannot be drawn: {problem}")
 
-
-class _Album:
-    """Images of the data set that a cache was made from, by their paths."""
-
-    def __init__(self, rows: Mapping[str, tuple[Source, int]]) -> None:
-        self.rows = rows
-
-    @classmethod
-    def open(cls, request: Mapping[str, Any], cache: CacheLike, reporter: Reporter) -> _Album:
-        try:
-            if not request.get("data"):
-                raise ImageError("the cache does not say where its images are")
-            layout = LayoutChoice.of(request)
-            splits = open_data(str(request["data"]), layout=layout, download=False)
-        except FeatxError as error:
-            reporter.warn(f"images of {Path(cache.path).name} cannot be drawn: {error}")
-            return cls({})
-        every = [(p, s, i) for s in splits.values() for i, p in enumerate(s.paths)]
-        return cls({path: (source, row) for path, source, row in every})
-
-    def picture(self, path: str) -> Image.Image | None:
-        if path not in self.rows:
-            return None
-        source, row = self.rows[path]
-        try:
-            return source.image(row)
-        except FeatxError:  # also a file of pixels that is gone
-            return None
+    return albums.of(cache.meta, tell).picture(cache.paths[row])

@@ -114,7 +114,7 @@ def _systems(frame: pd.DataFrame) -> list[str]:
     """Name each line by what tells the lines of one data set and number of images apart."""
     columns = frame.loc[:, "data":"repeats"].columns.drop("repeats")
     rest = [name for name in columns if name not in (*_FIRST, *_NOT_SYSTEM)]
-    shared, told = ["data", "per class"], ["backbone", "head"]
+    shared, told = ["data", "per class"], [*_FIRST]
     for name in rest:
         # The weights, say, often follow from the backbone: then they tell nothing more.
         if (frame.groupby([*shared, *told], dropna=False)[name].nunique(dropna=False) > 1).any():
@@ -128,11 +128,7 @@ def _systems(frame: pd.DataFrame) -> list[str]:
 
 
 def _word(column: str, value: object) -> str:
-    return (
-        str(value)
-        if column in ("data", "backbone", "layer", "head", "weights")
-        else f"{column} {value}"
-    )
+    return str(value) if column in _BARE else f"{column} {value}"
 
 
 def _images_per_class(frame: pd.DataFrame, groups: Sequence[pd.DataFrame]) -> list[float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from PIL import Image
 from featx.errors import FeatxError
 from featx.evaluate import FitResult, ResultsFolder
 from featx.progress import SILENT, Reporter
-from featx.sources.album import Album
+from featx.sources.album import Albums
 from featx.store import Cache
 
 __all__ = ["Picture", "Pictures", "details_of", "read_fits", "wrong_pictures"]
@@ -155,7 +154,6 @@ def _leaks(record: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     kinds = {kind: n for kind, n in record.get("test_images", {}).items() if n}
     return {
-        "n_train": record.get("n_train"),
         "n_test": record.get("n_test"),
         "kinds": kinds,
         "pairs": list(record.get("pairs", []))[:_MOST_LEAKS],
@@ -177,11 +175,13 @@ class Pictures:
 
     reporter: Reporter = SILENT
     problems: list[str] = field(default_factory=list)
-    _albums: dict[str, Album] = field(default_factory=dict)
+    _albums: Albums = field(default_factory=Albums)
 
     def thumbnail(self, meta: Mapping[str, Any], path: str) -> str:
         """Give an image as a ``data:`` URL; empty where it is not there."""
-        image = self._album(meta).picture(path)
+        data = meta.get("data", "a data set")
+        album = self._albums.of(meta, lambda problem: self._note(f"pictures of {data}: {problem}"))
+        image = album.picture(path)
         if image is None:
             return ""
         image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX), Image.Resampling.LANCZOS)
@@ -205,14 +205,6 @@ class Pictures:
         cache.close()
         self._note(f"pictures of {fit.data}: {path} has changed since")
         return None
-
-    def _album(self, meta: Mapping[str, Any]) -> Album:
-        key = json.dumps(meta.get("request", {}), sort_keys=True, default=str)
-        if key not in self._albums:
-            self._albums[key] = album = Album.of(meta)
-            if album.problem:
-                self._note(f"pictures of {meta.get('data', 'a data set')}: {album.problem}")
-        return self._albums[key]
 
     def _note(self, problem: str) -> None:
         if problem not in self.problems:

@@ -66,7 +66,7 @@ def write_page(
             rows=list(_rows(lines.frame)),
             filters=list(_filters(lines.frame)),
             charts=list(_charts(lines)),
-            comparisons=list(_comparisons(lines, fits, reporter)),
+            comparisons=list(_comparisons(lines, fits)),
             recipes=list(_recipes(lines.folder)),
             wrong=list(_wrong(fits, album)) if pictures else [],
             problems=album.problems,
@@ -224,9 +224,7 @@ def _detail_charts() -> dict[str, Any]:
     }
 
 
-def _comparisons(
-    lines: Lines, fits: Mapping[str, Sequence[FitResult]], reporter: Reporter
-) -> Iterator[dict[str, Any]]:
+def _comparisons(lines: Lines, fits: Mapping[str, Sequence[FitResult]]) -> Iterator[dict[str, Any]]:
     """Compare the best systems of each data set at its largest number of images per class."""
     frame = lines.scored[lines.scored["id"].isin(fits)]
     for data, of_data in frame.groupby("data", sort=False):

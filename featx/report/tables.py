@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import pandas as pd
 
 from featx.evaluate.lines import Lines
+from featx.evaluate.systems import by_size
 
-__all__ = ["FORMATS", "class_table", "format_lines"]
+__all__ = ["class_table", "format_lines"]
 
 _DIGITS = 1  # of percentages
 _LATEX = {
@@ -34,7 +35,7 @@ def format_lines(lines: Lines, form: str) -> str:
     escape = _ESCAPES[form]
     parts = []
     for data, frame in lines.frame.groupby("data", sort=False):
-        sizes = sorted(frame["per class"].unique(), key=_by_size)
+        sizes = by_size(frame["per class"].unique())
         head = ["system", *(f"{size} per class" for size in sizes)]
         rows = [[escape(word) for word in head]]
         cells = {size: _column(frame[frame["per class"] == size], bold) for size in sizes}
@@ -67,10 +68,6 @@ def _what(frame: pd.DataFrame) -> str:
     return f"95 % interval over {n_draws} draws and {n_tests} test images"
 
 
-def _by_size(value: str) -> tuple[float, str]:
-    return (float(value) if value.isdigit() else float("inf"), value)
-
-
 def class_table(rows: Sequence[Mapping[str, object]], form: str, title: str) -> str:
     """Write precision, recall, F1 and test images of each class, as scikit-learn's report does."""
     if form == "csv":
@@ -94,7 +91,7 @@ def _markdown(rows: Sequence[Row], note: str) -> str:
     head, *body = rows
     rule = ["---", *(["---:"] * (len(head) - 1))]
     lines = [f"| {' | '.join(row)} |" for row in (head, rule, *body)]
-    return "\n".join([*lines, *([f"\n{note}"] if note else []), ""])
+    return "\n".join([*lines, f"\n{note}", ""])
 
 
 def _latex(rows: Sequence[Row], note: str) -> str:
@@ -102,8 +99,7 @@ def _latex(rows: Sequence[Row], note: str) -> str:
 
     def lines() -> Iterator[str]:
         yield r"\begin{table}"
-        if note:
-            yield rf"\caption{{{note}}}"
+        yield rf"\caption{{{note}}}"
         yield rf"\begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}"
         yield r"\toprule"
         yield rf"{' & '.join(rows[0])} \\"
@@ -120,10 +116,10 @@ def _html(rows: Sequence[Row], note: str) -> str:
     def line(row: Row, kind: str) -> str:
         return f"<tr>{''.join(f'<{kind}>{cell}</{kind}>' for cell in row)}</tr>"
 
-    caption = f"<caption>{note}</caption>\n" if note else ""
     body = "\n".join(line(row, "td") for row in rows[1:])
     head = line(rows[0], "th")
-    return f"<table>\n{caption}<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table>\n"
+    top = f"<caption>{note}</caption>\n<thead>{head}</thead>"
+    return f"<table>\n{top}\n<tbody>\n{body}\n</tbody>\n</table>\n"
 
 
 _WRITERS = {"md": _markdown, "latex": _latex, "html": _html}
@@ -133,4 +129,3 @@ _BOLD: dict[str, Callable[[str], str]] = {
     "latex": lambda text: rf"\textbf{{{text}}}",
     "html": lambda text: f"<b>{text}</b>",
 }
-FORMATS = (*_WRITERS, "csv")

@@ -1,18 +1,18 @@
-"""Images of the data set that a cache was made from, by their paths."""
+"""Images of the data sets that caches were made from, by their paths."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from PIL import Image
 
 from featx.errors import FeatxError, ImageError
 from featx.sources.base import Source
-from featx.sources.chosen import LayoutChoice
+from featx.sources.chosen import LAYOUT_FIELDS, LayoutChoice
 from featx.sources.opening import open_data
 
-__all__ = ["Album"]
+__all__ = ["Album", "Albums"]
 
 
 class Album:
@@ -44,3 +44,20 @@ class Album:
             return source.image(row)
         except FeatxError:  # also a file of pixels that is gone
             return None
+
+
+class Albums:
+    """Opens each data set once, for any number of caches of it."""
+
+    def __init__(self) -> None:
+        self._opened: dict[str, Album] = {}
+
+    def of(self, meta: Mapping[str, Any], tell: Callable[[str], object]) -> Album:
+        """Give the album of a cache's ``meta``; `tell` is told once why it has no images."""
+        request = meta.get("request", {})
+        data = str({name: request.get(name) for name in ("data", *LAYOUT_FIELDS)})
+        if data not in self._opened:
+            self._opened[data] = Album.of(meta)
+            if self._opened[data].problem:
+                tell(self._opened[data].problem)
+        return self._opened[data]
