@@ -91,8 +91,9 @@ def desk(tmp_path, monkeypatch):
 
 
 def start(*words: str, code: str = RUN, **options: object) -> subprocess.Popen[str]:
-    # A shell starts what runs in the background with Ctrl-C ignored, and that is inherited.
-    command = ["env", "--default-signal=INT", sys.executable, "-c", code, *words]
+    # A shell starts what runs in the background with Ctrl-C ignored, nohup with SIGHUP ignored;
+    # both are inherited.
+    command = ["env", "--default-signal=INT,HUP", sys.executable, "-c", code, *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
     return subprocess.Popen(command, text=True, env=environment, **pipes, **options)
