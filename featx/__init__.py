@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from featx.concat import concat_caches
     from featx.errors import FeatxError
     from featx.evaluate.lines import results
+    from featx.experiment import fit
     from featx.extractor import FeatureExtractor
     from featx.fewshot import draw_subset
     from featx.heads.classifier import Classifier
@@ -33,6 +34,7 @@ _HOME = {
     "available_backbones": "featx.backbones",
     "concat_caches": "featx.concat",
     "draw_subset": "featx.fewshot",
+    "fit": "featx.experiment",
     "load": "featx.catalog",
     "load_model": "featx.predict",
     "open_backbone": "featx.backbones",
@@ -50,6 +52,7 @@ __all__ = [
     "available_backbones",
     "concat_caches",
     "draw_subset",
+    "fit",
     "load",
     "load_model",
     "open_backbone",

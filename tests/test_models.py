@@ -72,7 +72,7 @@ def made(pair, tmp_path_factory):
     found = {}
 
     def keep(result, fit):
-        found[result.clf] = (fit.model, folder.add_fit(pair, result, fit), result)
+        found[result.clf] = (fit.model, folder.keep(pair, result, fit), result)
 
     evaluate(pair, Settings(heads=tuple(HEADS), per_class=(6,), repeats=1), sink=keep)
     return found
@@ -338,11 +338,11 @@ def test_another_model_of_the_same_name_is_not_overwritten(made, pair, tmp_path)
     fit = type("Fit", (), {"model": made["svm"][0]})()
     write_file(target, record | {"fit_id": "another"}, arrays)
     with pytest.raises(ModelError, match="is another model"):
-        folder.add_fit(pair, result, fit)
+        folder.keep(pair, result, fit)
     assert read_record(target)["fit_id"] == "another"
     target.write_bytes(b"torn")
     (folder.folder / "fits" / f"{path.stem}.json").unlink()
-    assert folder.add_fit(pair, result, fit) == target
+    assert folder.keep(pair, result, fit) == target
     assert same(load_model(target).model, made["svm"][0])
 
 

@@ -24,23 +24,19 @@ def command(cache_dir: str, reports_dir: str, reporter: Reporter) -> int:
     and 100 images per class, and a page of the results: the same three commands
     that you would type.
     """
-    from featx.cli import fit_command, report_command
-    from featx.extract import Plan, run_plan
+    from featx.cli import extract_command, fit_command, report_command
 
-    sizes = " ".join(str(k) for k in PER_CLASS)
-    click.echo(f"$ featx extract --backbone {BACKBONE} --data {DATA}")
-    plan = Plan(backbone=(BACKBONE,), data=DATA, cache_dir=cache_dir)
-    run_plan(plan, reporter, tell=click.echo)
-    click.echo(f"$ featx fit --clf svm --per-class {sizes} --data {DATA} --backbone {BACKBONE}")
-    question = fit_command.Choice(
-        clf=("svm",),
-        per_class=PER_CLASS,
-        data=(DATA,),
-        backbone=(BACKBONE,),
-        cache_dir=cache_dir,
-        reports_dir=reports_dir,
-    )
-    status = fit_command.run(question, reporter)
-    click.echo("$ featx report")
-    report_command.run(reports_dir, reporter)
+    sizes = [str(k) for k in PER_CLASS]
+    what = ["--backbone", BACKBONE, "--data", DATA]
+    cache, reports = ["--cache", cache_dir], ["--reports", reports_dir]
+    fitted = ["--clf", "svm", "--per-class", *sizes, *what]
+    quiet = ["--quiet"] if reporter.quiet else []
+    status = 0
+    for name, called, typed, folders in (
+        ("extract", extract_command.command, what, cache),
+        ("fit", fit_command.command, fitted, cache + reports),
+        ("report", report_command.command, [], reports),
+    ):
+        click.echo(" ".join(["$ featx", name, *typed]))
+        status = called.main([*typed, *folders, *quiet], standalone_mode=False) or status
     return status

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,77 +20,12 @@ from featx.cli.options import (
     measures_option,
     test_split_option,
 )
-from featx.errors import CacheError, UsageError, unknown_name
 from featx.progress import Reporter
 
 if TYPE_CHECKING:
-    from featx.evaluate import FitResult, Leaks, Pair, Settings
-    from featx.heads import Fit
-    from featx.predict import ModelsFolder
-    from featx.store import Cache
+    from featx.evaluate import Leaks
 
-__all__ = ["Choice", "command", "run"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """Everything that was typed after ``featx fit``, by the names of the options."""
-
-    clf: tuple[str, ...]
-    per_class: tuple[int | str, ...]
-    repeats: int = 5
-    seed: int = 0
-    C: float | None = None
-    folds: int = 5
-    scale: str = "none"
-    class_weight: str | None = None
-    n_jobs: int = 1
-    device: str = "auto"
-    holdout: float = 0.2
-    test_split: str | None = None
-    data: tuple[str, ...] = ()
-    backbone: tuple[str, ...] = ()
-    train_data: str | None = None
-    test_data: str | None = None
-    classes: tuple[str, ...] = ()
-    drop: tuple[str, ...] = ()
-    map: tuple[str, ...] = ()
-    groups: str | None = None
-    on_leak: str = "warn"
-    near: float | str = "auto"
-    leak_sheet: str | None = None
-    cache_dir: str = "cache"
-    reports_dir: str = "reports"
-    refit: bool = False
-    save_models: bool = False
-    measures: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if (self.train_data is None) != (self.test_data is None):
-            raise UsageError("--train-data and --test-data go together: name both data sets")
-        if self.train_data is not None and self.data:
-            raise UsageError("--data is for fits within a data set: leave it out, or --train-data")
-
-    def settings(self) -> Settings:
-        """Give what `evaluate` takes."""
-        from featx.evaluate import Settings
-
-        return Settings(
-            heads=self.clf,
-            per_class=self.per_class,
-            repeats=self.repeats,
-            seed=self.seed,
-            C=self.C,
-            folds=self.folds,
-            scale=self.scale,
-            class_weight=self.class_weight,
-            n_jobs=self.n_jobs,
-            device=self.device,
-            holdout=self.holdout,
-            on_leak=self.on_leak,
-            near=self.near,
-            allow_code=self.clf,
-        )
+__all__ = ["command"]
 
 
 @click.command(cls=ListCommand)
@@ -107,6 +41,9 @@ class Choice:
 @test_split_option
 @list_option("--data", help="Only caches of these data sets.")
 @list_option("--backbone", help="Only caches of these backbones.")
+@list_option("--layer", help="Only caches of these layers.")
+@list_option("--pool", help="Only caches with these poolings.")
+@list_option("--input-size", type=int, help="Only caches of images of these sizes, in pixels.")
 @click.option("--train-data", help="Fit on this data set, test on that of --test-data.")
 @click.option("--test-data", help="Test on this data set, on the classes that both have.")
 @class_options
@@ -143,7 +80,19 @@ class Choice:
 @click.option("--save-models", is_flag=True, help="Keep every fitted head in reports/models/.")
 @measures_option
 @common_options
-def command(reporter: Reporter, no_near: bool, **options: Any) -> int:
+def command(  # noqa: PLR0913
+    *,
+    reporter: Reporter,
+    cache_dir: str,
+    reports_dir: str,
+    measures: tuple[str, ...],
+    refit: bool,
+    save_models: bool,
+    leak_sheet: str | None,
+    no_near: bool,
+    near: float | str | None,
+    **options: Any,
+) -> int:
     """Fit classifiers on few labelled images per class, on every finished cache.
 
     Prints one table; adds a row per fit to reports/results.csv and a JSON per fit.
@@ -151,56 +100,49 @@ def command(reporter: Reporter, no_near: bool, **options: Any) -> int:
     interrupted one stopped. A fit that fails is a row with its reason, is tried again the next
     time, and makes the exit code 1.
     """
-    near = options.pop("near")
-    options["near"] = "off" if no_near else near or "auto"
-    return run(Choice(**options), reporter)
+    from featx.evaluate import CacheChoice, Settings, format_table, run_fit, summarise
+    from featx.sources import ClassChoice
 
-
-def run(choice: Choice, reporter: Reporter) -> int:
-    """Fit, print the table and keep the results."""
-    from featx.evaluate import ResultsFolder, evaluate, format_table, summarise
-
-    settings = choice.settings()
-    pairs = _pairs(choice, reporter)
-    models = _models(choice, reporter) if choice.save_models else None
-    results = models or ResultsFolder(choice.reports_dir, reporter)
-    sheet = _Sheet(choice.leak_sheet, reporter)
-    fits: list[FitResult] = []
-    added: list[FitResult] = []
-
-    def keep(pair: Pair, result: FitResult, fit: Fit | None) -> None:
-        if models is None or fit is None:
-            results.add(result)
-        else:
-            models.add_fit(pair, result, fit)
-        added.append(result)
-
-    for pair in pairs:
-        fits += evaluate(
-            pair,
-            settings,
-            reporter=reporter,
-            sink=partial(keep, pair),
-            on_leaks=sheet.add,
-            known=None if choice.refit else results,
-        )
-    click.echo(format_table(summarise(fits, choice.measures)))
-    results.complete(fits)
-    n_answered = len(fits) - len(added)
+    clf = options.pop("clf")
+    classes = ClassChoice.parse(*(options.pop(name) for name in ("classes", "drop", "map")))
+    caches = CacheChoice(classes=classes, **{name: options.pop(name) for name in _CACHES})
+    near = "off" if no_near else near or "auto"
+    settings = Settings(heads=clf, allow_code=clf, near=near, **options)
+    results = _results_folder(reports_dir, clf, save_models, reporter)
+    sheet = _Sheet(leak_sheet, reporter)
+    pairs = caches.pairs_in(cache_dir, settings.per_class, reporter)
+    fits, n_new = run_fit(
+        pairs, settings, results, refit=refit, on_leaks=sheet.add, reporter=reporter
+    )
+    click.echo(format_table(summarise(fits, measures)))
+    n_answered = len(fits) - n_new
     answered = f"{n_answered} fits answered from {results.folder}/, " if n_answered else ""
-    what = f"{len(added)} added" if n_answered else f"{len(added)} fits added"
+    what = f"{n_new} added" if n_answered else f"{n_new} fits added"
     click.echo(f"{answered}{what} to {results.table}, details in {results.folder / 'fits'}")
-    if models is not None:
-        click.echo(f"{models.count(fits)} models in {models.models}")
+    if save_models:
+        click.echo(f"{results.count(fits)} models in {results.models}")
     sheet.tell()
     return tell_failed(fits, reporter)
 
 
-def _models(choice: Choice, reporter: Reporter) -> ModelsFolder:
+_CACHES = (
+    *("data", "backbone", "layer", "pool", "input_size"),
+    *("train_data", "test_data", "test_split", "groups"),
+)
+
+
+def _results_folder(
+    folder: str, heads: Sequence[str], save_models: bool, reporter: Reporter
+) -> Any:
+    """Open the folder of results, which keeps models too if these are to be saved."""
+    if not save_models:
+        from featx.evaluate import ResultsFolder
+
+        return ResultsFolder(folder, reporter)
     from featx.predict import ModelsFolder
 
-    ModelsFolder.check_heads(choice.clf)
-    return ModelsFolder(choice.reports_dir, reporter)
+    ModelsFolder.check_heads(heads)
+    return ModelsFolder(folder, reporter)
 
 
 class _Sheet:
@@ -222,45 +164,3 @@ class _Sheet:
         if self.path is not None:
             drawn = f"{self.n_drawn} pairs of images drawn in {self.path}"
             click.echo(drawn if self.n_drawn else f"no shared images: {self.path} is not written")
-
-
-def _pairs(choice: Choice, reporter: Reporter) -> list[Pair]:
-    from featx.catalog import open_complete
-    from featx.evaluate import add_groups, choose_classes, cross_pairs, pair_caches
-    from featx.evaluate.pairs import with_enough_images
-    from featx.sources import ClassChoice
-
-    classes = ClassChoice.parse(choice.classes, choice.drop, choice.map)
-    caches, notices = open_complete(choice.cache_dir)
-    caches = _only(caches, "backbone", choice.backbone, choice.cache_dir)
-    if choice.train_data is not None and choice.test_data is not None:
-        names = choice.train_data, choice.test_data
-        caches = _only(caches, "data", names, choice.cache_dir)
-        pairs, alone = cross_pairs(caches, *names, classes, choice.test_split)
-    else:
-        caches = _only(caches, "data", choice.data, choice.cache_dir)
-        pairs, alone = pair_caches(caches, choice.test_split)
-        pairs, small = with_enough_images(pairs, choice.per_class)
-        alone += small
-        pairs = [choose_classes(pair, classes) for pair in pairs]
-    for notice in [*notices, *alone]:
-        reporter.warn(notice)
-    if not pairs:
-        raise CacheError(
-            f"{choice.cache_dir} holds no finished caches to fit and test on: "
-            + (alone[0] if alone else "run  featx extract --backbone NAME  first")
-        )
-    return [add_groups(pair, choice.groups) for pair in pairs] if choice.groups else pairs
-
-
-def _only(caches: list[Cache], name: str, wanted: tuple[str, ...], folder: str) -> list[Cache]:
-    present = {str(cache.meta[name]) for cache in caches}
-    kept: set[str] = set()
-    for value in wanted:
-        # A name of timm as it was typed stands for every tag of it that was extracted.
-        found = {other for other in present if other == value or other.startswith(f"{value}.")}
-        if not found:
-            hint = unknown_name(f"{name} in {folder}", value, present)
-            raise CacheError(f"{hint}; extract it with  featx extract")
-        kept |= {value} if value in present else found
-    return [cache for cache in caches if not wanted or cache.meta[name] in kept]

@@ -57,34 +57,19 @@ def command(
     from featx.evaluate.lines import read_lines
     from featx.report.tables import format_lines
 
-    if form == "page" and classes is None:
-        run(reports_dir, reporter, data=data, out=out, pictures=pictures)
-        return
     lines = read_lines(reports_dir, data=data, reporter=reporter)
     if classes is not None:
         form = "md" if form == "page" else form
         click.echo("\n".join(_class_tables(lines, classes, form, reporter)), nl=False)
+    elif form == "page":
+        from featx.report.page import write_page
+
+        path = out or Path(reports_dir) / "index.html"
+        write_page(lines, path, pictures=pictures, reporter=reporter)
+        n = len(lines.fits)
+        click.echo(f"{n} {'fit' if n == 1 else 'fits'}: open {path} in a browser")
     else:
         click.echo(format_lines(lines, form), nl=False)
-
-
-def run(
-    reports_dir: str,
-    reporter: Reporter,
-    *,
-    data: tuple[str, ...] = (),
-    out: Path | None = None,
-    pictures: bool = True,
-) -> None:
-    """Write the page, and say where it is."""
-    from featx.evaluate.lines import read_lines
-    from featx.report.page import write_page
-
-    lines = read_lines(reports_dir, data=data, reporter=reporter)
-    path = out or Path(reports_dir) / "index.html"
-    write_page(lines, path, pictures=pictures, reporter=reporter)
-    n = len(lines.fits)
-    click.echo(f"{n} {'fit' if n == 1 else 'fits'}: open {path} in a browser")
 
 
 def _class_tables(lines: Lines, system: str, form: str, reporter: Reporter) -> Iterator[str]:

@@ -11,6 +11,7 @@ from featx.evaluate.paired import compare
 from featx.evaluate.pairs import CacheLike, Pair, pair_caches
 from featx.evaluate.result import COLUMNS, FitResult
 from featx.evaluate.run import evaluate
+from featx.evaluate.run_fit import CacheChoice, run_fit
 from featx.evaluate.settings import ALL, Settings
 from featx.evaluate.statements import format_comparison
 from featx.evaluate.table import format_table, summarise
@@ -19,6 +20,7 @@ from featx.evaluate.views import choose_classes
 __all__ = [
     "ALL",
     "COLUMNS",
+    "CacheChoice",
     "CacheLike",
     "FitResult",
     "Leaks",
@@ -35,6 +37,7 @@ __all__ = [
     "format_table",
     "pair_caches",
     "read_results",
+    "run_fit",
     "save_leak_sheet",
     "summarise",
 ]

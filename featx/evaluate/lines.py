@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from featx.errors import ProtocolError
 from featx.evaluate.intervals import both_intervals
 from featx.evaluate.output import ResultsFolder
 from featx.evaluate.result import QUESTION_COLUMNS
+from featx.evaluate.rows import Row
 from featx.evaluate.table import summarise
 from featx.progress import SILENT, Reporter
 
-__all__ = ["Lines", "lines_of", "read_lines", "results"]
+__all__ = ["Lines", "frame_of", "lines_of", "read_lines", "results"]
 
 _FIRST = ("backbone", "head")
 _BARE = ("data", "backbone", "layer", "head", "weights")  # named by their values alone
@@ -77,6 +78,11 @@ def results(
     rows = ResultsFolder(place, reporter).rows() if place.is_dir() else {}
     if not rows:
         raise ProtocolError(f"{place} holds no fits: run  featx extract  and  featx fit  first")
+    return frame_of(rows)
+
+
+def frame_of(rows: Mapping[str, Row]) -> pd.DataFrame:
+    """Make the table of `results` of rows by the names of their records."""
     return pd.DataFrame([{**row.as_dict(), "file": name} for name, row in rows.items()])
 
 

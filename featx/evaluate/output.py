@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
 from filelock import FileLock
@@ -19,6 +19,10 @@ from featx.evaluate.records import RecordError, made, read_record, record_text, 
 from featx.evaluate.result import COLUMNS, KEY_COLUMNS, FitResult
 from featx.evaluate.rows import RecordRows, Row, latest, older_table_text, table_text
 from featx.progress import SILENT, Reporter
+
+if TYPE_CHECKING:
+    from featx.evaluate.pairs import Pair
+    from featx.heads import Fit
 
 __all__ = ["ResultsFolder", "read_results"]
 
@@ -67,6 +71,11 @@ class ResultsFolder:
             path = self._write(result) if name is None else self.folder / "fits" / name
             self._write_table(self._records.note(path, result) if name is None else rows)
         return path
+
+    def keep(self, pair: Pair, result: FitResult, fit: Fit | None) -> Path:
+        """Keep a fit as soon as it is made: its result; some folders keep more of it."""
+        del pair, fit
+        return self.add(result)
 
     def _is_twin(self, name: str, row: Row, result: FitResult) -> bool:
         """Whether it is the same failure, or another process has added the same meanwhile."""

@@ -62,8 +62,10 @@ class ModelsFolder(ResultsFolder):
         for name in names:
             check_savable(get_head(name))
 
-    def add_fit(self, pair: Pair, result: FitResult, fit: Fit) -> Path:
-        """Write a result, then its model under the same name."""
+    def keep(self, pair: Pair, result: FitResult, fit: Fit | None) -> Path:
+        """Write a result, then its model under the same name; a fit that failed has none."""
+        if fit is None:
+            return self.add(result)
         path = self.models / f"{self.add(result).stem}{ENDING}"
         plain, arrays = pack_model(fit.model)
         record = {"model": plain, "n_features": n_features_of(fit.model), **_record(pair, result)}

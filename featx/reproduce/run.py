@@ -14,11 +14,10 @@ from featx.evaluate import (
     ResultsFolder,
     choose_classes,
     cross_pairs,
-    evaluate,
     pair_caches,
+    run_fit,
 )
 from featx.extract import Plan, run_plan
-from featx.heads import Fit
 from featx.networks import count, is_network
 from featx.plugins import named_by
 from featx.progress import Reporter
@@ -104,16 +103,9 @@ class _Run:
         return found
 
     def _fit(self, pair: Pair) -> list[FitResult]:
-        results = ResultsFolder(self.options.reports_dir, self.reporter)
-
-        def keep(result: FitResult, fit: Fit | None) -> None:
-            del fit
-            results.add(result)
-
         settings = self.recipe.settings(self.options.device)
-        fits = evaluate(pair, settings, reporter=self.reporter, sink=keep, known=results)
-        results.complete(fits)
-        return fits
+        results = ResultsFolder(self.options.reports_dir, self.reporter)
+        return run_fit([pair], settings, results, reporter=self.reporter)[0]
 
     def _swept(self) -> list[Outcome]:
         rows = sweep(

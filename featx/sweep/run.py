@@ -13,9 +13,8 @@ from featx.backbones import BackboneGroup
 from featx.engines import Engine
 from featx.engines.loader import worker_deaths_named
 from featx.errors import CacheError, FeatxError
-from featx.evaluate import FitResult, ResultsFolder, Settings, evaluate, pair_caches
+from featx.evaluate import FitResult, ResultsFolder, Settings, pair_caches, run_fit
 from featx.extract import NATIVE, Job, Plan, prepare
-from featx.heads import Fit
 from featx.progress import SILENT, Reporter
 from featx.sources import Source
 from featx.sources.splits import choose_splits
@@ -122,19 +121,7 @@ def _fit(
         pairs, alone = pair_caches(caches, test_split)
         if not pairs:
             raise CacheError(f"{alone[0]}: a sweep needs images to fit on and images to test on")
-
-        def keep(fit: FitResult, _: Fit | None) -> None:
-            if results is not None:
-                results.add(fit)
-
-        fits = [
-            fit
-            for pair in pairs
-            for fit in evaluate(pair, settings, reporter=reporter, sink=keep, known=results)
-        ]
-        if results is not None:
-            results.complete(fits)
-        return fits
+        return run_fit(pairs, settings, results, reporter=reporter)[0]
     finally:
         for cache in caches:
             cache.close()

@@ -18,8 +18,8 @@ from sklearn.svm import LinearSVC
 
 import featx
 from featx.cli import main
-from featx.cli.fit_command import _only
 from featx.errors import CacheError
+from featx.evaluate.run_fit import _only
 
 CLASSES = ("airplane", "cat", "ship", "truck")
 
