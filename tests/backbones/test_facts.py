@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision import models
 
-from featx.backbones import facts, list_layers, outline, torchvision_models
+from featx.backbones import embedded, facts, list_layers, outline, torchvision_models
 from featx.backbones.facts import default_shapes, list_facts, measure
 from featx.cli import main
 
@@ -65,10 +65,12 @@ def test_what_is_measured_agrees_with_torchvisions_own_record():
     assert gmacs == pytest.approx(meta["_ops"], abs=0.001)
 
 
-def test_the_packaged_network_is_as_listed():
+@pytest.mark.parametrize("name", embedded.NAMES)
+def test_a_packaged_network_is_as_listed(name):
     pytest.importorskip("timm")
-    (row,) = list_facts("lite0")
-    n_features, n_parameters, gmacs = measure("efficientnet_lite0")
+    (row,) = list_facts(name)
+    n_features, n_parameters, gmacs = measure(name)
+    assert row.input_px == outline(name, {}).preprocessing.crop_px
     assert (row.n_features, row.n_parameters) == (n_features, n_parameters)
     assert row.gmacs == pytest.approx(gmacs, abs=0.001)
 
