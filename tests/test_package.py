@@ -42,6 +42,7 @@ def test_every_public_name_is_there_and_listed():
         "available_backbones",
         "concat_caches",
         "draw_subset",
+        "fit",
         "load",
         "load_model",
         "open_backbone",

@@ -26,7 +26,8 @@ _USUAL = {
     **{"folds": 5, "holdout": 0.2, "on_leak": "warn", "near": "auto"},
     **{"scale": "none", "class_weight": None},
 }
-_MOST_CONFUSED, _MOST_PICTURES, _MOST_LEAKS = 10, 24, 12
+_MOST_CONFUSED, _MOST_PICTURES, _MOST_LEAKS, _MOST_MISTAKES = 10, 24, 12, 12
+_MOST_SHELF_BYTES = 1_000_000
 _THUMBNAIL_PX, _QUALITY = 96, 80
 _SETTINGS = (
     "folds",
@@ -53,7 +54,7 @@ def read_fits(
     return fits
 
 
-def details_of(fits: Sequence[FitResult]) -> dict[str, Any]:
+def details_of(fits: Sequence[FitResult], pictures: Pictures | None = None) -> dict[str, Any]:
     """Describe one line, of all draws together, as plain values for the page."""
     first, scored = fits[0], [fit for fit in fits if not fit.error]
     told: dict[str, Any] = {
@@ -61,12 +62,13 @@ def details_of(fits: Sequence[FitResult]) -> dict[str, Any]:
         "command": command_of(fits),
         "notes": list(dict.fromkeys(n for fit in fits for n in fit.notes.split("; ") if n)),
         "errors": list(dict.fromkeys(fit.error for fit in fits if fit.error)),
-        "leaks": _leaks(first.detail.get("leaks", {})),
+        "leaks": _leaks(first, pictures),
         "calibration": [f.detail["calibration"] for f in scored if "calibration" in f.detail],
         "curves": list(first.detail.get("trained", {}).get("curves", ())),
     }
     if scored:
         told |= _of_classes(scored)
+        told["mistakes"] = list(_mistakes(scored[0], pictures))
     return told
 
 
@@ -149,15 +151,48 @@ def command_of(fits: Sequence[FitResult]) -> str:
     return shlex.join(words)
 
 
-def _leaks(record: Mapping[str, Any]) -> dict[str, Any]:
+def _leaks(fit: FitResult, pictures: Pictures | None) -> dict[str, Any]:
+    record: Mapping[str, Any] = fit.detail.get("leaks", {})
     if not record:
         return {}
+    pairs = [dict(pair) for pair in record.get("pairs", [])[:_MOST_LEAKS]]
+    if pictures is not None:
+        for pair in pairs:
+            both = [(part, _path(pair[part], fit)) for part in ("test", "train")]
+            pair["pictures"] = [pictures.keep(fit, *one) for one in both]
     kinds = {kind: n for kind, n in record.get("test_images", {}).items() if n}
-    return {
-        "n_test": record.get("n_test"),
-        "kinds": kinds,
-        "pairs": list(record.get("pairs", []))[:_MOST_LEAKS],
-    }
+    return {"n_test": record.get("n_test"), "kinds": kinds, "pairs": pairs}
+
+
+def _path(named: str, fit: FitResult) -> str:
+    """Give the path of an image that a record names with its class."""
+    endings = [f" ({name})" for name in (*fit.detail.get("class_names", ()), "unknown")]
+    found = max((end for end in endings if named.endswith(end)), key=len, default="")
+    return named.removesuffix(found)
+
+
+def _mistakes(fit: FitResult, pictures: Pictures | None) -> Iterator[dict[str, Any]]:
+    """Name the test images that one fit is most sure of, and wrong about."""
+    record = fit.detail.get("most_confident_wrong", {})
+    shown = pictures and pictures.images_of(fit, "test")
+    if not shown:
+        return
+    names, is_probability = fit.detail["class_names"], record.get("confidence") == "probability"
+    for i, confidence in record.get("test_rows", [])[:_MOST_MISTAKES]:
+        path = shown.paths[_row(fit, i)]
+        sure = f"{confidence:.3f}" if is_probability else f"margin {confidence:.3g}"
+        yield {
+            "path": path,
+            "label": names[fit.detail["test_labels"][i]],
+            "guess": f"{names[fit.detail['predictions'][i]]} ({sure})",
+            "picture": pictures.keep(fit, "test", path) if pictures else "",
+        }
+
+
+def _row(fit: FitResult, i: int) -> int:
+    """Give the row in the cache of the i-th test image."""
+    rows = fit.detail.get("test_rows", "all")
+    return i if rows == "all" else int(rows[i])
 
 
 @dataclass(frozen=True)
@@ -169,13 +204,25 @@ class Picture:
     url: str = ""
 
 
+@dataclass(frozen=True)
+class Images:
+    """What a cache says of its images."""
+
+    meta: Mapping[str, Any]
+    paths: Sequence[str]
+
+
 @dataclass
 class Pictures:
     """Opens each data set once, and says once why its images cannot be shown."""
 
     reporter: Reporter = SILENT
     problems: list[str] = field(default_factory=list)
+    shelf: dict[str, str] = field(default_factory=dict)
+    """Thumbnails that several lines share, as ``data:`` URLs, by their keys."""
     _albums: Albums = field(default_factory=Albums)
+    _opened: dict[tuple[str, str], Images | None] = field(default_factory=dict)
+    _keys: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def thumbnail(self, meta: Mapping[str, Any], path: str) -> str:
         """Give an image as a ``data:`` URL; empty where it is not there."""
@@ -189,21 +236,39 @@ class Pictures:
         image.convert("RGB").save(stream, "JPEG", quality=_QUALITY)
         return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
-    def open_cache(self, fit: FitResult) -> Cache | None:
-        """Open the cache that a fit was tested on, if it is still the same."""
-        path = fit.detail.get("test_cache")
+    def keep(self, fit: FitResult, part: str, path: str) -> str:
+        """Put an image on the shelf, and give its key; empty where it is not there, or no room."""
+        shown = self.images_of(fit, part)
+        if shown is None:
+            return ""
+        name = (str(shown.meta.get("data")), path)
+        if name not in self._keys:
+            is_full = sum(map(len, self.shelf.values())) > _MOST_SHELF_BYTES
+            url = "" if is_full else self.thumbnail(shown.meta, path)
+            self._keys[name] = str(len(self.shelf)) if url else ""
+            if url:
+                self.shelf[self._keys[name]] = url
+        return self._keys[name]
+
+    def images_of(self, fit: FitResult, part: str) -> Images | None:
+        """Read what the ``train`` or ``test`` cache of a fit says, if it is still the same."""
+        key = (str(fit.detail.get(f"{part}_cache", "")), getattr(fit, f"{part}_fingerprint"))
+        if key not in self._opened:
+            self._opened[key] = self._open(fit.data, *key)
+        return self._opened[key]
+
+    def _open(self, data: str, path: str, fingerprint: str) -> Images | None:
         if not path:
-            self._note(f"pictures of {fit.data}: the fits name no cache")
+            self._note(f"pictures of {data}: the fits name no cache")
             return None
         try:
-            cache = Cache.open(Path(path))
+            with Cache.open(Path(path)) as cache:
+                if cache.fingerprint == fingerprint:
+                    return Images(cache.meta, list(cache.paths))
         except (FeatxError, OSError) as error:
-            self._note(f"pictures of {fit.data}: {path} cannot be opened ({error})")
+            self._note(f"pictures of {data}: {path} cannot be opened ({error})")
             return None
-        if cache.fingerprint == fit.test_fingerprint:
-            return cache
-        cache.close()
-        self._note(f"pictures of {fit.data}: {path} has changed since")
+        self._note(f"pictures of {data}: {path} has changed since")
         return None
 
     def _note(self, problem: str) -> None:
@@ -218,26 +283,18 @@ def wrong_pictures(fits: Iterable[FitResult], pictures: Pictures) -> list[Pictur
     What every system gets wrong is often a wrong label.
     """
     scored = [fit for fit in fits if not fit.error and "predictions" in fit.detail]
-    if not scored or (cache := pictures.open_cache(scored[0])) is None:
+    if not scored or (shown := pictures.images_of(scored[0], "test")) is None:
         return []
-    with cache:
-        truth = np.asarray(scored[0].detail["test_labels"])
-        guesses = np.array([fit.detail["predictions"] for fit in scored])
-        n_wrong = (guesses != truth).sum(axis=0)
-        worst = np.argsort(-n_wrong, kind="stable")[:_MOST_PICTURES]
-        rows, names = scored[0].detail.get("test_rows", "all"), scored[0].detail["class_names"]
-        return [
-            _wrong_picture(cache, pictures, i if rows == "all" else rows[i], names, truth[i], said)
-            for i in worst.tolist()
-            if n_wrong[i]
-            for said in [guesses[:, i].tolist()]
-        ]
-
-
-def _wrong_picture(
-    cache: Cache, pictures: Pictures, row: int, names: Sequence[str], true: int, said: list[int]
-) -> Picture:
-    path = cache.paths[row]
-    guess, n = Counter(g for g in said if g != true).most_common(1)[0]
-    lines = (f"label: {names[true]}", f"{n} of {len(said)} fits say {names[guess]}")
-    return Picture(path, lines, pictures.thumbnail(cache.meta, path))
+    truth = np.asarray(scored[0].detail["test_labels"])
+    guesses = np.array([fit.detail["predictions"] for fit in scored])
+    n_wrong = (guesses != truth).sum(axis=0)
+    names, found = scored[0].detail["class_names"], []
+    for i in np.argsort(-n_wrong, kind="stable")[:_MOST_PICTURES].tolist():
+        if not n_wrong[i]:
+            break
+        said = guesses[:, i].tolist()
+        path = shown.paths[_row(scored[0], i)]
+        guess, n = Counter(g for g in said if g != truth[i]).most_common(1)[0]
+        lines = (f"label: {names[truth[i]]}", f"{n} of {len(said)} fits say {names[guess]}")
+        found.append(Picture(path, lines, pictures.thumbnail(shown.meta, path)))
+    return found

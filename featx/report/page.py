@@ -51,8 +51,8 @@ def write_page(
     lines: Lines, path: Path, *, pictures: bool = True, reporter: Reporter = SILENT
 ) -> None:
     """Write the page of some results; what cannot be shown is said in its place."""
-    fits, details = _read(lines, reporter)
     album = Pictures(reporter)
+    fits, details = _read(lines, album if pictures else None, reporter)
     text = (
         _environment()
         .get_template("page.html")
@@ -70,7 +70,9 @@ def write_page(
             recipes=list(_recipes(lines.folder)),
             wrong=list(_wrong(fits, album)) if pictures else [],
             problems=album.problems,
-            payload=_json({"details": details, "charts": _detail_charts()}),
+            payload=_json(
+                {"details": details, "charts": _detail_charts(), "pictures": album.shelf}
+            ),
             assets=_assets(),
         )
     )
@@ -111,7 +113,7 @@ def _assets() -> dict[str, str]:
 
 
 def _read(
-    lines: Lines, reporter: Reporter
+    lines: Lines, pictures: Pictures | None, reporter: Reporter
 ) -> tuple[dict[str, list[FitResult]], dict[str, dict[str, Any]]]:
     """Read the fits of every line, and describe as many as the page has room for."""
     fits: dict[str, list[FitResult]] = {}
@@ -121,7 +123,7 @@ def _read(
     with reporter.bar(len(best_first), "reading results", unit="line") as bar:
         for line in best_first:
             if read := read_fits(folder, lines.files[line], reporter):
-                detail = details_of(read)
+                detail = details_of(read, pictures if n_bytes <= _MOST_DETAIL_BYTES else None)
                 detail["curves"] = plot.curve_rows(detail["curves"])
                 detail["calibration"] = plot.calibration_rows(detail["calibration"])
                 n_bytes += len(_json(detail))

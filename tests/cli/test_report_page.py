@@ -240,3 +240,57 @@ def test_the_command_of_a_line_answers_it(folder, capsys):
     places = ["--cache", str(folder / "cache"), "--reports", str(folder / "reports")]
     assert main([*words, *places]) == 0
     assert "3 fits answered" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def digits_page(digits_folder, tmp_path_factory):
+    """The page of fits on real digits."""
+    pytest.importorskip("altair")
+    reports = tmp_path_factory.mktemp("digits-reports")
+    places = ["--cache", str(digits_folder / "cache"), "--reports", str(reports), "-q"]
+    assert main(["fit", "--clf", "ncm", "--per-class", "8", "--repeats", "2", *places]) == 0
+    assert main(["report", "--reports", str(reports), "-q"]) == 0
+    return reports / "index.html"
+
+
+def test_confident_mistakes_are_those_of_the_record_with_their_pictures(digits_page):
+    from featx.evaluate import ResultsFolder
+    from featx.report.details import Pictures, details_of, read_fits
+
+    lines, results = read_lines(digits_page.parent), ResultsFolder(digits_page.parent)
+    (fit, _) = read_fits(results, lines.files["line-1"])
+    pictures = Pictures()
+    mistakes = details_of([fit], pictures)["mistakes"]
+    wrong = np.flatnonzero(np.not_equal(fit.detail["predictions"], fit.detail["test_labels"]))
+    assert len(mistakes) == min(12, len(wrong)) > 0
+    test = featx.Cache.open(fit.detail["test_cache"])
+    labels = dict(zip(test.paths, np.take(test.class_names, test.y), strict=True))
+    for mistake in mistakes:
+        assert mistake["label"] == labels[mistake["path"]]
+        assert not mistake["guess"].startswith(mistake["label"])
+        assert pictures.shelf[mistake["picture"]].startswith("data:image/jpeg;base64,")
+    assert len({mistake["picture"] for mistake in mistakes}) == len(mistakes)
+
+
+def test_the_page_shows_pictures_of_mistakes(browser, digits_page):
+    tab, problems = open_page(browser, digits_page)
+    tab.locator(".open").first.click()
+    tab.wait_for_selector("#line-recall svg")
+    pictures = tab.locator("#line-mistakes img")
+    assert pictures.count() > 0
+    decoded = "all => Promise.all(all.map(i => i.decode().then(() => i.naturalWidth)))"
+    widths = pictures.evaluate_all(decoded)
+    assert min(widths) > 0
+    assert problems == []
+    tab.context.close()
+
+
+def test_an_image_of_a_leak_is_found_by_its_path_whatever_its_class_is_called():
+    from types import SimpleNamespace
+
+    from featx.report.details import _path
+
+    fit = SimpleNamespace(detail={"class_names": ["cat", "cat (big)", "big"]})
+    assert _path("a (1).jpg (cat)", fit) == "a (1).jpg"
+    assert _path("b.jpg (cat (big))", fit) == "b.jpg"
+    assert _path("c.jpg (unknown)", fit) == "c.jpg"

@@ -111,6 +111,14 @@
     }
     element.replaceChildren(...parts, body);
   };
+  // A list item of images, where they are there, above lines of text.
+  const pictured = (keys, lines) => {
+    const item = document.createElement("li");
+    for (const key of keys.filter((k) => k !== ""))
+      item.append(Object.assign(new Image(), { src: payload.pictures[key], alt: "" }));
+    item.append(...lines.map((text) => cell("span", text)));
+    return item;
+  };
   const copy = (spec, values) => Object.assign(structuredClone(spec), { data: { values } });
   const show = (id, is) => { byId(id).hidden = !is; };
   const mostBars = 40;
@@ -129,6 +137,10 @@
     byId("line-command").textContent = detail.command;
     show("line-again", detail.command !== "");
     fillLeaks(detail.leaks);
+    const mistakes = detail.mistakes ?? [];
+    show("part-mistakes", mistakes.length > 0);
+    byId("line-mistakes").replaceChildren(...mistakes.map((m) =>
+      pictured([m.picture], [m.path, `label: ${m.label}`, `taken for ${m.guess}`])));
     const scored = detail.classes ?? [];
     for (const part of ["part-confusion", "part-recall"]) show(part, scored.length > 0);
     show("part-training", detail.curves.length > 0);
@@ -170,9 +182,9 @@
     const lines = kinds.map(([kind, number]) => cell("p", `${kind}: ${number} of ${leaks.n_test} test images`));
     if (!kinds.length)
       lines.push(cell("p", leaks.n_test === undefined ? "Not recorded." : "None were found."));
-    for (const pair of leaks.pairs ?? [])
-      lines.push(cell("p", `${pair.kind}: ${pair.test} and ${pair.train}`));
     byId("line-leaks").replaceChildren(...lines);
+    byId("line-twins").replaceChildren(...(leaks.pairs ?? []).map((pair) =>
+      pictured(pair.pictures ?? [], [pair.kind, pair.test, pair.train])));
   };
 
   byId("lines").addEventListener("click", (event) => {
