@@ -30,6 +30,7 @@ _COMMANDS = {
     "train": "Train networks end to end, beside the heads.",
     "compare": "Compare heads, backbones, ... on the same draws and test images.",
     "report": "Make a page of all results to look at, or tables for papers.",
+    "explore": "Make a map of a cache: neighbours, likely wrong labels, near-duplicates.",
     "reports": "List kept fits, or remove those that nothing reads any more.",
     "sweep": "Compare input sizes, layers, poolings or preprocessing, all else equal.",
     "reproduce": "Run published systems again: reported beside measured.",

@@ -13,7 +13,7 @@ from featx.evaluate.sketch import Sketch
 from featx.heads.base import Rows
 from featx.heads.scaling import N_CORES
 
-__all__ = ["DEFAULT_RATIO", "NearPairs", "NearRule", "find_near"]
+__all__ = ["DEFAULT_RATIO", "NearPairs", "NearRule", "find_near", "near_within"]
 
 DEFAULT_RATIO = 0.7
 _NEIGHBOURS = 10
@@ -117,6 +117,20 @@ def find_near(
     n_sketched = 0 if test[1].is_exact else int((found >= _MOST_VERIFIED).sum())
     share = ((1 - cosine) / usual)[found]
     return NearPairs(rows[0, found], rows[1, found], cosine[found], share, rule, n_sketched)
+
+
+def near_within(neighbours: NDArray[np.int64], cosine: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Find near twins within one part, by the rule of `find_near`: (n_pairs, 2), nearest first.
+
+    Takes the nearest other rows of each row, nearest first, and their cosines, both (n, k).
+    """
+    usual = np.maximum(1 - cosine.mean(axis=1), _LEAST_DISTANCE)
+    share = (1 - cosine) / ((usual[:, None] + usual[neighbours]) / 2)
+    i, j = np.nonzero(share < _rule(cosine, None).ratio)
+    pairs = np.sort(np.column_stack([i, neighbours[i, j]]), axis=1)
+    order = np.argsort(share[i, j], kind="stable")
+    _, first = np.unique(pairs[order], axis=0, return_index=True)
+    return pairs[order][np.sort(first)]
 
 
 _Neighbours = tuple[NDArray[np.int64], NDArray[np.float64]]

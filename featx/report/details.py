@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from featx.errors import FeatxError
 from featx.evaluate import FitResult, ResultsFolder
 from featx.progress import SILENT, Reporter
-from featx.sources.album import Albums
+from featx.sources.album import Albums, thumbnail_url
 from featx.store import Cache
 
 __all__ = ["Picture", "Pictures", "details_of", "read_fits", "wrong_pictures"]
@@ -28,7 +25,7 @@ _USUAL = {
 }
 _MOST_CONFUSED, _MOST_PICTURES, _MOST_LEAKS, _MOST_MISTAKES = 10, 24, 12, 12
 _MOST_SHELF_BYTES = 1_000_000
-_THUMBNAIL_PX, _QUALITY = 96, 80
+_THUMBNAIL_PX = 96
 _SETTINGS = (
     "folds",
     "holdout",
@@ -229,12 +226,7 @@ class Pictures:
         data = meta.get("data", "a data set")
         album = self._albums.of(meta, lambda problem: self._note(f"pictures of {data}: {problem}"))
         image = album.picture(path)
-        if image is None:
-            return ""
-        image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX), Image.Resampling.LANCZOS)
-        stream = io.BytesIO()
-        image.convert("RGB").save(stream, "JPEG", quality=_QUALITY)
-        return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+        return "" if image is None else thumbnail_url(image, _THUMBNAIL_PX)
 
     def keep(self, fit: FitResult, part: str, path: str) -> str:
         """Put an image on the shelf, and give its key; empty where it is not there, or no room."""

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import itertools
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,26 +14,18 @@ import pandas as pd
 
 from featx import plot
 from featx.atomic import replace_text
-from featx.errors import FeatxError, MissingExtraError
+from featx.errors import FeatxError
 from featx.evaluate import FitResult, ResultsFolder, compare
 from featx.evaluate.intervals import format_ends
 from featx.evaluate.lines import Lines
 from featx.progress import SILENT, Reporter
 from featx.report.details import Picture, Pictures, details_of, read_fits, wrong_pictures
-
-try:
-    import altair as alt
-    import itables
-    import vl_convert
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-except ImportError as error:
-    raise MissingExtraError(error.name or "jinja2", "report", "featx report") from error
+from featx.report.html import alt, assets, chart_spec, environment, to_json
 
 __all__ = ["write_page"]
 
 _MOST_DETAIL_BYTES = 1_500_000
 _MOST_COMPARED = 5
-_OFFLINE = ("dt_bundle.css", "dt_bundle.js")
 _SCORES = ("per class", "accuracy", "low", "repeats", "test images")
 _LAST = ("layer", "weights", "dim", "C", "seconds")
 _HIDDEN = (
@@ -54,7 +43,7 @@ def write_page(
     album = Pictures(reporter)
     fits, details = _read(lines, album if pictures else None, reporter)
     text = (
-        _environment()
+        environment()
         .get_template("page.html")
         .render(
             title=f"featx report: {', '.join(dict.fromkeys(lines.frame['data']))}",
@@ -70,46 +59,13 @@ def write_page(
             recipes=list(_recipes(lines.folder)),
             wrong=list(_wrong(fits, album)) if pictures else [],
             problems=album.problems,
-            payload=_json(
+            payload=to_json(
                 {"details": details, "charts": _detail_charts(), "pictures": album.shelf}
             ),
-            assets=_assets(),
+            assets=assets("page.js"),
         )
     )
     replace_text(path, text)
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("featx.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["json"] = _json
-    return environment
-
-
-def _json(value: Any) -> str:
-    """Write JSON that can stand within ``<script>``: no name in it can end the element."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-
-
-def _assets() -> dict[str, str]:
-    """Read the chart library and the table widget, as they were installed, and the page's own."""
-    widget = resources.files(itables) / "html"
-    own = resources.files("featx.report") / "templates"
-    table_style, table_code = ((widget / name).read_text(encoding="utf-8") for name in _OFFLINE)
-    chart_code = vl_convert.javascript_bundle()  # type: ignore[call-arg]
-    return {
-        "table_style": table_style,
-        "table_code": base64.b64encode(table_code.encode()).decode(),
-        "chart_code": chart_code.replace("</script", "<\\/script"),
-        "style": (own / "page.css").read_text(encoding="utf-8"),
-        "code": (own / "page.js").read_text(encoding="utf-8"),
-    }
 
 
 def _read(
@@ -126,7 +82,7 @@ def _read(
                 detail = details_of(read, pictures if n_bytes <= _MOST_DETAIL_BYTES else None)
                 detail["curves"] = plot.curve_rows(detail["curves"])
                 detail["calibration"] = plot.calibration_rows(detail["calibration"])
-                n_bytes += len(_json(detail))
+                n_bytes += len(to_json(detail))
                 if n_bytes <= _MOST_DETAIL_BYTES:
                     details[line] = detail
                 fits[line] = read
@@ -190,7 +146,7 @@ def _charts(lines: Lines) -> Iterator[dict[str, Any]]:
         if name in ("input", "layer") and not _varies(lines.scored, name):
             continue
         chart = draw(lines, **options)
-        yield {"name": name, "title": title, "spec": _spec(_narrowed(chart), title)}
+        yield {"name": name, "title": title, "spec": chart_spec(_narrowed(chart), title)}
 
 
 def _varies(frame: pd.DataFrame, column: str) -> bool:
@@ -205,24 +161,16 @@ def _narrowed(chart: Any) -> Any:
     return chart.add_params(shown).transform_filter(some)
 
 
-def _spec(chart: Any, title: str, height: int | None = 320) -> dict[str, Any]:
-    fit = alt.AutoSizeParams(type="fit-x", contains="padding")
-    sized = chart.properties(width="container", description=title, autosize=fit)
-    if height is not None:
-        sized = sized.properties(height=height)
-    with alt.data_transformers.disable_max_rows():
-        spec: dict[str, Any] = sized.to_dict()
-    return spec
-
-
 def _detail_charts() -> dict[str, Any]:
     """Give the charts of one line, which the page fills with that line's values."""
     values = alt.InlineData(values=[])
     return {
-        "confusion": _spec(plot.confusion_chart(values), "Confusion matrix", 420),
-        "recall": _spec(plot.recall_chart(values), "Recall of each class", None),
-        "calibration": _spec(plot.calibration_chart(values), "Accuracy against confidence", 260),
-        "training": _spec(plot.training_chart(values), "Accuracy over the epochs", 260),
+        "confusion": chart_spec(plot.confusion_chart(values), "Confusion matrix", 420),
+        "recall": chart_spec(plot.recall_chart(values), "Recall of each class", None),
+        "calibration": chart_spec(
+            plot.calibration_chart(values), "Accuracy against confidence", 260
+        ),
+        "training": chart_spec(plot.training_chart(values), "Accuracy over the epochs", 260),
     }
 
 
@@ -253,7 +201,7 @@ def _compared(
     return {
         "name": name,
         "problem": "",
-        "spec": _spec(plot.comparison(frame), title, None),
+        "spec": chart_spec(plot.comparison(frame), title, None),
         "rows": rows.to_dict("records"),
     }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +14,9 @@ from featx.sources.base import Source
 from featx.sources.chosen import LAYOUT_FIELDS, LayoutChoice
 from featx.sources.opening import open_data
 
-__all__ = ["Album", "Albums"]
+__all__ = ["Album", "Albums", "thumbnail_url"]
+
+_QUALITY = 80
 
 
 class Album:
@@ -61,3 +65,11 @@ class Albums:
             if self._opened[data].problem:
                 tell(self._opened[data].problem)
         return self._opened[data]
+
+
+def thumbnail_url(image: Image.Image, px: int) -> str:
+    """Give an image as a ``data:`` URL; it is made smaller, to `px` pixels a side at most."""
+    image.thumbnail((px, px), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    image.convert("RGB").save(stream, "JPEG", quality=_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"

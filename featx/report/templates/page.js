@@ -1,41 +1,17 @@
 // Charts and the table react to each other; every text that comes from data is set as text.
-"use strict";
 (async () => {
-  const byId = (id) => document.getElementById(id);
   const payload = JSON.parse(byId("payload").textContent);
-  const dark = matchMedia("(prefers-color-scheme: dark)");
   const narrowed = new Map();
   const drawn = new Map();
   let shown = [];
 
-  const look = () => {
-    const style = getComputedStyle(document.documentElement);
-    const [ink, line] = ["--ink", "--line"].map((name) => style.getPropertyValue(name).trim());
-    const axis = { labelColor: ink, titleColor: ink, gridColor: line, domainColor: line, tickColor: line };
-    return {
-      background: null,
-      font: "system-ui, sans-serif",
-      axis,
-      legend: { labelColor: ink, titleColor: ink },
-      rule: { color: ink },
-      view: { stroke: line },
-    };
-  };
-
   const draw = async (element, spec, narrows) => {
     drawn.set(element, [spec, narrows]);
-    const result = await vegaEmbed(element, spec, {
-      renderer: "svg",
-      logLevel: 1, // errors only
-      config: look(),
-      actions: { export: true, source: false, compiled: false, editor: false },
-    });
-    element.querySelector("summary")?.setAttribute("aria-label", "save this chart");
+    const view = await drawChart(element, spec);
     if (narrows) {
-      narrowed.set(element, result.view);
-      await result.view.signal("shown", shown).runAsync();
+      narrowed.set(element, view);
+      await view.signal("shown", shown).runAsync();
     }
-    return result.view;
   };
 
   const narrow = async (ids) => {
@@ -89,11 +65,6 @@
   });
 
   // One line.
-  const cell = (kind, text) => {
-    const made = document.createElement(kind);
-    made.textContent = text;
-    return made;
-  };
   const fill = (element, head, rows) => {
     const parts = [];
     if (head) {
@@ -110,14 +81,6 @@
       body.append(line);
     }
     element.replaceChildren(...parts, body);
-  };
-  // A list item of images, where they are there, above lines of text.
-  const pictured = (keys, lines) => {
-    const item = document.createElement("li");
-    for (const key of keys.filter((k) => k !== ""))
-      item.append(Object.assign(new Image(), { src: payload.pictures[key], alt: "" }));
-    item.append(...lines.map((text) => cell("span", text)));
-    return item;
   };
   const copy = (spec, values) => Object.assign(structuredClone(spec), { data: { values } });
   const show = (id, is) => { byId(id).hidden = !is; };
@@ -140,7 +103,7 @@
     const mistakes = detail.mistakes ?? [];
     show("part-mistakes", mistakes.length > 0);
     byId("line-mistakes").replaceChildren(...mistakes.map((m) =>
-      pictured([m.picture], [m.path, `label: ${m.label}`, `taken for ${m.guess}`])));
+      pictured([payload.pictures[m.picture]], [m.path, `label: ${m.label}`, `taken for ${m.guess}`])));
     const scored = detail.classes ?? [];
     for (const part of ["part-confusion", "part-recall"]) show(part, scored.length > 0);
     show("part-training", detail.curves.length > 0);
@@ -184,7 +147,7 @@
       lines.push(cell("p", leaks.n_test === undefined ? "Not recorded." : "None were found."));
     byId("line-leaks").replaceChildren(...lines);
     byId("line-twins").replaceChildren(...(leaks.pairs ?? []).map((pair) =>
-      pictured(pair.pictures ?? [], [pair.kind, pair.test, pair.train])));
+      pictured((pair.pictures ?? []).map((key) => payload.pictures[key]), [pair.kind, pair.test, pair.train])));
   };
 
   byId("lines").addEventListener("click", (event) => {
