@@ -26,6 +26,7 @@ __all__ = ["write_page"]
 
 _MOST_DETAIL_BYTES = 1_500_000
 _MOST_COMPARED = 5
+_MOST_DRAWN = 8
 _SCORES = ("per class", "accuracy", "low", "repeats", "test images")
 _LAST = ("layer", "weights", "dim", "C", "seconds")
 _HIDDEN = (
@@ -53,6 +54,8 @@ def write_page(
             n_fits=len(lines.fits),
             columns=[_TITLES.get(name, name) for name in _columns(lines.frame)],
             rows=list(_rows(lines.frame)),
+            n_drawn=min(_MOST_DRAWN, lines.frame["system"].nunique()),
+            n_systems=lines.frame["system"].nunique(),
             filters=list(_filters(lines.frame)),
             charts=list(_charts(lines)),
             comparisons=list(_comparisons(lines, fits)),
@@ -98,10 +101,17 @@ def _columns(frame: pd.DataFrame) -> list[str]:
 
 
 def _rows(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    names = _columns(frame)
+    names, drawn = _columns(frame), _best_systems(frame)
     for _, line in frame.sort_values("accuracy", ascending=False, kind="stable").iterrows():
         cells = [_cell(name, line) for name in names]
-        yield {"id": line["id"], "system": line["system"], "cells": cells}
+        is_drawn = line["system"] in drawn
+        yield {"id": line["id"], "system": line["system"], "cells": cells, "is_drawn": is_drawn}
+
+
+def _best_systems(frame: pd.DataFrame) -> set[str]:
+    """Name the systems that charts show at first: as many as there are colours."""
+    best = frame.groupby("system", sort=False)["accuracy"].max()
+    return set(best.nlargest(_MOST_DRAWN).index)
 
 
 _FORMATS = {"accuracy": ".3f", "C": ".3g", "seconds": ".3g", "dim": ",", "test images": ","}

@@ -39,10 +39,11 @@
     language: { search: "Search:" },
   });
   const ticked = new Set();
+  const first = table.rows("[data-drawn]").nodes().toArray().map((row) => row.dataset.line);
   const refresh = () => {
     const ids = table.rows({ search: "applied" }).nodes().toArray().map((row) => row.dataset.line);
     const chosen = ticked.size ? ids.filter((id) => ticked.has(id)) : ids;
-    narrow(!ticked.size && ids.length === n ? [] : chosen.length ? chosen : ["none"]);
+    narrow(!ticked.size && ids.length === n ? first : chosen.length ? chosen : ["none"]);
   };
   table.on("search.dt", refresh);
   for (const select of document.querySelectorAll("[data-filter]")) {
@@ -157,6 +158,7 @@
 
   for (const text of document.querySelectorAll("script.spec"))
     await draw(byId(text.dataset.for), JSON.parse(text.textContent), text.dataset.narrow === "yes");
+  await narrow(first);
   dark.addEventListener("change", () => {
     setDark();
     for (const [element, [spec, narrows]] of [...drawn]) draw(element, spec, narrows);
