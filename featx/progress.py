@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from featx.stops import check
+from featx.text import visible
 
 __all__ = ["SILENT", "Bar", "Reporter"]
 
@@ -113,7 +114,7 @@ class Reporter:
         self._print(f"warning: {text}")
 
     def _print(self, text: str) -> None:
-        stream = self.stream or sys.stderr
+        stream, text = self.stream or sys.stderr, visible(text)
         if stream.isatty():
             from tqdm import tqdm
 

@@ -25,6 +25,7 @@ SWEEP = ["sweep", *COMMON, "--per-class", "6", "--repeats", "2", "--C", "1"]
 def photos(tmp_path, monkeypatch):
     """Two classes that differ in colour; 40 x 40 pixels."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
         for i, name in enumerate(("red", "blue")):
@@ -39,7 +40,7 @@ def photos(tmp_path, monkeypatch):
 
 def table_of(text):
     lines = text.splitlines()
-    at = next(i for i, line in enumerate(lines) if line.startswith("backbone"))
+    at = next(i for i, line in enumerate(lines) if "accuracy  " in line)
     split = [re.split(r"\s{2,}", line.strip()) for line in lines[at:] if "  " in line]
     return pd.DataFrame(split[2:], columns=split[0])
 

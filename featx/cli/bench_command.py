@@ -97,7 +97,8 @@ def command(reporter: Reporter, folder: Path | None, **options: Any) -> None:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         rows = list(bench(plan, **lists, **choices, folder=folder, reporter=reporter))
-    click.echo(format_table(to_table(rows)))
+    table = to_table(rows)
+    click.echo(format_table(table, table.columns))
     click.echo("decode, forward, write: images/s of each alone; extract: of all together")
     for row in rows:
         click.echo(advise(row))

@@ -9,6 +9,7 @@ import click
 from featx.cli.options import cache_option, common_options
 from featx.progress import Reporter
 from featx.stops import check
+from featx.text import text_table
 
 __all__ = ["command"]
 
@@ -118,7 +119,4 @@ def _age(seconds: float) -> str:
 
 
 def _print_table(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        click.echo(line.rstrip())
+    click.echo(text_table(rows[0], rows[1:], has_rule=False))

@@ -11,6 +11,7 @@ import click
 from featx.cli.options import cache_option, code_option, common_options, reports_option
 from featx.errors import unknown_name
 from featx.progress import Reporter
+from featx.text import text_table
 
 __all__ = ["command"]
 
@@ -55,16 +56,8 @@ def command(
     if pattern and what not in ("layers", "backbones"):
         wanted = pattern if set(pattern) & set("*?[") else f"*{pattern}*"
         rows = [row for row in rows if fnmatch(str(row[0]), wanted)]
-    click.echo(_table(header, rows))
-
-
-def _table(header: Sequence[str], rows: Rows) -> str:
-    lines = [[str(cell) for cell in row] for row in (header, *rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+    cells = [[str(cell) for cell in row] for row in rows]
+    click.echo(text_table(header, cells, has_rule=False))
 
 
 def _backbones(pattern: str | None) -> tuple[Sequence[str], Rows]:

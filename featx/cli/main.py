@@ -20,6 +20,7 @@ import click
 from featx import __version__
 from featx.errors import FeatxError
 from featx.stops import NUMBERS, heard
+from featx.text import visible
 
 __all__ = ["cli", "main"]
 
@@ -192,9 +193,9 @@ def _run(words: list[str]) -> int:
 
 
 def _print_error(error: Exception) -> None:
-    print(f"featx: {error}", file=sys.stderr)
+    print(visible(f"featx: {error}"), file=sys.stderr)
     for note in getattr(error, "__notes__", ()):
-        print(f"  {note}", file=sys.stderr)
+        print(visible(f"  {note}"), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from featx.cli.options import (
 from featx.errors import FeatxError, UsageError
 from featx.progress import Reporter
 from featx.stops import check
+from featx.text import text_table
 
 if TYPE_CHECKING:
     from featx.reproduce import Options, Outcome, Recipe
@@ -91,11 +92,7 @@ def _listed(recipes: Sequence[Recipe]) -> str:
         )
         for recipe in recipes
     ]
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in (header, *rows)
-    )
+    return text_table(header, rows, has_rule=False)
 
 
 def _run(recipes: Sequence[Recipe], options: Options, reporter: Reporter) -> int:

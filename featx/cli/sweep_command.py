@@ -103,7 +103,7 @@ def command(reporter: Reporter, plot: Path | None, reports_dir: str, **options: 
     )
     varied = axes.varied or ("layer",)
     table = to_table(rows, varied)
-    click.echo(format_table(table))
+    click.echo(format_table(table, ("input", "layer", "pool", "dim")))
     path = _csv_path(Path(reports_dir), plan, varied)
     replace_text(path, to_frame(rows).to_csv(index=False))
     click.echo(f"one row a fit: {path}")

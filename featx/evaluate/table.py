@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -12,6 +13,7 @@ from featx.errors import unknown_name
 from featx.evaluate.intervals import format_ends, mean_interval, share_interval
 from featx.evaluate.result import QUESTION_COLUMNS, FitResult
 from featx.evaluate.scores import MEASURES
+from featx.text import shared_columns, table_width, text_table
 
 __all__ = ["format_table", "summarise"]
 
@@ -158,22 +160,14 @@ def _word(value: object) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def format_table(table: pd.DataFrame) -> str:
-    """Align a summary as plain text."""
-    table = _join_ends(table)
-    cells = [[_cell(name, row[name]) for name in table.columns] for _, row in table.iterrows()]
-    lines = [list(table.columns), *cells]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
-    lines.insert(1, ["-" * width for width in widths])
-    is_text = [name in _TEXT for name in table.columns]
-    text = "\n".join(
-        "  ".join(
-            cell.ljust(width) if left else cell.rjust(width)
-            for cell, width, left in zip(line, widths, is_text, strict=True)
-        ).rstrip()
-        for line in lines
-    )
-    return "\n".join([text, *table.attrs.get("notes", [])])
+def format_table(table: pd.DataFrame, kept: Iterable[str] = ()) -> str:
+    """Align a summary as plain text; what is equal in all lines stands above them, unless kept."""
+    joined = _join_ends(table)
+    header = list(joined.columns)
+    rows = [[_cell(name, row[name]) for name in header] for _, row in joined.iterrows()]
+    shared, header, rows = shared_columns(header, rows, (*_KEPT, *kept))
+    wrapped = textwrap.wrap(shared, table_width(), break_long_words=False, break_on_hyphens=False)
+    return "\n".join([*wrapped, text_table(header, rows, _TEXT), *table.attrs.get("notes", [])])
 
 
 def _join_ends(table: pd.DataFrame) -> pd.DataFrame:
@@ -192,6 +186,10 @@ _TEXT = (
     *("data", "backbone", "weights", "layer", "pool", "input", "precision"),
     *(*_DIGESTS.values(), *_ASKED.values()),
     *("A", "B", "clf", "class_weight", "head", "scale", "class weight", "preprocess"),
+)
+_KEPT = (
+    *("A", "B", "head", "clf", "preprocess", "per class", "accuracy", "95 % draws", "95 % test"),
+    *(*MEASURES, "C", "seconds", "images/s", "difference", "low", "high", "p", "p (Holm)"),
 )
 _FORMATS = {
     "images/s": ".1f",

@@ -16,6 +16,7 @@ from featx.progress import Reporter
 from featx.reproduce.lessons import lessons, order
 from featx.reproduce.outcome import OUTCOME_COLUMNS, Outcome
 from featx.reproduce.recipe import SMALL, Recipe
+from featx.text import text_table
 
 __all__ = ["SourceTable", "format_outcomes", "save_recipe", "save_source"]
 
@@ -88,16 +89,7 @@ def format_outcomes(outcomes: Sequence[Outcome]) -> str:
     """Align outcomes as plain text, in the columns of the sources' own tables."""
     lines = [_line(outcome) for outcome in outcomes]
     header = list(lines[0]) if lines else ["system"]
-    cells = [header, *([line[name] for name in header] for line in lines)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    cells.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if name in _TEXT else cell.rjust(width)
-            for name, cell, width in zip(header, row, widths, strict=True)
-        ).rstrip()
-        for row in cells
-    )
+    return text_table(header, [[line[name] for name in header] for line in lines], _TEXT)
 
 
 def _line(outcome: Outcome) -> dict[str, str]:

@@ -11,6 +11,7 @@ from featx.engines.runtimes.openvino import has_openvino
 @pytest.mark.skipif(not has_openvino(), reason="the extra openvino is not installed")
 def test_ceilings_and_the_real_thing(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
     words = ["bench", "--backbone", "squeezenet1_1", "--input-size", "64", "--images", "96"]
     words += ["--image-size", "80", "60", "--seconds", "0.2", "--rounds", "2", "-b", "8", "-j", "0"]
     assert main([*words, "--runtime", "torch", "openvino", "--quiet"]) == 0

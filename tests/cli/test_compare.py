@@ -41,8 +41,9 @@ def test_a_table_and_a_sentence_for_each_comparison(compare):
     code, out, _ = compare("svm", "logreg")
     assert code == 0
     lines = out.splitlines()
-    assert lines[0].split()[:2] == ["A", "B"]
-    assert "p (Holm)" in lines[0]
+    assert lines[0] == "draws 3; images 30"
+    assert lines[1].split()[:2] == ["A", "B"]
+    assert "p (Holm)" in " ".join(lines[1:3])
     said = [line for line in lines if "test images" in line]
     assert len(said) == 4
     assert all("(3 draws, 30 test images" in line for line in said)

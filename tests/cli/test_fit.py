@@ -84,7 +84,8 @@ def test_one_table_one_row_per_fit_one_json_per_fit(fit):
     assert mean > 0.6  # four classes: chance is 0.25
     line = next(line for line in out.splitlines() if re.search(r"\bsvm\b.*\b40\b", line))
     assert f"{mean:.3f}" in line
-    assert "86,528" in line
+    assert "dim 86,528" in " ".join(out.splitlines()[:3])  # the same in all lines: said once
+    assert max(map(len, out.splitlines()[:10])) <= 80
     files = list(Path("reports/fits").glob("*.json"))
     assert len(files) == 18
     record = json.loads(files[0].read_text(encoding="utf-8"))

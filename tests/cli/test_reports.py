@@ -43,13 +43,11 @@ def test_one_table_of_all_that_is_kept(cache, capsys):
     assert main([*FIT, "--seed", "50"]) == 0
     capsys.readouterr()
     assert main(["reports", "list"]) == 0
-    head, _, *lines, last = capsys.readouterr().out.splitlines()
+    shared, head, _, *lines, last = capsys.readouterr().out.splitlines()
     assert "first seed" in head
     assert len(lines) == 2
-    accuracy = first[2].split("  ")
-    assert {part.strip() for part in accuracy[-6:-1]} <= {
-        part.strip() for part in lines[0].split("  ")
-    }
+    assert shared == first[0]
+    assert set(first[3].split("  ")) <= set(lines[0].split("  "))
     assert last.startswith("6 fits in reports/fits, ")
 
 
