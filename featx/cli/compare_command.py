@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
+from featx.cli.json_output import echo_json, json_option
 from featx.cli.options import (
     PER_CLASS,
     ListCommand,
@@ -35,12 +34,14 @@ __all__ = ["command"]
     show_default=True,
     help="What to print.",
 )
+@json_option
 @cache_option
 @reports_option
 @common_options
 def command(
     systems: tuple[str, ...],
     form: str,
+    as_json: bool,
     cache_dir: str,
     reports_dir: str,
     reporter: Reporter,
@@ -59,9 +60,10 @@ def command(
 
     today = fingerprints(cache_dir)
     frame = compare(systems, reports_dir, where=filters, today=today, reporter=reporter)
+    form = "json" if as_json else form
     if form == "csv":
         click.echo(frame.to_csv(index=False), nl=False)
     elif form == "json":
-        click.echo(json.dumps(frame.to_dict("records"), indent=1, allow_nan=False))
+        echo_json(frame.to_dict("records"))
     else:
         click.echo(format_comparison(frame))

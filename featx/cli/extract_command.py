@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from typing import Any
 
 import click
 
+from featx.cli.json_output import echo_json, json_option
 from featx.cli.options import (
     DATA_HELP,
     INPUT_SIZE,
@@ -74,8 +76,11 @@ __all__ = ["command"]
 )
 @click.option("--profile", is_flag=True, help="Print where the time went, as a table.")
 @code_option
+@json_option
 @common_options
-def command(reporter: Reporter, profile: bool, allow_code: tuple[str, ...], **options: Any) -> None:
+def command(
+    reporter: Reporter, profile: bool, allow_code: tuple[str, ...], as_json: bool, **options: Any
+) -> None:
     """Run a backbone once over a data set and cache its features.
 
     The same command again goes on where an interrupted one stopped.
@@ -83,4 +88,7 @@ def command(reporter: Reporter, profile: bool, allow_code: tuple[str, ...], **op
     from featx.extract import Plan, run_plan
 
     plan = Plan(**options, allow_code=(*options["backbone"], *allow_code))
-    run_plan(plan, reporter, tell=click.echo, profile=profile)
+    tell = reporter.say if as_json else click.echo
+    reports = run_plan(plan, reporter, tell=tell, profile=profile)
+    if as_json:
+        echo_json([asdict(replace(report, times=None)) for report in reports])

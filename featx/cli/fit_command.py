@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featx.cli.failed import tell_failed
+from featx.cli.json_output import echo_json, json_option
 from featx.cli.options import (
     ListCommand,
     NumberOr,
@@ -79,6 +80,7 @@ __all__ = ["command"]
 @click.option("--refit", is_flag=True, help="Fit again what reports/ has an answer to.")
 @click.option("--save-models", is_flag=True, help="Keep every fitted head in reports/models/.")
 @measures_option
+@json_option
 @common_options
 def command(  # noqa: PLR0913
     *,
@@ -90,6 +92,7 @@ def command(  # noqa: PLR0913
     save_models: bool,
     leak_sheet: str | None,
     no_near: bool,
+    as_json: bool,
     near: float | str | None,
     **options: Any,
 ) -> int:
@@ -114,6 +117,9 @@ def command(  # noqa: PLR0913
     fits, n_new = run_fit(
         pairs, settings, results, refit=refit, on_leaks=sheet.add, reporter=reporter
     )
+    if as_json:
+        echo_json([fit.row() for fit in fits])
+        return tell_failed(fits, reporter)
     click.echo(format_table(summarise(fits, measures)))
     n_answered = len(fits) - n_new
     answered = f"{n_answered} fits answered from {results.folder}/, " if n_answered else ""

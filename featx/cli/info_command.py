@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from featx.cli.json_output import echo_json, json_option
 from featx.cli.options import common_options, layout_options
 from featx.errors import UsageError
 from featx.progress import Reporter
@@ -23,14 +24,22 @@ __all__ = ["command"]
     "--preview", type=click.Path(path_type=Path), help="With --data: draw some images (.png)."
 )
 @layout_options
+@json_option
 @common_options
 def command(
-    file: Path | None, data: str | None, preview: Path | None, reporter: Reporter, **layout: Any
+    file: Path | None,
+    data: str | None,
+    preview: Path | None,
+    as_json: bool,
+    reporter: Reporter,
+    **layout: Any,
 ) -> None:
     """Show what is in a cache FILE, a partial or a packed one, and how it was made."""
     if (file is None) == (data is None):
         raise UsageError("name a cache file, or a data set with --data (one of the two)")
     if data is not None:
+        if as_json:
+            raise UsageError("--json describes a cache file: name the file")
         from featx.cli.data_info import show_data
         from featx.sources import LayoutChoice
 
@@ -40,19 +49,26 @@ def command(
     elif preview is not None:
         raise UsageError("--preview draws the images of a data set: name it with --data")
     elif file is not None:
-        _show_cache(file, reporter)
+        _show_cache(file, as_json, reporter)
 
 
-def _show_cache(file: Path, reporter: Reporter) -> None:
+def _show_cache(file: Path, as_json: bool, reporter: Reporter) -> None:
     from featx.store import find_partials, read_summary
 
     if not file.exists() and (partials := find_partials(file)):
-        for partial in partials:
-            click.echo("\n".join(_lines(read_summary(partial))))
-        return
-    summary = read_summary(file, reporter)
+        summaries = [read_summary(partial) for partial in partials]
+    else:
+        summaries = [read_summary(file, reporter)]
+    for summary in summaries:
+        if as_json:
+            echo_json(summary)
+        else:
+            _show(summary)
+
+
+def _show(summary: Mapping[str, Any]) -> None:
     click.echo("\n".join(_lines(summary)))
-    if summary["failed"]:
+    if summary.get("failed"):
         click.echo("images that could not be read:")
         for row, path, reason in summary["failed"]:
             click.echo(f"  row {row}: {path}: {reason}")

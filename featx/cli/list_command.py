@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from featx.cli.json_output import echo_json, json_option
 from featx.cli.options import cache_option, code_option, common_options, reports_option
 from featx.errors import unknown_name
 from featx.progress import Reporter
@@ -25,14 +26,17 @@ Rows = list[Sequence[Any]]
 @cache_option
 @reports_option
 @code_option
+@json_option
 @common_options
-def command(
+def command(  # noqa: PLR0913
     what: str,
     pattern: str | None,
+    *,
     input_size: int | None,
     cache_dir: str,
     reports_dir: str,
     allow_code: tuple[str, ...],
+    as_json: bool,
     reporter: Reporter,
 ) -> None:
     """List what featx knows, one a line.
@@ -56,6 +60,9 @@ def command(
     if pattern and what not in ("layers", "backbones"):
         wanted = pattern if set(pattern) & set("*?[") else f"*{pattern}*"
         rows = [row for row in rows if fnmatch(str(row[0]), wanted)]
+    if as_json:
+        echo_json([dict(zip(header, row, strict=True)) for row in rows])
+        return
     cells = [[str(cell) for cell in row] for row in rows]
     click.echo(text_table(header, cells, has_rule=False))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cached_property, partial
+from html import escape
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +23,18 @@ from featx.store.summary import describe_partial
 from featx.store.verify import Damage, verify_blocks, verify_seal
 
 __all__ = ["Cache"]
+
+_SHOWN = (
+    "data",
+    "split",
+    "backbone",
+    "weights",
+    "layer",
+    "pool",
+    "input_size",
+    "precision",
+    "created",
+)
 
 
 class Cache:
@@ -193,6 +206,18 @@ class Cache:
             + (f", {n_failed} failed" if n_failed else "")
             + f", fingerprint {self.fingerprint[:12]}>"
         )
+
+    def _repr_html_(self) -> str:
+        """Show what is in the file, in a notebook."""
+        told = {"rows": f"{len(self):,}", "features": f"{self.n_features:,}"}
+        told |= {name: str(self.meta[name]) for name in _SHOWN if name in self.meta}
+        told |= {"classes": str(len(self.class_names)), "fingerprint": self.fingerprint[:12]}
+        if self.errors:
+            told["images that could not be read"] = str(len(self.errors))
+        rows = "".join(
+            f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in told.items()
+        )
+        return f"<table><caption>{escape(self.path.name)}</caption>{rows}</table>"
 
     def sample(
         self, per_class: int, *, seed: int = 0, dtype: Any = None

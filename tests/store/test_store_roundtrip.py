@@ -167,6 +167,9 @@ def test_cache_is_picklable_readable_and_closable(tmp_path: Path) -> None:
     assert repr(cache) == (
         f"<Cache a.h5: 40 x 7 float16, 3 classes, 1 failed, fingerprint {spec.fingerprint[:12]}>"
     )
+    page = cache._repr_html_()
+    assert "<caption>a.h5</caption>" in page
+    assert "<tr><th>images that could not be read</th><td>1</td></tr>" in page
     assert len(cache) == 40
     assert cache.n_features == 7
     assert cache.y is cache.labels
