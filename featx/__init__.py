@@ -7,6 +7,7 @@ needs when it is first used.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -63,9 +64,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'featx' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    # Rooms, as featx.evaluate and featx.plot, without an import of their own.
+    if not name.startswith("_") and importlib.util.find_spec(f"featx.{name}"):
+        return importlib.import_module(f"featx.{name}")
+    raise AttributeError(f"module 'featx' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -56,6 +56,12 @@ def test_every_public_name_is_there_and_listed():
         _ = featx.nothing
 
 
+def test_rooms_are_attributes_without_an_import_of_their_own():
+    code = "import featx; print(featx.evaluate.Settings, featx.sources.open_data, featx.heads)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "featx.evaluate.settings.Settings" in done.stdout
+
+
 def test_the_version_is_the_one_of_the_package():
     metadata = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert featx.__version__ == metadata["project"]["version"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from featx.errors import BackboneError, UsageError
 from featx.extract.plan import NATIVE, Plan, Sources, open_sources
-from featx.progress import Reporter
+from featx.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +27,7 @@ __all__ = ["Job", "prepare", "run_plan"]
 
 def run_plan(
     plan: Plan,
-    reporter: Reporter,
+    reporter: Reporter = SILENT,
     *,
     target: Path | None = None,
     tell: Callable[[str], object] = print,
