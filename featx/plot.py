@@ -17,7 +17,7 @@ import pandas as pd
 
 from featx.errors import MissingExtraError, UsageError
 from featx.evaluate import FitResult
-from featx.evaluate.lines import Lines, lines_of, read_lines
+from featx.evaluate.lines import Lines, class_rows, extraction_seconds, lines_of, read_lines
 from featx.evaluate.systems import by_size
 
 if TYPE_CHECKING:
@@ -46,7 +46,11 @@ Results = str | os.PathLike[str] | Lines | pd.DataFrame
 # Okabe and Ito, "Color universal design", 2008: told apart with every kind of colour vision.
 _COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C8C00", "#666666"]
 _SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"]
-_COSTS = {"seconds": "seconds of one fit", "dim": "values of a feature"}
+_COSTS = {
+    "extraction": "seconds of the extraction",
+    "seconds": "seconds of one fit",
+    "dim": "values of a feature",
+}
 _SETTINGS = {"input": "image size (px)", "layer": "layer"}
 _CURVES = {"loss": "loss", "acc": "accuracy"}
 _PARTS = {"train": "training", "valid": "validation"}
@@ -91,8 +95,9 @@ def cost(results: Results = "reports", by: str = "seconds") -> Layers:
     ----------
     results : path-like, Lines or DataFrame, default="reports"
         A folder of results, or what `featx.results` gave.
-    by : {"seconds", "dim"}, default="seconds"
-        Seconds of a fit with its cross-validation, or the length of a feature.
+    by : {"seconds", "dim", "extraction"}, default="seconds"
+        Seconds of a fit with its cross-validation, the length of a feature, or seconds of the
+        extraction of all images that were fitted on and tested.
 
     Returns
     -------
@@ -102,11 +107,16 @@ def cost(results: Results = "reports", by: str = "seconds") -> Layers:
     Raises
     ------
     UsageError
-        If `by` is something else.
+        If `by` is something else, or no fit knows it.
     """
     if by not in _COSTS:
         raise UsageError(f"by={by!r}: choose from {', '.join(_COSTS)}")
-    frame = _frame(results)
+    lines = _lines(results)
+    if by == "extraction" and by not in lines.frame:
+        lines.frame[by] = extraction_seconds(lines)
+    frame = lines.scored
+    if not (frame[by] > 0).any():
+        raise UsageError(f"nothing to draw: no fit knows its {_COSTS[by]}")
     base = alt.Chart(frame[frame[by] > 0]).encode(
         x=alt.X(f"{by}:Q", title=_COSTS[by], scale=alt.Scale(type="log")), color=_colour(frame)
     )
@@ -365,17 +375,6 @@ def confusion_chart(data: Any) -> Chart:
     return chart
 
 
-def class_rows(detail: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """List precision, recall, F1 and the number of test images of each class."""
-    scores = detail["per_class"]
-    columns = [scores[name] for name in ("precision", "recall", "f1", "support")]
-    rows = zip(detail["class_names"], *columns, strict=True)
-    return [
-        dict(zip(("class", "precision", "recall", "f1", "images"), row, strict=True))
-        for row in rows
-    ]
-
-
 def recall_chart(data: Any) -> Chart:
     """Draw such rows."""
     chart: Chart = (
@@ -431,12 +430,14 @@ def _by_system(channel: Any, frame: pd.DataFrame, value_of: Callable[[int], str]
     return channel("system:N", title=None, legend=legend, scale=scale)
 
 
-def _frame(results: Results) -> pd.DataFrame:
+def _lines(results: Results) -> Lines:
     if isinstance(results, pd.DataFrame):
-        lines = lines_of(results)
-    else:
-        lines = results if isinstance(results, Lines) else read_lines(results)
-    return lines.scored
+        return lines_of(results)
+    return results if isinstance(results, Lines) else read_lines(results)
+
+
+def _frame(results: Results) -> pd.DataFrame:
+    return _lines(results).scored
 
 
 def _detail(fit: FitResult | Mapping[str, Any]) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from featx.errors import ProtocolError
+from featx.errors import FeatxError, ProtocolError
 from featx.evaluate.intervals import both_intervals
 from featx.evaluate.output import ResultsFolder
 from featx.evaluate.result import QUESTION_COLUMNS
@@ -19,7 +19,15 @@ from featx.evaluate.rows import Row
 from featx.evaluate.table import summarise
 from featx.progress import SILENT, Reporter
 
-__all__ = ["Lines", "frame_of", "lines_of", "read_lines", "results"]
+__all__ = [
+    "Lines",
+    "class_rows",
+    "extraction_seconds",
+    "frame_of",
+    "lines_of",
+    "read_lines",
+    "results",
+]
 
 _FIRST = ("backbone", "head")
 _BARE = ("data", "backbone", "layer", "head", "weights")  # named by their values alone
@@ -114,6 +122,28 @@ def lines_of(fits: pd.DataFrame, folder: Path = Path("reports")) -> Lines:
     frame["low"], frame["high"] = zip(*ends, strict=True)
     files = {i: list(group["file"]) for i, group in zip(ids, groups, strict=True)}
     return Lines(folder, frame, files, fits)
+
+
+def extraction_seconds(lines: Lines) -> list[float]:
+    """Read how long the extraction took that each line stands on; NaN where nobody knows."""
+    folder, found = ResultsFolder(lines.folder), []
+    for names in lines.files.values():
+        try:
+            found.append(float(folder.read(names[0]).detail.get("extract_seconds", math.nan)))
+        except (FeatxError, OSError):
+            found.append(math.nan)
+    return found
+
+
+def class_rows(detail: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """List precision, recall, F1 and the number of test images of each class."""
+    scores = detail["per_class"]
+    columns = [scores[name] for name in ("precision", "recall", "f1", "support")]
+    rows = zip(detail["class_names"], *columns, strict=True)
+    return [
+        dict(zip(("class", "precision", "recall", "f1", "images"), row, strict=True))
+        for row in rows
+    ]
 
 
 def _systems(frame: pd.DataFrame) -> list[str]:

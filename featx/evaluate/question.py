@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from featx.heads import find_head
 from featx.heads.foreign import ForeignHead
 from featx.heads.select import has_lone_classes
 from featx.progress import Reporter
+from featx.store import seconds_of
 
 __all__ = ["Question"]
 
@@ -165,7 +167,15 @@ class Question(BaseQuestion):
     def asked(self, head: str, subset: Subset) -> dict[str, Any]:
         """Give what a fit's JSON keeps of how it was asked; see `BaseQuestion.asked`."""
         caches = {"train_cache": str(self.pair.train.path), "test_cache": str(self.pair.test.path)}
-        return super().asked(head, subset) | caches
+        return super().asked(head, subset) | caches | self._cost
+
+    @cached_property
+    def _cost(self) -> dict[str, float]:
+        """Seconds that the extraction of both caches took, where that is known."""
+        caches = {cache.fingerprint: cache.path for cache in (self.pair.train, self.pair.test)}
+        seconds = [seconds_of(Path(path), name) for name, path in caches.items()]
+        known = [value for value in seconds if value is not None]
+        return {"extract_seconds": sum(known)} if len(known) == len(seconds) else {}
 
 
 def _told(leaks: Any) -> dict[str, Any]:

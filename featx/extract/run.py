@@ -21,7 +21,7 @@ from featx.extract.report import ExtractReport
 from featx.extract.settings import Settings
 from featx.progress import SILENT, Reporter
 from featx.sources import Source
-from featx.store import CacheSpec, CacheWriter
+from featx.store import CacheSpec, CacheWriter, note_seconds
 from featx.store.target import is_reusable
 
 __all__ = ["extract", "extract_many"]
@@ -75,6 +75,10 @@ def extract_many(
         for writer in writers:
             _require_an_image(writer.failed, source)
             writer.finish()
+    seconds = time.monotonic() - started
+    for writer, n in zip(writers, n_computed, strict=True):
+        if n == len(source):
+            note_seconds(writer.target, writer.spec.fingerprint, seconds)
     # The same images fail for every layer; a file that was complete before does not tell them.
     told = max(writers, key=lambda writer: len(writer.failed))
     _report_failures(told.failed, source, told.target, reporter)
@@ -86,7 +90,7 @@ def extract_many(
             dtype=writer.spec.dtype,
             n_computed=n,
             n_failed=len(writer.failed),
-            seconds=time.monotonic() - started,
+            seconds=seconds,
             n_bytes=writer.target.stat().st_size,
             times=times if n else None,
             n_reused=writer.n_reused,

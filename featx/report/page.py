@@ -30,7 +30,7 @@ _MOST_DRAWN = 8
 _SCORES = ("per class", "accuracy", "low", "repeats", "test images")
 _LAST = ("layer", "weights", "dim", "C", "seconds")
 _HIDDEN = (
-    *("id", "system", "data", "images", "high"),
+    *("id", "system", "data", "images", "high", "extraction"),
     *("draws low", "draws high", "test low", "test high"),
 )
 _TITLES = {"low": "95 % interval", "repeats": "draws"}
@@ -90,6 +90,10 @@ def _read(
                     details[line] = detail
                 fits[line] = read
             bar.update()
+    lines.frame["extraction"] = [
+        fits[line][0].detail.get("extract_seconds", math.nan) if line in fits else math.nan
+        for line in lines.frame["id"]
+    ]
     return fits, details
 
 
@@ -147,12 +151,20 @@ def _charts(lines: Lines) -> Iterator[dict[str, Any]]:
         return
     wanted = [
         ("learning", "Accuracy against labelled images per class", plot.learning_curve, {}),
+        (
+            "extraction",
+            "Accuracy against the time of the extraction",
+            plot.cost,
+            {"by": "extraction"},
+        ),
         ("seconds", "Accuracy against the time of a fit", plot.cost, {"by": "seconds"}),
         ("dim", "Accuracy against the length of a feature", plot.cost, {"by": "dim"}),
         ("input", "Accuracy against image size", plot.settings_curve, {"by": "input"}),
         ("layer", "Accuracy against the layer", plot.settings_curve, {"by": "layer"}),
     ]
     for name, title, draw, options in wanted:
+        if name == "extraction" and lines.scored[name].isna().all():
+            continue
         if name in ("input", "layer") and not _varies(lines.scored, name):
             continue
         chart = draw(lines, **options)

@@ -24,7 +24,7 @@ from featx.progress import Reporter
 from featx.reproduce.options import Options
 from featx.reproduce.outcome import FINE_TUNED, FROZEN, SCRATCH, Cost, Outcome, outcomes_of
 from featx.reproduce.recipe import PRETRAINED, Recipe
-from featx.reproduce.times import Times
+from featx.reproduce.times import total_seconds
 from featx.sources import ClassChoice
 from featx.store import Cache
 from featx.sweep import SweepRow, sweep
@@ -85,7 +85,7 @@ class _Run:
     def _caches(self, plan: Plan) -> tuple[list[Cache], float | None]:
         """Extract; give the caches, and the seconds that all of it took."""
         reports = run_plan(plan, self.reporter, tell=self.reporter.say)
-        seconds = Times(Path(self.options.reports_dir)).of(reports)
+        seconds = total_seconds(reports, Path(self.options.reports_dir))
         return [Cache.open(report.path) for report in reports], seconds
 
     def _extracted(self, *, is_first: bool) -> list[Outcome]:

@@ -22,6 +22,7 @@ __all__ = ["SourceTable", "format_outcomes", "save_recipe", "save_source"]
 
 _FOLDER, _KIND = "reproductions", "reproduction"
 _TEXT = ("system", "scale", "scored on")
+_WIDE = 1_000  # in files
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,12 @@ def save_source(folder: Path, source: str, reporter: Reporter) -> SourceTable:
     csv, txt = folder / f"{stem}.csv", folder / f"{stem}.txt"
     frame = pd.DataFrame([asdict(outcome) for outcome in outcomes], columns=OUTCOME_COLUMNS)
     replace_text(csv, frame.to_csv(index=False))
-    parts = (source, format_outcomes(outcomes), "\n".join([*order(outcomes), *words]))
-    text = "\n\n".join(part for part in parts if part) + "\n"
-    replace_text(txt, text)
+    lessons_text = "\n".join([*order(outcomes), *words])
+    wide, text = (
+        "\n\n".join(part for part in (source, table, lessons_text) if part) + "\n"
+        for table in (format_outcomes(outcomes, _WIDE), format_outcomes(outcomes))
+    )
+    replace_text(txt, wide)
     return SourceTable(csv, txt, text)
 
 
@@ -85,11 +89,13 @@ def _kept(
             reporter.warn(f"{path} is not read ({error}): run its recipe again to replace it")
 
 
-def format_outcomes(outcomes: Sequence[Outcome]) -> str:
+def format_outcomes(outcomes: Sequence[Outcome], width: int | None = None) -> str:
     """Align outcomes as plain text, in the columns of the sources' own tables."""
     lines = [_line(outcome) for outcome in outcomes]
     header = list(lines[0]) if lines else ["system"]
-    return text_table(header, [[line[name] for name in header] for line in lines], _TEXT)
+    return text_table(
+        header, [[line[name] for name in header] for line in lines], _TEXT, width=width
+    )
 
 
 def _line(outcome: Outcome) -> dict[str, str]:

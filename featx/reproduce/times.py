@@ -1,45 +1,36 @@
-"""How long extractions took, kept for later runs that find their caches complete."""
+"""How long extractions took, also those of earlier runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from featx.atomic import replace_text
-from featx.evaluate.records import RecordError, read_older_too, record_text
+from featx.evaluate.records import RecordError, read_older_too
 from featx.extract import ExtractReport
-from featx.store import Cache
+from featx.store import Cache, seconds_of
 
-__all__ = ["Times"]
+__all__ = ["total_seconds"]
 
 _KIND = "seconds of extractions"
 
 
-class Times:
-    """Seconds of extractions, by the fingerprint of the features."""
+def total_seconds(reports: Sequence[ExtractReport], folder: Path) -> float | None:
+    """Give the time of all of some extractions; None where one is not known."""
+    older = _of_older_versions(folder / "extraction-seconds.json")
+    total = 0.0
+    for report in reports:
+        with Cache.open(report.path) as cache:
+            seconds = seconds_of(cache.path, cache.fingerprint) or older.get(cache.fingerprint)
+        if seconds is None:
+            return None
+        total += seconds
+    return total
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "extraction-seconds.json"
 
-    def of(self, reports: Sequence[ExtractReport]) -> float | None:
-        """Remember what was computed whole, and give the time of all of it."""
-        known = self._read()
-        total: float | None = 0.0
-        for report in reports:
-            with Cache.open(report.path) as cache:
-                name = cache.fingerprint
-            if report.n_computed == report.n_images:
-                known[name] = report.seconds
-            total = None if total is None or name not in known else total + known[name]
-        self._write(known)
-        return total
-
-    def _read(self) -> dict[str, float]:
-        try:
-            values = read_older_too(_KIND, self.path)
-            return {str(k): float(v) for k, v in values.get("seconds", values).items()}
-        except (OSError, ValueError, TypeError, AttributeError, RecordError):
-            return {}
-
-    def _write(self, known: dict[str, float]) -> None:
-        replace_text(self.path, record_text(_KIND, {"seconds": known}))
+def _of_older_versions(path: Path) -> dict[str, float]:
+    """Read what an older featx kept in the folder of results."""
+    try:
+        values = read_older_too(_KIND, path)
+        return {str(k): float(v) for k, v in values.get("seconds", values).items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecordError):
+        return {}

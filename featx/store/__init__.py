@@ -13,6 +13,7 @@ from featx.store.kinds import is_archive_file
 from featx.store.packed import verify_archive
 from featx.store.partial import find_begun, find_partials, has_leftovers
 from featx.store.reader import Cache
+from featx.store.seconds import note_seconds, seconds_of
 from featx.store.spec import CacheSpec
 from featx.store.summary import find_caches, summarize_archive, summarize_partial
 from featx.store.verify import Damage
@@ -28,7 +29,9 @@ __all__ = [
     "find_caches",
     "find_partials",
     "has_leftovers",
+    "note_seconds",
     "read_summary",
+    "seconds_of",
     "verify_file",
 ]
 

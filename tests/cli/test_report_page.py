@@ -127,6 +127,8 @@ def test_charts_are_pictures(folder, tmp_path):
         assert (tmp_path / f"{i}.svg").read_text().startswith("<svg")
     with pytest.raises(featx.FeatxError, match="nothing to draw"):
         plot.settings_curve(lines, "input")
+    with pytest.raises(featx.FeatxError, match="nothing to draw"):
+        plot.cost(lines, "extraction")
 
 
 @pytest.fixture(scope="module")
@@ -247,6 +249,17 @@ def test_confident_mistakes_are_those_of_the_record_with_their_pictures(digits_p
         assert not mistake["guess"].startswith(mistake["label"])
         assert pictures.shelf[mistake["picture"]].startswith("data:image/jpeg;base64,")
     assert len({mistake["picture"] for mistake in mistakes}) == len(mistakes)
+
+
+def test_the_time_of_the_extraction_is_known(digits_page, digits_folder):
+    plot = pytest.importorskip("featx.plot")
+    from featx.evaluate.lines import extraction_seconds
+
+    lines = read_lines(digits_page.parent)
+    seconds = json.loads((digits_folder / "cache" / ".seconds.json").read_text())
+    assert extraction_seconds(lines) == pytest.approx([sum(seconds.values())])
+    assert "seconds of the extraction" in plot.cost(lines, by="extraction").to_json()
+    assert "time of the extraction" in digits_page.read_text(encoding="utf-8")
 
 
 def test_the_page_shows_pictures_of_mistakes(browser, digits_page):

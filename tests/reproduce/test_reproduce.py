@@ -89,6 +89,11 @@ repeats = 1
 """
 
 
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")  # what is printed is then what is kept
+
+
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Real digits as a tree of images, called as the recipes call their data."""
@@ -494,7 +499,9 @@ def test_variants_training_scores_and_single_systems_have_no_order() -> None:
 
 
 def test_lines_of_a_table_are_aligned() -> None:
-    text = format_outcomes([outcome(), outcome(accuracy=None, problem="x", n_features=25_088)])
+    lines = [outcome(), outcome(accuracy=None, problem="x", n_features=25_088)]
+    assert max(map(len, format_outcomes(lines, 80).splitlines())) <= 80
+    text = format_outcomes(lines, 1000)
     head, rule, *lines = text.splitlines()
     assert len(lines) == 2
     assert "25,088" in lines[1]
@@ -503,21 +510,23 @@ def test_lines_of_a_table_are_aligned() -> None:
     assert set(rule) == {"-", " "}
 
 
-def test_times_of_damaged_files_are_forgotten(digits: Path) -> None:
+def test_times_of_extractions_are_kept_beside_the_caches(digits: Path) -> None:
     assert run(FEATURES.format(split="test"), digits, *RANDOM) == 0
-    file = Path("reports/extraction-seconds.json")
-    seconds = json.loads(file.read_text())["seconds"]
+    (file,) = Path().rglob(".seconds.json")
+    seconds = json.loads(file.read_text())
     assert len(seconds) == 2
 
     def total() -> float:
         assert run(FEATURES.format(split="test"), digits, *RANDOM) == 0
         return float(pd.read_csv("reports/reproduce-me-myself.csv")["extract_seconds"][0])
 
-    file.write_text(json.dumps(dict.fromkeys(seconds, 3.0)))  # as an older featx wrote it
-    assert total() == 6.0
-    file.write_text(file.read_text().replace("3.0", "8.0", 1))
-    assert np.isnan(total())
+    assert total() == pytest.approx(sum(seconds.values()))
     file.write_text("{")
+    assert np.isnan(total())
+    older = Path("reports/extraction-seconds.json")
+    older.write_text(json.dumps(dict.fromkeys(seconds, 3.0)))  # as an older featx wrote it
+    assert total() == 6.0
+    older.write_text(older.read_text().replace("}", ""))
     assert np.isnan(total())
 
 
