@@ -15,6 +15,7 @@ from featx.predict import ModelsFolder
 from featx.progress import SILENT, Reporter
 from featx.sources import ClassChoice
 from featx.store import Cache
+from featx.tracking import track
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,6 +38,7 @@ def fit(  # noqa: PLR0913
     groups: str | None = None,
     refit: bool = False,
     save_models: bool = False,
+    log: str | Iterable[str] = (),
     reporter: Reporter = SILENT,
     **settings: Any,
 ) -> pd.DataFrame:
@@ -69,6 +71,8 @@ def fit(  # noqa: PLR0913
         Fit again what the folder of results has an answer to.
     save_models : bool, default=False
         Keep every fitted head in ``REPORTS/models/``.
+    log : str or iterable of str
+        Trackers that get the fits too, each once: ``"mlflow"``, ``"tensorboard"``, ``"wandb"``.
     reporter : Reporter, optional
         Shows progress and notices; ``featx.progress.Reporter()`` prints them.
     **settings
@@ -107,6 +111,8 @@ def fit(  # noqa: PLR0913
         folder = ModelsFolder(reports, reporter)
     pairs = _pairs(caches, choice, sizes, reporter)
     fits, _ = run_fit(pairs, asked, folder, refit=refit, reporter=reporter)
+    for name in _several(log):
+        track(fits, name, folder.folder, reporter)
     keys = {fit.key for fit in fits}
     rows = {name: row for name, row in folder.rows().items() if row.key in keys}
     return frame_of(rows)

@@ -397,3 +397,23 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="cannot be written.*No space left"):
         write_file(tmp_path / "m.safetensors", {}, {"x": np.zeros(3)})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_card_is_what_the_hub_reads(made, capsys):
+    hub = pytest.importorskip("huggingface_hub")
+    _, path, result = made["logreg"]
+    assert main(["card", str(path)]) == 0
+    text = capsys.readouterr().out
+    card = hub.ModelCard(text)
+    (found,) = card.data.eval_results
+    assert (found.metric_type, found.metric_value) == ("accuracy", result.acc1)
+    assert (found.dataset_name, found.dataset_split) == ("digits", "test")
+    assert card.data.library_name == "featx"
+    model = load_model(path)
+    for said in (
+        model.meta["fit_id"],
+        f"{model.n_features:,} values",
+        ", ".join(model.class_names),
+    ):
+        assert said in card.text
+    assert f"featx predict --model {path.name}" in card.text

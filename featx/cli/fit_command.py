@@ -18,6 +18,7 @@ from featx.cli.options import (
     common_options,
     fit_options,
     list_option,
+    log_option,
     measures_option,
     test_split_option,
 )
@@ -80,6 +81,7 @@ __all__ = ["command"]
 @click.option("--refit", is_flag=True, help="Fit again what reports/ has an answer to.")
 @click.option("--save-models", is_flag=True, help="Keep every fitted head in reports/models/.")
 @measures_option
+@log_option
 @json_option
 @common_options
 def command(  # noqa: PLR0913
@@ -88,6 +90,7 @@ def command(  # noqa: PLR0913
     cache_dir: str,
     reports_dir: str,
     measures: tuple[str, ...],
+    trackers: tuple[str, ...],
     refit: bool,
     save_models: bool,
     leak_sheet: str | None,
@@ -117,6 +120,11 @@ def command(  # noqa: PLR0913
     fits, n_new = run_fit(
         pairs, settings, results, refit=refit, on_leaks=sheet.add, reporter=reporter
     )
+    if trackers:
+        from featx.tracking import track
+
+        for name in trackers:
+            reporter.say(f"{track(fits, name, results.folder, reporter)} fits are new in {name}")
     if as_json:
         echo_json([fit.row() for fit in fits])
         return tell_failed(fits, reporter)

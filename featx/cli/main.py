@@ -37,6 +37,7 @@ _COMMANDS = {
     "reproduce": "Run published systems again: reported beside measured.",
     "bench": "Measure extractions against the ceilings of this machine.",
     "predict": "Classify new images with a saved model.",
+    "card": "Print a model card of a saved model.",
     "list": "List backbones, layers, data, caches, heads, networks or models.",
     "info": "Show what is in a cache file and how it was made.",
     "verify": "Check every byte of cache files, or a backbone against a slow reference.",

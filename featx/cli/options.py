@@ -15,6 +15,7 @@ __all__ = [
     "INPUT_SIZE",
     "MEASURES",
     "PER_CLASS",
+    "TRACKERS",
     "Bytes",
     "ListCommand",
     "NumberOr",
@@ -27,6 +28,7 @@ __all__ = [
     "fit_options",
     "layout_options",
     "list_option",
+    "log_option",
     "measures_option",
     "reports_option",
     "test_split_option",
@@ -34,6 +36,9 @@ __all__ = [
 
 # Those of featx.evaluate.scores but for the accuracy; importing that takes seconds.
 MEASURES = ("acc5", "recall", "macro_f1", "auroc", "average_precision", "log_loss", "ece")
+
+# Those of featx.tracking.
+TRACKERS = ("mlflow", "tensorboard", "wandb")
 
 DATA_HELP = "Built-in name, folder, archive, manifest or Hugging Face data: see  featx list data."
 """Help of ``--data``."""
@@ -256,6 +261,17 @@ def measures_option(function: F) -> F:
         type=click.Choice(MEASURES),
         metavar="NAME...",
         help=f"Print means of these too: {', '.join(MEASURES)}.",
+    )(function)
+
+
+def log_option(function: F) -> F:
+    """Add ``--log``, the trackers that get results too."""
+    return list_option(
+        "--log",
+        "trackers",
+        type=click.Choice(TRACKERS),
+        metavar="NAME...",
+        help=f"Give each fit to these too, once: {', '.join(TRACKERS)} (extras of these names).",
     )(function)
 
 

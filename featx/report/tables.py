@@ -10,7 +10,7 @@ import pandas as pd
 from featx.evaluate.lines import Lines
 from featx.evaluate.systems import by_size
 
-__all__ = ["class_table", "format_lines"]
+__all__ = ["class_table", "format_lines", "markdown_text"]
 
 _DIGITS = 1  # of percentages
 _LATEX = {
@@ -85,6 +85,11 @@ def _plain(value: object) -> str:
 def _escaper(letters: Mapping[str, str]) -> Callable[[str], str]:
     table = str.maketrans(dict(letters))
     return lambda text: str(text).translate(table)
+
+
+def markdown_text(text: str) -> str:
+    """Escape what Markdown would take for something else."""
+    return _ESCAPES["md"](text)
 
 
 def _markdown(rows: Sequence[Row], note: str) -> str:
