@@ -180,7 +180,7 @@ def finish(server: Server, cache: Path, workers: int, patience: float = 0) -> No
     assert run_when_free(server, cache, patience, workers=workers) == 0
     (path,) = cache.glob("*.h5")
     check_whole(path, server)
-    assert [p.name for p in cache.iterdir() if p.suffix != ".lock"] == [path.name]
+    assert [p.name for p in cache.glob("[!.]*") if p.suffix != ".lock"] == [path.name]
     shutil.rmtree(cache)
 
 

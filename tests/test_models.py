@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import featx
+from featx.cli import main
 from featx.errors import CacheMismatchError, ModelError, ProtocolError, UsageError
 from featx.evaluate import Pair, Settings, evaluate
 from featx.heads import FitOptions, Pool, RowSpace, available_heads, get_head

@@ -43,18 +43,19 @@ def _body(model: SavedModel) -> Iterator[str]:
     yield f"# {_word(model.path.stem)}"
     yield ""
     yield (
-        f"A classifier of {len(model.class_names):,} classes of images: {_word(meta['head'])}, fitted on "
-        f"frozen features of {_word(features.get('backbone'))}. The backbone itself was not trained."
+        f"A classifier of {len(model.class_names):,} classes of images: {_word(meta['head'])}, "
+        f"fitted on frozen features of {_word(features.get('backbone'))}. The backbone itself was "
+        "not trained."
     )
     yield from ("", "## How to use it", "", "```console")
     yield f"featx predict --model {visible(model.path.name, keep='')} IMAGES"
     yield from ("```", "", "## What it takes", "")
     yield from _lines(dict(_backbone(meta)))
     yield from ("", "## How it was fitted", "")
-    per_class = f"{train['per_class']} images per class" if train["per_class"] else "all images"
+    drawn = f"{train['per_class']} per class, seed {train['seed']}"
     yield from _lines(
         {
-            "training images": f"{train['n_train']:,} of {train['data']} ({per_class}, seed {train['seed']})",
+            "training images": f"{train['n_train']:,} of {train['data']} ({drawn})",
             "head": f"{meta['head']} {_settings(meta['head_settings'])}".strip(),
             "penalty C": "none" if meta["C"] is None else f"{meta['C']:.4g}",
             "scaling of features": meta["scale"],
@@ -65,7 +66,7 @@ def _body(model: SavedModel) -> Iterator[str]:
     yield from ("", "## How good it is", "")
     yield (
         f"Accuracy {test_text(meta)} on {_word(test['data'])}, {_word(test['split'])}, when it was "
-        "fitted. On other images, of another camera or another time, it may be lower: measure it there."
+        "fitted. On other images, of another camera or time, it may be lower: measure it there."
     )
     yield from ("", "## Classes", "")
     yield ", ".join(_word(name) for name in model.class_names[:_MOST_CLASSES]) + (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from featx.atomic import replace_text
@@ -15,7 +16,8 @@ _NAME = ".seconds.json"
 def note_seconds(cache: Path, fingerprint: str, seconds: float) -> None:
     """Remember how long a whole extraction took, by the fingerprint of its features."""
     path = cache.parent / _NAME
-    replace_text(path, json.dumps(_read(path) | {fingerprint: round(seconds, 3)}, indent=0))
+    with suppress(OSError):  # the cache is there: its time is not worth an error
+        replace_text(path, json.dumps(_read(path) | {fingerprint: round(seconds, 3)}, indent=0))
 
 
 def seconds_of(cache: Path, fingerprint: str) -> float | None:
