@@ -7,7 +7,7 @@ import textwrap
 import unicodedata
 from collections.abc import Container, Iterator, Sequence
 
-__all__ = ["shared_columns", "table_width", "text_table", "visible"]
+__all__ = ["csv_text", "shared_columns", "table_width", "text_table", "visible"]
 
 _USUAL_WIDTH = 80
 _GAP, _INDENT = 2, 4
@@ -21,6 +21,15 @@ def visible(text: str, *, keep: str = "\n\t") -> str:
     if text.isprintable():
         return text
     return "".join(c if c in keep or _is_shown(c) else _escaped(c) for c in text)
+
+
+def csv_text(value: object) -> object:
+    """Put an apostrophe before text that a spreadsheet would take for a formula.
+
+    Rule of OWASP, "CSV injection": text that begins with = + - @, a tab or a carriage return.
+    """
+    is_formula = isinstance(value, str) and value[:1] in tuple("=+-@\t\r")
+    return f"'{value}" if is_formula else value
 
 
 def _is_shown(character: str) -> bool:

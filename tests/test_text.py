@@ -7,7 +7,7 @@ import io
 import pytest
 
 from featx.progress import Reporter
-from featx.text import shared_columns, text_table, visible
+from featx.text import csv_text, shared_columns, text_table, visible
 
 HOSTILE = "cat\x1b[2J\u202egod\rdog\x07\u2028\u200b\ud800"
 SHOWN = r"cat\x1b[2J\u202egod\rdog\x07\u2028\u200b\ud800"
@@ -39,6 +39,13 @@ def test_a_table_fits_and_loses_no_cell(width):
         + [word for word in text.replace("-" * 4, " ").split() if set(word) == {"-"}]
     )
     assert "\x1b" not in text_table(["name"], [[HOSTILE]])
+
+
+def test_no_name_is_a_formula_in_a_csv_file():
+    assert [csv_text(v) for v in ("=1+1", "+a", "-b", "@c", "\td")] == [
+        *("'=1+1", "'+a", "'-b", "'@c", "'\td")
+    ]
+    assert [csv_text(v) for v in ("a=b", "", -0.5, None)] == ["a=b", "", -0.5, None]
 
 
 def test_numbers_are_right_and_words_left():

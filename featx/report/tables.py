@@ -9,6 +9,7 @@ import pandas as pd
 
 from featx.evaluate.lines import Lines
 from featx.evaluate.systems import by_size
+from featx.text import csv_text
 
 __all__ = ["class_table", "format_lines", "markdown_text"]
 
@@ -30,7 +31,7 @@ def format_lines(lines: Lines, form: str) -> str:
     best of a column is bold. CSV has one row a line instead, with every figure unrounded.
     """
     if form == "csv":
-        return lines.frame.drop(columns="id").to_csv(index=False)
+        return lines.frame.drop(columns="id").map(csv_text).to_csv(index=False)
     write, bold = _WRITERS[form], _BOLD[form]
     escape = _ESCAPES[form]
     parts = []
@@ -71,7 +72,7 @@ def _what(frame: pd.DataFrame) -> str:
 def class_table(rows: Sequence[Mapping[str, object]], form: str, title: str) -> str:
     """Write precision, recall, F1 and test images of each class, as scikit-learn's report does."""
     if form == "csv":
-        return pd.DataFrame(list(rows)).assign(table=title).to_csv(index=False)
+        return pd.DataFrame(list(rows)).assign(table=title).map(csv_text).to_csv(index=False)
     escape = _ESCAPES[form]
     head = [escape(str(name)) for name in rows[0]]
     body = [[escape(_plain(value)) for value in row.values()] for row in rows]

@@ -103,7 +103,8 @@ def test_export(in_tmp, capsys):
     assert main(["export", "cache/a.h5"]) == 2
 
 
-def test_list(in_tmp, capsys):
+def test_list(in_tmp, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     assert main(["cache", "list"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"cache/a\.h5 +complete +0\.1 MB +\d+ s +vgg16 cifar10 test features", out)
