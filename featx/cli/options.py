@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -18,6 +19,7 @@ __all__ = [
     "TRACKERS",
     "Bytes",
     "ListCommand",
+    "ListOption",
     "NumberOr",
     "bits_option",
     "cache_option",
@@ -47,33 +49,79 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class ListCommand(click.Command):
-    """A command whose repeatable options take space-separated lists.
+    """A command whose repeatable options take several words: ``--clf svm logreg``.
 
-    ``--clf svm logreg`` is read as ``--clf svm --clf logreg``: every word up to the
-    next option belongs to the list.
+    Every word up to the next option belongs to the list, and a comma parts words too. Where the
+    command then lacks the words of its own (``compare --data c10 svm logreg``), a list keeps its
+    first word, and the others are the command's.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Spell out the lists, then parse as usual."""
-        lists = {
-            name
-            for parameter in self.get_params(ctx)
-            if isinstance(parameter, click.Option) and parameter.multiple
-            for name in parameter.opts
-        }
-        spelled: list[str] = []
-        current, is_first = "", False
-        for word in args:
-            if word.startswith("-") and len(word) > 1:
-                name, has_value, _ = word.partition("=")
-                current, is_first = (name if name in lists else ""), not has_value
-                spelled.append(word)
-            elif current and not is_first:
-                spelled += [current, word]
-            else:
-                spelled.append(word)
-                is_first = False
+        options = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
+        lists = {name: p for p in options if isinstance(p, ListOption) for name in p.opts}
+        flags = {name for p in options if p.is_flag for name in (*p.opts, *p.secondary_opts)}
+        spelled, n_own = _spelled(args, lists, flags, is_greedy=True)
+        wants = any(isinstance(p, click.Argument) and p.required for p in self.get_params(ctx))
+        if wants and not n_own:
+            spelled, _ = _spelled(args, lists, flags, is_greedy=False)
         return super().parse_args(ctx, spelled)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Say how several words are given."""
+        with formatter.indentation():
+            formatter.write_text("NAME...: several words, separated by spaces or commas.")
+
+
+class ListOption(click.Option):
+    """An option that takes several words."""
+
+    def __init__(self, *args: Any, has_commas: bool = True, **settings: Any) -> None:
+        super().__init__(*args, multiple=True, **settings)
+        self.has_commas = has_commas
+
+    def words(self, word: str) -> list[str]:
+        """Part a word at its commas, but for those within parentheses and in names of files."""
+        if not self.has_commas or "," not in word or Path(word).exists():
+            return [word]
+        return [part for part in re.split(r",(?![^()]*\))", word) if part]
+
+    def takes(self, word: str) -> bool:
+        """Whether a word may be one of the list: those of NAME=PLACE have an equals sign."""
+        return "=" in word or "=" not in (self.metavar or "")
+
+    def make_metavar(self, ctx: click.Context) -> str:
+        """Say that several words may come."""
+        one = super().make_metavar(ctx)
+        one = "NAME" if one == "TEXT" else one
+        return one if one.endswith("...") else f"{one}..."
+
+
+def _spelled(
+    args: Sequence[str], lists: Mapping[str, ListOption], flags: Container[str], *, is_greedy: bool
+) -> tuple[list[str], int]:
+    """Give each word of a list its option; count the words that belong to no option."""
+    spelled: list[str] = []
+    name, n_words, n_own, is_value = "", 0, 0, False
+    for word in args:
+        if word.startswith("-") and len(word) > 1 and not is_value:
+            spelled += [name] * (name != "" and n_words == 0)  # click says what is missing
+            option, has_value, value = word.partition("=")
+            name, n_words = (option if option in lists else ""), 0
+            is_value = not (name or has_value or word in flags)
+            if name and has_value:
+                spelled += [part for one in lists[name].words(value) for part in (name, one)]
+                n_words = 1
+            elif not name:
+                spelled.append(word)
+        elif name and lists[name].takes(word) and (is_greedy or n_words == 0):
+            spelled += [part for one in lists[name].words(word) for part in (name, one)]
+            n_words += 1
+        else:
+            n_own += not is_value
+            spelled.append(word)
+            name, is_value = "", False
+    return spelled + [name] * (name != "" and n_words == 0), n_own
 
 
 class NumberOr(click.ParamType):  # type: ignore[type-arg]
@@ -82,6 +130,10 @@ class NumberOr(click.ParamType):  # type: ignore[type-arg]
     def __init__(self, word: str, what: str, kind: type[int] | type[float] = int) -> None:
         self.word, self.kind = word, kind
         self.name = f"{what}|{word}"
+
+    def get_metavar(self, param: click.Parameter, ctx: Any = None) -> str:
+        """Write the word as it is typed."""
+        return self.name
 
     def convert(self, value: Any, param: Any, ctx: Any) -> int | float | str:
         """Read one word."""
@@ -118,8 +170,8 @@ INPUT_SIZE = NumberOr("native", "PIXELS")
 
 
 def list_option(*names: str, **settings: Any) -> Callable[[F], F]:
-    """Option that takes a space-separated list, for a `ListCommand`; what comes twice is once."""
-    return click.option(*names, multiple=True, **{"callback": _unique, **settings})
+    """Option that takes several words, for a `ListCommand`; what comes twice is once."""
+    return click.option(*names, cls=ListOption, **{"callback": _unique, **settings})
 
 
 def _unique(ctx: click.Context, param: click.Parameter, values: tuple[Any, ...]) -> Any:
@@ -209,9 +261,13 @@ _ENGINE_OPTIONS = (
     ),
 )
 _CLASS_OPTIONS = (
-    list_option("--classes", help="Classes to keep, by their new names.  [default: all]"),
-    list_option("--drop", help="Classes to leave out."),
-    list_option("--map", metavar="OLD=NEW", help="New names; equal ones become one class."),
+    list_option(
+        "--classes", has_commas=False, help="Classes to keep, by their new names.  [default: all]"
+    ),
+    list_option("--drop", has_commas=False, help="Classes to leave out."),
+    list_option(
+        "--map", has_commas=False, metavar="OLD=NEW", help="New names; equal ones become one class."
+    ),
 )
 _LAYOUT_OPTIONS = (
     click.option("--train-folder", metavar="FOLDER", help="Training images, below --data."),

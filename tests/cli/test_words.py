@@ -1,0 +1,80 @@
+"""How the command line reads several words."""
+
+from __future__ import annotations
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from featx.cli.options import ListCommand, NumberOr, list_option
+
+
+@click.command(cls=ListCommand)
+@click.argument("systems", nargs=-1, required=True)
+@list_option("--data")
+@list_option("--clf")
+@list_option("--sizes", type=NumberOr("all", "N"))
+@list_option("--classes", has_commas=False)
+@click.option("--repeats", type=int, default=5)
+@click.option("--quiet", "-q", is_flag=True)
+def compare(**given):
+    """Echo what was read."""
+    click.echo(repr({name: value for name, value in given.items() if value not in ((), 5, False)}))
+
+
+@click.command(cls=ListCommand)
+@click.argument("names", nargs=-1)
+@list_option("--data", metavar="NAME=PLACE")
+def reproduce(names, data):
+    """Echo what was read."""
+    click.echo(repr((names, data)))
+
+
+def read(command, words):
+    done = CliRunner().invoke(command, words.split())
+    return eval(done.output) if done.exit_code == 0 else done.output
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("svm logreg --data c10 c100", {"systems": ("svm", "logreg"), "data": ("c10", "c100")}),
+        ("--data c10 svm logreg", {"systems": ("svm", "logreg"), "data": ("c10",)}),
+        ("-q --data c10 svm", {"systems": ("svm",), "data": ("c10",), "quiet": True}),
+        ("--data c10,c100 svm", {"systems": ("svm",), "data": ("c10", "c100")}),
+        ("--data=c10,c100 svm", {"systems": ("svm",), "data": ("c10", "c100")}),
+        ("svm --clf mlp(hidden=5,4),knn", {"systems": ("svm",), "clf": ("mlp(hidden=5,4)", "knn")}),
+        ("svm --sizes 5,all 7", {"systems": ("svm",), "sizes": (5, "all", 7)}),
+        ("svm --classes Doe,John", {"systems": ("svm",), "classes": ("Doe,John",)}),
+        (
+            "--repeats 3 --data a b -q x",
+            {"systems": ("x",), "data": ("a", "b"), "repeats": 3, "quiet": True},
+        ),
+        ("a,b x --data c", {"systems": ("a,b", "x"), "data": ("c",)}),
+    ],
+)
+def test_words_stand_anywhere_and_commas_part_them(words, found):
+    assert read(compare, words) == found
+
+
+def test_words_that_are_no_pair_belong_to_the_command():
+    assert read(reproduce, "--data a=b c=d klimack veer") == (("klimack", "veer"), ("a=b", "c=d"))
+
+
+def test_what_is_missing_is_said():
+    assert "Missing argument" in read(compare, "--data c10")
+    assert "requires an argument" in read(compare, "svm --data")
+    assert "requires an argument" in read(compare, "svm --data --clf a")
+
+
+def test_a_file_with_a_comma_in_its_name_is_one_word(tmp_path):
+    file = tmp_path / "a,b.safetensors"
+    file.touch()
+    assert read(compare, f"svm --data {file}") == {"systems": ("svm",), "data": (str(file),)}
+
+
+def test_help_says_that_several_words_may_come():
+    text = CliRunner().invoke(compare, ["--help"]).output
+    assert "--data NAME..." in text
+    assert "--sizes N|all..." in text
+    assert "separated by spaces or commas" in text
