@@ -61,10 +61,10 @@ class ListCommand(click.Command):
         options = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
         lists = {name: p for p in options if isinstance(p, ListOption) for name in p.opts}
         flags = {name for p in options if p.is_flag for name in (*p.opts, *p.secondary_opts)}
-        spelled, n_own = _spelled(args, lists, flags, is_greedy=True)
-        wants = any(isinstance(p, click.Argument) and p.required for p in self.get_params(ctx))
-        if wants and not n_own:
-            spelled, _ = _spelled(args, lists, flags, is_greedy=False)
+        own = [p for p in self.get_params(ctx) if isinstance(p, click.Argument)]
+        spelled, n_own = _spelled(args, lists, flags, lambda o, word, n: not own or o.takes(word))
+        if any(p.required for p in own) and not n_own:
+            spelled, _ = _spelled(args, lists, flags, lambda option, word, n: n == 0)
         return super().parse_args(ctx, spelled)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -77,7 +77,8 @@ class ListOption(click.Option):
     """An option that takes several words."""
 
     def __init__(self, *args: Any, has_commas: bool = True, **settings: Any) -> None:
-        super().__init__(*args, multiple=True, **settings)
+        settings["multiple"] = True
+        super().__init__(*args, **settings)
         self.has_commas = has_commas
 
     def words(self, word: str) -> list[str]:
@@ -98,14 +99,20 @@ class ListOption(click.Option):
 
 
 def _spelled(
-    args: Sequence[str], lists: Mapping[str, ListOption], flags: Container[str], *, is_greedy: bool
+    args: Sequence[str],
+    lists: Mapping[str, ListOption],
+    flags: Container[str],
+    takes: Callable[[ListOption, str, int], bool],
 ) -> tuple[list[str], int]:
-    """Give each word of a list its option; count the words that belong to no option."""
+    """Give each word of a list its option; count the words that belong to no option.
+
+    `takes` says whether an option that has n words takes another.
+    """
     spelled: list[str] = []
     name, n_words, n_own, is_value = "", 0, 0, False
     for word in args:
         if word.startswith("-") and len(word) > 1 and not is_value:
-            spelled += [name] * (name != "" and n_words == 0)  # click says what is missing
+            _require_word(name, n_words)
             option, has_value, value = word.partition("=")
             name, n_words = (option if option in lists else ""), 0
             is_value = not (name or has_value or word in flags)
@@ -114,14 +121,20 @@ def _spelled(
                 n_words = 1
             elif not name:
                 spelled.append(word)
-        elif name and lists[name].takes(word) and (is_greedy or n_words == 0):
+        elif name and takes(lists[name], word, n_words):
             spelled += [part for one in lists[name].words(word) for part in (name, one)]
             n_words += 1
         else:
             n_own += not is_value
             spelled.append(word)
             name, is_value = "", False
-    return spelled + [name] * (name != "" and n_words == 0), n_own
+    _require_word(name, n_words)
+    return spelled, n_own
+
+
+def _require_word(name: str, n_words: int) -> None:
+    if name and not n_words:
+        raise click.BadOptionUsage(name, f"Option {name!r} requires an argument.")
 
 
 class NumberOr(click.ParamType):  # type: ignore[type-arg]

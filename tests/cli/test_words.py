@@ -30,6 +30,9 @@ def reproduce(names, data):
     click.echo(repr((names, data)))
 
 
+QUIET = {"quiet": True}
+
+
 def read(command, words):
     done = CliRunner().invoke(command, words.split())
     return eval(done.output) if done.exit_code == 0 else done.output
@@ -48,7 +51,7 @@ def read(command, words):
         ("svm --classes Doe,John", {"systems": ("svm",), "classes": ("Doe,John",)}),
         (
             "--repeats 3 --data a b -q x",
-            {"systems": ("x",), "data": ("a", "b"), "repeats": 3, "quiet": True},
+            {"systems": ("x",), "data": ("a", "b"), "repeats": 3} | QUIET,
         ),
         ("a,b x --data c", {"systems": ("a,b", "x"), "data": ("c",)}),
     ],
