@@ -13,6 +13,7 @@ import tarfile
 import tempfile
 import tracemalloc
 import zipfile
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -34,7 +35,7 @@ from featx.sources.archives import members as members_module
 from featx.sources.archives.archive import is_archive, open_archive
 from featx.sources.archives.members import clean_name
 from featx.sources.archives.tar import TarSource, index_tar, read_tar_member
-from featx.sources.archives.zip import ZipSource
+from featx.sources.archives.zip import ZipSource, index_zip
 from featx.sources.folder import open_folder
 
 PLAIN = (".zip", ".tar")
@@ -148,7 +149,7 @@ def test_names(raw: str, clean: str | None) -> None:
     assert clean_name(raw) == clean
 
 
-BAD_NAMES = ("../a/9.jpg", "/a/9.jpg", "a/../../9.jpg", "C:/a/9.jpg", "a\\9.jpg", "..\\9.jpg")
+BAD_NAMES = ("../a/9.jpg", "/a/9.jpg", "a/../../9.jpg", "C:/a/9.jpg", "C:\\a\\9.jpg", "..\\9.jpg")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -161,6 +162,39 @@ def test_names_that_lead_outside_are_left_out(tmp_path: Path, kind: str, data_di
     assert set(tmp_path.rglob("*")) == before
     written = {p.name.partition("-")[0] for p in (data_dir / "unpacked").glob("*.tar")}
     assert written == (set() if kind in PLAIN else {"x"})
+
+
+def test_backslashes_in_a_zip_separate_folders(tmp_path: Path) -> None:
+    names = ("train\\a\\1.jpg", "train\\b\\1.jpg", "test\\a\\2.jpg", "test\\b/2.jpg")
+    found = open_archive(pack(tmp_path / "x.zip", named(*names)))
+    assert {split: source.paths for split, source in found.items()} == {
+        "train": ("train/a/1.jpg", "train/b/1.jpg"),
+        "test": ("test/a/2.jpg", "test/b/2.jpg"),
+    }
+    assert found["train"].read(0) == raw(names[0])
+    with pytest.raises(SourceError, match="twice"):
+        open_archive(pack(tmp_path / "y.zip", named(*TWO, "a\\1.jpg")))
+
+
+def pack_with_unicode_path(path: Path, stored: str, unicode: str, about: str) -> Path:
+    """Write a zip whose first member has the field 0x7075, with the checksum of a name."""
+    with zipfile.ZipFile(path, "w") as archive:
+        info = zipfile.ZipInfo(stored)
+        body = struct.pack("<BL", 1, zlib.crc32(about.encode())) + unicode.encode()
+        info.extra = struct.pack("<HH", 0x5455, 1) + b"\0"  # another field before it
+        info.extra += struct.pack("<HH", 0x7075, len(body)) + body
+        archive.writestr(info, b"x")
+        archive.writestr("b/1.jpg", b"y")
+    return path
+
+
+def test_the_unicode_path_of_a_member_is_its_name(tmp_path: Path) -> None:
+    path = pack_with_unicode_path(tmp_path / "x.zip", "_/1.jpg", "кот/1.jpg", "_/1.jpg")
+    assert open_archive(path)["all"].paths == ("b/1.jpg", "кот/1.jpg")
+    path = pack_with_unicode_path(path, "_/1.jpg", "кот/1.jpg", "the name before it was renamed")
+    assert open_archive(path)["all"].paths == ("_/1.jpg", "b/1.jpg")
+    path = pack_with_unicode_path(path, "_/1.jpg", "../c/1.jpg", "_/1.jpg")
+    assert [*index_zip(path).files] == ["b/1.jpg"]
 
 
 def test_names_with_nul_are_left_out(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import stat
 import struct
 import zipfile
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,6 +28,7 @@ _RATIO_FROM_BYTES = 16 << 20
 _ENCRYPTED = 0x1 | 0x40 | 0x2000
 _UTF8 = 0x800
 _SYSTEM_UNIX = 3
+_UNICODE_PATH = 0x7075  # extra field of Info-ZIP, WinRAR and 7-Zip (APPNOTE.TXT, 4.6.9)
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -140,17 +142,27 @@ def _row(member: zipfile.ZipInfo) -> tuple[int, ...]:
 
 
 def _name(member: zipfile.ZipInfo) -> str:
-    """Give the name as stored, also behind a NUL, where `zipfile` cuts it.
+    """Give the name as stored, also behind a NUL, where `zipfile` cuts it; folders end with /.
 
     macOS writes UTF-8 without saying so; what is no UTF-8 is code page 437, as the format has it.
+    Some programs of Windows write backslashes, which `clean_name` then judges as slashes.
     """
     name = member.orig_filename
-    if member.flag_bits & _UTF8 or name.isascii():
-        return name
-    try:
-        return name.encode("cp437").decode()
-    except UnicodeError:
-        return name
+    if not member.flag_bits & _UTF8:
+        raw = name.encode("cp437")
+        with suppress(UnicodeError):
+            name = _unicode_path(member.extra, raw) or raw.decode()
+    return name.replace("\\", "/")
+
+
+def _unicode_path(extra: bytes, raw: bytes) -> str:
+    """Give the name in the Unicode-path field, if it is about this name; else nothing."""
+    while len(extra) >= 4:
+        kind, size = struct.unpack("<HH", extra[:4])
+        value, extra = extra[4 : 4 + size], extra[4 + size :]
+        if kind == _UNICODE_PATH and value[:5] == struct.pack("<BL", 1, zlib.crc32(raw)):
+            return value[5:].decode()
+    return ""
 
 
 def _check_directory(stream: BinaryIO, archive: ArchiveFile) -> None:
