@@ -11,11 +11,12 @@ from typing import Any, TextIO
 from featx.errors import MissingExtraError, SourceError
 from featx.sources.labels import label_text
 
-__all__ = ["TABLE_ENDINGS", "find_column", "read_numbered_table", "read_table"]
+__all__ = ["TABLE_ENDINGS", "find_column", "read_numbered_table", "read_table", "unpack_parquet"]
 
 TABLE_ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
 """Endings of the files that `read_table` takes, in lower case."""
 
+_MOST_UNPACKED, _MOST_RATIO = 512 << 20, 50  # bytes of columns, and of each packed byte
 _ENCODING = "utf-8-sig"  # a spreadsheet's byte-order mark is no part of the first name
 
 
@@ -121,11 +122,38 @@ def _read_parquet(path: Path) -> tuple[dict[str, list[str]], Sequence[int]]:
         # Not pyarrow's read_table, for which a folder split=train/ above would be a column.
         with path.open("rb") as stream, pyarrow.parquet.ParquetFile(stream) as file:
             _check_names(path, file.schema_arrow.names)
-            table = file.read([field.name for field in file.schema_arrow if _is_plain(field.type)])
+            plain = [field.name for field in file.schema_arrow if _is_plain(field.type)]
+            table = unpack_parquet(file, plain, str(path))
     except pyarrow.ArrowException as error:
         raise SourceError(f"{path} is no Parquet file, or damaged: {error}") from error
     columns = {name: [_text(v) for v in table[name].to_pylist()] for name in table.column_names}
     return columns, range(1, table.num_rows + 1)
+
+
+def unpack_parquet(file: Any, columns: list[str], where: str, group: int | None = None) -> Any:
+    """Read columns of a Parquet file, or of one row group, as a table; stop at a bomb.
+
+    A value that is stored once may stand in millions of rows: only what comes out can be counted.
+    """
+    groups = [*range(file.metadata.num_row_groups)] if group is None else [group]
+    parts = [file.metadata.row_group(i) for i in groups]
+    chunks = [part.column(i) for part in parts for i in range(part.num_columns)]
+    n_packed = sum(chunk.total_compressed_size for chunk in chunks)
+    most = max(_MOST_UNPACKED, _MOST_RATIO * n_packed)
+    longest = max((chunk.total_uncompressed_size for chunk in chunks), default=0)  # of one value
+    rows_at_once = min(4096, max(1, most // 4 // max(1, longest)))
+    n_bytes, batches = 0, []
+    for batch in file.iter_batches(rows_at_once, groups, columns):
+        n_bytes += batch.nbytes
+        if n_bytes > most:
+            raise SourceError(
+                f"{where}: the columns {', '.join(columns)} unpack to more than {most:,} bytes "
+                f"from {n_packed:,}: a decompression bomb? If the file is yours, write it with "
+                "smaller row groups"
+            )
+        batches.append(batch)
+    empty = file.read_row_groups([], columns)
+    return type(empty).from_batches(batches, empty.schema)
 
 
 def _is_plain(kind: Any) -> bool:

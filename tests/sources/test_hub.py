@@ -23,7 +23,7 @@ from test_source_contract import SourceContract
 
 from featx.errors import ImageError, MissingExtraError, ReadError, SourceError
 from featx.progress import Reporter
-from featx.sources import FolderSource, Source, open_data
+from featx.sources import FolderSource, Source, open_data, tables
 from featx.sources.hub.dataset import HubSource, is_hub_dataset, open_hub
 from featx.sources.hub.shards import Recent
 
@@ -439,16 +439,32 @@ def test_row_groups_are_decoded_once(
     )
     source = open_hub(tmp_path)["test"]
     n_decoded = 0
-    whole = pq.ParquetFile.read_row_group
+    whole = pq.ParquetFile.iter_batches
 
     def count(*args: Any, **options: Any) -> Any:
         nonlocal n_decoded
         n_decoded += 1
         return whole(*args, **options)
 
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", count)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", count)
     source.image_digests()
     assert n_decoded == 10
+
+
+@pytest.mark.parametrize("bomb", ["image", "label"])
+def test_a_parquet_bomb_is_refused_before_it_fills_the_memory(
+    tmp_path: Path, bomb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "_MOST_UNPACKED", 16 << 20)
+    columns = {"image": pa.array([b"1", b"2"] * 100), "label": pa.array(["a", "b"] * 100)}
+    once = pa.array(["x" * (1 << 20)]).cast(columns[bomb].type)
+    columns[bomb] = pa.DictionaryArray.from_arrays([0] * 200, once).dictionary_decode()
+    file = write(tmp_path, **columns)
+    assert file.stat().st_size < 1 << 20
+    before = pa.total_allocated_bytes()
+    with pytest.raises(SourceError, match="unpack to more than .* a decompression bomb"):
+        open_hub(file)["all"].read(0)
+    assert pa.total_allocated_bytes() - before < 1 << 20
 
 
 def test_recent_values_are_kept_up_to_a_size() -> None:

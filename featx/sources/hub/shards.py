@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from featx.errors import ImageError, MissingExtraError, SourceError, read_error
 from featx.sources.archives.members import read_range
+from featx.sources.tables import unpack_parquet
 
 __all__ = ["ArrowShard", "ParquetShard", "Recent", "Shard", "import_pyarrow", "open_shard"]
 
@@ -74,7 +75,7 @@ class Shard(ABC):
 
     @abstractmethod
     def part(self, name: str, index: int) -> tuple[Any, int]:
-        """Read a part of a column of images: a binary pyarrow.Array, and its size in memory."""
+        """Read a part of a column of images: bytes, and their size in memory."""
 
     def image(self, name: str, row: int, parts: Recent[Any]) -> bytes | None:
         """Read the bytes of one image."""
@@ -126,7 +127,7 @@ class ParquetShard(Shard):
     def column(self, name: str) -> Any:
         """Read a column whole; see `Shard.column`."""
         with _translated(self.file, SourceError):
-            return self._file.read([name]).column(name)
+            return unpack_parquet(self._file, [name], self.file).column(name)
 
     def part(self, name: str, index: int) -> tuple[Any, int]:
         """Decode one row group; see `Shard.part`."""
@@ -135,12 +136,12 @@ class ParquetShard(Shard):
         stored = f"{name}.bytes" if is_struct else name
         with _translated(self.file, ImageError):
             try:
-                table = self._file.read_row_group(index, [stored])
+                table = unpack_parquet(self._file, [stored], self.file, index)
             except OSError:
                 self._require_bytes(index, stored)
                 raise
-            column = pyarrow.concat_arrays(table.column(name).chunks)
-        return _bytes_of(column), table.nbytes
+        chunks = [*map(_bytes_of, table.column(name).chunks)]
+        return pyarrow.chunked_array(chunks), table.nbytes
 
     def _require_bytes(self, index: int, stored: str) -> None:
         """Tell bytes that do not come from damaged ones: pyarrow has one error for both."""
