@@ -172,7 +172,7 @@ def _in_memory(image: Image.Image) -> bytes | np.ndarray:
         data: bytes = stream.read()
         if not form.is_usual:
             return data
-        check_scans(data)
+        check_scans(data, image.width * image.height)
         stream.seek(0)
     if form.is_usual and _is_deep_grey(image):
         image.load()
@@ -251,7 +251,7 @@ def _decode(data: bytes, bits: int | None) -> Image.Image:
     with _open(data) as image:
         _check_size(*image.size)
         if image.format in ("JPEG", "MPO"):
-            check_scans(data)
+            check_scans(data, image.width * image.height)
         _check_memory(image)
         pixels = _convert(image, find_form(image), bits, data)
     del image  # of floats, four bytes a pixel

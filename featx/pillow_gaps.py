@@ -20,6 +20,8 @@ __all__ = ["MAX_SCANS", "Form", "check_scans", "find_form", "low_bytes_of", "men
 MAX_SCANS = 100
 """Most scans of a JPEG file, as in libtiff: each goes over all of the pixels once more."""
 
+_MOST_PIXELS_SCANNED = 1 << 31  # in all scans together, some 20 seconds; cameras write up to 10
+
 _BITS, _COMPRESSION, _PHOTOMETRIC, _PLANAR, _COLOURS, _FORMAT = 258, 259, 262, 284, 320, 339
 _PLANES = "planes"
 _NATIVE = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
@@ -117,9 +119,10 @@ _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _SCAN, _END, _ALONE = 0xDA, 0xD9, (0x01, 0xD8)
 
 
-def check_scans(data: bytes) -> None:
-    """Refuse a JPEG file of more than `MAX_SCANS`; its headers are followed from mark to mark."""
-    if data.count(b"\xff\xda") <= MAX_SCANS:
+def check_scans(data: bytes, n_pixels: int) -> None:
+    """Refuse a JPEG file of too many scans; its headers are followed from mark to mark."""
+    most = min(MAX_SCANS, _MOST_PIXELS_SCANNED // n_pixels)
+    if data.count(b"\xff\xda") <= most:
         return
     n_scans, at = 0, 2
     while (found := _MARKER.search(data, at)) and found[0][1] != _END:
@@ -127,8 +130,8 @@ def check_scans(data: bytes) -> None:
         n_scans += found[0][1] == _SCAN
         if found[0][1] not in _ALONE:
             at += int.from_bytes(data[at : at + 2])
-        if n_scans > MAX_SCANS:
-            raise ImageError(f"a JPEG file of more than {MAX_SCANS} scans: made to take for ever?")
+        if n_scans > most:
+            raise ImageError(f"a JPEG file of more than {most} scans: made to take for ever?")
 
 
 class _QuietPillow:

@@ -29,6 +29,7 @@ from odd_images import (
 from PIL import Image, features
 
 import featx
+from featx import pillow_gaps
 from featx.cli import main
 from featx.depth import check_bits, describe_dim
 from featx.errors import ImageError, SourceError, UsageError
@@ -279,6 +280,15 @@ def test_a_jpeg_file_of_too_many_scans_is_refused() -> None:
     inside = usual[:2] + b"\xff\xe5\x01\x02" + b"\xff\xda" * 128 + usual[2:]
     for data in (usual + b"\xff\xda" * 200, inside):  # behind the end, or in a segment
         np.testing.assert_array_equal(decode(data), decode(usual))
+
+
+def test_a_large_jpeg_file_may_have_fewer_scans(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = progressive(MAX_SCANS)
+    decode(data)
+    with Image.open(io.BytesIO(data)) as image:
+        monkeypatch.setattr(pillow_gaps, "_MOST_PIXELS_SCANNED", 99 * image.width * image.height)
+    with pytest.raises(ImageError, match="more than 99 scans"):
+        decode(data)
 
 
 def test_too_little_memory_names_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

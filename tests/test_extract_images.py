@@ -314,7 +314,7 @@ def test_an_error_of_the_machine_ends_the_run_and_stays_nowhere(
 
     def break_disk():
         if form is in_parquet:
-            monkeypatch.setattr("pyarrow.parquet.ParquetFile.read_row_group", fail)
+            monkeypatch.setattr("pyarrow.parquet.ParquetFile.iter_batches", fail)
         elif isinstance(source, FolderSource) or form is in_table:
             monkeypatch.setattr("featx.sources.folder.os.open", fail)
         else:

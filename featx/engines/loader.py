@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import gc
 import itertools
+import multiprocessing
+import os
+import re
+import signal
 import sys
 import threading
 import warnings
@@ -11,11 +15,13 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing.process import BaseProcess
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from featx.engines.loading import Chunk, Loading, PixelBatch, Place
 from featx.engines.shared import Ring, page_locked
@@ -31,7 +37,9 @@ _PLENTY_BYTES = 1 << 30
 _START = "fork" if sys.platform == "linux" else None
 # The network goes first. Beside a GPU its features are written at 5: nothing waits for the disk.
 _NICENESS, _NICENESS_BY_GPU = 5, 10
+_MOST_SECONDS = 120  # of computing, for one image; the largest take some ten
 _starting = threading.Lock()
+_workers: WeakKeyDictionary[BaseProcess, _Chunks] = WeakKeyDictionary()
 _Result = TypeVar("_Result")
 
 
@@ -77,6 +85,20 @@ class _Chunks(Dataset["Chunk | FeatxError"]):
     def __init__(self, loading: Loading, shares: _Shares) -> None:
         self._loading, self._shares = loading, shares
         self.rings = [Ring((shares.n_places, *shape)) for shape in loading.shapes]
+        self._notes = Ring((shares.workers, 16))  # the process of each worker, and its image
+
+    def images_of(self, process: int | None) -> list[str]:
+        """Give the image that a worker, by its process, was at; none where it was at none."""
+        notes = self._notes.pixels.view(np.int64).tolist()
+        paths = self._loading.source.paths
+        return [paths[row] for worker, row in notes if worker == process and row >= 0]
+
+    def _note(self, row: int) -> None:
+        """Note the image that is next, -1 for none; SIGPROF ends a worker that takes too long."""
+        info = get_worker_info()
+        if info is not None:
+            self._notes.pixels.view(np.int64)[info.id] = os.getpid(), row
+            signal.setitimer(signal.ITIMER_PROF, 0 if row < 0 else _MOST_SECONDS)
 
     def place(self, position: int) -> Place:
         """Give the place of the batch that is the `position`-th of the run."""
@@ -87,7 +109,9 @@ class _Chunks(Dataset["Chunk | FeatxError"]):
         low, high = part * self._shares.each, (part + 1) * self._shares.each
         rows = self._loading.rows(batch)[low:high]
         place = self.place(position).part(slice(low, high))
-        return _guarded(partial(self._loading.fill, rows, place))
+        found = _guarded(partial(self._loading.fill, rows, place, self._note))
+        self._note(-1)
+        return found
 
 
 def _guarded(step: Callable[[], _Result]) -> _Result | FeatxError:
@@ -152,6 +176,7 @@ def _started(
         # No thread of featx computes now, and the workers use nothing that others may hold.
         warnings.filterwarnings("ignore", ".*is multi-threaded", DeprecationWarning)
         gc.disable()
+        others = {*multiprocessing.active_children()}
         try:
             return iter(
                 DataLoader(
@@ -165,12 +190,15 @@ def _started(
                 )
             )
         finally:
+            new = {*multiprocessing.active_children()} - others
+            _workers.update(dict.fromkeys(new, chunks))
             if is_collecting:
                 gc.enable()
 
 
 def _begin(niceness: int, worker: int) -> None:
     del worker
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     gc.freeze()
     gc.enable()
     give_way(niceness)
@@ -223,7 +251,21 @@ def worker_deaths_named() -> Iterator[None]:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise SourceError(
-            f"a process that decodes images ended: {error}. No image is marked as failed because "
-            "of this. Mostly the memory was too small: use fewer --workers, then run the same again"
-        ) from error
+        raise SourceError(f"{_death(str(error))}. No image is marked as failed") from error
+
+
+def _death(text: str) -> str:
+    """Say why a worker ended, and with which image, by what torch says of its process."""
+    ended = [worker for worker in _workers if str(worker.pid) in re.findall(r"\d+", text)]
+    images = [image for worker in ended for image in _workers[worker].images_of(worker.pid)]
+    if images and ended[0].exitcode == -signal.SIGPROF:
+        return (
+            f"{images[0]} takes more than {_MOST_SECONDS} seconds of computing to decode: a "
+            "damaged or a malicious file? Take it out of the data, then run the same again"
+        )
+    while_at = f" while it decoded {images[0]}" if images else ""
+    return (
+        f"a process that decodes images was ended{while_at}, mostly since memory ran out "
+        f"({text.strip(' .')}). Use fewer --workers, since each decodes an image of its own, or "
+        "make the image smaller, then run the same again"
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -91,11 +91,14 @@ class Loading:
         place = Place.of([np.empty(shape, np.uint8) for shape in self.shapes])
         return self.joined(batch, place, [self.fill(self.rows(batch), place)], self.batch_size)
 
-    def fill(self, rows: range, place: Place) -> Chunk:
-        """Decode and preprocess images; what is left of their place becomes black."""
+    def fill(
+        self, rows: range, place: Place, note: Callable[[int], object] = lambda row: None
+    ) -> Chunk:
+        """Decode and preprocess images, each noted before; the rest of their place is black."""
         started = time.perf_counter()
         chunk = Chunk(np.zeros((len(rows), 32), np.uint8), place.raw is not None)
         for i, row in enumerate(rows):
+            note(row)
             image = self._image(i, row, chunk)
             if chunk.is_raw and image is not None and image.size != self.raw_size:
                 self.crop(place.part(slice(i)))

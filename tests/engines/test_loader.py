@@ -6,6 +6,7 @@ import errno
 import gc
 import hashlib
 import os
+import signal
 import sys
 import threading
 import warnings
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader
 from featx.backbones import open_backbone
 from featx.engines import LocalEngine, SeveralDevices, loader, local
 from featx.engines.loader import Loading, iter_pixels
+from featx.errors import SourceError
 from featx.images import LARGEST
 from featx.preprocess import Preprocessing
 from featx.sources import open_data
@@ -172,6 +174,35 @@ def test_pixels_do_not_lie_where_containers_have_little_room(source):
     assert "memfd:featx" in maps
     assert "/dev/shm/torch" not in maps
     batches.close()
+
+
+def kill_itself(image):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def compute_for_ever(image):
+    while True:
+        pass
+
+
+@linux
+@pytest.mark.parametrize(
+    ("at", "reason"),
+    [
+        (kill_itself, "was ended while it decoded b/077.png, mostly since memory ran out"),
+        (compute_for_ever, "b/077.png takes more than 0.2 seconds of computing to decode"),
+    ],
+)
+def test_the_image_that_ends_a_worker_is_named(source, monkeypatch, at, reason):
+    read = FolderSource.read
+
+    def strange(self, row):
+        return at(row) if self.paths[row] == "b/077.png" else read(self, row)
+
+    monkeypatch.setattr(FolderSource, "read", strange)
+    monkeypatch.setattr(loader, "_MOST_SECONDS", 0.2)
+    with pytest.raises(SourceError, match=reason):
+        list(iter_pixels(Loading(source, PREPROCESSING, 10), range(10), workers=2))
 
 
 def test_workers_that_are_not_forked_share_the_pixels_too(source, monkeypatch):
