@@ -172,19 +172,19 @@ def test_programs_are_refused_and_the_error_says_what_to_do(tmp_path):
 def test_a_classifier_may_differ_where_that_is_allowed(network):
     state = {k: v + 1 for k, v in network.state_dict().items() if "num_batches" not in k}
     before = network.norm.weight.clone()
-    assert load_into(network, state, "f", heads=["norm"]) is True
+    assert load_into(network, state, "f", heads=[("norm",)]) == ()
     smaller = state | {"norm.weight": torch.zeros(2), "conv.weight": state["conv.weight"] + 1}
-    assert load_into(network, smaller, "f", heads=["norm"]) is False
+    assert load_into(network, smaller, "f", heads=[("norm",)]) == ("norm",)
     assert torch.equal(network.conv.weight, smaller["conv.weight"])
     assert torch.equal(network.norm.weight, before + 1)
     headless = {k: v for k, v in state.items() if k.startswith("conv")}
-    assert load_into(network, headless, "f", heads=["norm"]) is False
+    assert load_into(network, headless, "f", heads=[("norm",)]) == ("norm",)
     replaced = headless | {"norm.1.weight": torch.zeros(9)}
-    assert load_into(network, replaced, "f", heads=["norm"]) is False
+    assert load_into(network, replaced, "f", heads=[("norm",)]) == ("norm",)
     with pytest.raises(WeightsError, match=r"1 of another shape \(conv.weight"):
-        load_into(network, smaller | {"conv.weight": torch.zeros(1)}, "f", heads=["norm"])
+        load_into(network, smaller | {"conv.weight": torch.zeros(1)}, "f", heads=[("norm",)])
     with pytest.raises(WeightsError, match=r"1 missing \(conv.bias\)"):
-        load_into(network, {"conv.weight": state["conv.weight"]}, "f", heads=["norm"])
+        load_into(network, {"conv.weight": state["conv.weight"]}, "f", heads=[("norm",)])
 
 
 def test_a_folder_of_ones_own_comes_before_a_download(server, tmp_path, monkeypatch):

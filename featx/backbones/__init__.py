@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from featx.backbones.pools import POOLS, pooled_shape
 from featx.backbones.taps import TapPoint, Taps
 from featx.backbones.trained import TrainedNetwork, open_trained
 from featx.backbones.trained_file import TrainedRecord, is_trained, read_trained, save_trained
+from featx.backbones.words import as_only, as_text, with_side
 from featx.errors import FeatxError, UsageError, WeightsError, unknown_name
 from featx.progress import SILENT, Reporter
 from featx.weights import parse_random, program_error
@@ -48,8 +50,9 @@ def available_backbones() -> tuple[str, ...]:
     return tuple(sorted({*plain, *factories.available()}))
 
 
-def default_weights(name: str) -> str:
+def default_weights(name: str | os.PathLike[str]) -> str:
     """Tag of the weights that a backbone uses when none are asked for."""
+    name = timm_models.canonical(as_text(name))
     if name in embedded.NAMES:
         return embedded.TAG
     if is_trained(name):
@@ -60,9 +63,9 @@ def default_weights(name: str) -> str:
 
 
 def open_backbone(  # noqa: PLR0913 - options of a command, all by name
-    name: str,
+    name: str | os.PathLike[str],
     *,
-    weights: str | None = None,
+    weights: str | os.PathLike[str] | None = None,
     layer: str | None = None,
     pool: str = "none",
     overrides: Mapping[str, Any] | None = None,
@@ -77,7 +80,7 @@ def open_backbone(  # noqa: PLR0913 - options of a command, all by name
     name : str
         One of `available_backbones`, ``timm/NAME[.TAG]``, ``module:function`` for a
         function of your own, see `featx.backbones.factories`, or the file of a trained network.
-    weights : str, optional
+    weights : str or path-like, optional
         Tag of the weights, path of a file, ``random`` or ``random:SEED``.
     layer : str, optional
         Tap point; the last convolutional feature map (for transformers the class
@@ -110,25 +113,28 @@ def open_backbone(  # noqa: PLR0913 - options of a command, all by name
     """
     options: dict[str, Any] = {"overrides": overrides, "reporter": reporter}
     options |= {"weights": weights, "weights_key": weights_key}
-    allowed = (name, *allow_code)
-    return open_backbones(name, layers=[layer], pool=pool, allow_code=allowed, **options)[0]
+    several = "open several with featx.backbones.open_backbones"
+    options["layers"] = [as_only("layer", layer, several)]
+    options["pool"] = as_only("pool", pool, several)
+    return open_backbones(name, allow_code=(as_text(name), *allow_code), **options)[0]
 
 
 def open_backbones(  # noqa: PLR0913 - options of a command, all by name
-    name: str,
+    name: str | os.PathLike[str],
     *,
-    layers: Sequence[str | None] = (None,),
+    layers: str | Sequence[str | None] = (None,),
     pool: str | Sequence[str] = "none",
-    weights: str | None = None,
+    weights: str | os.PathLike[str] | None = None,
     overrides: Mapping[str, Any] | None = None,
     weights_key: str | None = None,
     allow_code: Collection[str] = (),
     reporter: Reporter = SILENT,
 ) -> BackboneGroup:
     """Load a pretrained network once and cut it off at several feature points."""
-    loaded = load_network(name, weights, overrides or {}, reporter, allow_code, weights_key)
+    changes = with_side(overrides)
+    loaded = load_network(name, weights, changes, reporter, allow_code, weights_key)
     taps = loaded.tap(loaded.preprocessing.crop_px)
-    points = [taps.find(layer) for layer in layers]
+    points = [taps.find(layer) for layer in ([layers] if isinstance(layers, str) else layers)]
     pools = [pool] * len(points) if isinstance(pool, str) else list(pool)
     _check_points(loaded, taps, points, pools)
     network = taps.cut_many([point.name for point in points]).requires_grad_(False)
@@ -172,10 +178,13 @@ def _member(loaded: LoadedNetwork, taps: Taps, point: TapPoint, pool: str) -> Ba
 
 
 def list_layers(
-    name: str, *, overrides: Mapping[str, Any] | None = None, allow_code: Collection[str] = ()
+    name: str | os.PathLike[str],
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    allow_code: Collection[str] = (),
 ) -> tuple[tuple[TapPoint, ...], str | None]:
     """Tap points of a network, without its weights."""
-    loaded = outline(name, overrides or {}, (name, *allow_code))
+    loaded = outline(as_text(name), with_side(overrides), (as_text(name), *allow_code))
     taps = loaded.tap(loaded.preprocessing.crop_px)
     return taps.points, taps.default
 
@@ -188,8 +197,9 @@ def outline(
     return load_network(name, weights, overrides, SILENT, allow_code)
 
 
-def check_backbone(name: str) -> None:
+def check_backbone(name: str | os.PathLike[str]) -> None:
     """Refuse a name that `open_backbone` would not know, without loading anything."""
+    name = timm_models.canonical(as_text(name))
     _loader(name, ())
     if is_trained(name):
         read_trained(Path(name))
@@ -210,8 +220,19 @@ def _loader(name: str, allow_code: Collection[str]) -> _Loader:
         raise program_error(Path(name), "a program in a file")
     if factories.is_factory(name):
         return partial(factories.load, allow_code=allow_code)
+    if current := _moved(name):
+        raise UsageError(f"unknown backbone {name!r}: timm calls it {current} today")
     known = [*available_backbones(), *(_in_timm(name))]
     raise unknown_name("backbone", name, known, see="featx list backbones")
+
+
+def _moved(name: str) -> str:
+    """Give timm's name of today for one of older days, where timm is there."""
+    try:
+        current = timm_models.canonical(timm_models.PREFIX + name)
+    except FeatxError:
+        return ""
+    return current if current != timm_models.PREFIX + name else ""
 
 
 _PROGRAMS = (".pt", ".pth", ".pt2", ".onnx", ".bin")
@@ -228,19 +249,22 @@ def _in_timm(name: str) -> list[str]:
 
 
 def load_network(
-    name: str,
-    weights: str | None,
+    name: str | os.PathLike[str],
+    weights: str | os.PathLike[str] | None,
     overrides: Mapping[str, Any],
     reporter: Reporter,
     allow_code: Collection[str] = (),
     weights_key: str | None = None,
 ) -> LoadedNetwork:
     """Load a whole network, not cut off yet."""
+    name, weights = str(as_text(name)), as_text(weights)
+    if not name.startswith(timm_models.PREFIX):
+        name = timm_models.canonical(name)
     loader = _loader(name, allow_code)
     if weights_key is None:
         return loader(name, weights, overrides, reporter)
     has_none = name in embedded.NAMES or is_trained(name)
-    if weights is None or parse_random(weights) is not None or has_none:
+    if weights is None or parse_random(str(weights)) is not None or has_none:
         raise UsageError(
             "--weights-key (weights_key) names an entry of a checkpoint: give its file with "
             "--weights FILE, or leave it out"

@@ -5,7 +5,8 @@ The contract: the function is called without arguments and returns ::
     (network, preprocessing)              or        (network, preprocessing, layer)
 
 - ``network``: a `torch.nn.Module` with its weights, which takes a float32 tensor of shape
-  (n, 3, size, size). What it returns does not matter, for it is tapped inside.
+  (n, 3, size, size). What it returns does not matter, for it is tapped inside. TorchScript
+  (``torch.jit.load``) and exported programs (``torch.export.load``) are tapped at their output.
 - ``preprocessing``: a `featx.preprocess.Preprocessing`, a torchvision preset
   (``weights.transforms()``), a mapping like timm's ``pretrained_cfg``, or None: then
   ``--mean``, ``--std`` and ``--input-size`` must be given.
@@ -38,18 +39,20 @@ from featx.backbones.graph_taps import GraphTaps
 from featx.backbones.local_files import as_preprocessing, preprocessing_from_options
 from featx.backbones.module_taps import ModuleTaps
 from featx.backbones.own_code import steps_of
+from featx.backbones.programs import Program, ProgramTaps, is_program
 from featx.backbones.taps import Layout, Taps
 from featx.backbones.timm_taps import TimmTaps, is_like_timm
 from featx.backbones.torchvision_models import check_input, classifiers
+from featx.backbones.words import as_only
 from featx.errors import BackboneError, FeatxError, UsageError
 from featx.plugins import Imported, import_named, is_plugin, offered
 from featx.progress import Reporter
 from featx.weights import (
     Weights,
     few,
+    fill_from_file,
     load_into,
     parse_random,
-    read_state_dict,
     state_sha256,
     stored,
 )
@@ -120,6 +123,8 @@ def load(
     preprocessing = (
         known.override(**overrides) if known else preprocessing_from_options(name, overrides)
     )
+    source_sha256 = _sha256(code, network)
+    network = _runnable(name, network, preprocessing.crop_px, reporter)
     check_input(name, network, preprocessing, reporter)
     record, unfilled = _fill(name, network, weights, weights_key, reporter)
     return LoadedNetwork(
@@ -130,12 +135,14 @@ def load(
         tap=lambda input_px: make_taps(network, input_px, layer),
         unfilled=unfilled,
         is_own_code=True,
-        source_sha256=_sha256(code, network),
+        source_sha256=source_sha256,
     )
 
 
 def make_taps(network: nn.Module, input_px: int, default: str | None) -> Taps:
     """Tap points of a network of which nothing is known."""
+    if isinstance(network, Program):
+        return ProgramTaps(network, input_px, default)
     if default is None and is_like_timm(network) and _runs_by_halves(network, input_px):
         return TimmTaps(network, input_px)
     n_prefix = getattr(network, "num_prefix_tokens", 0)
@@ -192,15 +199,24 @@ def _fill(
 ) -> tuple[Weights, tuple[str, ...]]:
     if weights is None:
         _check_values(name, network)
-        return Weights("own", state_sha256(network.state_dict()), is_default=True), ()
+        state = network.tensors() if isinstance(network, Program) else network.state_dict()
+        return Weights("own", state_sha256(state), is_default=True), ()
     path = Path(weights).expanduser()
-    state = read_state_dict(path, key=weights_key, reporter=reporter)
     heads = classifiers(network)
-    is_whole = load_into(network, state, str(path), heads=heads)
-    if not is_whole:
-        reporter.say(f"{path}: its classifier is another one than that of {name} and is not used")
+    state, left = fill_from_file(
+        path,
+        weights_key,
+        lambda state: load_into(network, state, str(path), heads=heads),
+        network.state_dict,
+        reporter,
+    )
+    if left:
+        reporter.say(
+            f"{path}: its classifier is another one than that of {name} and is not used "
+            f"({', '.join(left)})"
+        )
     record = Weights.of_file(path, state_sha256(state), stored(path).sha256, weights_key)
-    return record, () if is_whole else heads
+    return record, left
 
 
 def _sha256(code: Imported, network: nn.Module) -> str:
@@ -217,8 +233,8 @@ def _check_values(name: str, network: nn.Module) -> None:
 
     if odd := [key for key, value in network.state_dict().items() if not has_values(value)]:
         raise BackboneError(
-            f"{name} returns a network whose {few(odd)} have no plain values: run a network with "
-            "lazy modules once before it is returned, and return a quantised one as it was before"
+            f"{name} returns a network whose {few(odd)} have no plain values: return a network "
+            "that runs at this input size, and a quantised one as it was before"
         )
 
 
@@ -233,14 +249,45 @@ def _call(name: str, code: Imported) -> tuple[nn.Module, Any, str | None]:
         raise BackboneError(
             f"{name} failed: {type(error).__name__}: {error} (--debug shows where)"
         ) from error
-    parts = made if isinstance(made, tuple) else (made, None)
-    if not 2 <= len(parts) <= 3 or not isinstance(parts[0], nn.Module):
+    parts = tuple(made) if isinstance(made, tuple | list) else (made, None)
+    network = parts[0]
+    if isinstance(network, torch.export.ExportedProgram):
+        network = network.module()
+    if not 2 <= len(parts) <= 3 or not isinstance(network, nn.Module):
         kinds = ", ".join(type(part).__name__ for part in parts)
         raise BackboneError(f"{name} returns ({kinds}): {_CONTRACT}")
-    if isinstance(parts[0], torch.jit.ScriptModule):
-        raise BackboneError(
-            f"{name} returns a TorchScript program, whose layers cannot be tapped: return the "
-            "network as it was before torch.jit.script or torch.jit.trace"
-        )
-    layer = parts[2] if len(parts) == 3 else None
-    return parts[0].eval().to("cpu"), parts[1], layer
+    layer = as_only("layer", parts[2], "choose several with --layer") if parts[2:] else None
+    if not isinstance(layer, str | None):
+        raise BackboneError(f"{name} returns {layer!r} as its layer: give the name of one module")
+    return network, parts[1], layer
+
+
+def _runnable(name: str, network: nn.Module, input_px: int, reporter: Reporter) -> nn.Module:
+    """Make a network ready to take float32 images on the CPU, in evaluation mode."""
+    if is_program(network):
+        network = Program(network)
+    network = network.eval().to("cpu")
+    image = torch.zeros(1, 3, input_px, input_px)
+    dtypes = {value.dtype for value in network.parameters() if value.is_floating_point()}
+    if dtypes - {torch.float32} and not _takes(network, image):
+        reporter.say(f"{name}: its weights are {_names(dtypes)}, and are used as float32")
+        network = network.float()
+    if any(is_lazy(value) for value in network.parameters()):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            _takes(network, image)
+    return network
+
+
+def _takes(network: nn.Module, image: torch.Tensor) -> bool:
+    """Whether a network runs on an image: some change their input to the type of their weights."""
+    try:
+        with torch.no_grad():
+            network(image)
+    except Exception:  # whatever somebody's code runs into: the taps say what it is
+        return False
+    return True
+
+
+def _names(dtypes: Collection[torch.dtype]) -> str:
+    return " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))

@@ -7,6 +7,7 @@ without values, which computes nothing.
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -159,6 +160,15 @@ class _Tracer(NodePathTracer):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self.calls: dict[str, list[Node | None]] = {}
+
+    def create_args_for_root(self, root_fn: Any, *args: Any, **options: Any) -> Any:
+        """Trace with the defaults of a forward pass: ``mask=None`` is None, and no step."""
+        function, proxies = super().create_args_for_root(root_fn, *args, **options)
+        parameters = list(inspect.signature(root_fn).parameters.values())
+        for i, parameter in enumerate(parameters[: len(proxies)]):
+            if parameter.default is not parameter.empty:
+                proxies[i] = parameter.default
+        return function, proxies
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         output = super().call_module(m, forward, args, kwargs)

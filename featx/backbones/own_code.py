@@ -104,19 +104,32 @@ def check_own_code(group: BackboneGroup) -> None:
         first, *again = (features(0, image) for _ in range(_N_PASSES))
         is_drawn = random_states() != before
         beside = [features(0, image, other), features(1, -other, image)]
+        is_training = _training(group.network)
+    mend = (
+        "its forward pass puts itself into training mode: take out train()"
+        if is_training != _training(group.network)
+        else ""
+    )
     if is_drawn or not all(_are_same(first, outputs) for outputs in again):
         what = "draws random numbers" if is_drawn else "gives other features each time"
         raise BackboneError(
-            f"{name} {what} for the same image, so it cannot be cached: take out what is random in "
-            "forward. A dropout must stop in evaluation mode: nn.Dropout, or "
-            "F.dropout(x, training=self.training)"
+            f"{name} {what} for the same image, so it cannot be cached: "
+            + (
+                mend
+                or "take out what is random in forward. A dropout must stop in evaluation mode: "
+                "nn.Dropout, or F.dropout(x, training=self.training)"
+            )
         )
     if not all(_are_same(first, outputs) for outputs in beside):
         raise BackboneError(
             f"the features of an image by {name} depend on the other images of the batch, so they "
-            "cannot be cached: normalise by running averages (BatchNorm with "
-            "track_running_stats=True, in evaluation mode), not by the batch, and keep the first "
-            "dimension (flatten(1), not squeeze())"
+            "cannot be cached: "
+            + (
+                mend
+                or "normalise by running averages (BatchNorm with track_running_stats=True, in "
+                "evaluation mode), not by the batch, and keep the first dimension (flatten(1), not "
+                "squeeze())"
+            )
         )
 
 
@@ -127,3 +140,7 @@ def _are_same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
     allowed = float(one.abs().nan_to_num(0, 0).amax()) * _TOLERANCE
     return one.shape == other.shape and torch.allclose(one, other, 0, allowed, equal_nan=True)
+
+
+def _training(network: nn.Module) -> list[bool]:
+    return [module.training for module in network.modules()]

@@ -108,7 +108,8 @@ class Taps(ABC):
         """Whether a point is computed by some modules, or after them."""
         names = [point.name for point in self.points]
         begins = tuple(f"{prefix}." for prefix in prefixes)
-        inside = [i for i, other in enumerate(names) if f"{other}.".startswith(begins)]
+        ends = {self._canonical(prefix) for prefix in prefixes}  # a module around it ends there too
+        inside = [i for i, n in enumerate(names) if f"{n}.".startswith(begins) or n in ends]
         return bool(inside) and names.index(name) >= min(inside)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -27,15 +28,16 @@ from featx.progress import Reporter
 from featx.weights import (
     StoredFile,
     Weights,
+    fill_from_file,
     parse_random,
-    read_state_dict,
     state_sha256,
     stored,
 )
 
-__all__ = ["PREFIX", "config", "default_tag", "import_timm", "load", "resolve", "tags"]
+__all__ = ["PREFIX", "canonical", "config", "default_tag", "import_timm", "load", "resolve", "tags"]
 
 PREFIX = "timm/"
+_HUB = re.compile(r"(?:timm/)?hf[-_]hub:timm/")
 
 
 def import_timm() -> Any:
@@ -46,10 +48,22 @@ def import_timm() -> Any:
         raise MissingExtraError("timm", "timm", "a backbone of timm") from error
 
 
+def canonical(name: str) -> str:
+    """Give the name that timm uses today: of ``hf_hub:timm/NAME``, and of names that moved."""
+    name = _HUB.sub(PREFIX, name)
+    if not name.startswith(PREFIX):
+        return name
+    architecture, dot, tag = name.removeprefix(PREFIX).partition(".")
+    current = import_timm().models.get_deprecated_models().get(architecture)
+    if current is None:
+        return name
+    return PREFIX + (f"{current.partition('.')[0]}.{tag}" if dot else current)
+
+
 def resolve(name: str, weights: str | None = None) -> tuple[str, str]:
     """Architecture and tag of a name."""
     timm = import_timm()
-    architecture, _, tag = name.removeprefix(PREFIX).partition(".")
+    architecture, _, tag = canonical(name).removeprefix(PREFIX).partition(".")
     if not timm.is_model(architecture):
         known = [PREFIX + other for other in timm.list_models()]
         raise unknown_name(
@@ -129,10 +143,14 @@ def load(
         If the name is unknown, the weights cannot be had or do not fit, or the network
         cannot be built for the input size.
     """
+    if canonical(name) != name:
+        reporter.say(f"{name} is {canonical(name)} today")
+        name = canonical(name)
     architecture, tag = resolve(name, weights)
     cfg = config(architecture, tag)
     if weights == OUTLINE:
-        return _outline(name, architecture, cfg, overrides)
+        network = _outline(architecture, cfg, _preprocessing(name, cfg, overrides).crop_px)
+        return _loaded(name, network, Weights(OUTLINE, ""), _preprocessing(name, cfg, overrides))
     seed = parse_random(weights) if weights else None
     is_known = bool(tag) or seed is not None
     preprocessing = _preprocessing(name, cfg if is_known else {}, overrides)
@@ -140,46 +158,50 @@ def load(
     if seed is not None:
         network = _build(architecture, cfg, px, seed=seed)
         record = Weights(f"random:{seed}", state_sha256(network.state_dict()))
+        return _loaded(name, network, record, preprocessing)
+    is_own = weights is None or weights == tag
+    if not is_own:
+        found = _local(name, str(weights), cfg, overrides, reporter)
+    elif tag:
+        found = find_weights(cfg, reporter)
+        name = f"{PREFIX}{architecture}.{tag}"
     else:
-        is_own = weights is None or weights == tag
-        if not is_own:
-            found = _local(name, str(weights), cfg, overrides, reporter)
-        elif tag:
-            found = find_weights(cfg, reporter)
-            name = f"{PREFIX}{architecture}.{tag}"
-        else:
-            raise WeightsError(
-                f"timm has no weights for {name}: give --weights FILE, or random for a dry run"
-            )
-        state = read_state_dict(found.path, key=weights_key, reporter=reporter)
-        used = tag if is_own else ""
-        network = _filled(architecture, cfg, px, found.path, state, used, reporter)
-        preprocessing = note_positions(preprocessing, state, network)
-        digest = state_sha256(state)
-        record = Weights.of_file(found.path, digest, found.sha256, weights_key)
-        if used:
-            record = Weights(used, digest, str(found.path), True, found.sha256)
-    return LoadedNetwork(
-        name=name,
-        network=network,
-        weights=record,
-        preprocessing=preprocessing,
-        tap=lambda input_px: TimmTaps(network, input_px),
+        raise WeightsError(
+            f"timm has no weights for {name}: give --weights FILE, or random for a dry run"
+        )
+    if cfg.get("notes"):
+        reporter.say(f"{name}: timm notes: {'; '.join(map(str, cfg['notes']))}")
+    state, (network, said) = fill_from_file(
+        found.path,
+        weights_key,
+        lambda state: _filled(architecture, cfg, px, found.path, state, tag if is_own else ""),
+        lambda: _outline(architecture, cfg, px).state_dict(),
+        reporter,
     )
+    if said:
+        reporter.say(f"{found.path}: {said}")
+    preprocessing = note_positions(preprocessing, state, network)
+    digest = state_sha256(state)
+    record = Weights.of_file(found.path, digest, found.sha256, weights_key)
+    if is_own:
+        record = Weights(tag, digest, str(found.path), True, found.sha256)
+    return _loaded(name, network, record, preprocessing)
 
 
-def _outline(
-    name: str, architecture: str, cfg: Mapping[str, Any], overrides: Mapping[str, Any]
+def _loaded(
+    name: str, network: nn.Module, weights: Weights, preprocessing: Preprocessing
 ) -> LoadedNetwork:
-    preprocessing = _preprocessing(name, cfg, overrides)
-    network = without_values(lambda: _build(architecture, cfg, preprocessing.crop_px))
     return LoadedNetwork(
         name=name,
         network=network,
-        weights=Weights(OUTLINE, ""),
+        weights=weights,
         preprocessing=preprocessing,
         tap=lambda input_px: TimmTaps(network, input_px),
     )
+
+
+def _outline(architecture: str, cfg: Mapping[str, Any], px: int) -> nn.Module:
+    return without_values(lambda: _build(architecture, cfg, px))
 
 
 def _preprocessing(
@@ -225,34 +247,65 @@ def _filled(
     path: Path,
     state: Mapping[str, torch.Tensor],
     tag: str,
-    reporter: Reporter,
-) -> nn.Module:
-    n_classes = int(cfg.get("num_classes") or 0) if tag else _n_classes(cfg, state)
-    if n_classes != int(cfg.get("num_classes") or 0):
-        reporter.say(f"{path}: its classifier has {n_classes} classes, and is not used")
-    overlay = {"state_dict": dict(state), "num_classes": n_classes}
-    try:
-        return _build(architecture, cfg, px, overlay=overlay)
-    except (RuntimeError, KeyError) as error:
-        size = "" if px == cfg["input_size"][-1] else f" at {px} pixels"
-        mend = "leave --input-size out, or name" if size else "Name"
-        raise WeightsError(
-            f"{path} holds the weights of another network than timm's {architecture}{size}: "
-            f"{_summary(error)}. {mend.capitalize()} the backbone that they were trained in"
-        ) from error
+) -> tuple[nn.Module, str]:
+    """Build the network for a state dict; with a sentence that says what is another in it."""
+    usual = int(cfg.get("num_classes") or 0)
+    state = _as_clip(state)
+    first: Exception | None = None
+    for n_classes, pool in [(usual, "")] if tag else _forms(cfg, state):
+        overlay = {"state_dict": dict(state), "num_classes": n_classes}
+        try:
+            network = _build(architecture, cfg, px, overlay=overlay, pool=pool)
+        except _DOES_NOT_FIT as error:
+            first = first or error
+            continue
+        except BackboneError:
+            if first is None:
+                raise
+            continue
+        said = f"its classifier has {n_classes} classes, and is not used"
+        pooled = f"its tokens are pooled by {pool!r}, which its norm shows" if pool else ""
+        return network, "; ".join(filter(None, [said if n_classes != usual else "", pooled]))
+    size = "" if px == cfg["input_size"][-1] else f" at {px} pixels"
+    mend = "leave --input-size out, or name" if size else "Name"
+    raise WeightsError(
+        f"{path} holds the weights of another network than timm's {architecture}{size}: "
+        f"{_summary(first)}. {mend.capitalize()} the backbone that they were trained in"
+    ) from first
 
 
-def _n_classes(cfg: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> int:
-    """Count the outputs of the classifier in a file: 0 where it has none."""
+_DOES_NOT_FIT = (RuntimeError, KeyError, ValueError, TypeError, AttributeError, AssertionError)
+
+
+def _as_clip(state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Put OpenAI's image tower under the name where timm looks for it."""
+    towers = [name.removesuffix(_OPENAI) for name in state if name.endswith(_OPENAI)]
+    if len(towers) != 1 or f"{towers[0]}conv1.weight" not in state:
+        return state
+    inside = {k.removeprefix(towers[0]): v for k, v in state.items() if k.startswith(towers[0])}
+    return {f"visual.{name}": tensor for name, tensor in inside.items()}
+
+
+_OPENAI = "class_embedding"
+
+
+def _forms(cfg: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> list[tuple[int, str]]:
+    """Numbers of classes, and ways to pool tokens, that a file may have; the likeliest first."""
     paths = cfg.get("classifier") or ()
     first = paths if isinstance(paths, str) else next(iter(paths), "")
-    weight = state.get(f"{first}.weight")
-    if weight is not None:
-        return int(weight.shape[0])
-    return 0 if first and "." not in first else int(cfg.get("num_classes") or 0)
+    usual = int(cfg.get("num_classes") or 0)
+    heads = (state.get(f"{path}.weight") for path in (first, "visual.head.proj", "head"))
+    found = [int(weight.shape[0]) for weight in heads if weight is not None]
+    found += [int(state[name].shape[1]) for name in ("visual.proj",) if name in state]
+    bare = 0 if first and "." not in first else usual
+    own = found[:1] if f"{first}.weight" in state else [bare]
+    counts = dict.fromkeys([*own, *found, usual, 0])
+    has_norm, has_pooled = (f"{name}.weight" in state for name in ("norm", "fc_norm"))
+    other = {(True, False): ["token"], (False, True): ["avg"]}.get((has_norm, has_pooled), [])
+    return [(n, pool) for pool in ("", *other) for n in counts]
 
 
-def _summary(error: Exception) -> str:
+def _summary(error: Exception | None) -> str:
     lines = [line.strip().rstrip(". ") for line in str(error).splitlines() if line.strip()]
     text = "; ".join(lines[1:] or lines)
     return text if len(text) <= 300 else f"{text[:300]} …"
@@ -265,10 +318,11 @@ def _build(
     *,
     seed: int = 0,
     overlay: Mapping[str, Any] | None = None,
+    pool: str = "",
 ) -> nn.Module:
     """Build a network; position embeddings are interpolated by timm as it loads a state dict."""
     name = f"{architecture}.{cfg['tag']}" if cfg.get("tag") else architecture
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"global_pool": pool} if pool else {}
     if overlay is not None:
         options |= {"pretrained": True, "pretrained_cfg_overlay": dict(overlay)}
         options["num_classes"] = overlay["num_classes"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -26,9 +26,9 @@ from featx.weights import (
     Weights,
     WeightsFile,
     download,
+    fill_from_file,
     load_into,
     parse_random,
-    read_state_dict,
     state_sha256,
     stored,
 )
@@ -113,8 +113,7 @@ def load(
     assumed = Preprocessing.from_torchvision(preset, f"{name} {tag}")
     preprocessing = assumed.override(**overrides)
     if spec == OUTLINE:
-        options = _NO_VALUES.get(name)
-        network = without_values(lambda: _build(name, preprocessing.crop_px, options=options))
+        network = _outline(name, preprocessing.crop_px)
         return _loaded(name, network, Weights(OUTLINE, ""), preprocessing)
     if seed is not None:
         network = _build(name, preprocessing.crop_px, seed=seed)
@@ -125,8 +124,14 @@ def load(
     else:
         found = stored(choose_file(name, spec, [*_entries(name), "random"]))
         assume(found.path, assumed.origin, overrides, reporter)
-    state = read_state_dict(found.path, key=weights_key, reporter=reporter)
-    network, heads = _filled(name, state, preprocessing.crop_px, str(found.path))
+    px = preprocessing.crop_px
+    state, (network, heads) = fill_from_file(
+        found.path,
+        weights_key,
+        lambda state: _filled(name, state, px, str(found.path)),
+        lambda: _outline(name, px).state_dict(),
+        reporter,
+    )
     preprocessing = note_positions(preprocessing, state, network)
     if heads:
         reporter.say(
@@ -147,6 +152,10 @@ def load(
         return _loaded(name, network, record, preprocessing, heads, PLAIN_INPUT)
     check_input(name, network, preprocessing, reporter)
     return _loaded(name, network, record, preprocessing, heads)
+
+
+def _outline(name: str, input_px: int) -> nn.Module:
+    return without_values(lambda: _build(name, input_px, options=_NO_VALUES.get(name)))
 
 
 def _is_fed_plainly(name: str, found: StoredFile, overrides: Mapping[str, Any]) -> bool:
@@ -245,26 +254,32 @@ def _filled(
         has_aux = any(key.startswith(_AUXILIARY_HEADS) for key in state)
         options = {"aux_logits": has_aux, "init_weights": False}
     network = _build(name, input_px, options=options)
-    heads = (*classifiers(network), *(head.rstrip(".") for head in _AUXILIARY_HEADS))
-    converted = _converted(name, state, network)
-    is_whole = load_into(network, converted, source, heads=heads)
-    return network, () if is_whole and _is_usable(network) else classifiers(network)
+    levels = classifiers(network)
+    heads = [(*level, *(head.rstrip(".") for head in _AUXILIARY_HEADS)) for level in levels]
+    left = load_into(network, _converted(name, state, network), source, heads=heads)[:1]
+    # In VGG16's IMAGENET1K_FEATURES the classifier has NaN for values.
+    values = network.named_parameters()
+    empty = {key for key, value in values if _is_in(key, levels[-1]) and not value.isfinite().all()}
+    if not left and not empty:
+        return network, ()
+    start = levels.index(left) if left else 0
+    return network, next(level for level in levels[start:] if all(_is_in(k, level) for k in empty))
 
 
-def _is_usable(network: nn.Module) -> bool:
-    """Whether the classifier has values: in VGG16's IMAGENET1K_FEATURES they are NaN."""
-    return all(
-        bool(parameter.isfinite().all())
-        for head in classifiers(network)
-        for parameter in network.get_submodule(head).parameters()
-    )
+def _is_in(key: str, level: Sequence[str]) -> bool:
+    return key.startswith(tuple(f"{path}." for path in level))
 
 
-def classifiers(network: nn.Module) -> tuple[str, ...]:
-    """Path of the classifier of a network."""
+def classifiers(network: nn.Module) -> list[tuple[str, ...]]:
+    """Paths of the classifier of a network: of its last layer, then of the modules around that."""
     kinds = (nn.Linear, nn.Conv2d)
     names = [name for name, module in network.named_modules() if isinstance(module, kinds)]
-    return (names[-1].partition(".")[0],) if names else ()
+    if not names:
+        return []
+    parts = names[-1].split(".")
+    paths = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+    # The module that holds all layers is no classifier.
+    return [(p,) for p in paths if p == names[-1] or not all(_is_in(f"{n}.", (p,)) for n in names)]
 
 
 # Torchvision's own conversion of the files of 2017, in which "norm.1" was "norm1" of today.

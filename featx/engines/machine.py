@@ -39,9 +39,9 @@ def resolve_devices(names: Sequence[str]) -> tuple[torch.device, ...]:
     return tuple(devices)
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str | torch.device) -> torch.device:
     """Device of a ``--device`` value."""
-    return torch.device(find_device(name))
+    return torch.device(find_device(str(name)))
 
 
 def resolve_precision(name: str, device: torch.device) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from featx.backbones import Backbone
+from featx.backbones.words import as_only, as_side, as_text
 from featx.engines import LocalEngine, resolve_device, resolve_precision, resolve_runtime
 from featx.errors import ImageError, UsageError, WeightsError
 from featx.extractor.compute import Setup, UnreadableError
@@ -23,6 +24,7 @@ from featx.fingerprint import differences
 from featx.images import DECODER
 from featx.progress import SILENT, Reporter
 from featx.sources import Source, from_arrays
+from featx.sources.look import common_size
 from featx.sources.memory import check_stack
 
 __all__ = ["FeatureExtractor"]
@@ -32,6 +34,7 @@ _FORMS = (
     "of shape (n, H, W, 3) or (n, H, W)"
 )
 _ONE_IMAGE = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image)
+NATIVE = "native"
 _CHOICES = {"dtype": ("float32", "float16"), "on_error": ("raise", "nan")}
 
 
@@ -52,7 +55,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     ----------
     backbone : str, default="resnet50"
         Name of the network, see `featx.open_backbone`.
-    weights : str, optional
+    weights : str or path-like, optional
         Tag, path of a file, or ``random``; the pinned tag of the backbone by default.
     weights_key : str, optional
         Entry of that file, if it holds several networks, such as ``state_dict`` or ``teacher``;
@@ -62,8 +65,9 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         token) by default.
     pool : str, default="none"
         Pooling of a feature map: ``none``, ``avg``, ``max``, ``cls`` or ``avg+cls``.
-    input_size : int, optional
-        Side of the input in pixels; that of the weights by default.
+    input_size : int, pair of the same int, or "native", optional
+        Side of the input in pixels; that of the weights by default. ``native`` is the size of the
+        images that `fit` is given, which must all have it: nothing is resized.
     crop_pct : float, optional
         Ratio of crop to resize, above 0 and at most 1; that of the weights by default.
     interpolation : str, optional
@@ -77,7 +81,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         Arithmetic of the network.
     runtime : {"torch", "compile", "openvino", "auto"}, default="torch"
         Library that computes the network.
-    device : str, default="auto"
+    device : str or torch.device, default="auto"
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     batch_size : int, optional
         Images at once; 16 on a CPU and 128 on a GPU by default.
@@ -135,11 +139,11 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self,
         backbone: str = "resnet50",
         *,
-        weights: str | None = None,
+        weights: str | os.PathLike[str] | None = None,
         weights_key: str | None = None,
         layer: str | None = None,
         pool: str = "none",
-        input_size: int | None = None,
+        input_size: int | tuple[int, int] | str | None = None,
         crop_pct: float | None = None,
         interpolation: str | None = None,
         mean: Sequence[float] | None = None,
@@ -147,7 +151,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         bits: int | None = None,
         precision: str = "fp32",
         runtime: str = "torch",
-        device: str = "auto",
+        device: Any = "auto",
         batch_size: int | None = None,
         workers: int | None = 0,
         dtype: str = "float32",
@@ -179,7 +183,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.allow_code = allow_code
 
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Check the parameters and load the network; no image is read.
+        """Check the parameters and load the network; no image is decoded.
 
         Parameters
         ----------
@@ -199,14 +203,18 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             If a parameter or the type of `X` is wrong.
         """
         del y
-        check_images(X)
+        images = check_images(X)
         self._check_choices()
+        if self.input_size == NATIVE:
+            self.input_size_ = self._native_size(images)
         device = resolve_device(self.device)
         precision, _ = resolve_precision(self.precision, device)
         runtime, _ = resolve_runtime(self.runtime, device, precision)
         self.precision_, self.runtime_ = precision, runtime
         self._engine()
         backbone = self._open(is_anew=True)
+        if self.input_size == NATIVE and backbone.preprocessing.crop_mode != "center":
+            self._native_size(images, is_square=True)
         self.n_features_out_ = backbone.n_features
         self.layer_ = backbone.layer
         self.input_size_ = backbone.input_size
@@ -298,18 +306,31 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         device = resolve_device(self.device)
         return engine_once(device, self.precision_, self.batch_size, self.workers, self.runtime_)
 
+    def _native_size(self, images: np.ndarray | list[Any], *, is_square: bool = False) -> int:
+        width, height = common_size([as_source(images)[0]])
+        if is_square and width != height:
+            raise UsageError(
+                f"the weights of {self.backbone} fit images into a square, and these are {width} x "
+                f"{height}: give input_size in pixels"
+            )
+        return min(width, height)
+
     def _open(self, *, is_anew: bool = False) -> Backbone:
         names = ("input_size", "crop_pct", "interpolation", "mean", "std", "bits")
+        values = {name: getattr(self, name) for name in names}
+        if self.input_size == NATIVE:
+            values |= {"input_size": self.input_size_, "crop_pct": 1.0}
+        several = "join extractors with sklearn.pipeline.make_union"
         return open_once(
-            self.backbone,
-            {name: getattr(self, name) for name in names},
+            as_text(self.backbone),
+            values | {"input_size": as_side(values["input_size"])},
             resolve_device(self.device),
             allow_code=self.allow_code,
             is_anew=is_anew,
-            weights=self.weights,
+            weights=as_text(self.weights),
             weights_key=self.weights_key,
-            layer=self.layer,
-            pool=self.pool,
+            layer=as_only("layer", self.layer, several),
+            pool=as_only("pool", self.pool, several),
         )
 
     def _identity(self, backbone: Backbone) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from featx.errors import WeightsError
 from featx.weights.entries import few
@@ -18,13 +20,32 @@ def load_into(
     state: Mapping[str, torch.Tensor],
     source: str,
     *,
-    heads: Sequence[str] = (),
-) -> bool:
-    """Load a state dict that must fit the network."""
+    heads: Sequence[tuple[str, ...]] = (),
+) -> tuple[str, ...]:
+    """Load a state dict that must fit the network; return the modules that it does not fill.
+
+    `heads` are modules that may be left out, from one layer to more of them: the least is.
+    """
+    for head in heads[:-1]:
+        with suppress(WeightsError):
+            return _load(network, state, source, head)
+    return _load(network, state, source, heads[-1] if heads else ())
+
+
+def _load(
+    network: torch.nn.Module,
+    state: Mapping[str, torch.Tensor],
+    source: str,
+    head: tuple[str, ...],
+) -> tuple[str, ...]:
     wanted = network.state_dict()
-    shapes = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
-    other_head = _inside(shapes, heads)
-    given = OrderedDict((k, v) for k, v in state.items() if not (other_head and _in(k, heads)))
+    shapes = [
+        key
+        for key, value in wanted.items()
+        if key in state and not is_lazy(value) and state[key].shape != value.shape
+    ]
+    other_head = [key for key in shapes if _in(key, head)]
+    given = OrderedDict((k, v) for k, v in state.items() if not (other_head and _in(k, head)))
     missing: list[str] = []
     unexpected: list[str] = []
     if len(shapes) == len(other_head):
@@ -37,32 +58,31 @@ def load_into(
     described = [
         f"{key} {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}"
         for key in shapes
-        if not _in(key, heads)
+        if not _in(key, head)
     ]
+    odd = [key for key in unexpected if not _in(key, head)]
     problems = [
         f"{len(keys)} {what} ({few(keys)})"
         for what, keys in (
             ("of another shape", described),
-            ("missing", _outside(missing, heads)),
-            ("unexpected", _outside(unexpected, heads)),
+            ("missing", [key for key in missing if not _in(key, head)]),
+            ("unexpected", odd),
         )
         if keys
     ]
     if problems:
+        children = dict(network.named_children())
+        is_beside = problems == [f"{len(odd)} unexpected ({few(odd)})"]
+        is_beside &= not any(key.partition(".")[0] in children for key in odd)
+        mend = "Name the backbone that they were trained in"
+        if is_beside:
+            mend = "All of its own weights are there: save the file again without these"
         raise WeightsError(
-            f"{source} holds the weights of another network than {type(network).__name__}: "
-            f"{'; '.join(problems)}. Name the backbone that they were trained in"
+            f"{source} holds the weights of {'more' if is_beside else 'another network'} than "
+            f"{type(network).__name__}: {'; '.join(problems)}. {mend}"
         )
-    return not (other_head or missing or unexpected)
+    return head if other_head or missing or unexpected else ()
 
 
 def _in(key: str, heads: Sequence[str]) -> bool:
     return key.startswith(tuple(f"{head}." for head in heads))
-
-
-def _inside(keys: Iterable[str], heads: Sequence[str]) -> list[str]:
-    return [key for key in keys if _in(key, heads)]
-
-
-def _outside(keys: Iterable[str], heads: Sequence[str]) -> list[str]:
-    return [key for key in keys if not _in(key, heads)]

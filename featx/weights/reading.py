@@ -23,7 +23,15 @@ from featx.errors import WeightsError
 from featx.progress import SILENT, Reporter
 from featx.weights.entries import PREFIXES, Entry, few, find_entry
 
-__all__ = ["check_exists", "program_error", "read_state_dict"]
+__all__ = [
+    "check_exists",
+    "check_size",
+    "is_plain",
+    "program_error",
+    "read_file",
+    "read_state_dict",
+    "unwrap",
+]
 
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
@@ -35,21 +43,28 @@ def read_state_dict(
     path: Path, *, key: str | None = None, reporter: Reporter = SILENT
 ) -> dict[str, torch.Tensor]:
     """Read a state dict without running anything that the file may hold."""
+    state, said = unwrap(read_file(path), path, key)
+    if said:
+        reporter.say(said)
+    return state
+
+
+def read_file(path: Path) -> Any:
+    """Read everything in a file of weights; nothing in it is run."""
     check_exists(path)
     members = _members(path)
     kind = _program_kind(path, members)
     if kind:
         raise program_error(path, kind)
-    _check_size(path, sum(members.values()))
+    check_size(path, sum(members.values()))
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            found: Any = load_file(path)
-        else:
-            # The options of a training, which timm and torchvision save beside the weights.
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                found = torch.load(path, map_location="cpu", weights_only=True)
+            return load_file(path)
+        # The options of a training, which timm and torchvision save beside the weights.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} is refused: it holds more than tensors and could run code when loaded. "
@@ -58,7 +73,6 @@ def read_state_dict(
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(f"{path} cannot be read as weights: {reason}") from error
-    return _unwrap(found, path, key, reporter)
 
 
 def check_exists(path: Path) -> None:
@@ -89,7 +103,7 @@ def _members(path: Path) -> dict[str, int]:
         return {}
 
 
-def _check_size(path: Path, n_bytes: int) -> None:
+def check_size(path: Path, n_bytes: int) -> None:
     """Refuse a small file that would fill the memory: packed zeros, or one value repeated."""
     n_on_disk = path.stat().st_size
     if n_bytes > _MOST_TIMES * n_on_disk:
@@ -111,7 +125,8 @@ def _program_kind(path: Path, members: Iterable[str]) -> str:
     return ""
 
 
-def _unwrap(found: Any, path: Path, key: str | None, reporter: Reporter) -> dict[str, torch.Tensor]:
+def unwrap(found: Any, path: Path, key: str | None) -> tuple[dict[str, torch.Tensor], str]:
+    """Take the state dict out of what a file holds; with a sentence that says from where."""
     if not isinstance(found, Mapping) or not found:
         raise WeightsError(f"{path} holds no state dict, but a {type(found).__name__}")
     try:
@@ -119,7 +134,7 @@ def _unwrap(found: Any, path: Path, key: str | None, reporter: Reporter) -> dict
     except RecursionError as error:
         raise WeightsError(f"{path} is no state dict: its entries are nested too deep") from error
     found = entry.found
-    wrong = [str(name) for name, value in found.items() if not _is_plain(value)]
+    wrong = [str(name) for name, value in found.items() if not is_plain(value)]
     if wrong or not found:
         raise WeightsError(
             f"{path} is no plain state dict: {few(wrong)} are not tensors of real numbers (sparse, "
@@ -130,13 +145,12 @@ def _unwrap(found: Any, path: Path, key: str | None, reporter: Reporter) -> dict
     while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in state)), ""):
         state = OrderedDict((name.removeprefix(prefix), state[name]) for name in state)
         prefixes.append(f"the prefix {prefix!r}")
-    _say(path, entry, prefixes, reporter)
-    _check_size(path, sum(value.numel() * value.element_size() for value in state.values()))
+    check_size(path, sum(value.numel() * value.element_size() for value in state.values()))
     state._metadata = _versions(found)  # type: ignore[attr-defined]
-    return state
+    return state, _describe(path, entry, prefixes)
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
     """Whether it is a tensor that can be copied into a parameter as it is."""
     if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
         return False
@@ -152,13 +166,13 @@ def _versions(found: Any) -> dict[str, dict[str, int]] | None:
     return {name: {"version": n} for name, n in known.items() if type(n) is int}
 
 
-def _say(path: Path, entry: Entry, prefixes: list[str], reporter: Reporter) -> None:
+def _describe(path: Path, entry: Entry, prefixes: list[str]) -> str:
     taken = [*(f"the wrapping {name!r}" for name in entry.names), *prefixes]
     if not taken:
-        return
+        return ""
     text = f"{path}: {' and '.join(taken)} taken off"
     if entry.is_averaged:
         text += "; these are averaged weights (EMA), which timm takes too"
     if entry.left:
         text += f"; left: {', '.join(entry.left)} (--weights-key NAME takes another entry)"
-    reporter.say(text)
+    return text

@@ -1,0 +1,128 @@
+"""The part of a file that fits a network.
+
+Training programs write a network as a part of another one (``model.``, ``backbone.`` beside a
+head, ``encoder_q.`` beside ``encoder_k.``) and below names of their own. Where what is usually
+taken does not fit, every part of the file is tried that holds most of the network's names.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from featx.errors import WeightsError
+from featx.progress import Reporter
+from featx.weights.entries import few
+from featx.weights.reading import check_size, is_plain, read_file, unwrap
+
+__all__ = ["fill_from_file"]
+
+T = TypeVar("T")
+State = dict[str, torch.Tensor]
+
+_COUNTS = ("total_ops", "total_params")  # which the package thop adds to every module
+_MOST_TRIED = 12
+
+
+def fill_from_file(
+    path: Path,
+    key: str | None,
+    fill: Callable[[State], T],
+    wanted: Callable[[], Collection[str]],
+    reporter: Reporter,
+) -> tuple[State, T]:
+    """Fill a network with the one part of a file that fits; return that part and what `fill` gave.
+
+    `fill` raises a `WeightsError` where a state dict does not fit. `wanted` gives the names in the
+    network's own state dict.
+    """
+    found = read_file(path)
+    try:
+        state, said = unwrap(found, path, key)
+        state = _without_counts(state, wanted)
+        filled = fill(state)
+    except WeightsError as error:
+        prefix, state, filled = _only_fit(found, path, key, fill, wanted(), error)
+        said = f"{path}: the weights below {prefix!r} are taken, the only part of it that fits"
+    if said:
+        reporter.say(said)
+    return state, filled
+
+
+def _without_counts(state: State, wanted: Callable[[], Collection[str]]) -> State:
+    counts = [name for name in state if name.rpartition(".")[2] in _COUNTS]
+    for name in set(counts).difference(wanted() if counts else ()):
+        del state[name]
+    return state
+
+
+def _only_fit(
+    found: Any,
+    path: Path,
+    key: str | None,
+    fill: Callable[[State], T],
+    wanted: Collection[str],
+    error: WeightsError,
+) -> tuple[str, State, T]:
+    """Find the part that fits; raise the error of the likeliest one where none does."""
+    tensors = dict(_tensors(found, set()))
+    fits: dict[str, tuple[State, T]] = {}
+    errors = []
+    for prefix, front in _places(tensors, wanted, key)[:_MOST_TRIED]:
+        state: State = OrderedDict(
+            (front + name[len(prefix) :], tensor)
+            for name, tensor in tensors.items()
+            if name.startswith(prefix)
+        )
+        try:
+            check_size(path, sum(value.numel() * value.element_size() for value in state.values()))
+            state = _without_counts(state, lambda: wanted)
+            fits[prefix.rstrip(".")] = state, fill(state)
+        except WeightsError as reason:
+            errors.append(reason)
+    if len(fits) > 1:
+        raise WeightsError(
+            f"{path} holds several networks that fit: choose one with --weights-key (weights_key "
+            f"in Python): {few([*fits], _MOST_TRIED)}"
+        ) from error
+    if not fits:
+        raise errors[0] if errors else error
+    [(prefix, (state, filled))] = fits.items()
+    return prefix, state, filled
+
+
+def _tensors(found: Any, seen: set[int]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield every tensor that could be a weight, with the names that lead to it."""
+    if isinstance(found, Mapping) and id(found) not in seen:
+        seen.add(id(found))
+        for name, value in found.items():
+            if is_plain(value):
+                yield str(name), value
+            else:
+                yield from ((f"{name}.{inner}", tensor) for inner, tensor in _tensors(value, seen))
+
+
+def _places(
+    names: Collection[str], wanted: Collection[str], key: str | None
+) -> list[tuple[str, str]]:
+    """Prefixes below which at least half of the wanted names stand, the fullest first.
+
+    Each comes with what the network's own names have before them: it may be a part of the file, or
+    the file a part of it.
+    """
+    counted: Counter[tuple[str, str]] = Counter()
+    first, last = min(wanted, default="").split("."), max(wanted, default="").split(".")
+    shared = [*takewhile(lambda pair: pair[0] == pair[1], zip(first[:-1], last, strict=False))]
+    for front in ("".join(f"{part}." for part, _ in shared[:n]) for n in range(len(shared) + 1)):
+        inner = {name.removeprefix(front) for name in wanted}
+        for name in names:
+            starts = [0, *(i + 1 for i, letter in enumerate(name) if letter == ".")]
+            places = [name[:start] for start in starts if name[start:] in inner]
+            counted.update((p, front) for p in places if not front or not p.endswith(front))
+    enough = [place for place, n in counted.most_common() if 2 * n >= len(wanted)]
+    return [place for place in enough if key is None or f".{key}." in f".{place[0]}"]
