@@ -1,4 +1,9 @@
-"""How fast this machine extracts, against how fast it could: ``featx bench``."""
+"""How fast this machine extracts, against how fast it could: ``featx bench``.
+
+In: a plan of an extraction. Out: a row of rates for each backbone: decoding, the bare network and
+the disk alone, all of it together, and what holds it back. Nothing is kept. The room must not know
+heads or results.
+"""
 
 from __future__ import annotations
 

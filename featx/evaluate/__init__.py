@@ -1,4 +1,10 @@
-"""Comparing heads on cached features, honestly: draws, fits, scores and tables."""
+"""Comparing heads on cached features, honestly: draws, fits, scores and tables.
+
+In: finished caches and `Settings`. Out: a `FitResult` for each head, size of subset and draw, kept
+in a folder of results; tables, comparisons with intervals. The way: `run_fit` pairs caches and runs
+`run`; before it leaks are sought and draws made; `output` keeps records; `table`, `lines` and
+`paired` read them. The room must not know images' pixels, networks or commands.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,9 @@
 """From a source and a backbone to a finished cache file.
 
-Names come with what they need: a question whose answer is complete is answered without torch.
+In: a `Plan`, the options of ``featx extract``. Out: cache files, and an `ExtractReport` for each.
+The way: `known` answers what is complete without torch; `job` opens data, network and engine; `run`
+opens writers and `fill` writes batch by batch; `record` says how it was made. The room must not
+know heads, results or commands.
 """
 
 from __future__ import annotations

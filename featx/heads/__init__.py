@@ -1,4 +1,10 @@
-"""Heads: classifiers of features, found by name. A new one is a file and an entry here."""
+"""Heads: classifiers of features, found by name. A new one is a file and an entry here.
+
+In: rows of features, labels, `FitOptions`. Out: a `Fit`: the fitted model, the curve of its search,
+notes. Rows come as a `RowSpace`, which holds scaling and Gram matrix, so that several fits share
+them; `linear` solves many problems at once; `boundary` turns what libraries raise into `FitError`.
+The room must not know caches, draws, test rows or results.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""Published systems run again: recipes, and tables of reported beside measured."""
+"""Published systems run again: recipes, and tables of reported beside measured.
+
+In: a recipe (a TOML file: data, network, heads, reported figures) and where data and weights lie.
+Out: a table for each source, as text and CSV. The way: `recipe` is read and checked, `needs` looks
+for what is missing, `run` extracts, fits, sweeps or trains, `outcome` and `lessons` set it beside
+what was reported. Nothing in a recipe is run as code. Only commands may import this room.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""Where images come from: built-in sets, folders, tables, archives, all behind `Source`."""
+"""Where images come from: built-in sets, folders, tables, archives, all behind `Source`.
+
+In: what was typed after ``--data``. Out: a `Source` for each split: paths, labels, class names, the
+bytes of each row, digests. The way: `opening` recognises the form, a module or folder for each form
+lists it, `layout` and `labels` read all forms by the same rules. The same photographs give the
+same rows in every form. The room must not know networks, features or heads.
+"""
 
 from featx.sources.archives import open_archive, open_webdataset
 from featx.sources.base import ArraySource, Source

@@ -1,4 +1,10 @@
-"""Caches of features: one crash-safe, checked HDF5 file each."""
+"""Caches of features: one crash-safe, checked HDF5 file each.
+
+In: a `CacheSpec` and rows of features, a few at a time. Out: a finished file, read as a `Cache`.
+The way: `writer` fills a partial file beside a journal, so that a crash loses nothing that was
+committed; `reader` checks what it reads against digests; `verify` reads every byte. The layout is
+docs/cache-format.md. The room must not know images, networks, heads or commands.
+"""
 
 from __future__ import annotations
 

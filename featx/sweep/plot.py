@@ -27,6 +27,7 @@ def save_plot(table: pd.DataFrame, varied: Sequence[str], path: Path) -> None:
     if path.suffix.lower() not in PICTURES:
         raise UsageError(f"{path}: the picture's name must end in {', '.join(PICTURES)}")
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -42,6 +43,9 @@ def save_plot(table: pd.DataFrame, varied: Sequence[str], path: Path) -> None:
     _label(left, f"accuracy on {n_test} test images", axis, table)
     _label(right, "images per second", axis, table)
     right.set_yscale("log")
+    right.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    right.yaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:,g}"))
+    right.yaxis.set_minor_formatter(NullFormatter())
     left.legend(fontsize="small")
     try:
         figure.savefig(path)
