@@ -1,10 +1,10 @@
 """Pretrained networks by name, cut off at an explicit feature point.
 
 In: a name (torchvision, timm, packaged, a trained file, a function of the user's), weights, layer,
-pooling and changes to the preprocessing. Out: a `Backbone`: the network up to its feature point, its
-preprocessing, the shape of a feature, the identity of its weights. The way: a loader for each
-library gives a `LoadedNetwork`; taps find its layers; `base` cuts it. The room must not know images,
-devices, caches or commands.
+pooling and changes to the preprocessing. Out: a `Backbone`: the network up to its feature point,
+its preprocessing, the shape of a feature, the identity of its weights. The way: a loader for each
+library gives a `LoadedNetwork`; taps find its layers; `base` cuts it. The room must not know
+images, devices, caches or commands.
 """
 
 from __future__ import annotations
