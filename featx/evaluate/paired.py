@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ def compare(
     """
     if len(systems) < 2 or len(set(systems)) < len(systems):
         raise UsageError("name two or more different systems to compare, as in  svm logreg")
-    rows, read = _rows(reports, reporter)
+    rows, read, failed = _rows(reports, reporter)
     known = to_systems(rows)
     # Of a classifier whose code has changed, the last fit of each draw counts.
     newest = known.assign(created=[row["created"] for row in rows])
@@ -110,7 +111,7 @@ def compare(
     kept = choose(known, where or {})
     if kept.empty:
         raise ProtocolError("no fit has all that was asked for: leave a filter out")
-    named = {text: find_words(text, kept) for text in systems}
+    named = {text: _words(text, kept, failed) for text in systems}
     sides = [_Side(text, named[text], tuple(today)) for text in systems]
     found = [
         comparison
@@ -120,27 +121,48 @@ def compare(
     return _to_frame(found)
 
 
+def _words(text: str, kept: pd.DataFrame, failed: list[Row]) -> dict[str, str]:
+    """Read a system's words, or say that all its fits failed."""
+    try:
+        return find_words(text, kept)
+    except UsageError:
+        lost = to_systems(failed)
+        with suppress(UsageError):
+            for column, value in find_words(text, lost).items():
+                lost = lost[lost[column] == value]
+            reason = failed[lost.index[0]]["error"]
+            raise ProtocolError(
+                f"all {len(lost)} fits of {text!r} failed ({reason}): the same  featx fit  tries "
+                "them again"
+            ) from None
+        raise
+
+
 _Read = Callable[[int], FitResult]
+Row = Mapping[str, Any]
 
 
-def _rows(reports: Any, reporter: Reporter) -> tuple[list[Mapping[str, Any]], _Read]:
-    """Give the rows of all fits that have an accuracy, and what reads one whole."""
+def _rows(reports: Any, reporter: Reporter) -> tuple[list[Row], _Read, list[Row]]:
+    """Give the rows of all fits that have an accuracy, what reads one whole, and failed rows."""
     if isinstance(reports, str | os.PathLike):
         folder, where = ResultsFolder(reports, reporter), os.fspath(reports)
-        files = {n: row for n, row in folder.rows().items() if row["acc1"] is not None}
-        rows: list[Mapping[str, Any]] = [row.as_dict() for row in files.values()]
-        names = list(files)
+        every = folder.rows()
+        names = [name for name, row in every.items() if row["acc1"] is not None]
+        rows: list[Row] = [every[name].as_dict() for name in names]
+        failed: list[Row] = [row.as_dict() for row in every.values() if row["acc1"] is None]
 
         def read(i: int) -> FitResult:
             return folder.read(names[i])
 
         found: _Read = read
     else:
-        fits, where = [fit for fit in reports if fit.acc1 is not None], "what was given"
+        reports, where = list(reports), "what was given"
+        fits = [fit for fit in reports if fit.acc1 is not None]
         rows, found = [fit.row() for fit in fits], fits.__getitem__
+        failed = [fit.row() for fit in reports if fit.acc1 is None]
     if not rows:
         raise ProtocolError(f"{where} holds no fits: run  featx fit  first")
-    return rows, found
+    return rows, found, failed
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,7 @@ def n_components_of(name: str) -> int | None:
     word, equals, number = name.partition("=")
     if word != WHITEN or not equals:
         return None
-    if not (number.isascii() and number.isdigit() and int(number) > 0):
+    # No leading zeros: whiten=9 and whiten=09 would be two names of one thing.
+    if not (number.isascii() and number.isdigit() and number[0] != "0"):
         raise UsageError(f"--scale {name}: give a whole number of at least 1, as in whiten=128")
     return int(number)

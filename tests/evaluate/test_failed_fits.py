@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from memory_cache import make_cache
 
-from featx.errors import UsageError
+from featx.errors import ProtocolError, UsageError
 from featx.evaluate import Pair, ResultsFolder, Settings, compare, evaluate, format_table, summarise
 from featx.evaluate.pruning import find_idle
 from featx.evaluate.records import record_text
@@ -60,6 +60,16 @@ def test_scores_beyond_all_numbers_are_a_reason(pair, tmp_path):
     assert "mean squared norm" in svm.error
     assert svm.acc1 is None
     assert knn.error == ""
+
+
+def test_a_system_whose_fits_all_failed_is_not_called_unknown(pair, tmp_path):
+    heads = ("svm", "knn(n_neighbors=9)")
+    results = ask(pair, tmp_path, heads=heads, per_class=(2,))
+    for place in (tmp_path, results):
+        with pytest.raises(ProtocolError, match=r"all 1 fits of 'knn\(n_neighbors=9\)' failed \("):
+            compare(list(heads), place)
+        with pytest.raises(UsageError, match="no fit has 'ncm'"):
+            compare(["svm", "ncm"], place)
 
 
 def test_a_failed_fit_is_recorded_is_no_answer_and_is_tried_again(pair, tmp_path, monkeypatch):
