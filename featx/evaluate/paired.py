@@ -126,6 +126,8 @@ def _words(text: str, kept: pd.DataFrame, failed: list[Row]) -> dict[str, str]:
     try:
         return find_words(text, kept)
     except UsageError:
+        if not failed:
+            raise
         lost = to_systems(failed)
         with suppress(UsageError):
             for column, value in find_words(text, lost).items():
