@@ -1,7 +1,7 @@
 """A network and a head of one's own, named on the command line.
 
 cd examples
-featx extract --backbone own_backbone:small_network --data digits --per-class 20
+featx extract --backbone own_backbone:small_network --data digits --cache-per-class 20
 featx fit --clf own_backbone:NearestMean --per-class 5
 """
 

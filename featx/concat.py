@@ -136,7 +136,7 @@ def _places(first: Cache, other: Cache) -> np.ndarray:
         raise UsageError(
             f"{where} are not of the same images: they have {len(first):,} and {len(other):,} "
             f"rows, and {len(both):,} different images in common. Extract the same data, with the "
-            "same --per-class and --seed, with both backbones"
+            "same --cache-per-class and --seed, with both backbones"
         )
     place = np.empty(len(first), np.int64)
     place[orders[0]] = orders[1]

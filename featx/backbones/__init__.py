@@ -80,7 +80,7 @@ def open_backbone(  # noqa: PLR0913 - options of a command, all by name
     allow_code: Collection[str] = (),
     reporter: Reporter = SILENT,
 ) -> Backbone:
-    """Load a pretrained network and cut it off at its feature point.
+    """Load a pretrained network and cut it off at a layer.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ def open_backbone(  # noqa: PLR0913 - options of a command, all by name
     weights : str or path-like, optional
         Tag of the weights, path of a file, ``random`` or ``random:SEED``.
     layer : str, optional
-        Tap point; the last convolutional feature map (for transformers the class
+        Layer; the last convolutional feature map (for transformers the class
         token before the head) by default.
     pool : str, default="none"
         One of `POOLS`.
@@ -190,7 +190,7 @@ def list_layers(
     overrides: Mapping[str, Any] | None = None,
     allow_code: Collection[str] = (),
 ) -> tuple[tuple[TapPoint, ...], str | None]:
-    """Tap points of a network, without its weights."""
+    """Layers of a network, without its weights."""
     loaded = outline(as_text(name), with_side(overrides), (as_text(name), *allow_code))
     taps = loaded.tap(loaded.preprocessing.crop_px)
     return taps.points, taps.default

@@ -85,7 +85,7 @@ class Taps(ABC):
         wanted = self.default if name is None else self._canonical(name)
         names = [point.name for point in self.points]
         if wanted is None:
-            error = UsageError("this network has no known feature point: choose one with --layer")
+            error = UsageError("no default layer of this network is known: choose one with --layer")
         elif wanted in names:
             return self.points[names.index(wanted)]
         else:

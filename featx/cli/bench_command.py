@@ -42,7 +42,7 @@ _SIZE = (500, 375)
     "--weights", default="random", show_default=True, help="As for featx extract; rates are alike."
 )
 @click.option("--weights-key", help="Entry of the file, as in featx extract.")
-@click.option("--layer", help="Tap point.  [default: the last feature map]")
+@click.option("--layer", help="Layer.  [default: the last feature map]")
 @click.option("--pool", default="none", show_default=True, help="As for featx extract.")
 @click.option("--input-size", type=INPUT_SIZE, help="[default: the size of the weights]")
 @list_option("--precision", default=("fp32",), show_default=True, help="fp32 bf16 fp16 auto.")

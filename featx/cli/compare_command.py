@@ -23,7 +23,7 @@ __all__ = ["command"]
 @list_option("--data", help="Only fits on these data sets.")
 @list_option("--backbone", help="Only fits of these backbones.")
 @list_option("--layer", help="Only fits of these layers.")
-@list_option("--clf", help="Only fits of these heads.")
+@list_option("--clf", "--head", help="Only fits of these heads.")
 @list_option("--per-class", type=PER_CLASS, help="Only fits on so many images a class.")
 @click.option(
     "--format",

@@ -12,6 +12,7 @@ from featx.cli.options import (
     DATA_HELP,
     INPUT_SIZE,
     ListCommand,
+    RenamedOption,
     bits_option,
     cache_option,
     class_options,
@@ -32,7 +33,7 @@ __all__ = ["command"]
 @list_option("--split", help="Splits to extract.  [default: all that the data have]")
 @layout_options
 @class_options
-@list_option("--layer", help="Tap points, in one pass.  [default: the last feature map]")
+@list_option("--layer", help="Layers to cache, in one pass.  [default: the last feature map]")
 @click.option(
     "--pool",
     default="none",
@@ -52,7 +53,14 @@ __all__ = ["command"]
     help="A mistake to make on purpose: half-range, divide-only, divide-twice, bgr or raw.",
 )
 @engine_options
-@click.option("--per-class", type=click.IntRange(1), help="Cache only N training images a class.")
+@click.option(
+    "--cache-per-class",
+    "--per-class",
+    "per_class",
+    cls=RenamedOption,
+    type=click.IntRange(1),
+    help="Cache only N training images a class.",
+)
 @click.option("--test-per-class", type=click.IntRange(1), help="Cache only M test images a class.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of that draw.")
 @cache_option

@@ -21,6 +21,7 @@ __all__ = [
     "ListCommand",
     "ListOption",
     "NumberOr",
+    "RenamedOption",
     "bits_option",
     "cache_option",
     "class_options",
@@ -73,7 +74,19 @@ class ListCommand(click.Command):
             formatter.write_text("NAME...: several words, separated by spaces or commas.")
 
 
-class ListOption(click.Option):
+class RenamedOption(click.Option):
+    """An option of which the help shows its first spelling; older ones go on working."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Write the line of the help."""
+        every, self.opts = self.opts, self.opts[:1]
+        try:
+            return super().get_help_record(ctx)
+        finally:
+            self.opts = every
+
+
+class ListOption(RenamedOption):
     """An option that takes several words."""
 
     def __init__(self, *args: Any, has_commas: bool = True, **settings: Any) -> None:
@@ -296,6 +309,7 @@ _LAYOUT_OPTIONS = (
 _FIT_OPTIONS = (
     list_option(
         "--clf",
+        "--head",
         default=("svm",),
         show_default=True,
         help="Heads: featx list heads; with settings, 'mlp(hidden=512,256)'.",

@@ -68,7 +68,7 @@ class _Plan:
 @click.option("--backbone", help="Check this backbone's features in place of FILES.")
 @click.option("--weights", help="Tag (IMAGENET1K_V1), file (.pth, .safetensors), or random.")
 @click.option("--weights-key", help="Entry of the file, as in featx extract.")
-@click.option("--layer", help="Tap point.  [default: the last convolutional feature map]")
+@click.option("--layer", help="Layer.  [default: the last convolutional feature map]")
 @click.option("--pool", default="none", show_default=True, help="As in featx extract.")
 @click.option(
     "--input-size",

@@ -61,7 +61,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         Entry of that file, if it holds several networks, such as ``state_dict`` or ``teacher``;
         averaged weights (EMA) by default, if there are any.
     layer : str, optional
-        Feature point; the last convolutional feature map (for transformers the class
+        Layer; the last convolutional feature map (for transformers the class
         token) by default.
     pool : str, default="none"
         Pooling of a feature map: ``none``, ``avg``, ``max``, ``cls`` or ``avg+cls``.
@@ -108,7 +108,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     n_features_out_ : int
         Length of a feature vector.
     layer_ : str
-        The feature point.
+        The layer.
     input_size_ : int
         Side of the input in pixels.
     runtime_ : str

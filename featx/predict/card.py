@@ -83,7 +83,7 @@ def _backbone(meta: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if weights.get("sha256"):
         yield "weights", f"{weights.get('label')}, SHA-256 of the tensors {weights['sha256'][:16]}…"
     yield (
-        "feature point",
+        "layer",
         f"{point.get('layer')}, pool {point.get('pool')}, {meta['n_features']:,} values",
     )
     if "input_size" in features:

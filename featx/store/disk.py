@@ -150,7 +150,7 @@ def no_space(folder: Path, n_bytes: int, free: int, name: str) -> CacheError:
     return CacheError(
         f"{name} needs {readable_bytes(n_bytes)}, but {folder} has {readable_bytes(free)} free: "
         "free some space, choose another folder, or make the features smaller "
-        "(--pool avg, a smaller --input-size, --per-class N, --store-dtype float16)"
+        "(--pool avg, a smaller --input-size, --cache-per-class N, --store-dtype float16)"
     )
 
 

@@ -81,3 +81,18 @@ def test_help_says_that_several_words_may_come():
     assert "--data NAME..." in text
     assert "--sizes N|all..." in text
     assert "separated by spaces or commas" in text
+
+
+def test_older_spellings_work_and_are_not_shown():
+    from featx.cli.extract_command import command as extract
+    from featx.cli.fit_command import command as fit
+
+    for command, shown, older in (
+        (extract, "--cache-per-class", "--per-class"),
+        (fit, "--clf", "--head"),
+    ):
+        text = CliRunner().invoke(command, ["--help"]).output
+        (option,) = (p for p in command.params if shown in p.opts)
+        assert option.opts == [shown, older]
+        assert f"{shown} " in text
+        assert f"{shown}, {older}" not in text
