@@ -37,6 +37,7 @@ __all__ = [
     "available_backbones",
     "check_backbone",
     "default_weights",
+    "is_trained",
     "list_layers",
     "open_backbone",
     "open_backbones",

@@ -53,9 +53,10 @@ def command(
 ) -> None:
     """Classify new IMAGES with a saved model.
 
-    IMAGES are files, folders (with all below them), archives and manifests. They go
-    through the backbone, weights and preprocessing that the model was fitted behind.
-    An image that cannot be decoded is a row with the reason as its status.
+    IMAGES are files, folders (with all below them), archives and manifests, or - for a
+    pipe with one image, or with names of images, one a line. They go through the
+    backbone, weights and preprocessing that the model was fitted behind. An image that
+    cannot be decoded is a row with the reason as its status.
     """
     from featx.predict import iter_predictions, load_model, open_images, open_network
     from featx.predict.predictions import write_table

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featx.errors import ModelError, UsageError, WeightsError
-from featx.fingerprint import differences
+from featx.fingerprint import differences, sha256_file
 from featx.plugins import named_by
 from featx.progress import SILENT, Reporter
 
@@ -66,7 +66,7 @@ def open_network(  # noqa: PLR0913 - options of a command, all by name
     with named_by(saved.path):
         (opened,) = open_backbones(
             name,
-            weights=_weights(saved, weights),
+            weights=_weights(saved, name, weights),
             weights_key=saved.meta["weights"].get("key") or None,
             layers=[_text(features.get("point", {}), "layer")],
             pool=_text(features.get("point", {}), "pool"),
@@ -122,17 +122,36 @@ def _preprocessing(features: Mapping[str, Any]) -> Preprocessing:
     return found
 
 
-def _weights(saved: ModelFile, given: str | os.PathLike[str] | None) -> str | None:
+def _weights(saved: ModelFile, name: str, given: str | os.PathLike[str] | None) -> str | None:
+    from featx.backbones import is_trained
+
     record = saved.meta["weights"]
     if given is not None:
         return os.fspath(given)
-    asked = record.get("asked")
-    if isinstance(asked, str) and Path(asked).is_absolute() and not Path(asked).is_file():
+    asked = name if is_trained(name) else record.get("asked")
+    if not isinstance(asked, str) or not (is_trained(name) or Path(asked).is_absolute()):
+        return None if asked is None else str(asked)
+    known = str(record.get("file_sha256"))
+    places = dict.fromkeys(path.absolute() for path in _places(saved, asked, record))
+    found = [path for path in places if path.is_file()]
+    if not found:
         raise WeightsError(
             f"{saved.path} was fitted with the weights {asked}, which do not exist any more: give "
-            f"the same file with --weights FILE (its SHA-256 is {record.get('file_sha256')})"
+            f"the same file with --weights FILE (its SHA-256 is {known})"
         )
-    return None if asked is None else str(asked)
+    if len(found) > 1:
+        found.sort(key=lambda path: sha256_file(path) != known)
+    return str(found[0])
+
+
+def _places(saved: ModelFile, asked: str, record: Mapping[str, Any]) -> Iterator[Path]:
+    """Yield where a file may be: as it was named then, and beside the model or above it."""
+    yield Path(asked)
+    if isinstance(record.get("file"), str) and Path(record["file"]).is_absolute():
+        yield Path(record["file"])
+    parts = [part for part in Path(asked).parts if part not in (os.sep, os.pardir)]
+    for folder in saved.path.absolute().parents:
+        yield from (folder.joinpath(*parts[i:]) for i in range(len(parts)))
 
 
 def _check(saved: ModelFile, network: Network, weights: str | os.PathLike[str] | None) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from featx.errors import SourceError
 from featx.predict.file import ModelFile
+from featx.predict.pipes import read_pipes
 from featx.progress import SILENT, Reporter
 from featx.sources import Source, from_arrays
 from featx.sources.archives import is_archive, open_unlabelled
@@ -60,10 +61,11 @@ class _Found:
 def open_images(
     words: Sequence[str | os.PathLike[str]], *, reporter: Reporter = SILENT
 ) -> list[tuple[str, Source]]:
-    """Find the images of files, folders, archives and tables of paths."""
+    """Find the images of files, folders, archives, tables of paths and pipes."""
     found = _Found()
-    others: list[tuple[str, Source]] = []
-    for word in words:
+    plain, piped = read_pipes(words)
+    others: list[tuple[str, Source]] = [("", source) for source in piped]
+    for word in plain:
         path = Path(word).expanduser()
         if path.is_dir():
             found.add_folder(path)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -300,5 +301,25 @@ def test_every_command_takes_the_file(
     Image.fromarray(noise).save(images / "a.png")
     model = next(path for path in (tmp_path / "reports" / "models").glob("*.safetensors"))
     capsys.readouterr()
-    assert main(["predict", "--model", str(model), str(images), "-j", "0", "--quiet"]) == 0
-    assert "a.png" in capsys.readouterr().out
+    words = ["predict", "--model", str(model), str(images), "-j", "0", "--quiet"]
+    assert main(words) == 0
+    assert "a.png" in (before := capsys.readouterr().out)
+    # From any folder, and where the whole project moved; a file of the same name is no other one.
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(words) == 0
+    assert capsys.readouterr().out == before
+    (tmp_path / "elsewhere" / name).write_bytes(b"another")
+    project = tmp_path / "moved" / "project"
+    shutil.copytree(tmp_path / "reports", project / "reports")
+    saved.rename(project / "reports" / name)
+    words[2] = str(project / "reports" / "models" / model.name)
+    assert main(words) == 0
+    assert capsys.readouterr().out == before
+    (project / "reports" / name).rename(tmp_path / "gone")
+    (tmp_path / "elsewhere" / name).unlink()
+    assert main(words) == 1
+    assert "give the same file with --weights FILE" in capsys.readouterr().err
+    (tmp_path / "gone").rename(tmp_path / "copy.safetensors")
+    assert main([*words, "--weights", str(tmp_path / "copy.safetensors")]) == 0
+    assert capsys.readouterr().out == before

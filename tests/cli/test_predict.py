@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import threading
 import zipfile
 
 import numpy as np
@@ -219,6 +220,33 @@ def test_archives_and_manifests(predict, pictures, tmp_path):
     assert [row["status"] == "done" for row in rows] == [True, True, False, True, True]
     assert rows[0]["score"] == rows[3]["score"] != rows[1]["score"] == rows[4]["score"]
     assert "1 files that are no images left out" in err
+
+
+def test_a_pipe_gives_one_image_or_names_of_images(predict, pictures, tmp_path, monkeypatch):
+    first, second = sorted(pictures.rglob("*.png"))[:2]
+    plain = table(predict(first, second)[1])
+
+    def piped(content, *words):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+        code, out, err = predict(*words)
+        return code, table(out), err
+
+    code, rows, _ = piped(first.read_bytes(), "-", second)
+    assert code == 0
+    scores = {row["path"]: float(row["score"]) for row in rows}
+    wanted = {"-": float(plain[0]["score"]), str(second): float(plain[1]["score"])}
+    assert scores == pytest.approx(wanted, rel=1e-6)
+    assert piped(f"{first}\n{second}\n".encode(), "-")[:2] == (0, plain)
+    for content, words in ((b"", "gives nothing"), (b"gone.png", "no file or folder 'gone.png'")):
+        code, rows, err = piped(content, "-")
+        assert (code, rows) == (1, [])
+        assert words in err
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(first.read_bytes(),))
+    writer.start()
+    (row,) = table(predict("pipe")[1])
+    assert (row["path"], row["class"]) == ("pipe", plain[0]["class"])
+    writer.join()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names that are not UTF-8")
