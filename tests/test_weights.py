@@ -255,9 +255,57 @@ def test_a_download_with_a_wrong_digest_leaves_nothing(server, tmp_path, monkeyp
     folder, url = server
     (folder / "net.pth").write_bytes(b"something else")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
-    with pytest.raises(WeightsError, match="invalid hash value"):
+    with pytest.raises(WeightsError, match=r"SHA-256 begins with .*, not 0{8} \(14 bytes\)"):
         download(WeightsFile(f"{url}/net.pth", 10, "0" * 8))
-    assert list((tmp_path / "home").rglob("*.pth*")) == []
+    assert list((tmp_path / "home").rglob("*.*")) == []
+
+
+BODY = b"w" * 40_000
+ANSWERS = {  # bytes, announced bytes, seconds of silence after them, digest, what is said
+    "silence": (BODY, 60_000, 5, "0" * 8, "timed out"),
+    "cut off": (BODY, 60_000, 0, "0" * 8, "40,000 of 60,000 bytes came"),
+    "page": (b" <!DOCTYPE html>", None, 0, "", "a web page"),
+    "page, cut off": (b"<html>", 60_000, 0, "", "6 of 60,000 bytes"),
+    "another size": (BODY, None, 0, "", "40,000 bytes, not about 60,000"),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_what_a_server_does_wrong_is_told_and_nothing_is_kept(name, tmp_path, monkeypatch):
+    body, announced, silence, digest, words = ANSWERS[name]
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(announced or len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+            self.wfile.flush()
+            is_over.wait(silence)
+
+        def log_message(self, *args):
+            pass
+
+    is_over = threading.Event()
+    monkeypatch.setattr("featx.weights.files._SECONDS_TO_ANSWER", 0.2)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{httpd.server_port}/net.pth"
+        with pytest.raises(WeightsError, match=words) as caught:
+            download(WeightsFile(url, 60_000, digest))
+        is_over.set()
+        httpd.shutdown()
+    assert "--weights FILE" in str(caught.value)
+    assert "invalid hash" not in str(caught.value)
+    assert [path for path in (tmp_path / "home").rglob("*") if not path.is_dir()] == []
+
+
+def test_a_login_page_that_was_kept_as_weights_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEATX_WEIGHTS", str(tmp_path))
+    (tmp_path / "net.pth").write_bytes(b"<html>Please log in</html>")
+    with pytest.raises(WeightsError, match=r"is a web page \(26 bytes\). Delete it"):
+        download(WeightsFile("http://127.0.0.1:9/net.pth", 60_000, ""))
 
 
 def test_offline_the_error_names_file_size_url_and_folder(tmp_path, monkeypatch):

@@ -8,14 +8,21 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
-from urllib.error import URLError
+from tempfile import TemporaryDirectory
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import torch
 
 from featx.errors import WeightsError
 from featx.fingerprint import sha256_file
 from featx.progress import SILENT, Reporter
+
+_SECONDS_TO_ANSWER = 30.0
+_CHUNK = 1 << 20
+_ROUNDED = 2048  # torchvision notes sizes in MiB with three digits
 
 __all__ = ["StoredFile", "WeightsFile", "download", "own_folder", "stored"]
 
@@ -67,12 +74,8 @@ def download(file: WeightsFile, *, reporter: Reporter = SILENT) -> StoredFile:
     if not path.is_file():
         _fetch(file, path, reporter)
     found = stored(path)
-    if not found.sha256.startswith(file.sha256_prefix):
-        raise WeightsError(
-            f"{path} is damaged: its SHA-256 begins with "
-            f"{found.sha256[: len(file.sha256_prefix)]}, not {file.sha256_prefix}. "
-            "Delete it and run the command again"
-        )
+    if wrong := _what_is_wrong(file, path, found.sha256):
+        raise WeightsError(f"{path} is damaged: {wrong}. Delete it and run the command again")
     return found
 
 
@@ -80,16 +83,55 @@ def _fetch(file: WeightsFile, path: Path, reporter: Reporter) -> None:
     reporter.say(f"downloading {file.url} ({_size(file)}) to {path.parent}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(
-            file.url, str(path), file.sha256_prefix, progress=not reporter.quiet
-        )
-    except (URLError, OSError, RuntimeError) as error:
+        with TemporaryDirectory(prefix=".featx-download-", dir=path.parent) as scratch:
+            part = Path(scratch) / path.name
+            n_bytes = _copy(file, part, reporter)
+            n_came = part.stat().st_size
+            if n_bytes is not None and n_came < n_bytes:
+                raise ConnectionError(f"it was cut off: {n_came:,} of {n_bytes:,} bytes came")
+            if wrong := _what_is_wrong(file, part, sha256_file(part), is_new=True):
+                raise ConnectionError(f"the server gave something else: {wrong}")
+            part.replace(path)
+    except (OSError, HTTPException) as error:
+        if isinstance(error, HTTPError):
+            error.close()  # it holds the connection
         raise WeightsError(
             f"the weights {file.name} ({_size(file)}) could not be downloaded: "
             f"{_reason(error)}. Fetch {file.url} on a machine with internet access and put it "
             f"into {path.parent} (or the folder that FEATX_WEIGHTS names), or give "
             "--weights FILE, or --weights random for a dry run"
         ) from error
+
+
+def _copy(file: WeightsFile, part: Path, reporter: Reporter) -> int | None:
+    """Write what the server sends; return how many bytes it has announced."""
+    request = Request(file.url, headers={"User-Agent": "featx"})  # noqa: S310 - torchvision's URLs
+    with (
+        urlopen(request, timeout=_SECONDS_TO_ANSWER) as response,  # noqa: S310
+        part.open("wb") as stream,
+    ):
+        length = response.headers.get("Content-Length", "")
+        n_bytes = int(length) if length.isdecimal() else None
+        with reporter.bar((n_bytes or file.size_bytes) // 1000, file.name, "kB") as bar:
+            while chunk := response.read(_CHUNK):
+                stream.write(chunk)
+                bar.update(len(chunk) // 1000)
+    return n_bytes
+
+
+def _what_is_wrong(file: WeightsFile, path: Path, sha256: str, *, is_new: bool = False) -> str:
+    """Say why a file is not the one that is meant; empty where it may be."""
+    wanted, n_bytes = file.sha256_prefix, path.stat().st_size
+    if not sha256.startswith(wanted):
+        begin = f"its SHA-256 begins with {sha256[: len(wanted)]}, not {wanted}"
+        return f"{begin} ({n_bytes:,} bytes)" if is_new else begin
+    with path.open("rb") as stream:
+        if not wanted and stream.read(_CHUNK).lstrip()[:1] == b"<":
+            return f"it is a web page ({n_bytes:,} bytes)"
+    # A file in a folder of the user's may be saved again, with other bytes around the tensors.
+    if is_new and not wanted and file.size_bytes and abs(n_bytes - file.size_bytes) > _ROUNDED:
+        return f"it has {n_bytes:,} bytes, not about {file.size_bytes:,}"
+    return ""
 
 
 def _size(file: WeightsFile) -> str:
