@@ -47,8 +47,7 @@ def fill_from_file(
         state = _without_counts(state, wanted)
         filled = fill(state)
     except WeightsError as error:
-        prefix, state, filled = _only_fit(found, path, key, fill, wanted(), error)
-        said = f"{path}: the weights below {prefix!r} are taken, the only part of it that fits"
+        said, state, filled = _only_fit(found, path, key, fill, wanted(), error)
     if said:
         reporter.say(said)
     return state, filled
@@ -69,9 +68,11 @@ def _only_fit(
     wanted: Collection[str],
     error: WeightsError,
 ) -> tuple[str, State, T]:
-    """Find the part that fits; raise the error of the likeliest one where none does."""
+    """Find the part that fits, and say which; raise the error of the likeliest where none does."""
     tensors = dict(_tensors(found, set()))
+    modules = {name.partition(".")[0] for name in wanted}
     fits: dict[str, tuple[State, T]] = {}
+    left: dict[str, list[str]] = {}
     errors = []
     for prefix, front in _places(tensors, wanted, key)[:_MOST_TRIED]:
         state: State = OrderedDict(
@@ -79,21 +80,36 @@ def _only_fit(
             for name, tensor in tensors.items()
             if name.startswith(prefix)
         )
+        below = prefix.rstrip(".")
+        left[below] = _take_beside(state, modules)
         try:
             check_size(path, sum(value.numel() * value.element_size() for value in state.values()))
             state = _without_counts(state, lambda: wanted)
-            fits[prefix.rstrip(".")] = state, fill(state)
+            fits[below] = state, fill(state)
         except WeightsError as reason:
             errors.append(reason)
-    if len(fits) > 1:
+    if len(fits) > 1 and "" not in fits:
         raise WeightsError(
             f"{path} holds several networks that fit: choose one with --weights-key (weights_key "
             f"in Python): {few([*fits], _MOST_TRIED)}"
         ) from error
     if not fits:
         raise errors[0] if errors else error
-    [(prefix, (state, filled))] = fits.items()
-    return prefix, state, filled
+    below = min(fits)
+    what = f"the weights below {below!r} are" if below else "the network at its top is"
+    rest = f"; left: {few(left[below])}" if left[below] else ""
+    return f"{path}: {what} taken, the only part of it that fits{rest}", *fits[below]
+
+
+def _take_beside(state: State, modules: Collection[str]) -> list[str]:
+    """Take out what stands beside the network: modules that it has not, such as another head.
+
+    A tensor of no module (a token of a transformer) may be a part of what the network computes.
+    """
+    beside = [name for name in state if "." in name and name.partition(".")[0] not in modules]
+    for name in beside:
+        del state[name]
+    return list(dict.fromkeys(name.partition(".")[0] for name in beside))
 
 
 def _tensors(found: Any, seen: set[int]) -> Iterator[tuple[str, torch.Tensor]]:

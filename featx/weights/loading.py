@@ -60,26 +60,19 @@ def _load(
         for key in shapes
         if not _in(key, head)
     ]
-    odd = [key for key in unexpected if not _in(key, head)]
     problems = [
         f"{len(keys)} {what} ({few(keys)})"
         for what, keys in (
             ("of another shape", described),
             ("missing", [key for key in missing if not _in(key, head)]),
-            ("unexpected", odd),
+            ("unexpected", [key for key in unexpected if not _in(key, head)]),
         )
         if keys
     ]
     if problems:
-        children = dict(network.named_children())
-        is_beside = problems == [f"{len(odd)} unexpected ({few(odd)})"]
-        is_beside &= not any(key.partition(".")[0] in children for key in odd)
-        mend = "Name the backbone that they were trained in"
-        if is_beside:
-            mend = "All of its own weights are there: save the file again without these"
         raise WeightsError(
-            f"{source} holds the weights of {'more' if is_beside else 'another network'} than "
-            f"{type(network).__name__}: {'; '.join(problems)}. {mend}"
+            f"{source} holds the weights of another network than {type(network).__name__}: "
+            f"{'; '.join(problems)}. Name the backbone that they were trained in"
         )
     return head if other_head or missing or unexpected else ()
 
