@@ -12,7 +12,7 @@ from featx import open_backbone
 from featx.backbones import timm_models
 from featx.errors import WeightsError
 from featx.progress import Reporter
-from featx.weights import fill_from_file, load_into
+from featx.weights import fill_from_file, load_into, stored
 
 HEADS = [("fc",)]
 
@@ -55,8 +55,8 @@ def filled(tmp_path):
     def fill(checkpoint, network, *, key=None, log=None):
         path = tmp_path / "w.pth"
         torch.save(checkpoint, path)
-        _, left = fill_from_file(
-            path,
+        *_, left = fill_from_file(
+            stored(path),
             key,
             lambda state: load_into(network, state, str(path), heads=HEADS),
             network.state_dict,

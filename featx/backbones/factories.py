@@ -49,6 +49,7 @@ from featx.plugins import Imported, import_named, is_plugin, offered
 from featx.progress import Reporter
 from featx.weights import (
     Weights,
+    check_exists,
     few,
     fill_from_file,
     load_into,
@@ -202,9 +203,10 @@ def _fill(
         state = network.tensors() if isinstance(network, Program) else network.state_dict()
         return Weights("own", state_sha256(state), is_default=True), ()
     path = Path(weights).expanduser()
+    check_exists(path)
     heads = classifiers(network)
-    state, left = fill_from_file(
-        path,
+    record, _, left = fill_from_file(
+        stored(path),
         weights_key,
         lambda state: load_into(network, state, str(path), heads=heads),
         network.state_dict,
@@ -215,7 +217,6 @@ def _fill(
             f"{path}: its classifier is another one than that of {name} and is not used "
             f"({', '.join(left)})"
         )
-    record = Weights.of_file(path, state_sha256(state), stored(path).sha256, weights_key)
     return record, left
 
 

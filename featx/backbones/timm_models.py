@@ -171,21 +171,19 @@ def load(
         )
     if cfg.get("notes"):
         reporter.say(f"{name}: timm notes: {'; '.join(map(str, cfg['notes']))}")
-    state, (network, said) = fill_from_file(
-        found.path,
+    used = tag if is_own else ""
+    record, state, (network, said) = fill_from_file(
+        found,
         weights_key,
-        lambda state: _filled(architecture, cfg, px, found.path, state, tag if is_own else ""),
+        lambda state: _filled(architecture, cfg, px, found.path, state, used),
         lambda: _outline(architecture, cfg, px).state_dict(),
         reporter,
+        tag=used,
+        default=used,
     )
     if said:
         reporter.say(f"{found.path}: {said}")
-    preprocessing = note_positions(preprocessing, state, network)
-    digest = state_sha256(state)
-    record = Weights.of_file(found.path, digest, found.sha256, weights_key)
-    if is_own:
-        record = Weights(tag, digest, str(found.path), True, found.sha256)
-    return _loaded(name, network, record, preprocessing)
+    return _loaded(name, network, record, note_positions(preprocessing, state, network))
 
 
 def _loaded(

@@ -107,8 +107,8 @@ def load(
         If the network cannot be built for the input size.
     """
     spec = weights or default_tag(name)
-    seed = parse_random(spec)
-    tag = spec if spec in _entries(name) else default_tag(name)
+    seed, usual = parse_random(spec), default_tag(name)
+    tag = spec if spec in _entries(name) else usual
     preset = _entries(name)[tag].transforms()
     assumed = Preprocessing.from_torchvision(preset, f"{name} {tag}")
     preprocessing = assumed.override(**overrides)
@@ -125,12 +125,14 @@ def load(
         found = stored(choose_file(name, spec, [*_entries(name), "random"]))
         assume(found.path, assumed.origin, overrides, reporter)
     px = preprocessing.crop_px
-    state, (network, heads) = fill_from_file(
-        found.path,
+    record, state, (network, heads) = fill_from_file(
+        found,
         weights_key,
         lambda state: _filled(name, state, px, str(found.path)),
         lambda: _outline(name, px).state_dict(),
         reporter,
+        tag=tag if spec == tag else "",
+        default=usual,
     )
     preprocessing = note_positions(preprocessing, state, network)
     if heads:
@@ -138,11 +140,7 @@ def load(
             f"{found.path}: its classifier ({', '.join(heads)}) is another one than {name}'s, or "
             "empty, and is not used; everything else is loaded"
         )
-    digest, usual = state_sha256(state), default_tag(name)
-    record = Weights.of_file(found.path, digest, found.sha256, weights_key, usual)
-    if spec == tag:
-        record = Weights(tag, digest, str(found.path), tag == usual, found.sha256)
-    elif _is_fed_plainly(name, found, overrides):
+    if spec != tag and _is_fed_plainly(name, found, overrides):
         feed_plainly(network)
         reporter.say(
             f"{found.path}: the network takes images as --mean and --std make them "

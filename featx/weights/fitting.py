@@ -17,7 +17,9 @@ import torch
 
 from featx.errors import WeightsError
 from featx.progress import Reporter
+from featx.weights.base import Weights, state_sha256
 from featx.weights.entries import few
+from featx.weights.files import StoredFile
 from featx.weights.reading import check_size, is_plain, read_file, unwrap
 
 __all__ = ["fill_from_file"]
@@ -30,17 +32,22 @@ _MOST_TRIED = 12
 
 
 def fill_from_file(
-    path: Path,
+    file: StoredFile,
     key: str | None,
     fill: Callable[[State], T],
     wanted: Callable[[], Collection[str]],
     reporter: Reporter,
-) -> tuple[State, T]:
+    *,
+    tag: str = "",
+    default: str = "",
+) -> tuple[Weights, State, T]:
     """Fill a network with the one part of a file that fits; return that part and what `fill` gave.
 
     `fill` raises a `WeightsError` where a state dict does not fit. `wanted` gives the names in the
-    network's own state dict.
+    network's own state dict. `tag` is the name of the weights where they are a library's own, and
+    `default` that of the usual ones.
     """
+    path = file.path
     found = read_file(path)
     try:
         state, said = unwrap(found, path, key)
@@ -50,7 +57,11 @@ def fill_from_file(
         said, state, filled = _only_fit(found, path, key, fill, wanted(), error)
     if said:
         reporter.say(said)
-    return state, filled
+    digest = state_sha256(state)
+    record = Weights.of_file(path, digest, file.sha256, key, default)
+    if tag:
+        record = Weights(tag, digest, str(path), tag == default, file.sha256)
+    return record, state, filled
 
 
 def _without_counts(state: State, wanted: Callable[[], Collection[str]]) -> State:
@@ -82,6 +93,8 @@ def _only_fit(
         )
         below = prefix.rstrip(".")
         left[below] = _take_beside(state, modules)
+        if not all(map(is_plain, state.values())):
+            raise error
         try:
             check_size(path, sum(value.numel() * value.element_size() for value in state.values()))
             state = _without_counts(state, lambda: wanted)
@@ -113,11 +126,11 @@ def _take_beside(state: State, modules: Collection[str]) -> list[str]:
 
 
 def _tensors(found: Any, seen: set[int]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield every tensor that could be a weight, with the names that lead to it."""
+    """Yield every tensor, with the names that lead to it."""
     if isinstance(found, Mapping) and id(found) not in seen:
         seen.add(id(found))
         for name, value in found.items():
-            if is_plain(value):
+            if isinstance(value, torch.Tensor):
                 yield str(name), value
             else:
                 yield from ((f"{name}.{inner}", tensor) for inner, tensor in _tensors(value, seen))
