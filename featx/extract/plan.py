@@ -181,7 +181,8 @@ def open_sources(plan: Plan, reporter: Reporter) -> Sources:
     from featx.sources import LayoutChoice, open_data
     from featx.sources.splits import describe_choice
 
-    opened = open_data(plan.data, layout=LayoutChoice.of(plan), reporter=reporter)
+    layout = LayoutChoice.of(plan)
+    opened = open_data(plan.data, layout=layout, wanted=plan.split, reporter=reporter)
     splits = _chosen(opened, plan)
     if not plan.split:
         reporter.say(describe_choice(opened))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +69,7 @@ def open_folder(
     path: str | os.PathLike[str],
     *,
     layout: LayoutChoice | None = None,
+    wanted: Collection[str] = (),
     reporter: Reporter = SILENT,
 ) -> dict[str, Source]:
     """List a folder of images.
@@ -89,7 +90,7 @@ def open_folder(
             paths=found.paths,
             root=str(tree.root),
         )
-        for split, found in list_images(tree, layout, reporter=reporter).items()
+        for split, found in list_images(tree, layout, wanted=wanted, reporter=reporter).items()
     }
 
 

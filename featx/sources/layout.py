@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +13,7 @@ from featx.images import ENDINGS
 from featx.progress import SILENT, Reporter
 from featx.sources.chosen import LayoutChoice, find_chosen
 from featx.sources.doubts import masks_beside
-from featx.sources.labels import name_classes
+from featx.sources.labels import name_classes, sorted_names
 from featx.sources.recognise import Recogniser, Root
 from featx.sources.splits import names_test
 from featx.sources.tree import Tree, View, ending, is_shown, some
@@ -71,30 +71,27 @@ class _LeftOut:
 
 
 def list_images(
-    tree: Tree, choice: LayoutChoice | None = None, *, reporter: Reporter = SILENT
+    tree: Tree,
+    choice: LayoutChoice | None = None,
+    *,
+    wanted: Collection[str] = (),
+    reporter: Reporter = SILENT,
 ) -> dict[str, Listing]:
     """Find the splits, the classes and the images of a tree.
 
     Images are the files with one of `ENDINGS` inside a class folder, also in its
-    sub-folders, in the order of their names. Hidden files are left out.
+    sub-folders, in the order of their names. Hidden files are left out. Where only some splits are
+    `wanted`, others may be wrong.
     """
     view, left_out = View(tree, ENDINGS), _LeftOut()
     recogniser = Recogniser(view)
     try:
-        roots = find_chosen(recogniser, choice) if choice else recogniser.find()
-        images = {
-            split: _images(recogniser, root, is_chosen=bool(choice), left_out=left_out)
-            for split, root in roots.items()
-        }
+        roots = find_chosen(recogniser, choice) if choice else recogniser.find(wanted)
+        images = _images_of_splits(recogniser, roots, wanted, left_out)
     finally:
         recogniser.tell(reporter)
+    roots = {split: root for split, root in roots.items() if split in images}
     images = _by_class(images, tree.where, reporter)
-    named = {
-        split: {name: classes[name] for name in classes if name}
-        for split, classes in images.items()
-    }
-    labelled = {split: classes for split, classes in named.items() if classes}
-    _check_same_classes(labelled, {split: roots[split].prefix for split in labelled})
     left_out.n_outside = _n_outside(view, roots)
     if choice and not choice.folders:
         n_read = sum(len(paths) for classes in images.values() for paths in classes.values())
@@ -102,9 +99,50 @@ def list_images(
     left_out.tell(tree.name, reporter)
     if not choice and [*roots] == ["all"]:
         _tell_lists_of_splits(view, roots["all"], reporter)
-    class_names = tuple(next(iter(labelled.values()), ()))
-    check_two_classes(tree.path(""), class_names)
+    class_names = sorted_names(name for classes in images.values() for name in classes)
+    _tell_different_classes(tree.name, images, class_names, reporter)
+    first = next(iter(roots.values()))
+    where = tree.path(first.prefix)
+    check_two_classes(where, class_names, "" if choice else _way_below(view, first))
     return {split: _listing(class_names, classes) for split, classes in images.items()}
+
+
+def _images_of_splits(
+    recogniser: Recogniser, roots: dict[str, Root], wanted: Collection[str], left_out: _LeftOut
+) -> dict[str, dict[str, list[str]]]:
+    """List the images of each split by the folders of the classes, all of which have some."""
+    images: dict[str, dict[str, list[str]]] = {}
+    for split, root in roots.items():
+        try:
+            images[split] = _images(recogniser, root, left_out)
+        except SourceError as error:
+            if not wanted or split in wanted:
+                raise
+            recogniser.warnings.append(f"the split {split} left out: {error}")
+    filled = {name for classes in images.values() for name, paths in classes.items() if paths}
+    for split, classes in images.items():
+        where = recogniser.view.tree.path(roots[split].prefix)
+        _check_no_empty_class(where, classes, filled)
+    return {
+        split: {name: paths for name, paths in classes.items() if paths}
+        for split, classes in images.items()
+    }
+
+
+def _tell_different_classes(
+    name: str,
+    images: Mapping[str, Mapping[str, list[str]]],
+    class_names: Iterable[str],
+    reporter: Reporter,
+) -> None:
+    """Warn of classes that some splits lack, as a table may have them too."""
+    for split, classes in images.items():
+        lacking = [class_name for class_name in class_names if class_name not in classes]
+        if lacking and "" not in classes:
+            reporter.warn(
+                f"{name!r}: the split {split} has no images of {some(lacking)}. If these are "
+                "misspelt, rename their folders; else leave them out with --drop"
+            )
 
 
 def _by_class(
@@ -161,9 +199,7 @@ def _tell_lists_of_splits(view: View, root: Root, reporter: Reporter) -> None:
         )
 
 
-def _images(
-    recogniser: Recogniser, root: Root, *, is_chosen: bool, left_out: _LeftOut
-) -> dict[str, list[str]]:
+def _images(recogniser: Recogniser, root: Root, left_out: _LeftOut) -> dict[str, list[str]]:
     """List the images of each class of a split, as paths relative to the root of the tree."""
     view = recogniser.view
     where, n_outside = view.tree.path(root.prefix), view.n_images(root.prefix)
@@ -179,19 +215,22 @@ def _images(
         name: sorted(path for top in folders for path in _walk(recogniser, top, left_out))
         for name, folders in root.classes.items()
     }
-    _check_no_empty_class(where, classes)
     left_out.masks += [path for paths in classes.values() for path in masks_beside(paths)]
-    if "" not in classes:
-        top = next(iter(root.classes.values()))[0]
-        forks = (prefix for prefix in view.below(top) if len(view.folders(prefix)) > 1)
-        fork = None if is_chosen else next(forks, None)
-        check_two_classes(where, classes, f"--classes-at {fork.count('/') + 1}" if fork else "")
     return classes
 
 
-def _check_no_empty_class(where: str, classes: dict[str, list[str]]) -> None:
-    empty = [name for name, paths in classes.items() if not paths]
-    if len(empty) == len(classes):
+def _way_below(view: View, root: Root) -> str:
+    """Give the flag that takes folders in the only class folder as the classes, if it has some."""
+    top = next(iter(root.classes.values()))[0]
+    forks = (prefix for prefix in view.below(top) if len(view.folders(prefix)) > 1)
+    fork = next(forks, None)
+    return f"--classes-at {fork.count('/') + 1}" if fork else ""
+
+
+def _check_no_empty_class(where: str, classes: dict[str, list[str]], filled: set[str]) -> None:
+    """Refuse class folders without images; one that has some in another split is told later."""
+    empty = [name for name, paths in classes.items() if not paths and name not in filled]
+    if not any(classes.values()):
         raise SourceError(
             f"{where!r} has no images in {some(empty)}: "
             f"image files end in {', '.join(sorted(ENDINGS))}"
@@ -226,15 +265,3 @@ def _walk(recogniser: Recogniser, top: str, left_out: _LeftOut) -> Iterator[str]
                 left_out.endings["pipe, socket or device"] += 1
             else:
                 left_out.endings[ending(entry.name) or "without ending"] += 1
-
-
-def _check_same_classes(images: dict[str, dict[str, list[str]]], prefixes: dict[str, str]) -> None:
-    first, *others = images
-    for other in others:
-        for left, right in ((first, other), (other, first)):
-            lacking = [name for name in images[left] if name not in images[right]]
-            if lacking:
-                raise SourceError(
-                    f"{some(lacking)} in {prefixes[left]} but not in {prefixes[right]}: "
-                    "all splits need the same class folders"
-                )

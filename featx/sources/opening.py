@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -55,6 +55,7 @@ def open_data(
     spec: str | os.PathLike[str],
     *,
     layout: LayoutChoice | None = None,
+    wanted: Collection[str] = (),
     data_dir: Path | None = None,
     download: bool = True,
     reporter: Reporter = SILENT,
@@ -73,6 +74,9 @@ def open_data(
     layout : LayoutChoice, optional
         Where in a folder or an archive of folders the splits and classes are, in place of what
         is recognised: ``LayoutChoice(train_folder="training_set", test_folder="test_set")``.
+    wanted : collection of str, optional
+        The splits that are needed: if others of a folder or an archive cannot be read, they are
+        left out, with a warning.
     data_dir : Path, optional
         Where built-in data sets, and compressed archives unpacked, are kept;
         `default_data_dir` if not given.
@@ -117,9 +121,9 @@ def open_data(
         raise UsageError(f"{error}; and there is no folder {spec!r}")
     other = None if layout else _other_form(path, folder)
     if path.is_dir() and (other is None or _has_class_folders(path)):
-        return _open_folder(path, layout, other is not None, reporter)
+        return _open_folder(path, layout, wanted, other is not None, reporter)
     if other is None and path.is_file() and is_archive(path):
-        return open_archive(path, layout=layout, data_dir=folder, reporter=reporter)
+        return open_archive(path, layout=layout, wanted=wanted, data_dir=folder, reporter=reporter)
     if path.is_dir() and next(View(DiskTree(path), ENDINGS).images(""), ""):
         reporter.say(f"{path}: images that lie in it as single files not read")
     return (other or _opener(path))(path, reporter=reporter)
@@ -141,13 +145,17 @@ def _other_form(path: Path, data_dir: Path) -> Callable[..., dict[str, Source]] 
 
 
 def _open_folder(
-    path: Path, layout: LayoutChoice | None, is_other: bool, reporter: Reporter
+    path: Path,
+    layout: LayoutChoice | None,
+    wanted: Collection[str],
+    is_other: bool,
+    reporter: Reporter,
 ) -> dict[str, Source]:
     """Open class folders, and say which data beside them are not read."""
     files = [entry.name for entry in DiskTree(path).entries("") if entry.kind == "file"]
     beside = sorted(name for name in files if name.lower().endswith(_FILE_ENDINGS))
     try:
-        found = open_folder(path, layout=layout, reporter=reporter)
+        found = open_folder(path, layout=layout, wanted=wanted, reporter=reporter)
     except SourceError as error:
         tables = [table.relative_to(path).as_posix() for table in tables_in(path)]
         if readable := sorted({*beside, *tables}):

@@ -7,6 +7,7 @@ the flags that settle it. docs/data.md has the rules.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -34,7 +35,8 @@ _MASKS = re.compile(
     r"|bbox(es)?|boxes)"
 )
 _NO_IMAGES = re.compile(
-    r"(imagesets?|lists|meta(data)?|docs?|code|src|scripts|models|papers|figures|assets|samples?)"
+    r"(imagesets?|lists|meta(data)?|docs?|code|src|scripts|models|papers|figures|assets|samples?"
+    r"|__pycache__|utils|notebooks?|weights|checkpoints?|outputs?|results|reports?|caches?|logs?|runs)"
 )
 _UNLABELLED = re.compile(r"(.*[ _-])?(pred|predict|prediction)s?([ _-].*)?")
 _JPEG = frozenset({".jpg", ".jpeg"})
@@ -69,27 +71,50 @@ class Recogniser:
         for warning in dict.fromkeys(self.warnings):
             reporter.warn(f"{self.view.tree.name!r}: {warning}")
 
-    def find(self) -> dict[str, Root]:
-        """Find the splits and their classes, or refuse."""
+    def find(self, wanted: Collection[str] = ()) -> dict[str, Root]:
+        """Find the splits and their classes, or refuse; splits that are not wanted may be wrong."""
         top = self._unwrapped()
         splits = self._splits(top)
         if not splits:
             return {"all": self._classes(top)}
         roots = {split: self.inside(prefix) for split, prefix in splits.items()}
-        with_classes = [split for split, root in roots.items() if self.holds_classes(root)]
         found: dict[str, Root] = {}
         for split, root in roots.items():
-            is_flat = bool(self.view.n_images(root)) and not self.folders(root)
-            if is_flat and split == "unlabeled":
-                found[split] = Root(root, {"": [root]})
-            elif is_flat and with_classes and split != "train":
-                self.warnings.append(
-                    f"{self.view.n_images(root):,} images of {root!r} left out: they lie in no "
-                    "class folders, and so have no labels"
-                )
+            others = {n for r in roots.values() if r != root for n in self._class_folders(r)}
+            if others and split != "train" and not self.view.has_images(root):
+                self.warnings.append(f"{root!r} has no images: left out")
+            elif self._has_no_labels(split, root, others):
+                self._add_unlabelled(found, split, root)
             else:
-                found[split] = self._classes(root)
+                try:
+                    found[split] = self._classes(root)
+                except SourceError as error:
+                    if not wanted or split in wanted:
+                        raise
+                    self.warnings.append(f"the split {split} left out: {error}")
         return in_order(found)
+
+    def _has_no_labels(self, split: str, root: str, others: set[str]) -> bool:
+        """Whether images lie in no class folder, or in one that the other splits do not have."""
+        names = self._with_images(root)
+        if split == "unlabeled":
+            return others.isdisjoint(names)
+        if split == "train" or not others:
+            return False
+        if self.view.n_images(root):
+            return not self.folders(root)
+        return len(names) == 1 and names[0] not in others
+
+    def _add_unlabelled(self, found: dict[str, Root], split: str, root: str) -> None:
+        """Take the images of a folder into the split ``unlabeled``."""
+        if split != "unlabeled":
+            n_images = sum(1 for _ in self.view.images(root))
+            self.warnings.append(
+                f"{n_images:,} images of {root!r} lie in no class folders, and so have no labels: "
+                "they are the split unlabeled"
+            )
+        known = found.setdefault("unlabeled", Root(root, {"": []}))
+        known.classes[""].append(root)
 
     # Folders, and what they hold
 
@@ -101,6 +126,9 @@ class Recogniser:
     def holds_classes(self, prefix: str) -> bool:
         """Whether there are images in folders, and none beside these."""
         return not self.view.n_images(prefix) and bool(self._with_images(prefix))
+
+    def _class_folders(self, prefix: str) -> list[str]:
+        return self._with_images(prefix) if self.holds_classes(prefix) else []
 
     def _with_images(self, prefix: str) -> list[str]:
         return [n for n in self.folders(prefix) if self.view.has_images(f"{prefix}{n}/")]
@@ -240,8 +268,7 @@ class Recogniser:
             raise self.doubt(prefix, f"{some(named)} may be a split, by name and folders")
 
     def _classes_in(self, prefix: str, name: str) -> list[str]:
-        inner = self.inside(f"{prefix}{name}/")
-        return self._with_images(inner) if self.holds_classes(inner) else []
+        return self._class_folders(self.inside(f"{prefix}{name}/"))
 
     # The classes
 

@@ -10,7 +10,11 @@ from typing import Literal, NamedTuple
 
 __all__ = ["Entry", "MemberTree", "Tree", "View", "ending", "is_shown", "some"]
 
-_IGNORED = frozenset({"thumbs.db", "desktop.ini", "__macosx"})  # besides all that is hidden
+# Besides all that is hidden: of Windows, macOS, Synology (small copies of images), ext4, QNAP.
+_IGNORED = frozenset(
+    {"thumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "__macosx"}
+    | {"@eadir", "#recycle", "lost+found", "@recycle"}
+)
 
 
 class Entry(NamedTuple):

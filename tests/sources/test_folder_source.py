@@ -261,10 +261,6 @@ ERRORS = {
         ("train/1.jpg", "test/1.jpg"),
         "train/?' has 1 images but no class folders",
     ),
-    "no folders in test": (
-        ("train/a/1.jpg", "train/b/1.jpg", "test/"),
-        "test/?' has no images and no class folders",
-    ),
     "one class": (
         ("a/1.jpg", "a/b/2.jpg", "a/c/3.jpg"),
         r"has one class only \('a'\) .* or give --classes-at 2 if",
@@ -275,18 +271,6 @@ ERRORS = {
     "many empty": (
         ("0/1.jpg", *(f"{i}/" for i in range(1, 9))),
         "in '1', '2', '3', '4', '5' and 3 more",
-    ),
-    "test has more": (
-        ("train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg", "test/b/1.jpg", "test/c/1.jpg"),
-        "'c' in test/ but not in train/: all splits need the same",
-    ),
-    "train has more": (
-        ("train/a/1.jpg", "train/b/1.jpg", "train/c/1.jpg", "test/a/1.jpg", "test/b/1.jpg"),
-        "'c' in train/ but not in test/",
-    ),
-    "val differs": (
-        ("train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/B/1.jpg"),
-        "'b' in train/ but not in val/",
     ),
     "two of one split": (
         tuple(f"{split}/{label}/1.jpg" for split in ("train", "val", "valid") for label in "ab"),

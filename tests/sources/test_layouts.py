@@ -74,8 +74,36 @@ READ: dict[str, tuple[list[str], dict[str, dict[str, int]], str]] = {
     ),
     "flat test images of an alphabet": (
         [*tree("asl_train/asl_train/"), "asl_test/asl_test/A_test.jpg"],
-        {"train": C},
-        "1 images of 'asl_test/asl_test/' left out: they lie in no class folders",
+        {"train": C, "unlabeled": {"": 1}},
+        "1 images of 'asl_test/asl_test/' lie in no class folders, and so have no labels",
+    ),
+    "flat test images in a folder of any name, and more of them": (
+        [*tree("train/", "val/"), "test/unknown/1.jpg", "test/unknown/2.jpg", "unlabeled/x/3.jpg"],
+        {"train": C, "val": C, "unlabeled": {"": 3}},
+        "2 images of 'test/' lie in no class folders",
+    ),
+    "an empty split": (
+        [*tree("train/", "test/"), "val/readme.txt"],
+        TRAIN_TEST,
+        "'val/' has no images: left out",
+    ),
+    "classes of train alone": (
+        [*tree("train/"), *tree("test/", classes=("dog",)), "test/cat/readme.txt"],
+        {"train": C, "test": {"dog": 2}},
+        "the split test has no images of 'cat'. If these are misspelt, rename their folders",
+    ),
+    "classes of test alone": (
+        [*tree("train/", "test/"), "test/eel/1.jpg", "test/emu/1.jpg"],
+        {"train": C, "test": C | {"eel": 1, "emu": 1}},
+        "the split train has no images of 'eel', 'emu'",
+    ),
+    "helpers of programs and systems": (
+        [
+            *(*tree(""), "models/a.pt", "__pycache__/a.pyc", "reports/a.csv", "lost+found/1.jpg"),
+            *("cat/@eaDir/cat0.jpg/THUMB.jpg", "@eaDir/x.jpg", "$RECYCLE.BIN/1.jpg"),
+        ],
+        {"all": C},
+        "",
     ),
     "Training and Test beside another test": (
         [*tree("f_dataset/f/Training/", "f_dataset/f/Test/"), "f_dataset/f/test-many/1.jpg"],
@@ -113,8 +141,8 @@ READ: dict[str, tuple[list[str], dict[str, dict[str, int]], str]] = {
     ),
     "images of each class in a folder": (
         ["train/cat/images/1.jpg", "train/dog/images/2.jpg", "val/images/3.jpg", "words.txt"],
-        {"train": {"cat": 1, "dog": 1}},
-        "1 images of 'val/images/' left out",
+        {"train": {"cat": 1, "dog": 1}, "unlabeled": {"": 1}},
+        "1 images of 'val/images/' lie in no class folders",
     ),
     "masks by class": (
         [*files("images/cat/", "images/dog/"), *files("masks/cat/", "masks/dog/", ending="png")],
@@ -259,6 +287,22 @@ def test_layouts_that_are_read(tmp_path: Path, name: str, form: str) -> None:
     assert list(found) == list(wanted)
     assert said in text
     assert bool(said) == bool(text)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_splits_that_are_not_wanted_may_be_wrong(tmp_path: Path, form: str) -> None:
+    names = [*tree("train/", "test/amazon/", "test/dslr/")]
+    path = (
+        make(tmp_path / "x", *names)
+        if form == "folder"
+        else pack(tmp_path / f"x{form}", named(*names))
+    )
+    stream = io.StringIO()
+    found = open_data(path, wanted=["train"], reporter=Reporter(stream=stream))
+    assert {split: counts(source) for split, source in found.items()} == {"train": C}
+    assert "the split test left out: " in stream.getvalue()
+    with pytest.raises(SourceError, match="hold folders of the same names"):
+        open_data(path, wanted=["test"])
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,7 @@ def open_archive(
     path: str | os.PathLike[str],
     *,
     layout: LayoutChoice | None = None,
+    wanted: Collection[str] = (),
     data_dir: Path | None = None,
     reporter: Reporter = SILENT,
 ) -> dict[str, Source]:
@@ -59,11 +61,11 @@ def open_archive(
     """
     path = Path(path).expanduser().absolute()
     if _is_zip(path):
-        return _open(index_zip(path), path, ZipSource, layout, reporter)
+        return _open(index_zip(path), path, ZipSource, layout, wanted, reporter)
     index = index_tar(plain_tar(path, data_dir, reporter=reporter))
     if not layout and looks_like_webdataset(index):
         return open_indexed(path, index, reporter=reporter)
-    return _open(index, path, TarSource, layout, reporter)
+    return _open(index, path, TarSource, layout, wanted, reporter)
 
 
 def open_unlabelled(
@@ -109,6 +111,7 @@ def _open(
     path: Path,
     kind: type[ArchiveSource],
     choice: LayoutChoice | None,
+    wanted: Collection[str],
     reporter: Reporter,
 ) -> dict[str, Source]:
     index.tell(reporter)
@@ -129,5 +132,5 @@ def _open(
             archives=(index.archive,),
             members=kind.table(index.rows[index.files[name]] for name in found.paths),
         )
-        for split, found in list_images(tree, choice, reporter=reporter).items()
+        for split, found in list_images(tree, choice, wanted=wanted, reporter=reporter).items()
     }
