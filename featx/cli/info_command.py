@@ -10,14 +10,14 @@ from typing import Any
 import click
 
 from featx.cli.json_output import echo_json, json_option
-from featx.cli.options import common_options, layout_options
+from featx.cli.options import ListCommand, common_options, layout_options
 from featx.errors import UsageError
 from featx.progress import Reporter
 
 __all__ = ["command"]
 
 
-@click.command()
+@click.command(cls=ListCommand)
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 @click.option("--data", help="Describe a data set instead: what  featx extract --data  takes.")
 @click.option(

@@ -305,6 +305,17 @@ _LAYOUT_OPTIONS = (
         metavar="DEPTH",
         help="The classes are the folders DEPTH levels below --data, or below those folders.",
     ),
+    click.option(
+        "--images-root",
+        metavar="FOLDER",
+        help="Of a table: the folder of its paths.  [default: the table's own]",
+    ),
+    list_option(
+        "--columns",
+        metavar="path=NAME...",
+        callback=lambda ctx, param, words: words or None,
+        help="Of a table: its columns, as path=image_id label=breed split=part.",
+    ),
 )
 _FIT_OPTIONS = (
     list_option(

@@ -13,12 +13,10 @@ from numpy.typing import NDArray
 from featx.errors import SourceError, UsageError, nearest
 from featx.evaluate.pairs import CacheLike, Pair
 from featx.fingerprint import fingerprint
+from featx.sources.manifest import PATH_NAMES
 from featx.sources.tables import TABLE_ENDINGS, find_column, read_table
 
 __all__ = ["Groups", "add_groups"]
-
-# Those that a manifest may use, by preference.
-_PATHS = ("path", "image", "image_path", "file", "filename", "file_name", "filepath", "file_path")
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +69,7 @@ def _own_table(cache: CacheLike, column: str) -> Path:
 def _names_of(cache: CacheLike, file: Path, column: str) -> list[str]:
     """Name of each row's group, in row order; "" for unusable rows that have none."""
     group_of = _read(file, column, _root(cache))
-    names = [group_of.get(_plain(path), "") for path in cache.paths]
+    names = [_group(group_of, _plain(path)) for path in cache.paths]
     is_needed = (np.asarray(cache.status) == 1) & (np.asarray(cache.y) >= 0)
     lost = [
         path for path, name, n in zip(cache.paths, names, is_needed, strict=True) if n and not name
@@ -87,6 +85,11 @@ def _names_of(cache: CacheLike, file: Path, column: str) -> list[str]:
     return names
 
 
+def _group(group_of: dict[str, str], path: str) -> str:
+    """Find the group of an image, by its name with or without the ending."""
+    return group_of.get(path) or group_of.get(os.path.splitext(path)[0], "")  # noqa: PTH122
+
+
 def _root(cache: CacheLike) -> Path | None:
     data = cache.meta.get("request", {}).get("data")
     return None if data is None or Path(data).is_file() else _absolute(Path(data))
@@ -94,7 +97,8 @@ def _root(cache: CacheLike) -> Path | None:
 
 def _read(file: Path, column: str, root: Path | None) -> dict[str, str]:
     table = read_table(file)
-    path_column = find_column(str(file), table, _PATHS) or _PATHS[0]
+    paths = [name for name in PATH_NAMES if name != column.strip().lower()]
+    path_column = find_column(str(file), table, paths) or PATH_NAMES[0]
     for name in (path_column, column):
         if name not in table:
             close = nearest(name, table) if name == column else []

@@ -31,7 +31,7 @@ NOT_RECORDED = (
     "on_error",
     "allow_code",
 )
-_PATHS = ("data", "weights")
+_PATHS = ("data", "weights", "images_root")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,8 @@ class Plan:
     val_folder: str | None = None
     test_folder: str | None = None
     classes_at: int | None = None
+    images_root: str | None = None
+    columns: tuple[str, ...] | None = None
     classes: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
     map: tuple[str, ...] = ()

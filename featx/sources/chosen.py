@@ -1,4 +1,4 @@
-"""Where the splits and the classes of a tree lie, as the user says it."""
+"""Where the splits and the classes of folders and the columns of tables are, as the user says."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from featx.sources.tree import View, some
 __all__ = ["LAYOUT_FIELDS", "LayoutChoice", "find_chosen"]
 
 
+_COLUMNS = ("path", "label", "split")
+
+
 @dataclass(frozen=True)
 class LayoutChoice:
     """What the user said of the folders, where featx cannot or shall not tell by itself.
@@ -26,6 +29,10 @@ class LayoutChoice:
         The classes are the folders at this depth, counted from the data, or from the folders of
         the splits where they are given; equal names are one class. Folders above that are called
         like splits give the split.
+    images_root : str, optional
+        Of a table: the folder that its paths are relative to, in place of the table's own.
+    columns : tuple of str, optional
+        Of a table: which column is what, ``("path=image_id", "label=breed")``; ``split`` too.
 
     Raises
     ------
@@ -37,17 +44,40 @@ class LayoutChoice:
     val_folder: str | None = None
     test_folder: str | None = None
     classes_at: int | None = None
+    images_root: str | None = None
+    columns: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         depth = self.classes_at
         if depth is not None and not (isinstance(depth, int) and depth >= 1):
             raise UsageError(f"classes-at is {depth!r}: it must be a whole number of at least 1")
+        for word in self.columns or ():
+            if word.partition("=")[0] not in _COLUMNS or not word.partition("=")[2]:
+                raise UsageError(
+                    f"columns has {word!r}: write path=NAME, label=NAME or split=NAME, by the "
+                    "names in the first line of the table"
+                )
         for split, folder in self.folders.items():
             if not isinstance(folder, str):
                 raise UsageError(f"{split}-folder is {folder!r}: it must be the name of a folder")
 
     def __bool__(self) -> bool:
+        return self.has_folders or self.is_of_table
+
+    @property
+    def has_folders(self) -> bool:
+        """Whether it says something about folders."""
         return bool(self.classes_at or self.folders)
+
+    @property
+    def is_of_table(self) -> bool:
+        """Whether it says something about a table."""
+        return bool(self.images_root or self.columns)
+
+    def column(self, what: str) -> str | None:
+        """Give the column of the path, the label or the split, if it was named."""
+        named = dict(word.split("=", 1) for word in self.columns or ())
+        return named.get(what)
 
     @classmethod
     def of(cls, plan: Mapping[str, Any] | object) -> Self:

@@ -3,29 +3,48 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 
-from featx.errors import SourceError
+from featx.errors import SourceError, UsageError, nearest
+from featx.images import ENDINGS
 from featx.progress import SILENT, Reporter
 from featx.sources.base import Source
+from featx.sources.chosen import LayoutChoice
 from featx.sources.folder import read_file
 from featx.sources.labels import number_labels
 from featx.sources.remembered import Stamp, stamp_file
 from featx.sources.split_columns import divide, find_split
 from featx.sources.splits import split_of_folder
 from featx.sources.tables import find_column, read_numbered_table
-from featx.sources.tree import some
+from featx.sources.tree import ending, some
 
 __all__ = ["LABEL_NAMES", "PATH_NAMES", "ManifestSource", "list_paths", "open_manifest"]
 
 PATH_NAMES = (
     *("path", "image", "image_path", "file", "filename", "file_name", "filepath", "file_path"),
-    "img",
+    *("img", "img_path", "img_name", "image_name", "image_file", "image_filename", "imagename"),
+    *("paths", "images", "image_paths", "files", "filenames", "file_names", "filepaths"),
+    *("file_paths", "fname", "photo", "picture", "image_id", "imageid", "img_id", "id"),
 )
+"""What a column of paths is called, in lower case, by preference."""
+
 LABEL_NAMES = ("label", "class", "class_name", "category", "target")
-_LAYOUT = "the first line must name the columns, such as  path,label  or  path,label,split"
+_MORE_LABEL_NAMES = ("labels", "classes", "classname", "category_name", "targets", "label_name")
+_LAYOUT = (
+    "the first line must name the columns, such as  path,label  or  path,label,split; or say what "
+    "they are, as in  --columns path=image_id label=breed"
+)
+_ONE, _ZERO = frozenset({"1", "1.0", "True", "true"}), frozenset({"0", "0.0", "False", "false"})
+_GENERIC = re.compile(
+    "(train|training|val|valid|validation|test|image|img|_)*"
+    "(labels?|train|test|val|metadata|annotations?|data|dataset|images|index|classes)"
+)
 _N_TRIED = 100
 
 
@@ -77,32 +96,48 @@ class _Rows:
 
 
 def open_manifest(
-    path: str | os.PathLike[str], *, reporter: Reporter = SILENT
+    path: str | os.PathLike[str],
+    *,
+    layout: LayoutChoice | None = None,
+    reporter: Reporter = SILENT,
 ) -> dict[str, Source]:
     """Open a table that lists images.
 
-    Paths are relative to the folder of the table, or absolute. Labels are the names of
-    classes, in natural order; an empty one and -1 are unknown (docs/data.md). A path that
-    comes again is left out. A file that is missing is a row that fails when it is read.
+    Paths are relative to the folder of the table or to ``layout.images_root``, or absolute. Labels
+    are the names of classes, in natural order; an empty one and -1 are unknown (docs/data.md). A
+    path that comes again is left out. A file that is missing is a row that fails when it is read.
     """
+    layout = layout or LayoutChoice()
     file = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow the links
-    rows = _without_repeats(_read(file, reporter), reporter)
-    _check_files(rows)
+    root = _images_root(file, layout)
+    rows = _without_repeats(_read(file, root, layout, reporter), reporter)
+    _check_files(rows, root)
     class_names, labels = number_labels({"all": rows.labels}, file.name, reporter)
     if len(class_names) < 2:
         raise SourceError(
             f"{file} has {_count(class_names)}, and a classifier needs two: "
             "add images of another class"
         )
+    is_generic = _GENERIC.fullmatch(file.stem.lower()) and file.parent.name
     source = ManifestSource(
-        name=file.stem,
+        name=f"{file.parent.name}-{file.stem}" if is_generic else file.stem,
         split="all",
         class_names=class_names,
         labels=labels["all"],
         paths=tuple(rows.paths),
-        root=str(file.parent),
+        root=str(root),
     )
     return divide(source, rows.splits)
+
+
+def _images_root(file: Path, layout: LayoutChoice) -> Path:
+    if layout.images_root is None:
+        return file.parent
+    word = Path(layout.images_root).expanduser()
+    for root in (Path(os.path.abspath(word)), file.parent / word):  # noqa: PTH100
+        if root.is_dir():
+            return root
+    raise UsageError(f"--images-root {word}: there is no such folder")
 
 
 def list_paths(path: str | os.PathLike[str]) -> list[Path]:
@@ -112,29 +147,99 @@ def list_paths(path: str | os.PathLike[str]) -> list[Path]:
     name = _find(file, columns, PATH_NAMES)
     words = columns[name]
     rows = _Rows(Path(os.path.abspath(file)), words, [], [], numbers)  # noqa: PTH100
-    return [file.parent / word for word in _cleaned(rows)]
+    root = rows.file.parent
+    return [file.parent / word for word in _with_endings(file, root, _cleaned(rows, root))]
 
 
 def _count(class_names: tuple[str, ...]) -> str:
     return f"one class only ({class_names[0]!r})" if class_names else "no label at all"
 
 
-def _read(file: Path, reporter: Reporter) -> _Rows:
-    columns, numbers = read_numbered_table(file)
+def _read(file: Path, root: Path, layout: LayoutChoice, reporter: Reporter) -> _Rows:
+    columns, numbers = read_numbered_table(file, reporter)
     if not numbers:
         raise SourceError(f"{file} lists no images")
-    path = _find(file, columns, PATH_NAMES)
-    label = _find(file, columns, LABEL_NAMES)
+    path = _named(file, columns, layout, "path") or _find(file, columns, PATH_NAMES)
+    label = _named(file, columns, layout, "label")
+    named_split = _named(file, columns, layout, "split")
+    label = label or find_column(str(file), columns, (*LABEL_NAMES, *_MORE_LABEL_NAMES))
     others = {name: cells for name, cells in columns.items() if name not in (path, label)}
-    split, splits = find_split(others, str(file), reporter) or ("", ["all"] * len(numbers))
+    looked_at = {"split": columns[named_split]} if named_split else others
+    split, splits = find_split(looked_at, str(file), reporter) or ("", ["all"] * len(numbers))
     if not split:
         _tell_folders_of_splits(file, columns[path], reporter)
+    rest = {n: cells for n, cells in others.items() if n != named_split and repr(n) not in split}
+    label, labels = (label, columns[label]) if label else _other_label(file, columns, rest)
     if (path, label, split or "'split'") != ("path", "label", "'split'"):
         split_taken = f", split from {split}" if split else ""
         reporter.say(f"{file.name}: path from {path!r}, label from {label!r}{split_taken}")
-    labels = [word.strip() for word in columns[label]]
-    rows = _Rows(file, columns[path], labels, splits, numbers)
-    return replace(rows, paths=_cleaned(rows))
+    rows = _Rows(file, columns[path], [word.strip() for word in labels], splits, numbers)
+    return replace(rows, paths=_with_endings(file, root, _cleaned(rows, root)))
+
+
+def _named(
+    file: Path, columns: dict[str, list[str]], layout: LayoutChoice, what: str
+) -> str | None:
+    name = layout.column(what)
+    if name is not None and name not in columns:
+        close = nearest(name, columns)
+        there = f"did you mean {' or '.join(close)}?" if close else f"it has {some(columns, 12)}"
+        raise UsageError(f"--columns {what}={name}: {file} has no such column: {there}")
+    return name
+
+
+def _other_label(
+    file: Path, columns: dict[str, list[str]], rest: dict[str, list[str]]
+) -> tuple[str, list[str]]:
+    """Take the classes from columns of 0 and 1, or from the only other column."""
+    flags = {name: c for name, c in rest.items() if {x.strip() for x in c} <= _ONE | _ZERO}
+    if len(flags) > 1:
+        return ", ".join(flags), _from_one_hot(file, flags)
+    if len(rest) == 1:
+        [(name, cells)] = rest.items()
+        if 2 * len({*cells}) <= len(cells):  # else captions, or names of files
+            return name, cells
+    return "", columns[_find(file, columns, LABEL_NAMES)]
+
+
+def _from_one_hot(file: Path, flags: dict[str, list[str]]) -> list[str]:
+    labels = []
+    for number, cells in enumerate(zip(*flags.values(), strict=True), 1):
+        found = [name for name, x in zip(flags, cells, strict=True) if x.strip() in _ONE]
+        if len(found) > 1:
+            raise SourceError(
+                f"{file}, row {number:,} belongs to {len(found)} classes ({some(found)}): featx "
+                "needs one class for each image. Name the column of the class, as in  --columns "
+                "label=NAME"
+            )
+        labels.append(found[0] if found else "")
+    return labels
+
+
+def _with_endings(file: Path, root: Path, paths: list[str]) -> list[str]:
+    """Add the ending of each file to paths that have none."""
+    if any(_exists(root, path) for path in paths[:_N_TRIED]):
+        return paths
+    stems: dict[str, dict[str, list[str]]] = {}
+    found = []
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        if folder not in stems:
+            stems[folder] = _images_by_stem(root / folder)
+        names = stems[folder].get(name, [])
+        if len(names) > 1:
+            raise SourceError(f"{file}: {path!r} may be {some(names)}: write the whole name")
+        found.append(path + names[0][len(name) :] if names else path)
+    return found
+
+
+def _images_by_stem(folder: Path) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    with suppress(OSError, ValueError):
+        for name in sorted(os.listdir(folder)):  # noqa: PTH208 - fast
+            if ending(name) in ENDINGS:
+                found.setdefault(name[: -len(ending(name))], []).append(name)
+    return found
 
 
 def _tell_folders_of_splits(file: Path, paths: list[str], reporter: Reporter) -> None:
@@ -160,13 +265,12 @@ def _find(file: Path, columns: dict[str, list[str]], wanted: tuple[str, ...]) ->
     return found
 
 
-def _cleaned(rows: _Rows) -> list[str]:
+def _cleaned(rows: _Rows, root: Path) -> list[str]:
     """Write each path in one way only: relative where it can be, with single ``/``."""
     if "" in rows.paths:
         raise SourceError(f"{rows.file}, {rows.at(rows.paths.index(''))}: the path is empty")
-    root = f"{rows.file.parent}/"
-    paths = [_tidy(path.removeprefix(root)) for path in rows.paths]
-    if any("\\" in path for path in paths) and _is_windows(rows.file.parent, paths):
+    paths = [_tidy(path.removeprefix(f"{root}/")) for path in rows.paths]
+    if any("\\" in path for path in paths) and _is_windows(root, paths):
         paths = [path.replace("\\", "/") for path in paths]
     return paths
 
@@ -209,12 +313,25 @@ def _without_repeats(rows: _Rows, reporter: Reporter) -> _Rows:
     return rows.keep(kept)
 
 
-def _check_files(rows: _Rows) -> None:
+def _check_files(rows: _Rows, root: Path) -> None:
     tried = rows.paths[:_N_TRIED]
-    if any(_exists(rows.file.parent, path) for path in tried):
+    if any(_exists(root, path) for path in tried):
         return
     which = "the image" if len(tried) == 1 else f"any of the first {len(tried)} images"
+    way = "move the table, correct the paths, or name their folder with --images-root FOLDER"
+    if below := _folder_with(root, tried[0]):
+        way = f"they are in {below}: add  --images-root {shlex.quote(str(below))}"
     raise SourceError(
-        f"{rows.file} names files that are not there: looked for {which} relative to its folder, "
-        f"first at {rows.file.parent / tried[0]}: move the table, or correct the paths"
+        f"{rows.file} names files that are not there: looked for {which} relative to "
+        f"{'its folder' if root == rows.file.parent else root}, first at {root / tried[0]}: {way}"
     )
+
+
+def _folder_with(root: Path, path: str) -> Path | None:
+    """Find a folder in the root, or in one of these, that has an image of a table."""
+    folders = islice(chain(root.glob("*/"), root.glob("*/*/")), _N_TRIED)
+    with suppress(OSError, ValueError):
+        for folder in folders:
+            if _exists(folder, path) or _with_endings(root, folder, [path]) != [path]:
+                return folder
+    return None

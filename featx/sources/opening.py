@@ -105,11 +105,7 @@ def open_data(
     """
     folder = default_data_dir() if data_dir is None else data_dir
     path, is_known = Path(spec).expanduser(), isinstance(spec, str) and spec in available_data()
-    if layout and (is_known or (path.is_file() and not is_archive(path))):
-        raise UsageError(
-            f"{spec} is neither a folder nor an archive of folders: leave out --train-folder, "
-            "--val-folder, --test-folder and --classes-at"
-        )
+    _check_choice(spec, path, layout or LayoutChoice(), is_known)
     if is_known:
         if path.is_dir():
             reporter.say(f"{spec}: the built-in data set (for the folder, say ./{spec})")
@@ -119,6 +115,8 @@ def open_data(
     if isinstance(spec, str) and _looks_like_a_name(spec):
         error = unknown_name("data set", spec, available_data(), see="featx list data")
         raise UsageError(f"{error}; and there is no folder {spec!r}")
+    if layout and layout.is_of_table:
+        return open_manifest(path, layout=layout, reporter=reporter)
     other = None if layout else _other_form(path, folder)
     if path.is_dir() and (other is None or _has_class_folders(path)):
         return _open_folder(path, layout, wanted, other is not None, reporter)
@@ -127,6 +125,19 @@ def open_data(
     if path.is_dir() and next(View(DiskTree(path), ENDINGS).images(""), ""):
         reporter.say(f"{path}: images that lie in it as single files not read")
     return (other or _opener(path))(path, reporter=reporter)
+
+
+def _check_choice(
+    spec: str | os.PathLike[str], path: Path, layout: LayoutChoice, is_known: bool
+) -> None:
+    """Refuse what is said about folders of a table, or about a table that is none."""
+    if layout.has_folders and (is_known or (path.is_file() and not is_archive(path))):
+        raise UsageError(
+            f"{spec} is neither a folder nor an archive of folders: leave out --train-folder, "
+            "--val-folder, --test-folder and --classes-at"
+        )
+    if layout.is_of_table and (is_known or path.suffix.lower() not in TABLE_ENDINGS):
+        raise UsageError(f"{spec} is no table: leave out --images-root and --columns")
 
 
 def _looks_like_a_name(spec: str) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from featx.errors import MissingExtraError, SourceError
+from featx.progress import SILENT, Reporter
 from featx.sources.labels import label_text
 
 __all__ = ["TABLE_ENDINGS", "find_column", "read_numbered_table", "read_table", "unpack_parquet"]
@@ -41,25 +44,42 @@ def find_column(where: str, columns: Iterable[str], wanted: Sequence[str]) -> st
     return None
 
 
-def read_numbered_table(path: Path) -> tuple[dict[str, list[str]], Sequence[int]]:
+def read_numbered_table(
+    path: Path, reporter: Reporter = SILENT
+) -> tuple[dict[str, list[str]], Sequence[int]]:
     """Read a table whole, with the number of each row's line."""
     try:
         if path.suffix.lower() == ".parquet":
             return _read_parquet(path)
-        with path.open(encoding=_ENCODING, newline="") as stream:
-            if path.suffix.lower() == ".jsonl":
-                return _read_json(path, stream)
-            delimiter = _delimiter(path, stream)
-            lines = csv.reader(stream, delimiter=delimiter, skipinitialspace=True, strict=True)
-            return _columns(path, lines)
+        stream = io.StringIO(_decoded(path, path.read_bytes(), reporter), newline="")
+        if path.suffix.lower() == ".jsonl":
+            return _read_json(path, stream)
+        delimiter = _delimiter(path, stream)
+        lines = csv.reader(stream, delimiter=delimiter, skipinitialspace=True, strict=True)
+        return _columns(path, lines)
     except OSError as error:
         raise SourceError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise SourceError(
-            f"{path} is not UTF-8 text (byte {error.start:,}): save it as UTF-8"
-        ) from error
     except csv.Error as error:
         raise SourceError(f"{path} is no table that featx can read: {error}") from error
+
+
+def _decoded(path: Path, data: bytes, reporter: Reporter) -> str:
+    """Decode UTF-8, UTF-16 by its byte-order mark, else what Windows wrote in western Europe."""
+    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    for encoding in ["utf-16"] if is_utf16 else [_ENCODING, "cp1252", "latin-1"]:
+        try:
+            text = data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if 4 * text.count("\0") > len(text) or (encoding != _ENCODING and "\0" in text):
+            raise SourceError(f"{path} is no text: save it as UTF-8")
+        if encoding != _ENCODING:
+            reporter.warn(
+                f"{path.name} is not UTF-8 text: read as {encoding}. If names look wrong, save it "
+                "as UTF-8"
+            )
+        return text
+    raise SourceError(f"{path} is no text: save it as UTF-8")
 
 
 def _delimiter(path: Path, stream: TextIO) -> str:
@@ -67,7 +87,7 @@ def _delimiter(path: Path, stream: TextIO) -> str:
         return "\t"
     first = stream.readline()
     stream.seek(0)
-    return next((mark for mark in ",;\t" if mark in first), ",")
+    return max(",;\t|", key=first.count)  # the first of equals
 
 
 def _columns(path: Path, lines: Any) -> tuple[dict[str, list[str]], list[int]]:

@@ -75,6 +75,8 @@ class TrainPlan:
         The folders of the splits, relative to `data`, if featx does not recognise them.
     classes_at : int, optional
         Depth of the folders that are classes; see `featx.sources.LayoutChoice`.
+    images_root, columns : optional
+        The folder of the images and the columns of a table; see `featx.sources.LayoutChoice`.
     classes, drop, map : tuple of str
         Classes to use, and their new names, as for ``featx extract``.
     per_class : tuple of int or "all", default=("all",)
@@ -186,6 +188,8 @@ class TrainPlan:
     val_folder: str | None = None
     test_folder: str | None = None
     classes_at: int | None = None
+    images_root: str | None = None
+    columns: tuple[str, ...] | None = None
     classes: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
     map: tuple[str, ...] = ()

@@ -112,7 +112,9 @@ def test_the_table_that_a_cache_was_made_from_is_the_default(whole):
     assert len(add_groups(pair, "patient").groups.names) == 18
 
 
-@pytest.mark.parametrize("how", ["as in the cache", "./", "relative", "absolute", "backslash"])
+@pytest.mark.parametrize(
+    "how", ["as in the cache", "./", "relative", "absolute", "backslash", "id"]
+)
 def test_paths_are_joined_however_they_are_written(whole, tmp_path, how):
     pair, _, names = whole
     (tmp_path / "lists").mkdir()
@@ -124,9 +126,11 @@ def test_paths_are_joined_however_they_are_written(whole, tmp_path, how):
         "relative": lambda p: f"../farm/{p}",
         "absolute": lambda p: str(tmp_path / "farm" / p),
         "backslash": lambda p: p.replace("/", "\\"),
+        "id": lambda p: p.rpartition(".")[0],
     }[how]
     rows = [(write(p), name) for p, name in zip(pair.train.paths, names, strict=True)]
-    table = write_table(tmp_path / "lists" / "t.csv", rows)
+    columns = ("image_id" if how == "id" else "path", "patient")
+    table = write_table(tmp_path / "lists" / "t.csv", rows, columns)
     groups = add_groups(pair, f"{table}:patient").groups
     assert [groups.names[g] for g in groups.train] == names.tolist()
 

@@ -232,6 +232,39 @@ def test_unknown_labels_and_missing_images(tmp_path: Path) -> None:
     assert len(source.content_id()) == 64
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_paths_beside_the_data_in_place_of_bytes(
+    tmp_path: Path, saved: bool, datasets: Any
+) -> None:
+    images = [{"bytes": None, "path": path} for path in ("x/1.jpg", "2.jpg", "../x", "/2.jpg")]
+    metadata = features(image=IMAGE, label=LABEL)
+    file = write(tmp_path, metadata, image=images, label=[0, 1, 0, 1])
+    if saved:
+        datasets.Dataset.from_parquet(str(file)).save_to_disk(tmp_path / "saved")
+        file = tmp_path / "saved"
+    folder = file if saved else tmp_path
+    (folder / "x").mkdir()
+    for name in ("x/1.jpg", "2.jpg"):
+        (folder / name).write_bytes(name.encode())
+    [source] = open_hub(file).values()
+    assert [source.read(row) for row in (0, 1)] == [b"x/1.jpg", b"2.jpg"]
+    for row in (2, 3):
+        with pytest.raises(ImageError, match="no bytes of this image"):
+            source.read(row)
+
+
+@pytest.mark.parametrize(
+    "label",
+    [pa.array([0.0, 1.0, None, 1.0]), pa.array([0, 1, None, 1]).dictionary_encode()],
+    ids=["floats", "dictionary"],
+)
+@pytest.mark.parametrize("metadata", [None, features(photo=IMAGE, labels=LABEL)])
+def test_labels_in_other_types(tmp_path: Path, label: Any, metadata: Any) -> None:
+    source = open_hub(write(tmp_path, metadata, photo=STRUCTS, labels=label))["all"]
+    assert source.labels.tolist() == [0, 1, -1, 1]
+    assert source.class_names == (("a", "b") if metadata else ("0", "1"))
+
+
 def test_names_choose_between_columns(tmp_path: Path) -> None:
     other = {"_type": "ClassLabel", "num_classes": 3, "names": None}
     metadata = features(mask=IMAGE, image=IMAGE, label=other, coarse=LABEL)

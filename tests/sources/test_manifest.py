@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 from pathlib import Path
 
@@ -9,9 +10,9 @@ import pandas as pd
 import pytest
 from test_source_contract import SourceContract
 
-from featx.errors import ImageError, ReadError, SourceError
+from featx.errors import FeatxError, ImageError, ReadError, SourceError, UsageError
 from featx.progress import Reporter
-from featx.sources import Source, open_data
+from featx.sources import LayoutChoice, Source, open_data
 from featx.sources.manifest import open_manifest
 
 
@@ -91,6 +92,107 @@ def test_other_names_of_columns_are_told(tmp_path: Path, ending: str) -> None:
     assert splits["test"].class_names == ("a", "b")
     text = f"list{ending}: path from 'Filename', label from 'category', split from 'fold'\n"
     assert said(file) == text
+
+
+TABLES = {
+    "an id without an ending, and any name": "image_id,breed\na,cat\nb,dog\nc,cat\nd,dog\n",
+    "plurals": "filepaths,labels\na.jpg,cat\nb.PNG,dog\nc.jpg,cat\nd.jpeg,dog\n",
+    "an index of a data frame": "id,file,class\n0,a.jpg,cat\n1,b.PNG,dog\n2,c.jpg,cat\n"
+    "3,d.jpeg,dog\n",
+    "one column a class": "image,cat,dog\na,1,0\nb,0,1\nc,1,0\nd,0,1\n",
+    "floats and a split": "img|cat|dog|split\na|1.0|0.0|train\nb|0.0|1.0|train\nc|1.0|0.0|train\n"
+    "d|0.0|1.0|train\n",
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_as_people_have_them(tmp_path: Path, name: str) -> None:
+    (tmp_path / "photos").mkdir()
+    for image in ("a.jpg", "b.PNG", "c.jpg", "d.jpeg", "a.txt"):
+        (tmp_path / "photos" / image).write_bytes(image.encode())
+    file = tmp_path / "list.csv"
+    file.write_text(TABLES[name])
+    with pytest.raises(SourceError, match="they are in .*photos: add  --images-root .*photos$"):
+        open_data(file)
+    [source] = open_data(file, layout=LayoutChoice(images_root=str(tmp_path / "photos"))).values()
+    assert source.paths == ("a.jpg", "b.PNG", "c.jpg", "d.jpeg")
+    assert source.class_names == ("cat", "dog")
+    assert source.labels.tolist() == [0, 1, 0, 1]
+    assert source.read(1) == b"b.PNG"
+    shutil.move(file, tmp_path / "photos")
+    assert open_data(tmp_path / "photos" / "list.csv")[source.split].paths == source.paths
+
+
+def test_columns_are_named(tmp_path: Path) -> None:
+    text = "path,label,a,b,which\n1,x,2,cat,train\n2,x,1,dog,test\n"
+    file = write(tmp_path, text)
+    columns = ("path=a", "label=b", "split=which")
+    found = open_data(file, layout=LayoutChoice(columns=columns))
+    assert {split: source.paths for split, source in found.items()} == {
+        "train": ("2",),
+        "test": ("1",),
+    }
+    assert found["test"].class_names == ("cat", "dog")
+    for columns, reason in (
+        (("label=bb",), "--columns label=bb: .* has no such column: did you mean b?"),
+        (("class=b",), "'class=b': write path=NAME, label=NAME or split=NAME"),
+        (("split=b",), "the column 'split' looks like a split, but some values are none"),
+    ):
+        with pytest.raises(FeatxError, match=reason):
+            open_data(file, layout=LayoutChoice(columns=columns))
+    with pytest.raises(UsageError, match="is no table: leave out --images-root and --columns"):
+        open_data(tmp_path, layout=LayoutChoice(images_root=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("id,caption\na,one\nb,two\n", "has no column 'label' but 'id', 'caption'.* --columns"),
+        ("id,x,y\na,1,0\nb,1,1\n", r"row 2 belongs to 2 classes \('x', 'y'\)"),
+        ("id,breed\n1,x\n1,y\n2,x\n2,y\n", "'1' may be '1.jpg', '1.png': write the whole name"),
+    ],
+)
+def test_tables_that_are_not_clear(tmp_path: Path, text: str, reason: str) -> None:
+    for name in ("1.jpg", "1.png", "2.jpg"):
+        (tmp_path / name).touch()
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(SourceError, match=reason):
+        open_data(tmp_path / "list.csv")
+
+
+def test_the_converters_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"```python\n(# CUB.*?)```", docs, re.DOTALL)
+    cub, val = tmp_path / "CUB_200_2011", tmp_path / "ILSVRC" / "Data" / "CLS-LOC" / "val"
+    for name, text in {
+        "images": "1 001.Albatross/a_1.jpg\n2 002.Wren/b_2.jpg\n3 002.Wren/b_3.jpg\n",
+        "image_class_labels": "1 1\n2 2\n3 2\n",
+        "train_test_split": "1 1\n2 0\n3 1\n",
+        "classes": "1 001.Albatross\n2 002.Wren\n",
+    }.items():
+        cub.mkdir(exist_ok=True)
+        (cub / f"{name}.txt").write_text(text)
+    for image in (cub / "images/001.Albatross/a_1.jpg", val / "v1.JPEG", val / "v2.JPEG"):
+        image.parent.mkdir(parents=True, exist_ok=True)
+        image.touch()
+    (tmp_path / "LOC_val_solution.csv").write_text(
+        "ImageId,PredictionString\nv1,n01 1 2 3 4 n01 5 6 7 8 \nv2,n02 1 2 3 4 \n"
+    )
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "docs/data.md", "exec"), {})
+    found = open_data(cub / "images" / "cub.csv")
+    assert found["train"].paths == ("001.Albatross/a_1.jpg", "002.Wren/b_3.jpg")
+    assert found["test"].paths == ("002.Wren/b_2.jpg",)
+    assert found["test"].class_names == ("001.Albatross", "002.Wren")
+    [imagenet] = open_data(val / "val.csv").values()
+    assert imagenet.paths == ("v1.JPEG", "v2.JPEG")
+    assert imagenet.class_names == ("n01", "n02")
+
+
+def test_tables_of_a_usual_name_are_called_by_their_folder_too(tmp_path: Path) -> None:
+    text = "path,label\n1.jpg,a\n2.jpg,b\n"
+    names = {open_data(write(tmp_path / x, text, "labels.csv"))["all"].name for x in "xy"}
+    assert names == {"x-labels", "y-labels"}
 
 
 def test_folders_of_splits_without_a_column_are_told(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import builtins
 import csv
 import datetime
+import io
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featx.errors import MissingExtraError, SourceError
+from featx.progress import Reporter
 from featx.sources.tables import read_numbered_table, read_table
 
 
@@ -37,6 +39,17 @@ def write(path: Path, text: str | bytes) -> Path:
 )
 def test_ways_to_write_the_same(tmp_path: Path, name: str, text: str) -> None:
     assert read_table(write(tmp_path / name, text)) == {"x": ["1", ""], "y": ["b", "c d"]}
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [("utf-16", "x|y\n1|é\n"), ("cp1252", "x;y\n1;é\n"), ("latin-1", "x,y\n1,é\n\x81,\n")],
+)
+def test_other_encodings_and_separators(tmp_path: Path, encoding: str, text: str) -> None:
+    file, stream = write(tmp_path / "a.csv", text.encode(encoding)), io.StringIO()
+    found, _ = read_numbered_table(file, Reporter(stream=stream, quiet=True))
+    assert (found["x"][0], found["y"][0]) == ("1", "é")
+    assert f"a.csv is not UTF-8 text: read as {encoding}" in stream.getvalue()
 
 
 def test_columns_without_rows(tmp_path: Path) -> None:
@@ -79,7 +92,7 @@ def test_what_the_csv_module_writes_comes_back(
         ("x,y\n1\n", "line 2: 1 cells in place of 2"),
         ('x,y\n1,"a\n', "is no table that featx can read: unexpected end of data"),
         ('x,y\n1,"a"b\n', "is no table that featx can read"),
-        (b"x,y\n1,\xe9\n", "is not UTF-8 text .byte 6.: save it as UTF-8"),
+        ("x,y\n1,b\n".encode("utf-16-le"), "is no text: save it as UTF-8"),
         ("x,y\n1," + "a" * 200_000, "is no table that featx can read: field larger than"),
     ],
 )

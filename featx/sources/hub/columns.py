@@ -76,16 +76,17 @@ def _image_columns(schema: Any, features: Features) -> list[str]:
 
 def _has_bytes(kind: Any) -> bool:
     types = import_pyarrow().types
-    if types.is_struct(kind):
-        return any(field.name == "bytes" and _has_bytes(field.type) for field in kind)
+    if types.is_struct(kind):  # of a column of paths alone, the bytes are null
+        inner = {field.name: field.type for field in kind}.get("bytes")
+        return inner is not None and (types.is_null(inner) or _has_bytes(inner))
     return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
 
 def _label_columns(schema: Any, features: Features) -> list[str]:
     marked = [name for name in schema.names if _kind(features, name) == "ClassLabel"]
-    return marked or [
-        name for name in schema.names if name.lower() == "label" and _is_plain(schema, name)
-    ]
+    plain = [name for name in schema.names if _is_plain(schema, name)]
+    called = [name for name in plain if name.lower() == "label"]
+    return marked or called or [name for name in plain if name.lower() == "labels"]
 
 
 def _is_plain(schema: Any, name: str) -> bool:
@@ -169,9 +170,14 @@ def read_short_columns(shard: Shard, columns: Columns, features: Features) -> di
 
 def _numbers(shard: Shard, name: str, n_classes: int) -> np.ndarray:
     column = shard.column(name)
-    if not import_pyarrow().types.is_integer(column.type):
+    types = import_pyarrow().types
+    numbers = column.cast(column.type.value_type) if types.is_dictionary(column.type) else column
+    if not (types.is_integer(numbers.type) or types.is_floating(numbers.type)):
         raise SourceError(f"{shard.file}: {name!r} is {column.type}, not whole numbers")
-    labels = np.asarray(column.fill_null(-1).to_numpy(), dtype=np.int64)
+    found = np.nan_to_num(numbers.fill_null(-1).to_numpy(), nan=-1)
+    labels = np.asarray(found, dtype=np.int64)
+    if (labels != found).any():
+        raise SourceError(f"{shard.file}: {name!r} has numbers with a fraction, which no class has")
     wrong = np.flatnonzero((labels < -1) | (labels >= n_classes))
     if len(wrong):
         raise SourceError(

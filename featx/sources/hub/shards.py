@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from featx.errors import ImageError, MissingExtraError, SourceError, read_error
-from featx.sources.archives.members import read_range
+from featx.sources.archives.members import clean_name, read_range
+from featx.sources.folder import read_file
 from featx.sources.tables import unpack_parquet
 
 __all__ = ["ArrowShard", "ParquetShard", "Recent", "Shard", "import_pyarrow", "open_shard"]
@@ -74,15 +75,27 @@ class Shard(ABC):
         """Read a column whole (one of labels, not of images), as a pyarrow.ChunkedArray."""
 
     @abstractmethod
-    def part(self, name: str, index: int) -> tuple[Any, int]:
+    def part(self, name: str, field: str, index: int) -> tuple[Any, int]:
         """Read a part of a column of images: bytes, and their size in memory."""
 
     def image(self, name: str, row: int, parts: Recent[Any]) -> bytes | None:
-        """Read the bytes of one image."""
+        """Read the bytes of one image, or those of the file beside the data that it names."""
+        data: bytes | None = self._value(name, "bytes", row, parts)
+        if data is not None or not self._has_paths(name):
+            return data
+        path = clean_name(self._value(name, "path", row, parts) or "")
+        return read_file(Path(self.file).parent / path) if path else None
+
+    def _has_paths(self, name: str) -> bool:
+        kind = self.schema.field(name).type
+        is_struct = import_pyarrow().types.is_struct(kind)
+        return is_struct and any(field.name == "path" for field in kind)
+
+    def _value(self, name: str, field: str, row: int, parts: Recent[Any]) -> Any:
         index = bisect.bisect_right(self.ends, row)
-        column = parts.get((self.file, name, index), lambda: self.part(name, index))
-        value: bytes | None = column[row - self.ends[index] + len(column)].as_py()
-        return value
+        key = (self.file, name, field, index)
+        column = parts.get(key, lambda: self.part(name, field, index))
+        return column[row - self.ends[index] + len(column)].as_py()
 
 
 class ArrowShard(Shard):
@@ -104,9 +117,9 @@ class ArrowShard(Shard):
             table.column(name).validate(full=True)  # a wrong offset would read outside of the file
         return table.column(name)
 
-    def part(self, name: str, index: int) -> tuple[Any, int]:
+    def part(self, name: str, field: str, index: int) -> tuple[Any, int]:
         """Map one batch; see `Shard.part`."""
-        column = _bytes_of(self._batches[index].column(name))
+        column = _field_of(self._batches[index].column(name), field)
         with _translated(self.file, ImageError):
             column.validate(full=True)
         return column, 0
@@ -129,18 +142,18 @@ class ParquetShard(Shard):
         with _translated(self.file, SourceError):
             return unpack_parquet(self._file, [name], self.file).column(name)
 
-    def part(self, name: str, index: int) -> tuple[Any, int]:
+    def part(self, name: str, field: str, index: int) -> tuple[Any, int]:
         """Decode one row group; see `Shard.part`."""
         pyarrow = import_pyarrow()
         is_struct = pyarrow.types.is_struct(self.schema.field(name).type)
-        stored = f"{name}.bytes" if is_struct else name
+        stored = f"{name}.{field}" if is_struct else name
         with _translated(self.file, ImageError):
             try:
                 table = unpack_parquet(self._file, [stored], self.file, index)
             except OSError:
                 self._require_bytes(index, stored)
                 raise
-        chunks = [*map(_bytes_of, table.column(name).chunks)]
+        chunks = [_field_of(chunk, field) for chunk in table.column(name).chunks]
         return pyarrow.chunked_array(chunks), table.nbytes
 
     def _require_bytes(self, index: int, stored: str) -> None:
@@ -156,8 +169,8 @@ class ParquetShard(Shard):
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
-def _bytes_of(column: Any) -> Any:
-    return column.field("bytes") if import_pyarrow().types.is_struct(column.type) else column
+def _field_of(column: Any, field: str) -> Any:
+    return column.field(field) if import_pyarrow().types.is_struct(column.type) else column
 
 
 @contextmanager
