@@ -120,7 +120,8 @@ class Journal:
         """Write a journal whole, durably, in one step, in place of any other."""
         draft = path.with_name(path.name + ".new")
         text = b"".join([_line(asdict(header)), *(_line(asdict(r)) for r in ranges)])
-        fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+        draft.unlink(missing_ok=True)  # of a killed run, or a link, which is never written through
+        fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             disk.pwrite(fd, text, 0)
             disk.fsync(fd)

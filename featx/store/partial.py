@@ -64,7 +64,7 @@ def find_partials(target: str | os.PathLike[str]) -> list[Path]:
         return []
     start = target.name + "."
     names = (p for p in target.parent.iterdir() if p.name.startswith(start))
-    return sorted(p for p in names if p.name.endswith(_SUFFIX))
+    return sorted(p for p in names if p.name.endswith(_SUFFIX) and not p.is_symlink())
 
 
 def find_begun(target: Path, spec: CacheSpec) -> dict[str, Any] | None:
@@ -187,7 +187,7 @@ def adopt(
 
 def _remove_empty(path: Path) -> list[str]:
     # The journal is made last and durably, so without one no row was ever promised.
-    fd = os.open(path, os.O_RDWR)
+    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     try:
         if try_flock(fd) is not True:
             return [f"left alone: {path}: another process is making it"]
@@ -214,7 +214,7 @@ def _take(
     path: Path, spec: CacheSpec, image: Image, reporter: Reporter
 ) -> tuple[Partial | None, list[str]]:
     try:
-        fd = os.open(path, os.O_RDWR)
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     except OSError as error:
         return None, [f"left alone: {path}: {error.strerror}"]
     try:

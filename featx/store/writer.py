@@ -68,6 +68,7 @@ class CacheWriter:
         self._partial: Partial | None = None
         self._image: Image
         self._is_broken = False
+        self._before: tuple[int, ...] | None = None  # what had the target's name at the start
         block_rows = layout.default_block_rows(spec.row_bytes)
         self._hasher = BlockHasher(spec.n_rows, block_rows, spec.row_bytes)
         self._sums = Sums(self._hasher)
@@ -151,6 +152,7 @@ class CacheWriter:
         lock = Lock(self.target)
         lock.acquire()
         self._lock = lock
+        self._before = _identity(self.target)
         if not lock.is_supported:
             self.notices.append(
                 f"{self.target.parent} has no file locks: let one process at a time write there; "
@@ -330,6 +332,8 @@ class CacheWriter:
             )
         with self._writing("the end") as partial:
             self._seal(partial)
+            if _identity(self.target) != self._before:
+                self._refuse_to_replace()
             # HDF5 locks what it reads; no reader shall find the new file locked.
             unlock(partial.fd)
             disk.replace(partial.path, self.target)
@@ -337,6 +341,16 @@ class CacheWriter:
             self.is_complete = True
             disk.unlink(partial.journal.path)
         self.close()
+
+    def _refuse_to_replace(self) -> None:
+        """Keep what came meanwhile, unless another process computed the same features."""
+        with suppress(CacheError):
+            if is_finished(self.target, self.spec, overwrite=False):
+                return
+        raise CacheError(
+            f"{self.target} was made or changed by another program meanwhile, and is not replaced: "
+            "move it away, then run the same command again, which finds all rows computed"
+        )
 
     def _seal(self, partial: Partial) -> None:
         digests = self._hasher.finish(partial.fd, self._image.features_offset)
@@ -402,3 +416,12 @@ def _make_durable(partial: Partial, group: list[Range], sums: list[Future[None]]
     for job in sums:
         job.result()
     partial.journal.append(group)
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """Tell a file from another one that got its name, or from itself after a change."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

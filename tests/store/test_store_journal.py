@@ -34,6 +34,14 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["j"]
 
 
+def test_a_draft_is_never_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "j.new").symlink_to(tmp_path / "mine.txt")
+    write(tmp_path / "j")
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert read_journal(tmp_path / "j") == (HEADER, RANGES, 0)
+
+
 def test_a_torn_line_is_dropped_at_every_length(tmp_path: Path) -> None:
     write(tmp_path / "j")
     content = (tmp_path / "j").read_bytes()

@@ -30,6 +30,39 @@ def test_a_finished_cache_is_left_alone(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("is_there", [False, True])
+def test_what_came_meanwhile_is_not_replaced(tmp_path: Path, is_there: bool) -> None:
+    target, spec = tmp_path / "a.h5", make_spec()
+    if is_there:
+        fill(target, make_spec(identity={"backbone": "vgg19"}), make_rows(spec))
+    with CacheWriter.open(target, spec, overwrite=is_there) as writer:
+        writer.write(0, make_rows(spec))
+        target.unlink(missing_ok=True)
+        target.write_text("mine")
+        with pytest.raises(CacheError, match="by another program meanwhile, and is not replaced"):
+            writer.finish()
+    assert target.read_text() == "mine"
+    target.rename(tmp_path / "mine")
+    with CacheWriter.open(target, spec) as writer:
+        assert not writer.missing().any()
+        writer.finish()
+    assert not verify_file(target)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["a.h5", "mine"]
+
+
+def test_a_partial_file_is_not_taken_up_through_a_link(tmp_path: Path) -> None:
+    target, spec = tmp_path / "a.h5", make_spec()
+    with CacheWriter.open(target, spec) as writer:
+        writer.write(0, make_rows(spec)[:10])
+    [partial] = find_partials(target)
+    elsewhere = partial.rename(tmp_path / "elsewhere")
+    partial.symlink_to(elsewhere)
+    before = elsewhere.read_bytes()
+    fill(target, spec, make_rows(spec))
+    assert elsewhere.read_bytes() == before
+    assert not verify_file(target)
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock
 
-from featx.atomic import replace_text
+from featx.atomic import part_of, replace_text
 from featx.errors import SourceError
 from featx.progress import SILENT, Reporter
 from featx.records import parse_json
@@ -28,8 +28,8 @@ __all__ = ["is_compressed", "plain_tar"]
 
 _MIB = 1 << 20
 _CHUNK = 4 * _MIB
-_MOST_RATIO = 200  # a tar of images shrinks by 1 to 10
-_SMALL_BYTES = 1 << 30  # never too much, whatever the ratio
+_MOST_RATIO = 100  # a tar of images shrinks by 1 to 10
+_SMALL_BYTES = 64 * _MIB  # never too much, whatever the ratio
 _MOST_BYTES = 4 << 40
 _SPARE_BYTES = 256 * _MIB  # left free for others
 _VERSION = 1
@@ -105,12 +105,8 @@ def _unpack_once(archive: ArchiveFile, opener: _Opener, folder: Path, reporter: 
 
 
 def _unpack_to(target: Path, archive: ArchiveFile, opener: _Opener, reporter: Reporter) -> None:
-    part = target.with_suffix(".part")  # one name only, so that killed runs leave one file
-    try:
+    with part_of(target) as part:
         n_bytes = _unpack(archive, opener, part, reporter)
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
     reporter.say(f"unpacked {n_bytes / 1e6:,.0f} MB to {target}; it may be deleted at any time")
 
 
@@ -133,8 +129,6 @@ def _unpack(archive: ArchiveFile, opener: _Opener, part: Path, reporter: Reporte
             out.write(chunk)
             bar.update(packed.tell() // _MIB - bar.done)
         bar.update(bar.total - bar.done)
-        out.flush()
-        os.fsync(out.fileno())
         return out.tell()
 
 
