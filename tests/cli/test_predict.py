@@ -437,7 +437,8 @@ def test_two_classes(digits_folder, pictures, test_cache, predict, models, tmp_p
     assert [row["class"] for row in rows[::2]] == ["8" if s > 0 else "3" for s in decisions]
 
 
-def test_list_models(models, digits_folder, capsys):
+def test_list_models(models, digits_folder, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
     broken = models["svm"].with_name("broken.safetensors")
     broken.write_bytes(b"x")
     try:

@@ -81,8 +81,9 @@ def test_backbones_are_paired_by_their_images_and_may_have_other_layers(fits):
         "other", "other,svm"
     )
     text = format_comparison(frame)
-    head = "A B difference low high p p (Holm) draws images"
-    assert text.splitlines()[0].split() == head.split()
+    shared, head = text.splitlines()[:2]
+    assert shared == "draws 3; images 45"
+    assert head.split() == "A B difference low high p p (Holm)".split()
     assert text.endswith(line["statement"])
 
 

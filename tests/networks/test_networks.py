@@ -259,8 +259,10 @@ def test_wrong_sizes() -> None:
         get_network("cnn-veer").dropout = 0.1
 
 
-def test_networks_are_listed_with_their_settings(capsys):
+def test_networks_are_listed_with_their_settings(capsys, monkeypatch):
     from featx.cli import main
+
+    monkeypatch.setenv("COLUMNS", "1000")
 
     assert main(["list", "networks", "hoogasian"]) == 0
     lines = capsys.readouterr().out.splitlines()
