@@ -83,7 +83,7 @@ def test_backbones_are_paired_by_their_images_and_may_have_other_layers(fits):
     text = format_comparison(frame)
     shared, head = text.splitlines()[:2]
     assert shared == "draws 3; images 45"
-    assert head.split() == "A B difference low high p p (Holm)".split()
+    assert head.split() == ["A", "B", "difference", "low", "high", "p", "p", "(Holm)"]
     assert text.endswith(line["statement"])
 
 
