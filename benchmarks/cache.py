@@ -26,9 +26,7 @@ import h5py
 import numpy as np
 
 from featx.store import Cache, CacheSpec, CacheWriter, FeatureArray
-from featx.store.archive import CODECS
-from featx.store.pack import pack_cache
-from featx.store.unpack import unpack_cache
+from featx.store.pack import CODECS, pack_cache, unpack_cache
 
 GROUP_BYTES = 16 << 20  # as the store commits
 SPAN_BYTES = 8 << 20  # read at once in a scan

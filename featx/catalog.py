@@ -9,7 +9,7 @@ from typing import Any
 
 from featx.errors import CacheError, UsageError, nearest
 from featx.sources.splits import read_split
-from featx.store import Cache, find_caches
+from featx.store import Cache, find_caches, open_any
 
 __all__ = ["DEFAULT_FOLDER", "fingerprints", "load", "open_complete"]
 
@@ -62,7 +62,7 @@ def load(  # noqa: PLR0913
     Parameters
     ----------
     spec : str or path-like
-        Path of a file, or the name of a backbone.
+        Path of a file, also of a packed one, or the name of a backbone.
     data : str, optional
         Name of the data set; may be left out where the folder holds only one.
     split : str, default="train"
@@ -97,7 +97,7 @@ def load(  # noqa: PLR0913
     """
     path = Path(spec)
     if path.suffix in _SUFFIXES or path.is_file():
-        return Cache.open(path, dtype=dtype)
+        return open_any(path, dtype=dtype)
     wanted = {
         "backbone": str(spec),
         "data": data,

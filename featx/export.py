@@ -19,7 +19,7 @@ import numpy as np
 
 from featx.errors import CacheError, MissingExtraError, UsageError, unknown_name
 from featx.progress import SILENT, Reporter
-from featx.store import Cache, disk, layout
+from featx.store import Cache, disk, layout, open_any
 from featx.store.beside import PROJECTOR_FILES, file_beside, folder_beside
 from featx.store.features import FeatureArray
 
@@ -95,7 +95,7 @@ def export_cache(  # noqa: PLR0913 - options of a command, all by name
     if format not in FORMATS:
         raise unknown_name("format", format, FORMATS)
     out = Path(exported_path(source, format) if target is None else target)
-    with Cache.open(source) as cache:
+    with open_any(source) as cache:
         chosen = _chosen(cache, rows)
         good = chosen if keep_failed else chosen[cache.status[chosen] == layout.DONE]
         if len(good) == 0:

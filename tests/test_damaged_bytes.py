@@ -17,9 +17,8 @@ from featx.errors import CacheError, FeatxError
 from featx.evaluate import ResultsFolder, Settings, evaluate, pair_caches
 from featx.export import export_cache
 from featx.store import Cache, CacheSpec, CacheWriter
-from featx.store.pack import pack_cache
+from featx.store.pack import pack_cache, unpack_cache
 from featx.store.seal import Seal
-from featx.store.unpack import unpack_cache
 
 N_FEATURES = 20_000  # 13 rows of float32 in a block
 META = {

@@ -27,10 +27,10 @@ def command(
     Images are found by the digests of their bytes; labels and order are those of the first file.
     """
     from featx.concat import concat_caches
-    from featx.store import Cache
+    from featx.store import open_any
 
     with ExitStack() as stack:
-        caches = [stack.enter_context(Cache.open(file)) for file in files]
+        caches = [stack.enter_context(open_any(file)) for file in files]
         made = stack.enter_context(
             concat_caches(
                 caches, backbone=name, folder=cache_dir, overwrite=overwrite, reporter=reporter

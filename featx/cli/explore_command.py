@@ -54,11 +54,11 @@ def command(
     """
     from featx.report.explore import write_atlas, write_map
     from featx.report.neighbours import look_at
-    from featx.store import Cache
+    from featx.store import open_any
 
     most = limit or (_LIMIT if form == "page" else "all")
     path = out or Path("reports") / f"explore-{file.stem}.{'html' if form == 'page' else 'parquet'}"
-    with Cache.open(file) as cache:
+    with open_any(file) as cache:
         found = look_at(cache, most if isinstance(most, int) else None, drawn, reporter)
         if form == "page":
             write_map(cache, found, path, drawn, reporter)

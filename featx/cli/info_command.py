@@ -58,7 +58,7 @@ def _show_cache(file: Path, as_json: bool, reporter: Reporter) -> None:
     if not file.exists() and (partials := find_partials(file)):
         summaries = [read_summary(partial) for partial in partials]
     else:
-        summaries = [read_summary(file, reporter)]
+        summaries = [read_summary(file)]
     for summary in summaries:
         if as_json:
             echo_json(summary)

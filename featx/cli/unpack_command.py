@@ -25,7 +25,7 @@ def command(file: Path, output: Path | None, overwrite: bool, reporter: Reporter
     Every row is verified; the same command again goes on where an interrupted one
     stopped.
     """
-    from featx.store.unpack import unpack_cache
+    from featx.store.pack import unpack_cache
 
     report = unpack_cache(file, output, overwrite=overwrite, reporter=reporter)
     if report.is_new:

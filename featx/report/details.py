@@ -15,7 +15,7 @@ from featx.errors import FeatxError
 from featx.evaluate import FitResult, ResultsFolder
 from featx.progress import SILENT, Reporter
 from featx.sources.album import Albums, thumbnail_url
-from featx.store import Cache
+from featx.store import open_any
 
 __all__ = ["Picture", "Pictures", "details_of", "read_fits", "wrong_pictures"]
 
@@ -254,7 +254,7 @@ class Pictures:
             self._note(f"pictures of {data}: the fits name no cache")
             return None
         try:
-            with Cache.open(Path(path)) as cache:
+            with open_any(Path(path)) as cache:
                 if cache.fingerprint == fingerprint:
                     return Images(cache.meta, list(cache.paths))
         except (FeatxError, OSError) as error:

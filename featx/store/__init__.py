@@ -15,13 +15,12 @@ from typing import Any
 from featx.errors import CacheError
 from featx.progress import SILENT, Reporter
 from featx.store.features import FeatureArray
-from featx.store.kinds import is_archive_file
-from featx.store.packed import verify_archive
+from featx.store.packed import PackedCache, open_any
 from featx.store.partial import find_begun, find_partials, has_leftovers
 from featx.store.reader import Cache
 from featx.store.seconds import note_seconds, seconds_of
 from featx.store.spec import CacheSpec
-from featx.store.summary import find_caches, summarize_archive, summarize_partial
+from featx.store.summary import find_caches, summarize_partial
 from featx.store.verify import Damage
 from featx.store.writer import CacheWriter
 
@@ -36,6 +35,7 @@ __all__ = [
     "find_partials",
     "has_leftovers",
     "note_seconds",
+    "open_any",
     "read_summary",
     "seconds_of",
     "verify_file",
@@ -45,23 +45,21 @@ __all__ = [
 def verify_file(path: str | os.PathLike[str], reporter: Reporter = SILENT) -> list[Damage]:
     """Check every byte of a cache or an archive, also of one too damaged to open."""
     try:
-        if is_archive_file(path):
-            verify_archive(path, reporter)
-            return []
-        with Cache.open(path) as cache:
+        with open_any(path) as cache:
             return cache.verify(reporter)
     except CacheError as error:
         return [Damage("file", 0, 0, str(error))]
 
 
-def read_summary(path: str | os.PathLike[str], reporter: Reporter = SILENT) -> dict[str, Any]:
+def read_summary(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Describe a finished, a partial or a packed file without its features."""
     path = Path(path)
     if path.suffix == ".partial" and path.is_file():
         return summarize_partial(path)
-    if is_archive_file(path):
-        return summarize_archive(path, reporter)
-    with Cache.open(path) as cache:
+    with open_any(path) as cache:
+        packing: dict[str, Any] = {}
+        if isinstance(cache, PackedCache):
+            packing = {"codec": cache.codec, "unpacked_bytes": cache.unpacked_bytes}
         n_failed = len(cache.errors)
         return {
             "path": str(path),
@@ -76,4 +74,5 @@ def read_summary(path: str | os.PathLike[str], reporter: Reporter = SILENT) -> d
             "fingerprint": cache.fingerprint,
             "meta": cache.meta,
             "failed": [(row, cache.paths[row], why) for row, why in sorted(cache.errors.items())],
+            **packing,
         }

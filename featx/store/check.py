@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,7 +22,19 @@ from featx.records import parse_json
 from featx.store import layout
 from featx.store.seal import Seal
 
-__all__ = ["Extent", "Header", "read_header"]
+__all__ = [
+    "Extent",
+    "Header",
+    "check_names",
+    "check_places",
+    "check_sizes",
+    "open_dataset",
+    "read_attributes",
+    "read_dtype",
+    "read_extent",
+    "read_header",
+    "read_meta",
+]
 
 _MAX_NAME_BYTES: Final = 1 << 16
 _MAX_ATTRIBUTE_BYTES: Final = 1 << 16
@@ -69,20 +81,19 @@ def read_header(fd: int, seal: Seal) -> Header:
             raise
         except Exception as error:  # HDF5 raises nearly any type for a damaged file
             raise CacheError(f"HDF5 cannot read it: {error}") from error
-    _check_sizes(header, seal)
+    features = header.features
+    if (features.offset, features.n_bytes) != (seal.features_offset, seal.features_bytes):
+        raise CacheError("its features lie elsewhere than its first bytes say")
+    check_sizes(header)
+    check_places(header.extents, seal.file_bytes)
     return header
 
 
 def _read(file: h5py.File) -> Header:
-    if file.userblock_size != layout.USERBLOCK_BYTES:
-        raise CacheError(f"its user block has {file.userblock_size} bytes, not 4096")
-    attributes = _read_attributes(file.id)
-    names = _names(file.id)
-    if names != sorted(layout.DATASETS):
-        odd = sorted(set(names) ^ set(layout.DATASETS))
-        raise CacheError(f"unexpected or missing objects: {', '.join(map(repr, odd[:5]))}")
-    extents = {name: _extent(file.id, name) for name in layout.DATASETS}
-    meta = _meta(attributes["meta"], attributes["fingerprint"])
+    attributes = read_attributes(file, layout.ATTRIBUTES, layout.ENCODING_TYPE)
+    check_names(file.id)
+    extents = {name: read_extent(file.id, name) for name in layout.DATASETS}
+    meta = read_meta(attributes["meta"], attributes["fingerprint"])
     return Header(
         fingerprint=attributes["fingerprint"],
         meta=meta,
@@ -92,14 +103,19 @@ def _read(file: h5py.File) -> Header:
     )
 
 
-def _names(root: Any) -> list[str]:
+def check_names(root: Any) -> None:
+    """Refuse other objects than the datasets of a cache."""
     n_links = h5py.h5g.GroupID.get_num_objs(root)
     if n_links > len(layout.DATASETS):
         raise CacheError(f"unexpected objects: {n_links} in place of {len(layout.DATASETS)}")
-    return sorted(name.decode("utf-8", "replace") for name in root)
+    names = sorted(name.decode("utf-8", "replace") for name in root)
+    if names != sorted(layout.DATASETS):
+        odd = sorted(set(names) ^ set(layout.DATASETS))
+        raise CacheError(f"unexpected or missing objects: {', '.join(map(repr, odd[:5]))}")
 
 
-def _meta(text: str, digest: str) -> dict[str, Any]:
+def read_meta(text: str, digest: str) -> dict[str, Any]:
+    """Read what was recorded, and compare its identity with the fingerprint."""
     try:
         meta = parse_json(text)
     except ValueError as error:
@@ -115,16 +131,19 @@ def _meta(text: str, digest: str) -> dict[str, Any]:
     return meta
 
 
-def _read_attributes(root: Any) -> dict[str, Any]:
-    n_attributes = h5py.h5a.get_num_attrs(root)
-    if n_attributes != len(layout.ATTRIBUTES):
-        raise CacheError(f"{n_attributes} attributes in place of {len(layout.ATTRIBUTES)}")
+def read_attributes(file: h5py.File, names: Sequence[str], kind: str) -> dict[str, Any]:
+    """Read just these attributes of a file of this encoding type."""
+    if file.userblock_size != layout.USERBLOCK_BYTES:
+        raise CacheError(f"its user block has {file.userblock_size} bytes, not 4096")
+    root, n_attributes = file.id, h5py.h5a.get_num_attrs(file.id)
+    if n_attributes != len(names):
+        raise CacheError(f"{n_attributes} attributes in place of {len(names)}")
     values: dict[str, Any] = {}
-    for name in layout.ATTRIBUTES:
+    for name in names:
         if not h5py.h5a.exists(root, name.encode()):
             raise CacheError(f"no attribute {name!r}")
         values[name] = _read_attribute(h5py.h5a.open(root, name.encode()), name)
-    if values["encoding-type"] != layout.ENCODING_TYPE:
+    if values["encoding-type"] != kind:
         raise CacheError(f"its encoding-type is {values['encoding-type']!r}")
     if values["encoding-version"] != layout.ENCODING_VERSION:
         raise CacheError(f"its encoding-version is {values['encoding-version']!r}: update featx")
@@ -150,13 +169,19 @@ def _check_type(kind: Any, expected: np.dtype[Any], what: str) -> None:
         raise CacheError(f"{what} has another type than {expected}")
 
 
-def _extent(root: Any, name: str) -> Extent:
+def open_dataset(root: Any, name: str) -> Any:
+    """Open a dataset of this file itself."""
     raw = name.encode()
     if root.links.get_info(raw).type != h5py.h5l.TYPE_HARD:
         raise CacheError(f"{name!r} is a link to somewhere else")
     if h5py.h5o.get_info(root, raw).type != h5py.h5o.TYPE_DATASET:
         raise CacheError(f"{name!r} is not a dataset")
-    dataset = h5py.h5d.open(root, raw)
+    return h5py.h5d.open(root, raw)
+
+
+def read_extent(root: Any, name: str) -> Extent:
+    """Find where an array lies that is stored in one piece."""
+    dataset = open_dataset(root, name)
     plan = dataset.get_create_plist()
     if plan.get_layout() != h5py.h5d.CONTIGUOUS:
         raise CacheError(f"{name!r} is not stored in one piece (chunked, compact or virtual)")
@@ -164,7 +189,7 @@ def _extent(root: Any, name: str) -> Extent:
         raise CacheError(f"{name!r} is stored in another file, or compressed")
     if h5py.h5a.get_num_attrs(dataset):
         raise CacheError(f"{name!r} has attributes")
-    dtype = _dtype(dataset.get_type(), name)
+    dtype = read_dtype(dataset.get_type(), name)
     space = dataset.get_space()
     if not space.is_simple() or space.get_simple_extent_type() != h5py.h5s.SIMPLE:
         raise CacheError(f"{name!r} is not an array")
@@ -174,7 +199,8 @@ def _extent(root: Any, name: str) -> Extent:
     return extent
 
 
-def _dtype(kind: Any, name: str) -> np.dtype[Any]:
+def read_dtype(kind: Any, name: str) -> np.dtype[Any]:
+    """Give the type of a dataset, which must be the one that featx writes."""
     _TYPES: dict[str, Callable[[], np.dtype[Any]]] = {
         "labels": lambda: np.dtype("<i8"),
         "status": lambda: np.dtype("u1"),
@@ -190,10 +216,9 @@ def _dtype(kind: Any, name: str) -> np.dtype[Any]:
     return expected
 
 
-def _check_sizes(header: Header, seal: Seal) -> None:
+def check_sizes(header: Header) -> None:
+    """Refuse arrays whose shapes do not fit together."""
     features = header.features
-    if (features.offset, features.n_bytes) != (seal.features_offset, seal.features_bytes):
-        raise CacheError("its features lie elsewhere than its first bytes say")
     if len(features.shape) != 2 or header.block_rows < 1:
         raise CacheError(f"its features have the shape {features.shape}")
     n_rows, row_bytes = features.shape[0], features.n_bytes // features.shape[0]
@@ -215,10 +240,10 @@ def _check_sizes(header: Header, seal: Seal) -> None:
             raise CacheError(f"{name!r} has the shape {extent.shape}, not {shapes[name]}")
     if header.extents["errors"].shape[0] > n_rows:
         raise CacheError("it has more errors than rows")
-    _check_places(header.extents, seal.file_bytes)
 
 
-def _check_places(extents: dict[str, Extent], file_bytes: int) -> None:
+def check_places(extents: dict[str, Extent], file_bytes: int) -> None:
+    """Refuse arrays that overlap, or do not lie inside the file."""
     end, before = layout.USERBLOCK_BYTES, "the user block"
     placed = [(e.offset, e.n_bytes, name) for name, e in extents.items() if e.n_bytes]
     for offset, n_bytes, name in sorted(placed):

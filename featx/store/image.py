@@ -20,7 +20,7 @@ from featx.store import layout
 from featx.store.seal import PARTIAL_BLOCK, Seal, hash_bytes
 from featx.store.spec import CacheSpec
 
-__all__ = ["Image", "build_image", "n_blocks"]
+__all__ = ["Image", "build_image", "create_attribute", "create_dataset", "n_blocks"]
 
 
 @dataclass(frozen=True)
@@ -157,19 +157,20 @@ def _lay_out(
         # Features come before all that varies in size, so that their place depends on none of it.
         for name, value in attributes.items():
             if name != "meta":
-                _create_attribute(file, name, value)
+                create_attribute(file, name, value)
         shape = (spec.n_rows, spec.n_features)
         dtype = layout.feature_dtype(spec.dtype)
-        offsets = {"features": _create(file, "features", shape, dtype)}
+        offsets = {"features": create_dataset(file, "features", shape, dtype)}
         for name, array in arrays.items():
-            offsets[name] = _create(file, name, array.shape, array.dtype)
+            offsets[name] = create_dataset(file, name, array.shape, array.dtype)
             if array.nbytes:
                 memory.pieces.append((offsets[name], array.tobytes()))
-        _create_attribute(file, "meta", attributes["meta"])
+        create_attribute(file, "meta", attributes["meta"])
     return offsets
 
 
-def _create(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+def create_dataset(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    """Make room for an array in one piece; give its place in bytes."""
     plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plan.set_layout(h5py.h5d.CONTIGUOUS)
     plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -180,7 +181,8 @@ def _create(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[
     return int(dataset.get_offset())
 
 
-def _create_attribute(file: h5py.File, name: str, value: Any) -> None:
+def create_attribute(file: h5py.File, name: str, value: Any) -> None:
+    """Write an attribute of the whole file."""
     kind = np.dtype(f"S{len(value)}") if isinstance(value, bytes) else value.dtype
     space = h5py.h5s.create(h5py.h5s.SCALAR)
     attribute = h5py.h5a.create(file.id, name.encode(), layout.hdf5_type(kind), space)

@@ -1,4 +1,4 @@
-"""Packing: a compressed copy of a finished cache, for archives."""
+"""Packing: a compressed copy of a finished cache, and back, bit by bit the same."""
 
 from __future__ import annotations
 
@@ -6,24 +6,32 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+import zlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import h5py
 import numpy as np
 
+from featx.errors import CacheError, UsageError
 from featx.progress import SILENT, Reporter
-from featx.store import archive, disk, layout
-from featx.store.archive import Codec, Stamp, hash_archive, in_order, open_codec
+from featx.store import disk, layout
 from featx.store.beside import file_beside
-from featx.store.image import _create, _create_attribute
+from featx.store.image import create_attribute, create_dataset
+from featx.store.packed import ATTRIBUTES, ENCODING_TYPE, PackedCache, render, require_codec
 from featx.store.reader import Cache
+from featx.store.seal import Seal, hash_file
+from featx.store.threads import N_THREADS, in_threads
+from featx.store.writer import CacheWriter
 
-__all__ = ["PackReport", "pack_cache", "packed_path"]
+__all__ = ["CODECS", "PackReport", "pack_cache", "unpack_cache"]
 
-_SUFFIX: Final = ".featx.h5"
+# And their default levels. Level 1 of zstd is faster than 3, and on features of SqueezeNet,
+# most of which are zero, it is smaller too: 37.8 against 38.9 MB of 173 MB.
+CODECS: Final = {"gzip": 4, "zstd": 1}
+_LEVELS: Final = {"gzip": 9, "zstd": 22}
 
 
 @dataclass(frozen=True)
@@ -37,12 +45,6 @@ class PackReport:
     is_new: bool = True
 
 
-def packed_path(source: str | os.PathLike[str]) -> Path:
-    """Where `pack_cache` puts the archive of a cache by default."""
-    path = Path(source)
-    return path.with_name(path.stem + _SUFFIX)
-
-
 def pack_cache(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str] | None = None,
@@ -54,13 +56,33 @@ def pack_cache(
 ) -> PackReport:
     """Write a compressed copy of a finished cache; every block of rows is verified."""
     began = time.monotonic()
-    chosen = open_codec(codec, level)
-    out = Path(packed_path(source) if target is None else target)
+    filters = _filters(codec, level)
+    out = Path(source).with_suffix(".featx.h5") if target is None else Path(target)
     with Cache.open(source) as cache, file_beside(out, overwrite=overwrite) as (_, fd):
-        _write(fd, cache, chosen, reporter)
-        _stamp(fd, out, reporter)
+        stream = _Stream(fd)
+        with h5py.File(stream, "w", userblock_size=layout.USERBLOCK_BYTES) as file:
+            _write_small(fd, file, cache, codec)
+            _write_features(file, cache, filters, stream, reporter)
+        stream.check()
+        n_bytes = os.fstat(fd).st_size
+        disk.pwrite(fd, render(n_bytes, hash_file(fd, Seal(n_bytes, n_bytes, 0, ""))), 0)
         source_bytes = cache.path.stat().st_size
-    return PackReport(out, source_bytes, out.stat().st_size, time.monotonic() - began)
+    return PackReport(out, source_bytes, n_bytes, time.monotonic() - began)
+
+
+def _filters(codec: str, level: int | None) -> dict[str, Any]:
+    """Give what h5py calls the filters of a dataset."""
+    if codec not in CODECS:
+        raise UsageError(f"unknown codec {codec!r}: choose from {', '.join(CODECS)}")
+    level = CODECS[codec] if level is None else level
+    if not 1 <= level <= _LEVELS[codec]:
+        raise UsageError(f"the level of {codec} must be 1 to {_LEVELS[codec]}, not {level}")
+    require_codec(codec)
+    if codec == "gzip":
+        return {"shuffle": True, "compression": codec, "compression_opts": level}
+    import hdf5plugin
+
+    return {"shuffle": True, **hdf5plugin.Zstd(clevel=level)}
 
 
 class _Stream(io.FileIO):
@@ -98,76 +120,101 @@ class _Stream(io.FileIO):
             raise self.error
 
 
-def _write(fd: int, cache: Cache, codec: Codec, reporter: Reporter) -> None:
-    stream = _Stream(fd)
-    with h5py.File(stream, "w", userblock_size=layout.USERBLOCK_BYTES) as file:
-        _write_small(fd, file, cache, codec)
-        _write_features(file, cache, codec, stream, reporter)
-    stream.check()
-
-
-def _write_small(fd: int, file: h5py.File, cache: Cache, codec: Codec) -> None:
+def _write_small(fd: int, file: h5py.File, cache: Cache, codec: str) -> None:
     for name in cache._header.extents:
         if name != "features":
             array = cache._array(name)
-            offset = _create(file, name, array.shape, array.dtype)
+            offset = create_dataset(file, name, array.shape, array.dtype)
             if array.nbytes:
                 disk.pwrite(fd, array.tobytes(), offset)
-    for name, value in _attributes(cache, codec).items():
-        _create_attribute(file, name, value)
+    # As `CacheSpec.encoded_meta` writes it.
+    meta = json.dumps(cache.meta, sort_keys=True, separators=(",", ":")).encode("ascii")
+    texts = (ENCODING_TYPE.encode(), b"1", codec.encode(), cache.fingerprint.encode())
+    values = (*texts, np.int64(cache._header.block_rows), meta)
+    for name, value in zip(ATTRIBUTES, values, strict=True):
+        create_attribute(file, name, value)
 
 
 def _write_features(
-    file: h5py.File, cache: Cache, codec: Codec, stream: _Stream, reporter: Reporter
+    file: h5py.File, cache: Cache, filters: dict[str, Any], stream: _Stream, reporter: Reporter
 ) -> None:
-    chunk_rows = min(cache._header.block_rows, len(cache))
-    dataset = _create_features(file, cache, (chunk_rows, cache.n_features), codec)
+    features = cache.X.stored
+    n_rows = min(cache._header.block_rows, len(cache))
+    dataset = file.create_dataset(
+        "features", features.shape, features.dtype, chunks=(n_rows, cache.n_features), **filters
+    )
+    deflate = partial(_deflate, n_rows=n_rows, level=filters["compression_opts"])
     with reporter.bar(len(cache), f"pack {cache.path.name}", "row") as bar:
-        for start, rows, data in _encoded(cache, codec, chunk_rows):
-            if data is None:
-                dataset[start : start + len(rows)] = rows
+        for start, rows in features.iter_blocks(N_THREADS * n_rows):
+            if filters["compression"] == "gzip":  # not by HDF5, which computes in one thread
+                chunks = [rows[at : at + n_rows] for at in range(0, len(rows), n_rows)]
+                for i, data in enumerate(in_threads(deflate, chunks)):
+                    dataset.id.write_direct_chunk((start + i * n_rows, 0), data)
             else:
-                dataset.id.write_direct_chunk((start, 0), data)
+                dataset[start : start + len(rows)] = rows
             stream.check()
             bar.update(len(rows))
 
 
-def _attributes(cache: Cache, codec: Codec) -> Mapping[str, Any]:
-    # As `CacheSpec.encoded_meta` writes it.
-    meta = json.dumps(cache.meta, sort_keys=True, separators=(",", ":"))
-    return {
-        "encoding-type": archive.ENCODING_TYPE.encode(),
-        "encoding-version": archive.ENCODING_VERSION.encode(),
-        "codec": codec.name.encode(),
-        "fingerprint": cache.fingerprint.encode(),
-        "block_rows": np.int64(cache._header.block_rows),
-        "meta": meta.encode("ascii"),
-    }
+def _deflate(rows: np.ndarray, n_rows: int, level: int) -> bytes:
+    """Shuffle and compress a chunk of `n_rows` as HDF5 does; zeros follow the last row."""
+    chunk = np.zeros((n_rows, rows.shape[1]), rows.dtype)
+    chunk[: len(rows)] = rows
+    return zlib.compress(chunk.view("u1").reshape(-1, rows.itemsize).T.tobytes(), level)
 
 
-def _create_features(
-    file: h5py.File, cache: Cache, chunk: tuple[int, int], codec: Codec
-) -> h5py.Dataset:
-    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    plan.set_chunk(chunk)
-    plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    plan.set_obj_track_times(False)
-    codec.add_to(plan)
-    space = h5py.h5s.create_simple(cache.X.shape)
-    kind = layout.hdf5_type(cache.X.stored_dtype)
-    return h5py.Dataset(h5py.h5d.create(file.id, b"features", kind, space, plan))
+def unpack_cache(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str] | None = None,
+    *,
+    overwrite: bool = False,
+    reporter: Reporter = SILENT,
+) -> PackReport:
+    """Give back the cache that was packed; every block of rows is verified."""
+    began = time.monotonic()
+    if not Path(source).is_file():
+        raise CacheError(f"no file {source}: name a file that  featx pack  wrote")
+    out = _unpacked_path(Path(source)) if target is None else Path(target)
+    with PackedCache.open(source) as packed:
+        require_codec(packed.codec)
+        with CacheWriter.open(out, packed.spec, overwrite=overwrite, reporter=reporter) as writer:
+            is_new = not writer.is_complete
+            if is_new:
+                _copy(packed, writer, reporter)
+                writer.finish(packed._array("digests"))
+        if not is_new:
+            _compare(packed, out)
+        n_bytes = packed._seal.file_bytes
+    return PackReport(out, n_bytes, out.stat().st_size, time.monotonic() - began, is_new)
 
 
-def _encoded(
-    cache: Cache, codec: Codec, chunk_rows: int
-) -> Iterator[tuple[int, np.ndarray, bytes | None]]:
-    def encode(start: int) -> tuple[int, np.ndarray, bytes | None]:
-        rows = cache.X.stored[start : start + chunk_rows]
-        return start, rows, codec.encode(rows, chunk_rows)
-
-    return in_order(encode, range(0, len(cache), chunk_rows))
+def _unpacked_path(path: Path) -> Path:
+    stem = path.name.removesuffix(".h5").removesuffix(".featx")
+    return path.with_name(f"{stem}.h5" if f"{stem}.h5" != path.name else f"{stem}.unpacked.h5")
 
 
-def _stamp(fd: int, out: Path, reporter: Reporter) -> None:
-    digest = hash_archive(fd, reporter, f"seal {out.name}")
-    disk.pwrite(fd, Stamp(os.fstat(fd).st_size, digest).render(), 0)
+def _copy(packed: PackedCache, writer: CacheWriter, reporter: Reporter) -> None:
+    missing, errors = writer.missing(), packed.errors
+    with reporter.bar(len(packed), f"unpack {packed.path.name}", "row") as bar:
+        for start, rows in packed.X.stored.iter_blocks(N_THREADS * packed._header.block_rows):
+            ends = np.flatnonzero(np.diff(missing[start : start + len(rows)])) + 1
+            for run in np.split(np.arange(start, start + len(rows)), ends):
+                if missing[run[0]]:
+                    failed = {row: errors[row] for row in run.tolist() if row in errors}
+                    writer.write(int(run[0]), rows[run[0] - start :][: len(run)], failed)
+            bar.update(len(rows))
+
+
+def _compare(packed: PackedCache, target: Path) -> None:
+    with Cache.open(target) as cache:
+        names = [name for name in packed._header.extents if name != "features"]
+        other = [n for n in names if not _is_same(cache._array(n), packed._array(n))]
+    if other:
+        raise CacheError(
+            f"{target} is there already and has other {', '.join(other)} than the archive: "
+            "choose another name (-o), or delete it first"
+        )
+
+
+def _is_same(one: np.ndarray, other: np.ndarray) -> bool:
+    return (one.dtype, one.shape) == (other.dtype, other.shape) and one.tobytes() == other.tobytes()

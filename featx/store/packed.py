@@ -1,30 +1,41 @@
-"""A packed cache, read as a stranger's file: nothing in it is believed unchecked."""
+"""A packed cache, opened for reading: an ordinary HDF5 file with its features in compressed chunks.
+
+A chunk has the rows of one digested block. The user block holds the SHA-256 of everything behind
+it, so that HDF5 parses no damaged file; anybody can seal one, so nothing is believed unchecked.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+import re
+import threading
+import zlib
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import h5py
 import numpy as np
 
-from featx.errors import CacheError
+from featx.errors import CacheError, MissingExtraError, UsageError
+from featx.halves import convert
 from featx.progress import SILENT, Reporter
-from featx.store import archive, check, disk, layout
-from featx.store.archive import Codec, Stamp, hash_archive, in_order
-from featx.store.check import Extent
-from featx.store.features import Handle
+from featx.store import check, disk, layout
+from featx.store.check import Extent, Header
+from featx.store.features import FeatureArray, Handle
 from featx.store.image import build_image
-from featx.store.seal import read_block
+from featx.store.kinds import is_archive_file
+from featx.store.reader import Cache
+from featx.store.seal import Seal, hash_file, is_featx, read_block
 from featx.store.spec import CacheSpec
+from featx.store.threads import N_THREADS
+from featx.store.verify import Damage
 
-__all__ = ["Archive", "is_same", "open_archive", "verify_archive"]
+__all__ = ["ATTRIBUTES", "ENCODING_TYPE", "PackedCache", "open_any", "render", "require_codec"]
 
-_ATTRIBUTES: Final = (
+ENCODING_TYPE: Final = "featx-pack"
+ATTRIBUTES: Final = (
     "encoding-type",
     "encoding-version",
     "codec",
@@ -32,236 +43,228 @@ _ATTRIBUTES: Final = (
     "block_rows",
     "meta",
 )
+_FILTERS: Final = {"gzip": 1, "zstd": 32015}  # HDF5's numbers
+_SHUFFLE: Final = 2
 # No data at all compress better: deflate's limit is 1,032, zstd's some 32,768 (blocks of one byte).
 _MAX_RATIO: Final = {"gzip": 1_040, "zstd": 40_000}
-_SPEC_NAMES: Final = {"image_sha256": "image_digests"}  # where dataset and field differ
-_NAMES: Final = ("class_names", "paths")
+_ZSTD_MAGIC: Final = 0xFD2FB528
+_TEXT: Final = re.compile(
+    rb"featx-pack 1\nfile_bytes (\d{1,18})\nseal ([0-9a-f]{64})\ncheck [0-9a-f]{64}\n"
+)
+_MEND: Final = "take another copy of it, or pack the cache again"
 
 
-def is_same(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two arrays have the same type, shape and bits."""
-    return (one.dtype, one.shape) == (other.dtype, other.shape) and one.tobytes() == other.tobytes()
+def open_any(path: str | os.PathLike[str], *, dtype: Any = "float32") -> Cache:
+    """Open a cache to read it, packed or not; see `Cache.open`."""
+    return (PackedCache if is_archive_file(path) else Cache).open(path, dtype=dtype)
 
 
-@contextmanager
-def open_archive(path: str | os.PathLike[str], reporter: Reporter = SILENT) -> Iterator[Archive]:
-    """Open an archive; its seal is checked before HDF5 parses anything."""
-    full = Path(path).absolute()
-    with disk.translated(f"cannot open {full}"):
-        if not full.is_file():
-            raise CacheError(f"no file {full}")
-        handle = Handle(str(full))
-    with ExitStack() as stack:
-        stack.callback(handle.close)
-        try:
-            with disk.translated("cannot read it"):
-                _check_seal(handle.fd, reporter, f"check {full.name}")
-                packed = Archive(full, handle, _open_hdf5(handle.fd, stack))
-        except CacheError as error:
-            raise CacheError(f"{full}: {error}") from error
-        yield packed
+class PackedCache(Cache):
+    """A packed cache; a block of rows is decompressed when one of them is read."""
 
+    codec: str
 
-def _check_seal(fd: int, reporter: Reporter, label: str) -> None:
-    stamp, n_bytes = Stamp.parse(read_block(fd)), os.fstat(fd).st_size
-    mend = "take another copy of it, or pack the cache again"
-    if n_bytes != stamp.file_bytes:
-        raise CacheError(
-            f"damaged: it has {n_bytes:,} bytes in place of {stamp.file_bytes:,}: {mend}"
+    @classmethod
+    def _read(cls, path: Path, handle: Handle, is_sealed: bool) -> Self:
+        with disk.translated("cannot read it"):
+            seal, n_bytes = _parse(read_block(handle.fd)), os.fstat(handle.fd).st_size
+            if n_bytes != seal.file_bytes:
+                raise CacheError(
+                    f"damaged: it has {n_bytes:,} bytes in place of {seal.file_bytes:,}: {_MEND}"
+                )
+            if is_sealed and hash_file(handle.fd, seal) != seal.digest:
+                raise CacheError(
+                    f"damaged: it changed since it was written (its seal does not match): {_MEND}"
+                )
+            header, codec, file = _read_header(handle, n_bytes)
+        cache = cls(path, handle, seal, header)
+        cache.codec, cache.X = codec, _PackedFeatures(cache.X, file, codec)
+        cache._check_values()
+        return cache
+
+    @property
+    def spec(self) -> CacheSpec:
+        """What the cache that was packed is about."""
+        return CacheSpec(
+            identity=self.meta["identity"],
+            meta={name: value for name, value in self.meta.items() if name != "identity"},
+            labels=self.labels,
+            class_names=self.class_names,
+            paths=self.paths,
+            n_features=self.n_features,
+            dtype=self.X.stored_dtype.name,
+            image_digests=self.image_digests,
         )
-    if hash_archive(fd, reporter, label) != stamp.digest:
-        raise CacheError(
-            f"damaged: it changed since it was written (its seal does not match): {mend}"
-        )
-
-
-def _open_hdf5(fd: int, stack: ExitStack) -> h5py.File:
-    def close() -> None:
-        with suppress(Exception):
-            file.close()
-
-    stream = stack.enter_context(os.fdopen(os.dup(fd), "rb", buffering=0))
-    with _hdf5_translated():
-        file = h5py.File(stream, "r")
-    stack.callback(close)
-    return file
-
-
-@contextmanager
-def _hdf5_translated() -> Iterator[None]:
-    try:
-        yield
-    except CacheError:
-        raise
-    except Exception as error:  # HDF5 raises nearly any type for a damaged file
-        raise CacheError(f"HDF5 cannot read it: {error}") from error
-
-
-class Archive:
-    """A packed cache, opened by `open_archive` and checked as a stranger's file."""
-
-    def __init__(self, path: Path, handle: Handle, file: h5py.File) -> None:
-        self.path, self._file = path, file
-        self.n_bytes = os.fstat(handle.fd).st_size
-        with _hdf5_translated():
-            values = self._attributes(file.id)
-            extents = self._extents(file.id)
-        self.codec = Codec(values["codec"], archive.CODECS[values["codec"]])
-        self.arrays = {name: handle.read(extent) for name, extent in extents.items()}
-        meta = check._meta(values["meta"], values["fingerprint"])
-        with _hdf5_translated():
-            self._open_features(file.id, values["block_rows"])
-        self._build(meta)
 
     @property
     def unpacked_bytes(self) -> int:
         """Size of the cache that was packed."""
-        status, digests = self.arrays["status"], self.arrays["digests"]
-        image = build_image(self.spec, status=status, failed=self.failed, digests=digests)
+        digests = self._array("digests")
+        image = build_image(self.spec, status=self.status, failed=self.errors, digests=digests)
         return image.file_bytes
 
-    def _attributes(self, root: Any) -> dict[str, Any]:
-        if self._file.userblock_size != layout.USERBLOCK_BYTES:
-            raise CacheError(f"its user block has {self._file.userblock_size} bytes, not 4096")
-        if h5py.h5a.get_num_attrs(root) != len(_ATTRIBUTES):
-            raise CacheError(f"it has not just the attributes {', '.join(_ATTRIBUTES)}")
-        values: dict[str, Any] = {}
-        for name in _ATTRIBUTES:
-            if not h5py.h5a.exists(root, name.encode()):
-                raise CacheError(f"no attribute {name!r}")
-            values[name] = check._read_attribute(h5py.h5a.open(root, name.encode()), name)
-        if (values["encoding-type"], values["encoding-version"]) != (
-            archive.ENCODING_TYPE,
-            archive.ENCODING_VERSION,
-        ):
-            raise CacheError("not a packed cache of this version of featx")
-        if values["codec"] not in archive.CODECS:
-            raise CacheError(f"its codec is {values['codec']!r:.40}")
-        return values
-
-    def _extents(self, root: Any) -> dict[str, Extent]:
-        names = check._names(root)
-        if names != sorted(layout.DATASETS):
-            odd = sorted(set(names) ^ set(layout.DATASETS))
-            raise CacheError(f"unexpected or missing objects: {', '.join(map(repr, odd[:5]))}")
-        small = {n: check._extent(root, n) for n in layout.DATASETS if n != "features"}
-        check._check_places(small, self.n_bytes)
-        return small
-
-    def _open_features(self, root: Any, block_rows: int) -> None:
-        if root.links.get_info(b"features").type != h5py.h5l.TYPE_HARD:
-            raise CacheError("'features' is a link to somewhere else")
-        if h5py.h5o.get_info(root, b"features").type != h5py.h5o.TYPE_DATASET:
-            raise CacheError("'features' is not a dataset")
-        dataset = h5py.h5d.open(root, b"features")
-        dtype = check._dtype(dataset.get_type(), "features")
-        shape = tuple(map(int, dataset.get_space().shape))
-        n_rows = len(self.arrays["labels"])
-        if len(shape) != 2 or shape[0] != n_rows or min(shape) < 1:
-            raise CacheError(f"its features have the shape {shape}")
-        row_bytes = shape[1] * dtype.itemsize
-        if block_rows != layout.default_block_rows(row_bytes):
-            raise CacheError(f"it has blocks of {block_rows:,} rows of {row_bytes:,} bytes")
-        if n_rows * row_bytes > self.n_bytes * _MAX_RATIO[self.codec.name]:
-            raise CacheError(f"{self.n_bytes:,} bytes cannot hold features of the shape {shape}")
-        self._chunk_rows = min(block_rows, n_rows)
-        _check_storage(dataset, (self._chunk_rows, shape[1]), self.codec)
-        blocks = -(-n_rows // block_rows)
-        if self.arrays["digests"].shape != (blocks, layout.DIGEST_BYTES):
-            raise CacheError("'digests' does not fit its features")
-        self._features = h5py.Dataset(dataset)
-
-    def _build(self, meta: dict[str, Any]) -> None:
-        values: dict[str, Any] = {
-            _SPEC_NAMES.get(name, name): array for name, array in self.arrays.items()
-        }
-        table, status = values.pop("errors"), values.pop("status")
-        del values["digests"]
-        for name in _NAMES:
-            values[name] = layout.decode_names(values[name])
-        self.spec = CacheSpec(
-            identity=meta["identity"],
-            meta={name: value for name, value in meta.items() if name != "identity"},
-            n_features=self._features.shape[1],
-            dtype=self._features.dtype.name,
-            **values,
-        )
-        reasons = layout.decode_names(table["reason"])
-        self.failed = dict(zip(table["row"].tolist(), reasons, strict=True))
-        # What the writer will make of all this must be what is here.
-        expected = np.full(self.spec.n_rows, layout.DONE, "u1")
-        if not all(0 <= row < len(expected) for row in self.failed):
-            raise CacheError("its errors name rows that do not exist")
-        expected[list(self.failed)] = layout.FAILED
-        again = {
-            "class_names": self.spec.encoded_class_names,
-            "paths": self.spec.encoded_paths,
-            "errors": layout.encode_errors(self.failed),
-            "status": expected,
-        }
-        odd = [n for n, array in again.items() if not is_same(array, self.arrays[n])]
-        if odd or len(status) != len(expected):
-            raise CacheError(f"{', '.join(odd)}: not as featx writes them")
-
-    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Read the features in order, a digested block at a time."""
-        self.codec.require()
-        starts = range(0, self.spec.n_rows, self._chunk_rows)
-        return in_order(self._decoded, ((start, self._stored(start)) for start in starts))
-
-    def _stored(self, start: int) -> bytes | np.ndarray:
-        n_values = self._chunk_rows * self.spec.n_features
-        n_bytes = n_values * self._features.dtype.itemsize
-        try:
-            info = self._features.id.get_chunk_info_by_coord((start, 0))
-            if info.byte_offset is None or info.filter_mask != 0:
-                raise CacheError("is missing")
-            if not 0 < info.size <= 2 * n_bytes + 1024:
-                raise CacheError(f"is stored in {info.size:,} bytes")
-            _, data = self._features.id.read_direct_chunk((start, 0))
-            if self.codec.name == "gzip":
-                return bytes(data)
-            self.codec.check_frame(data, n_bytes)
-            return np.asarray(self._features[start : start + self._chunk_rows])
-        except Exception as error:  # HDF5 raises nearly any type for a damaged file
-            raise self._damaged(start, error) from error
-
-    def _decoded(self, item: tuple[int, bytes | np.ndarray]) -> tuple[int, np.ndarray]:
-        start, stored = item
-        n_rows = min(self._chunk_rows, self.spec.n_rows - start)
-        if isinstance(stored, bytes):
+    def verify(self, reporter: Reporter = SILENT) -> list[Damage]:
+        """Decompress everything and compare it with the digests; see `Cache.verify`."""
+        with reporter.bar(len(self), f"verify {self.path.name}", "row") as bar:
             try:
-                n_values = self._chunk_rows * self.spec.n_features
-                flat = self.codec.decode(stored, n_values, self._features.dtype)
+                for _, rows in self.X.stored.iter_blocks(N_THREADS * self._header.block_rows):
+                    bar.update(len(rows))
             except CacheError as error:
-                raise self._damaged(start, error) from error
-            stored = flat.reshape(self._chunk_rows, -1)[:n_rows]
-        digest = hashlib.sha256(disk.bytes_of(stored)).digest()
-        if digest != self.arrays["digests"][start // self._chunk_rows].tobytes():
-            raise self._damaged(start, "its digest is another")
-        return start, stored
-
-    def _damaged(self, start: int, reason: object) -> CacheError:
-        stop = min(start + self._chunk_rows, self.spec.n_rows)
-        return CacheError(f"{self.path}: damaged: features rows {start}-{stop - 1}: {reason}")
+                return [Damage("file", 0, 0, str(error))]
+        return []
 
 
-def verify_archive(path: str | os.PathLike[str], reporter: Reporter = SILENT) -> None:
-    """Check every byte of an archive, and that it can be unpacked."""
-    with (
-        open_archive(path, reporter) as packed,
-        reporter.bar(packed.spec.n_rows, f"verify {packed.path.name}", "row") as bar,
-    ):
-        for _, rows in packed.blocks():
-            bar.update(len(rows))
+class _PackedFeatures(FeatureArray):
+    """Features in compressed chunks; a thread keeps the block that it read last."""
+
+    def __init__(self, features: FeatureArray, file: h5py.File, codec: str) -> None:
+        self.__dict__.update(features.__dict__)
+        self._file, self._codec = file, codec  # without the file object, HDF5 closes the dataset
+        self._chunks, self._last = h5py.h5d.open(file.id, b"features"), threading.local()
+
+    def _read(self, out: np.ndarray, row: int) -> None:
+        block, place = divmod(row, self._block_rows)
+        if getattr(self._last, "block", None) != block:
+            rows = np.empty((self._rows_of(block), self.shape[1]), self.stored_dtype)
+            self._read_block(block, rows)
+            self._last.block, self._last.rows = block, rows
+        convert(self._last.rows[place : place + len(out)], out)
+
+    def _read_block(self, block: int, rows: np.ndarray) -> None:
+        path, first, _ = self._handle.path, block * self._block_rows, self._handle.fd
+        require_codec(self._codec)
+        try:
+            self._decompress(rows, first)
+            if hashlib.sha256(disk.bytes_of(rows)).digest() != self._digests[block].tobytes():
+                raise CacheError("its digest is another")
+        except Exception as error:  # HDF5 raises nearly any type for a damaged file
+            raise CacheError(
+                f"{path}: damaged: features rows {first}-{first + len(rows) - 1}: {error}: {_MEND}"
+            ) from error
+
+    def _decompress(self, rows: np.ndarray, first: int) -> None:
+        """Fill `rows` by a chunk, which must have the size that it says before it is believed."""
+        n_bytes = min(self._block_rows, len(self)) * self._row_bytes
+        info = self._chunks.get_chunk_info_by_coord((first, 0))
+        if info.byte_offset is None or info.filter_mask or not 0 < info.size <= 2 * n_bytes + 1024:
+            raise CacheError("its chunk is missing, or is not compressed as featx does it")
+        data = self._chunks.read_direct_chunk((first, 0))[1]
+        if self._codec == "gzip":
+            plain = np.frombuffer(_inflate(data, n_bytes), "u1")
+            values = plain.reshape(rows.itemsize, -1).T.copy().view(rows.dtype)
+            rows[:] = values.reshape(-1, rows.shape[1])[: len(rows)]
+            return
+        if _zstd_content_bytes(data) != n_bytes:  # HDF5's filter allocates what it says
+            raise CacheError(f"decompresses to something else than {n_bytes:,} bytes")
+        h5py.Dataset(self._chunks).read_direct(rows, np.s_[first : first + len(rows)])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("packed features become an array by a copy")
+        return super().__array__(dtype, copy=True)
+
+    def memmap(self) -> np.memmap[Any, Any]:
+        """Refuse: what is compressed cannot be mapped."""
+        path = self._handle.path
+        raise UsageError(f"{path} is packed, and cannot be mapped: run  featx unpack {path}  first")
 
 
-def _check_storage(dataset: Any, chunk: tuple[int, int], codec: Codec) -> None:
+def require_codec(name: str) -> None:
+    """Make sure that a codec works here."""
+    if name == "zstd":
+        try:
+            import hdf5plugin  # noqa: F401
+        except ImportError as error:
+            raise MissingExtraError("hdf5plugin", "pack", "the codec zstd") from error
+
+
+def render(file_bytes: int, digest: str) -> bytes:
+    """Write the user block: text with its own checksum, zeros up to 4,096 bytes."""
+    text = f"featx-pack 1\nfile_bytes {file_bytes}\nseal {digest}\n"
+    check = hashlib.sha256(text.encode()).hexdigest()
+    return f"{text}check {check}\n".encode().ljust(layout.USERBLOCK_BYTES, b"\0")
+
+
+def _parse(block: bytes) -> Seal:
+    """Read a user block in which every byte is as `render` writes it."""
+    match = _TEXT.match(block)
+    if match is not None and render(int(match[1]), match[2].decode()) == block:
+        return Seal(int(match[1]), int(match[1]), 0, match[2].decode())
+    newer = re.match(rb"featx-pack (\d{1,9})\n", block)
+    if newer and int(newer[1]) > 1:
+        raise CacheError("made by a newer featx: update featx")
+    if block.startswith(b"featx-pack"):
+        raise CacheError(f"damaged: its first 4,096 bytes: {_MEND}")
+    raise CacheError("a cache, and not packed" if is_featx(block) else "not a packed cache")
+
+
+def _read_header(handle: Handle, n_bytes: int) -> tuple[Header, str, h5py.File]:
+    try:
+        file = h5py.File(io.FileIO(handle.fd, closefd=False), "r")
+        values = check.read_attributes(file, ATTRIBUTES, ENCODING_TYPE)
+        check.check_names(file.id)
+        small = [name for name in layout.DATASETS if name != "features"]
+        extents = {name: check.read_extent(file.id, name) for name in small}
+        check.check_places(extents, n_bytes)
+        header = Header(
+            fingerprint=values["fingerprint"],
+            meta=check.read_meta(values["meta"], values["fingerprint"]),
+            is_complete=True,
+            block_rows=values["block_rows"],
+            extents={**extents, "features": _features(file.id)},
+        )
+        check.check_sizes(header)
+        _check_storage(file.id, header, values["codec"], n_bytes)
+    except CacheError:
+        raise
+    except Exception as error:  # HDF5 raises nearly any type for a damaged file
+        raise CacheError(f"HDF5 cannot read it: {error}") from error
+    return header, values["codec"], file
+
+
+def _features(root: Any) -> Extent:
+    dataset = check.open_dataset(root, "features")
+    shape = tuple(map(int, dataset.get_space().shape))
+    if len(shape) != 2 or min(shape) < 1:
+        raise CacheError(f"its features have the shape {shape}")
+    return Extent(0, shape, check.read_dtype(dataset.get_type(), "features"))
+
+
+def _check_storage(root: Any, header: Header, codec: str, n_bytes: int) -> None:
+    if codec not in _FILTERS:
+        raise CacheError(f"its codec is {codec!r:.40}")
+    features = header.features
+    if features.n_bytes > n_bytes * _MAX_RATIO[codec]:
+        raise CacheError(f"{n_bytes:,} bytes cannot hold features of the shape {features.shape}")
+    dataset = check.open_dataset(root, "features")
     plan = dataset.get_create_plist()
+    chunk = (min(header.block_rows, features.shape[0]), features.shape[1])
     if plan.get_layout() != h5py.h5d.CHUNKED or tuple(plan.get_chunk()) != chunk:
         raise CacheError(f"'features' is not stored in chunks of {chunk}")
     if plan.get_external_count() or h5py.h5a.get_num_attrs(dataset):
         raise CacheError("'features' is stored in another file, or has attributes")
     filters = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
-    if filters != codec.filters:
-        raise CacheError(f"'features' has the filters {filters}, not {codec.filters}")
+    if filters != [_SHUFFLE, _FILTERS[codec]]:
+        raise CacheError(f"'features' has the filters {filters}, not those of {codec}")
+
+
+def _inflate(data: bytes, n_bytes: int) -> bytes:
+    """Decompress a chunk of gzip; never makes more than one byte too many."""
+    state = zlib.decompressobj()
+    plain = state.decompress(data, n_bytes + 1)
+    if len(plain) != n_bytes or not state.eof or state.unused_data:
+        raise CacheError(f"decompresses to something else than {n_bytes:,} bytes")
+    return plain
+
+
+def _zstd_content_bytes(data: bytes) -> int | None:
+    # RFC 8878, section 3.1.1.1: magic, descriptor, window, dictionary id, content size.
+    if len(data) < 5 or int.from_bytes(data[:4], "little") != _ZSTD_MAGIC:
+        return None
+    descriptor = data[4]
+    is_single, size_flag = bool(descriptor & 0x20), descriptor >> 6
+    start = 5 + (not is_single) + (0, 1, 2, 4)[descriptor & 3]
+    width = (int(is_single), 2, 4, 8)[size_flag]
+    if width == 0 or len(data) < start + width:
+        return None
+    return int.from_bytes(data[start : start + width], "little") + (256 if width == 2 else 0)

@@ -56,13 +56,13 @@ class Cache:
         self.path = path
         self._handle, self._seal, self._header = handle, seal, header
         digests = self._array("digests")
-        reopen = partial(_reopen_features, str(path), seal.digest, header.fingerprint)
+        reopen = partial(_reopen_features, type(self), str(path), seal.digest, header.fingerprint)
         self.X = FeatureArray(handle, header.features, header.block_rows, digests, reopen)
 
     @classmethod
     def open(
         cls, path: str | os.PathLike[str], *, dtype: Any = "float32", verify_seal: bool = True
-    ) -> Cache:
+    ) -> Self:
         """Open a finished cache.
 
         Parameters
@@ -104,7 +104,7 @@ class Cache:
             raise
 
     @classmethod
-    def _read(cls, path: Path, handle: Handle, is_sealed: bool) -> Cache:
+    def _read(cls, path: Path, handle: Handle, is_sealed: bool) -> Self:
         with disk.translated("cannot read it"):
             block = read_block(handle.fd)
             if block.startswith(b"featx-partial "):
@@ -297,15 +297,16 @@ class Cache:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (str(self.path), self._seal.digest, self.fingerprint, self.X.dtype.name)
+        told = (str(self.path), self._seal.digest, self.fingerprint, self.X.dtype.name)
+        return _reopen, (type(self), *told)
 
 
-def _reopen_features(path: str, digest: str, fingerprint: str) -> FeatureArray:
-    return _reopen(path, digest, fingerprint, "float32").X
+def _reopen_features(kind: type[Cache], path: str, digest: str, fingerprint: str) -> FeatureArray:
+    return _reopen(kind, path, digest, fingerprint, "float32").X
 
 
-def _reopen(path: str, digest: str, fingerprint: str, dtype: str) -> Cache:
-    cache = Cache.open(path, dtype=dtype)
+def _reopen(kind: type[Cache], path: str, digest: str, fingerprint: str, dtype: str) -> Cache:
+    cache = kind.open(path, dtype=dtype)
     if (cache._seal.digest, cache.fingerprint) != (digest, fingerprint):
         cache.close()
         raise CacheError(f"{path} was replaced by another cache since it was pickled")

@@ -1,4 +1,4 @@
-"""What a cache, a partial file or an archive is, without its features."""
+"""Which caches a folder holds, and how far a partial file is."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from featx.errors import CacheError
-from featx.progress import SILENT, Reporter
 from featx.store import disk
 from featx.store.journal import read_journal
 from featx.store.layout import USERBLOCK_BYTES, journal_path
-from featx.store.packed import open_archive
 from featx.store.seal import is_featx
 
-__all__ = ["describe_partial", "find_caches", "summarize_archive", "summarize_partial"]
+__all__ = ["describe_partial", "find_caches", "summarize_partial"]
 
 _SUFFIXES = (".h5", ".hdf5")
 
@@ -54,28 +52,6 @@ def summarize_partial(path: Path) -> dict[str, Any]:
         "meta": header.meta,
         "failed": [],
     }
-
-
-def summarize_archive(path: str | os.PathLike[str], reporter: Reporter = SILENT) -> dict[str, Any]:
-    """Describe an archive; see `featx.store.read_summary`."""
-    with open_archive(path, reporter) as packed:
-        spec, failed = packed.spec, packed.failed
-        return {
-            "path": str(path),
-            "complete": True,
-            "n_rows": spec.n_rows,
-            "n_features": spec.n_features,
-            "dtype": spec.dtype,
-            "n_done": spec.n_rows - len(failed),
-            "n_failed": len(failed),
-            "n_classes": len(spec.class_names),
-            "file_bytes": packed.n_bytes,
-            "fingerprint": spec.fingerprint,
-            "meta": {**spec.meta, "identity": spec.identity},
-            "failed": [(row, spec.paths[row], why) for row, why in sorted(failed.items())],
-            "codec": packed.codec.name,
-            "unpacked_bytes": packed.unpacked_bytes,
-        }
 
 
 def describe_partial(path: Path) -> str:

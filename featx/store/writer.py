@@ -312,8 +312,14 @@ class CacheWriter:
         self._committing = None
         self._ledger.end_commit(group)
 
-    def finish(self) -> None:
+    def finish(self, expected: np.ndarray | None = None) -> None:
         """Complete the file, and give it the target's name in one step.
+
+        Parameters
+        ----------
+        expected : numpy.ndarray, optional
+            Digests that its blocks must have, rows of an earlier run included: shape
+            (n_blocks, 32), uint8.
 
         Raises
         ------
@@ -331,7 +337,7 @@ class CacheWriter:
                 f"is {first}: run the same command again to compute them"
             )
         with self._writing("the end") as partial:
-            self._seal(partial)
+            self._seal(partial, expected)
             if _identity(self.target) != self._before:
                 self._refuse_to_replace()
             # HDF5 locks what it reads; no reader shall find the new file locked.
@@ -352,8 +358,13 @@ class CacheWriter:
             "move it away, then run the same command again, which finds all rows computed"
         )
 
-    def _seal(self, partial: Partial) -> None:
+    def _seal(self, partial: Partial, expected: np.ndarray | None) -> None:
         digests = self._hasher.finish(partial.fd, self._image.features_offset)
+        if expected is not None and not np.array_equal(digests, expected):
+            raise CacheError(
+                f"{partial.path} holds other rows than those asked for: finish the run that "
+                "began it, or delete it, or choose another name (-o)"
+            )
         status, failed = self._ledger.status, self._ledger.failed
         image = build_image(self.spec, status=status, failed=failed, digests=digests)
         if image.features_offset != self._image.features_offset:

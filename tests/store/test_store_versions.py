@@ -25,7 +25,8 @@ THIRD = {"float16": 0.333251953125, "float32": 0.3333333432674408}
 
 def test_each_version_is_here() -> None:
     names = sorted(path.name for path in FOLDER.iterdir())
-    assert names == ["v1-float16.h5", "v1-float32.h5"]
+    packed = [f"v1-float16-{codec}.featx.h5" for codec in ("gzip", "zstd")]
+    assert names == [*packed, "v1-float16.h5", "v1-float32.h5"]
     assert f"v{ENCODING_VERSION}-float16.h5" in names, "make the files of the new version"
 
 
