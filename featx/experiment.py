@@ -14,7 +14,7 @@ from featx.evaluate.lines import frame_of
 from featx.predict import ModelsFolder
 from featx.progress import SILENT, Reporter
 from featx.sources import ClassChoice
-from featx.store import Cache, open_any
+from featx.store import Cache
 from featx.tracking import track
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _pairs(
 ) -> list[Pair]:
     if isinstance(caches, str | os.PathLike):
         if Path(caches).is_file():
-            caches = open_any(caches)
+            caches = Cache.open(caches)
         else:
             return choice.pairs_in(caches, per_class, reporter)
     if not isinstance(caches, Cache):
