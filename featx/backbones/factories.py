@@ -39,7 +39,7 @@ from featx.backbones.graph_taps import GraphTaps
 from featx.backbones.local_files import as_preprocessing, preprocessing_from_options
 from featx.backbones.module_taps import ModuleTaps
 from featx.backbones.own_code import steps_of
-from featx.backbones.programs import Program, ProgramTaps, is_program
+from featx.backbones.programs import Holder, ProgramTaps, is_program
 from featx.backbones.taps import Layout, Taps
 from featx.backbones.timm_taps import TimmTaps, is_like_timm
 from featx.backbones.torchvision_models import check_input, classifiers
@@ -142,7 +142,7 @@ def load(
 
 def make_taps(network: nn.Module, input_px: int, default: str | None) -> Taps:
     """Tap points of a network of which nothing is known."""
-    if isinstance(network, Program):
+    if isinstance(network, Holder):
         return ProgramTaps(network, input_px, default)
     if default is None and is_like_timm(network) and _runs_by_halves(network, input_px):
         return TimmTaps(network, input_px)
@@ -200,7 +200,7 @@ def _fill(
 ) -> tuple[Weights, tuple[str, ...]]:
     if weights is None:
         _check_values(name, network)
-        state = network.tensors() if isinstance(network, Program) else network.state_dict()
+        state = network.output.tensors() if isinstance(network, Holder) else network.state_dict()
         return Weights("own", state_sha256(state), is_default=True), ()
     path = Path(weights).expanduser()
     check_exists(path)
@@ -266,10 +266,11 @@ def _call(name: str, code: Imported) -> tuple[nn.Module, Any, str | None]:
 def _runnable(name: str, network: nn.Module, input_px: int, reporter: Reporter) -> nn.Module:
     """Make a network ready to take float32 images on the CPU, in evaluation mode."""
     if is_program(network):
-        network = Program(network)
+        network = Holder(network)
     network = network.eval().to("cpu")
     image = torch.zeros(1, 3, input_px, input_px)
-    dtypes = {value.dtype for value in network.parameters() if value.is_floating_point()}
+    values = network.state_dict().values()
+    dtypes = {value.dtype for value in values if not is_lazy(value) and value.is_floating_point()}
     if dtypes - {torch.float32} and not _takes(network, image):
         reporter.say(f"{name}: its weights are {_names(dtypes)}, and are used as float32")
         network = network.float()

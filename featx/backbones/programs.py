@@ -5,7 +5,7 @@ Their steps are not modules, so they are tapped at their output.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from featx.backbones.fake import N_FAKE
 from featx.backbones.taps import TapPoint, Taps
 from featx.errors import BackboneError
 
-__all__ = ["Program", "ProgramTaps", "is_program"]
+__all__ = ["Holder", "ProgramTaps", "is_program"]
 
 _OUTPUT = "output"
 
@@ -55,6 +55,15 @@ class Program(nn.Module):
         parts = [padded[start : start + n] for start in range(0, len(padded), n)]
         return torch.cat([self.program(part) for part in parts])[: len(images)]
 
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", *_: object, **__: object
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """Give itself alone: the modules of a program take no hooks."""
+        memo = set() if memo is None else memo
+        if self not in memo:
+            memo.add(self)
+            yield prefix, self
+
     def train(self, mode: bool = True) -> Program:
         """Change the mode of TorchScript; an exported program is of one mode."""
         self.training = mode
@@ -75,10 +84,23 @@ def _n_images(program: nn.Module) -> int | None:
     return shape[0] if shape and isinstance(shape[0], int) else None
 
 
+class Holder(nn.Module):
+    """A network whose one module is a program."""
+
+    def __init__(self, program: nn.Module) -> None:
+        super().__init__()
+        self.output = Program(program)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Compute the output."""
+        output: torch.Tensor = self.output(images)
+        return output
+
+
 class ProgramTaps(Taps):
     """The one point of a program: its output."""
 
-    def __init__(self, network: Program, input_px: int, default: str | None) -> None:
+    def __init__(self, network: Holder, input_px: int, default: str | None) -> None:
         self._network = network
         self.default = default or _OUTPUT
         try:

@@ -74,8 +74,9 @@ def test_a_program_is_tapped_at_its_output(given, tmp_path, name):
     assert backbone.weights.sha256 == given(network).weights.sha256
 
 
-def test_every_image_of_a_program_becomes_a_row(given, tmp_path):
-    given(lambda: loaded_export(tmp_path))
+@pytest.mark.parametrize("load", [loaded_script, loaded_export])
+def test_every_image_of_a_program_becomes_a_row(given, tmp_path, load):
+    given(lambda: load(tmp_path))
     pixels = np.random.default_rng(0).integers(0, 256, (7, PX, PX, 3), np.uint8)
     rows = FeatureExtractor("given_networks:make", batch_size=3).fit_transform(pixels)
     with torch.inference_mode():
