@@ -269,7 +269,7 @@ def _runnable(name: str, network: nn.Module, input_px: int, reporter: Reporter) 
         network = Holder(network)
     network = network.eval().to("cpu")
     image = torch.zeros(1, 3, input_px, input_px)
-    values = network.state_dict().values()
+    values = [value for value in network.state_dict().values() if isinstance(value, torch.Tensor)]
     dtypes = {value.dtype for value in values if not is_lazy(value) and value.is_floating_point()}
     if dtypes - {torch.float32} and not _takes(network, image):
         reporter.say(f"{name}: its weights are {_names(dtypes)}, and are used as float32")
