@@ -91,8 +91,7 @@ def load(
         )
     path = Path(name if weights in (None, OUTLINE) else str(weights)).expanduser()
     opened = _open(path, allow_code)
-    file = str(path.absolute())
-    record = Weights(path.stem, opened.sha256, file, True, stored(path).sha256)
+    record = Weights(path.stem, opened.sha256, str(path), True, stored(path).sha256)
     preprocessing = opened.record.preprocessing.override(**overrides)
     return LoadedNetwork(
         name=os.path.normpath(name),

@@ -150,6 +150,8 @@ def _test(pair: Pair, result: FitResult) -> dict[str, Any]:
 def _weights(meta: dict[str, Any]) -> dict[str, Any]:
     """Return where the weights came from, and how to open the network again."""
     record = dict(meta.get("weights") or {})
+    if record.get("file") and Path(record["file"]).is_file():
+        record["file"] = str(Path(record["file"]).absolute())
     request = meta.get("request") or {}
     names = request.get("backbone") or [meta["backbone"]]
     asked = request.get("weights")
