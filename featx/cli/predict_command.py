@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-# Names that are not UTF-8 on the disk are written as they are.
+# Writes file names that are not UTF-8 with their bytes unchanged.
 _ODD_NAMES = "surrogateescape"
 
 
@@ -33,10 +33,10 @@ _ODD_NAMES = "surrogateescape"
 @click.option("--output", metavar="FILE", help="A .csv or .json file.  [default: standard output]")
 @click.option("--format", "form", type=click.Choice(["csv", "json"]), help="[default: csv]")
 @click.option(
-    "--top", type=click.IntRange(1), default=1, show_default=True, help="Classes of each image."
+    "--top", type=click.IntRange(1), default=1, show_default=True, help="Classes for each image."
 )
-@click.option("--weights", metavar="FILE", help="The same weights, where they lie now.")
-@click.option("--backbone", metavar="NAME", help="Its backbone, where that is code of yours.")
+@click.option("--weights", metavar="FILE", help="The same weights, if they were moved.")
+@click.option("--backbone", metavar="NAME", help="Its backbone, if that is a function of yours.")
 @click.option("--batch-size", "-b", type=int, help="Images at once.  [default: 16, GPU 128]")
 @click.option("--workers", "-j", type=int, help="Decoding processes; 0 for none.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -53,9 +53,9 @@ def command(
 ) -> None:
     """Classify new IMAGES with a saved model.
 
-    IMAGES are files, folders (with all below them), archives and manifests, or - for a
-    pipe with one image, or with names of images, one a line. They go through the
-    backbone, weights and preprocessing that the model was fitted behind. An image that
+    IMAGES are files, folders with everything below them, archives, tables of paths, or - for a
+    pipe with one image, or with names of images, one a line. The backbone, weights and
+    preprocessing are those that the model was fitted with. An image that
     cannot be decoded is a row with the reason as its status.
     """
     from featx.predict import iter_predictions, load_model, open_images, open_network
@@ -72,9 +72,9 @@ def command(
             for row in iter_predictions(saved, network, source, top=top, reporter=reporter):
                 yield replace(row, path=prefix + row.path)
 
-    # Closed at once when interrupted: workers go before the command does.
+    # `closing` ends the worker processes when the command is interrupted.
     with closing(predictions()) as rows, _stream(output) as stream:
-        # Nothing is written before the first images are through.
+        # Write nothing before the first images are classified.
         whole = itertools.chain([next(rows)], rows)
         n_images, n_failed = write_table(stream, form, saved, whole, top=top)
     if n_failed == n_images:
@@ -106,7 +106,7 @@ def _describe(saved: SavedModel) -> str:
 
 @contextmanager
 def _stream(output: str | None) -> Iterator[TextIO]:
-    """Open standard output, or a file that takes its name when it is whole."""
+    """Open standard output, or a file that gets its name when it is complete."""
     if output is None:
         stream = io.TextIOWrapper(sys.stdout.buffer, "utf-8", _ODD_NAMES, newline="")
         try:

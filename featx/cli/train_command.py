@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -25,105 +26,76 @@ from featx.progress import Reporter
 
 __all__ = ["command"]
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _option(*names: str, default: Any, **settings: Any) -> Callable[[F], F]:
+    """Option with a default, which gives its type and which the help shows."""
+    return click.option(*names, default=default, show_default=True, **settings)
+
 
 @click.command(cls=ListCommand)
 @list_option(
     "--network",
     required=True,
-    help="From scratch (featx.networks, with settings 'auto-cnn(blocks=3)'), or backbones.",
+    help="Networks from scratch, with settings as 'auto-cnn(blocks=3)', or backbones.",
 )
-@click.option("--data", default="cifar10", show_default=True, help=DATA_HELP)
+@_option("--data", default="cifar10", help=DATA_HELP)
 @layout_options
 @class_options
 @list_option(
-    "--per-class", type=PER_CLASS, default=("all",), show_default=True, help="Images a class."
+    "--per-class", type=PER_CLASS, default=("all",), show_default=True, help="Images per class."
 )
-@click.option("--repeats", type=int, default=1, show_default=True, help="Draws of the subset.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the first draw.")
+@_option("--repeats", default=1, help="Draws of the subset.")
+@_option("--seed", default=0, help="Seed of the first draw.")
 @click.option("--cache-per-class", type=int, help="Draw from a pool of N training images a class.")
 @click.option("--test-per-class", type=int, help="Test on M images a class.")
-@click.option(
-    "--holdout",
-    type=float,
-    default=0.2,
-    show_default=True,
-    help="Share held out where there is no test split.",
-)
+@_option("--holdout", default=0.2, help="Share held out if there is no test split.")
 @test_split_option
-@click.option(
+@_option(
     "--on-leak",
     type=click.Choice(["warn", "drop", "raise"]),
     default="warn",
-    show_default=True,
-    help="Where a test image is in the train split: tell, leave it out of training, or stop.",
+    help="If training images are copies of test images: warn, leave them out, or stop.",
 )
-@click.option("--weights", help="Of a backbone: tag, file, or random.")
+@click.option("--weights", help="Weights of a backbone: a tag, a file, or random.")
 @click.option("--weights-key", help="Entry of the file, as in featx extract.")
-@click.option("--layer", help="Where a backbone is cut.  [default: the last feature map]")
+@click.option("--layer", help="Where a backbone is cut off.  [default: the last feature map]")
 @click.option(
     "--top", help="Put on a backbone: linear, 'flatten(hidden=512,256 dropout=0.2)', 'gap(...)'."
 )
-@click.option(
-    "--freeze", default="none", show_default=True, help="none, half, all, N layers, or a LAYER."
-)
-@click.option("--unfreeze-after", type=int, help="Epochs after which everything learns.")
-@click.option("--input-size", type=INPUT_SIZE, help="[default: the weights', or the images' own]")
+@_option("--freeze", default="none", help="none, half, all, N layers, or up to a LAYER.")
+@click.option("--unfreeze-after", type=int, help="Epochs after which all layers learn.")
+@click.option("--input-size", type=INPUT_SIZE, help="[default: that of weights or images]")
 @click.option("--normalise", help="half-range, cifar, imagenet, divide-only or -twice.")
 @bits_option
 @list_option("--augment", help="flip rotation=0.1 zoom=0.1 crop=4.")
-@click.option(
-    "--optimizer",
-    default="Adam",
-    show_default=True,
-    help="SGD, Nesterov, Adam, Adamax, RMSprop or AdamW.",
-)
-@click.option("--lr", type=float, default=0.001, show_default=True, help="Learning rate.")
-@click.option("--backbone-lr", type=float, help="That of the backbone below the top.")
-@click.option("--momentum", type=float, help="Of SGD, Nesterov and RMSprop.")
-@click.option("--weight-decay", type=float, default=0.0, show_default=True, help="As torch's.")
-@click.option(
-    "--scheduler", default="none", show_default=True, help="none, step, cosine or plateau."
-)
-@click.option("--step-size", type=int, default=5, show_default=True, help="Epochs, of scheduler.")
-@click.option("--gamma", type=float, default=0.1, show_default=True, help="Factor, of scheduler.")
-@click.option(
-    "--loss",
-    default="cross-entropy",
-    show_default=True,
-    help="cross-entropy or binary-cross-entropy.",
-)
-@click.option("--epochs", type=int, default=30, show_default=True, help="Most epochs.")
-@click.option(
+@_option("--optimizer", default="Adam", help="SGD, Nesterov, Adam, Adamax, RMSprop or AdamW.")
+@_option("--lr", default=0.001, help="Learning rate.")
+@click.option("--backbone-lr", type=float, help="Learning rate below the top.  [default: --lr]")
+@click.option("--momentum", type=float, help="Momentum of SGD, Nesterov and RMSprop.")
+@_option("--weight-decay", default=0.0, help="As in torch.")
+@_option("--scheduler", default="none", help="none, step, cosine or plateau.")
+@_option("--step-size", default=5, help="Epochs of the scheduler.")
+@_option("--gamma", default=0.1, help="Factor of the scheduler.")
+@_option("--loss", default="cross-entropy", help="cross-entropy or binary-cross-entropy.")
+@_option("--epochs", default=30, help="Most epochs.")
+@_option(
     "--patience",
-    type=int,
     default=10,
-    show_default=True,
-    help="Epochs without a better validation loss before the best weights come back; 0: never.",
+    help="Epochs without a lower validation loss before training stops; 0: never.",
 )
-@click.option(
-    "--validation",
-    type=float,
-    default=0.1,
-    show_default=True,
-    help="Share of each class of the subset that is watched, not fitted.",
-)
-@click.option("--batch-size", "-b", type=int, default=64, show_default=True, help="Images a step.")
-@click.option("--precision", default="fp32", show_default=True, help="fp32, bf16, fp16 or auto.")
-@click.option(
-    "--channels-last/--no-channels-last",
-    default=True,
-    show_default=True,
-    help="Memory order of images.",
-)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@_option("--validation", default=0.1, help="Share of each class for validation, not fitted.")
+@_option("--batch-size", "-b", default=64, help="Images in a step.")
+@_option("--precision", default="fp32", help="fp32, bf16, fp16 or auto.")
+@_option("--channels-last/--no-channels-last", default=True, help="Memory order of images.")
+@_option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
 @click.option("--workers", "-j", type=int, help="Decoding processes; 0 for none.")
 @click.option(
     "--image-memory-gb", type=float, help="For decoded images.  [default: half of what is free]"
 )
-@click.option(
-    "--search", type=int, default=0, show_default=True, help="Settings to draw at random first."
-)
-@click.option("--save", is_flag=True, help="Keep trained networks as files: backbones at once.")
+@_option("--search", default=0, help="Number of random settings to try first.")
+@click.option("--save", is_flag=True, help="Write trained networks to files, usable as backbones.")
 @click.option("--plot", is_flag=True, help="Draw the curves.")
 @click.option("--refit", is_flag=True, help="Train again what reports/ has an answer to.")
 @reports_option
@@ -132,9 +104,9 @@ __all__ = ["command"]
 def command(reporter: Reporter, network: tuple[str, ...], **options: Any) -> None:
     """Train networks end to end, from scratch or from a backbone, on few images or all.
 
-    On the same draws and test images as  featx fit. Prints one table; adds a row per training
-    to reports/results.csv, a JSON in reports/fits/ and its curves in reports/curves/. The same
-    command again goes on behind the last whole epoch of an interrupted training.
+    Uses the same draws and test images as  featx fit. Prints one table. Each training adds a row
+    to reports/results.csv, a JSON file in reports/fits/ and its curves in reports/curves/. The
+    same command continues an interrupted training after its last complete epoch.
     """
     from featx.evaluate import format_table, summarise
     from featx.train import TrainPlan, run_train
