@@ -19,6 +19,7 @@ from typing import Final
 __all__ = [
     "is_flocked",
     "is_open_as",
+    "locked",
     "part_of",
     "replace_file",
     "replace_text",
@@ -33,6 +34,7 @@ _BUSY: Final = (errno.EAGAIN, errno.EACCES)
 
 # Descriptors that were locked, with what they led to: numbers of closed ones may be reused.
 _held: dict[int, os.stat_result] = {}
+_told: set[Path] = set()
 
 
 def _let_go_in_child() -> None:
@@ -56,10 +58,10 @@ def _let_go_in_child() -> None:
 os.register_at_fork(after_in_child=_let_go_in_child)
 
 
-def try_flock(fd: int) -> bool | None:
-    """Lock an open file without waiting."""
+def try_flock(fd: int, *, waits: bool = False) -> bool | None:
+    """Lock an open file; None where the file system has no locks."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
     except OSError as error:
         if error.errno in _BUSY:
             return False
@@ -68,6 +70,20 @@ def try_flock(fd: int) -> bool | None:
         raise
     _held[fd] = os.fstat(fd)
     return True
+
+
+@contextmanager
+def locked(path: Path, tell: Callable[[str], object]) -> Iterator[None]:
+    """Wait for the lock of a file, and hold it; where there are no locks, say so once."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        if try_flock(fd, waits=True) is None and path.absolute() not in _told:
+            _told.add(path.absolute())
+            tell(f"{path.parent} has no file locks: let one process at a time write there")
+        yield
+    finally:
+        unlock(fd)
+        os.close(fd)
 
 
 def unlock(fd: int) -> None:
@@ -129,9 +145,9 @@ def replace_file(path: Path, write: Callable[[str], object]) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file of UTF-8 text as `part_of` does."""
+    """Write a file of UTF-8 text as `part_of` does; names in it need not be text."""
     with part_of(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def set_aside(path: Path) -> Path:

@@ -80,7 +80,7 @@ def _entry(path: Path) -> Entry:
         try:
             summary = read_summary(path)
         except CacheError as error:
-            state, made_by = "damaged", str(error).removeprefix(f"{path.absolute()}: ")
+            state, made_by = "damaged", str(error).removeprefix(f"{path}: ")
         else:
             state, made_by = _state(summary), _made_by(summary["meta"])
     return Entry(path, state, size_of(path), age_of(path), made_by)

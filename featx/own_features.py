@@ -8,7 +8,6 @@ computed again.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -26,6 +25,7 @@ from featx.sources.folder import FolderSource
 from featx.sources.labels import label_text, number_labels
 from featx.sources.splits import SPLIT_ORDER, read_split, split_of
 from featx.store import Cache, CacheSpec, CacheWriter, disk
+from featx.store.kinds import name_cache
 from featx.store.layout import feature_dtype
 from featx.store.rows import as_stored
 
@@ -384,5 +384,4 @@ def check_names(**names: str) -> None:
 
 def cache_file(folder: str | Path, data: str, split: str, name: str) -> Path:
     """Name a cache file as an extraction does."""
-    stem = "-".join(re.sub(r"[^\w.+-]+", "_", part) for part in (data, split, name))
-    return Path(folder) / f"{stem}.h5"
+    return name_cache(folder, (data, split, name))

@@ -22,7 +22,7 @@ class Bar:
     def __init__(
         self, total: int, label: str, unit: str, stream: TextIO | None, initial: int = 0
     ) -> None:
-        self.total, self.label, self.unit = total, label, unit
+        self.total, self.label, self.unit = total, visible(label, keep=""), unit
         self.done = self._initial = initial
         self._stream = stream
         self._note = ""
@@ -47,10 +47,10 @@ class Bar:
         """Count `n` more units as done; a stop that somebody swallowed ends the work here."""
         check()
         self.done += n
-        self._note = note or self._note
+        self._note = visible(note, keep="") or self._note
         if self._tqdm is not None:
             if note:
-                self._tqdm.set_postfix_str(note, refresh=False)
+                self._tqdm.set_postfix_str(self._note, refresh=False)
             self._tqdm.update(n)
         elif self.done < self.total and self._is_due():
             self._line()
@@ -114,7 +114,7 @@ class Reporter:
         self._print(f"warning: {text}")
 
     def _print(self, text: str) -> None:
-        stream, text = self.stream or sys.stderr, visible(text)
+        stream, text = self.stream or sys.stderr, visible(text, keep="")
         if stream.isatty():
             from tqdm import tqdm
 

@@ -7,10 +7,19 @@ import textwrap
 import unicodedata
 from collections.abc import Container, Iterator, Sequence
 
-__all__ = ["csv_text", "shared_columns", "table_width", "text_table", "visible"]
+__all__ = [
+    "count_of",
+    "csv_text",
+    "shared_columns",
+    "size_text",
+    "table_width",
+    "text_table",
+    "visible",
+]
 
 _USUAL_WIDTH = 80
 _GAP, _INDENT = 2, 4
+_UNITS = ((1e9, "GB", ".1f"), (1e6, "MB", ".1f"), (1e3, "kB", ".1f"), (1.0, "bytes", ".0f"))
 
 
 def visible(text: str, *, keep: str = "\n\t") -> str:
@@ -30,6 +39,17 @@ def csv_text(value: object) -> object:
     """
     is_formula = isinstance(value, str) and value[:1] in tuple("=+-@\t\r")
     return f"'{value}" if is_formula else value
+
+
+def size_text(n_bytes: float) -> str:
+    """Write a size in the unit that makes it a number from 1 to 1,000."""
+    unit, word, form = next((u for u in _UNITS if n_bytes >= u[0]), _UNITS[-1])
+    return f"{format(n_bytes / unit, form)} {word}"
+
+
+def count_of(n: int, word: str) -> str:
+    """Write a number of things: 1 file, 2 files."""
+    return f"{n:,} {word}{'s' * (n != 1)}"
 
 
 def _is_shown(character: str) -> bool:

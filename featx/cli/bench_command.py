@@ -17,6 +17,7 @@ from featx.cli.options import (
     layout_options,
     list_option,
 )
+from featx.cli.output import echo
 from featx.progress import Reporter
 
 __all__ = ["command"]
@@ -98,7 +99,7 @@ def command(reporter: Reporter, folder: Path | None, **options: Any) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         rows = list(bench(plan, **lists, **choices, folder=folder, reporter=reporter))
     table = to_table(rows)
-    click.echo(format_table(table, table.columns))
-    click.echo("decode, forward, write: images/s of each alone; extract: of all together")
+    echo(format_table(table, table.columns))
+    echo("decode, forward, write: images/s of each alone; extract: of all together")
     for row in rows:
-        click.echo(advise(row))
+        echo(advise(row))

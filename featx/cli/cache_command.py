@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import click
 
 from featx.cli.options import cache_option, common_options
+from featx.cli.output import echo
 from featx.progress import Reporter
 from featx.stops import check
-from featx.text import text_table
+from featx.text import count_of, size_text, text_table
 
 __all__ = ["command"]
 
@@ -31,12 +32,13 @@ def list_command(cache_dir: str, reporter: Reporter) -> None:
     del reporter
     entries = list_entries(cache_dir)
     rows = [
-        (str(e.path), e.state, _size(e.n_bytes), _age(e.age_seconds), e.made_by) for e in entries
+        (str(e.path), e.state, size_text(e.n_bytes), _age(e.age_seconds), e.made_by)
+        for e in entries
     ]
     if rows:
         _print_table([("file", "state", "size", "age", "made by"), *rows])
     n_bytes = sum(entry.n_bytes for entry in entries)
-    click.echo(f"{len(entries)} files in {cache_dir}, {_size(n_bytes)}")
+    echo(f"{count_of(len(entries), 'file')} in {cache_dir}, {size_text(n_bytes)}")
 
 
 @command.command("rm")
@@ -56,9 +58,9 @@ def remove_command(names: tuple[str, ...], cache_dir: str, yes: bool, reporter: 
     paths = plan_removal(cache_dir, names)
     for entry in list_entries(cache_dir):
         if entry.path in paths:
-            click.echo(f"{entry.path} ({entry.state}, {_size(entry.n_bytes)}): {entry.made_by}")
-    if _may(yes, f"remove {len(paths)} file{'s' * (len(paths) != 1)} for good?"):
-        click.echo(f"removed {len(paths)}, freed {_size(remove(paths))}")
+            echo(f"{entry.path} ({entry.state}, {size_text(entry.n_bytes)}): {entry.made_by}")
+    if _may(yes, f"remove {count_of(len(paths), 'file')} for good?"):
+        echo(f"removed {len(paths)}, freed {size_text(remove(paths))}")
 
 
 @command.command("gc")
@@ -84,14 +86,14 @@ def collect_command(cache_dir: str, older_than: float, yes: bool, reporter: Repo
     for notice in notices:
         reporter.say(notice)
     if not garbage:
-        click.echo(f"nothing older than {older_than:g} days to remove in {cache_dir}")
+        echo(f"nothing older than {older_than:g} days to remove in {cache_dir}")
         return
-    rows = [(str(g.path), g.reason, _size(g.n_bytes), _age(g.age_seconds)) for g in garbage]
+    rows = [(str(g.path), g.reason, size_text(g.n_bytes), _age(g.age_seconds)) for g in garbage]
     _print_table([("file", "what", "size", "age"), *rows])
     n_bytes = sum(item.n_bytes for item in garbage)
-    if _may(yes, f"remove these {len(garbage)}, and free {_size(n_bytes)}?"):
+    if _may(yes, f"remove these {len(garbage)}, and free {size_text(n_bytes)}?"):
         freed = remove(item.path for item in garbage)
-        click.echo(f"removed {len(garbage)}, freed {_size(freed)}")
+        echo(f"removed {len(garbage)}, freed {size_text(freed)}")
 
 
 def _may(is_sure: bool, question: str) -> bool:
@@ -101,14 +103,10 @@ def _may(is_sure: bool, question: str) -> bool:
         is_sure = click.confirm(question)
     except click.Abort:
         check()
-        click.echo("")  # the standard input ended: that is no answer
+        echo("")  # the standard input ended: that is no answer
     if not is_sure:
-        click.echo("nothing was removed (--yes does not ask)")
+        echo("nothing was removed (--yes does not ask)")
     return is_sure
-
-
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 1e6:,.1f} MB"
 
 
 def _age(seconds: float) -> str:
@@ -119,4 +117,4 @@ def _age(seconds: float) -> str:
 
 
 def _print_table(rows: Sequence[Sequence[str]]) -> None:
-    click.echo(text_table(rows[0], rows[1:], has_rule=False))
+    echo(text_table(rows[0], rows[1:], has_rule=False))

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from featx.cli.options import cache_option, common_options
+from featx.cli.output import echo
 from featx.progress import Reporter
 
 __all__ = ["command"]
@@ -37,4 +38,4 @@ def command(
             )
         )
         file = Path(cache_dir, made.path.name)
-        click.echo(f"{file}: {len(made):,} x {made.n_features:,} {made.X.stored_dtype.name}")
+        echo(f"{file}: {len(made):,} x {made.n_features:,} {made.X.stored_dtype.name}")

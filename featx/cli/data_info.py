@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import click
-
+from featx.cli.output import echo
 from featx.progress import Reporter
 from featx.sources import LayoutChoice, Source, open_data
 from featx.sources.look import SourceSummary, find_dim, preview, summarise
 from featx.sources.splits import describe_choice
+from featx.text import text_table, visible
 
 __all__ = ["show_data"]
 
@@ -23,13 +23,13 @@ def show_data(spec: str, layout: LayoutChoice, picture: Path | None, reporter: R
 
     splits = open_data(spec, layout=layout, reporter=reporter)
     summaries = [summarise(source) for source in splits.values()]
-    click.echo("\n".join(_lines(next(iter(splits.values())), summaries)))
+    echo("\n".join(_lines(next(iter(splits.values())), summaries)))
     for source, summary in zip(splits.values(), summaries, strict=True):
         if dim := find_dim(source, summary):
             reporter.warn(f"{summary.split}, of those looked at: {dim}")
     if picture is not None:
         save_sheet(preview(splits), picture)
-        click.echo(f"some of its images: {picture}")
+        echo(f"some of its images: {picture}")
 
 
 def _lines(source: Source, summaries: Sequence[SourceSummary]) -> Iterator[str]:
@@ -40,13 +40,14 @@ def _lines(source: Source, summaries: Sequence[SourceSummary]) -> Iterator[str]:
     for summary in summaries:
         yield _headers(summary)
         for path, reason in list(summary.bad.items())[:5]:
-            yield f"    {path}: {reason}"
-    width = max((len(name) for name in source.class_names[:_MOST_CLASSES]), default=0)
+            yield visible(f"    {path}: {reason}", keep="")
     labelled = [summary for summary in summaries if summary.n_images > summary.n_unlabelled]
-    if labelled:
-        yield f"{'class':<{width}}" + "".join(f"{item.split:>11}" for item in labelled)
-    for name in source.class_names[:_MOST_CLASSES]:
-        yield f"{name:<{width}}" + "".join(f"{item.per_class[name]:>11,}" for item in labelled)
+    header = ("class", *(item.split for item in labelled))
+    rows = [
+        (name, *(f"{item.per_class[name]:,}" for item in labelled))
+        for name in source.class_names[:_MOST_CLASSES]
+    ]
+    yield text_table(header, rows, {"class"}, has_rule=False)
     if n_classes > _MOST_CLASSES:
         yield f"... and {n_classes - _MOST_CLASSES:,} more classes"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from featx.cli.options import cache_option, common_options
+from featx.cli.output import echo
 from featx.progress import Reporter
 
 __all__ = ["command"]
@@ -37,6 +38,6 @@ def command(cache_dir: str, reports_dir: str, reporter: Reporter) -> int:
         ("fit", fit_command.command, fitted, cache + reports),
         ("report", report_command.command, [], reports),
     ):
-        click.echo(" ".join(["$ featx", name, *typed]))
+        echo(" ".join(["$ featx", name, *typed]))
         status = called.main([*typed, *folders, *quiet], standalone_mode=False) or status
     return status

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from featx.cli.options import NumberOr, common_options
+from featx.cli.output import echo
 from featx.progress import Reporter
 
 __all__ = ["command"]
@@ -69,10 +70,10 @@ def command(
         f"{len(found.twins):,} near-duplicates"
     )
     if form == "page":
-        click.echo(f"{counts}: open {path} in a browser")
+        echo(f"{counts}: open {path} in a browser")
         return
-    click.echo(f"{counts}: {path}; look at it with")
-    click.echo(
+    echo(f"{counts}: {path}; look at it with")
+    echo(
         f"  pip install embedding-atlas && embedding-atlas {path} --x projection_x "
         "--y projection_y --neighbors neighbors --image image"
     )

@@ -9,7 +9,9 @@ from typing import Any
 import click
 
 from featx.cli.options import common_options
+from featx.cli.output import echo
 from featx.progress import Reporter
+from featx.text import count_of, size_text
 
 __all__ = ["command"]
 
@@ -71,4 +73,4 @@ def command(
         if report.n_left_out
         else ""
     )
-    click.echo(f"{report.path}: {report.n_rows:,} rows, {report.n_bytes / 1e6:,.1f} MB{left_out}")
+    echo(f"{report.path}: {count_of(report.n_rows, 'row')}, {size_text(report.n_bytes)}{left_out}")

@@ -22,6 +22,7 @@ from featx.cli.options import (
     layout_options,
     list_option,
 )
+from featx.cli.output import echo
 from featx.progress import Reporter
 
 __all__ = ["command"]
@@ -96,7 +97,11 @@ def command(
     from featx.extract import Plan, run_plan
 
     plan = Plan(**options, allow_code=(*options["backbone"], *allow_code))
-    tell = reporter.say if as_json else click.echo
+
+    def tell(text: str) -> None:
+        for line in text.splitlines():
+            (reporter.say if as_json else echo)(line)
+
     reports = run_plan(plan, reporter, tell=tell, profile=profile)
     if as_json:
         echo_json([asdict(replace(report, times=None)) for report in reports])

@@ -22,7 +22,9 @@ from featx.cli.options import (
     measures_option,
     test_split_option,
 )
+from featx.cli.output import echo
 from featx.progress import Reporter
+from featx.text import count_of
 
 if TYPE_CHECKING:
     from featx.evaluate import Leaks
@@ -128,13 +130,15 @@ def command(  # noqa: PLR0913
     if as_json:
         echo_json([fit.row() for fit in fits])
         return tell_failed(fits, reporter)
-    click.echo(format_table(summarise(fits, measures)))
+    echo(format_table(summarise(fits, measures)))
     n_answered = len(fits) - n_new
-    answered = f"{n_answered} fits answered from {results.folder}/, " if n_answered else ""
-    what = f"{n_new} added" if n_answered else f"{n_new} fits added"
-    click.echo(f"{answered}{what} to {results.table}, details in {results.folder / 'fits'}")
+    answered = (
+        f"{count_of(n_answered, 'fit')} answered from {results.folder}/, " if n_answered else ""
+    )
+    what = f"{n_new} added" if n_answered else f"{count_of(n_new, 'fit')} added"
+    echo(f"{answered}{what} to {results.table}, details in {results.folder / 'fits'}")
     if save_models:
-        click.echo(f"{results.count(fits)} models in {results.models}")
+        echo(f"{count_of(results.count(fits), 'model')} in {results.models}")
     sheet.tell()
     return tell_failed(fits, reporter)
 
@@ -176,5 +180,5 @@ class _Sheet:
 
     def tell(self) -> None:
         if self.path is not None:
-            drawn = f"{self.n_drawn} pairs of images drawn in {self.path}"
-            click.echo(drawn if self.n_drawn else f"no shared images: {self.path} is not written")
+            drawn = f"{count_of(self.n_drawn, 'pair')} of images drawn in {self.path}"
+            echo(drawn if self.n_drawn else f"no shared images: {self.path} is not written")

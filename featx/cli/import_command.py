@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from featx.cli.options import cache_option, common_options
+from featx.cli.output import echo
 from featx.progress import Reporter
 
 __all__ = ["command"]
@@ -57,5 +58,5 @@ def command(file: Path, reporter: Reporter, **options: Any) -> None:
         ):
             path = Path(options["cache_dir"], cache.path.name)
             shape = f"{len(cache):,} x {cache.n_features:,} {cache.X.stored_dtype.name}"
-            click.echo(f"{path}: {shape}, {len(cache.class_names)} classes")
+            echo(f"{path}: {shape}, {len(cache.class_names)} classes")
             cache.close()

@@ -11,8 +11,10 @@ import click
 
 from featx.cli.json_output import echo_json, json_option
 from featx.cli.options import ListCommand, common_options, layout_options
+from featx.cli.output import echo
 from featx.errors import UsageError
 from featx.progress import Reporter
+from featx.text import size_text, visible
 
 __all__ = ["command"]
 
@@ -67,11 +69,11 @@ def _show_cache(file: Path, as_json: bool, reporter: Reporter) -> None:
 
 
 def _show(summary: Mapping[str, Any]) -> None:
-    click.echo("\n".join(_lines(summary)))
+    echo("\n".join(visible(line, keep="") for line in _lines(summary)))
     if summary.get("failed"):
-        click.echo("images that could not be read:")
+        echo("images that could not be read:")
         for row, path, reason in summary["failed"]:
-            click.echo(f"  row {row}: {path}: {reason}")
+            echo(visible(f"  row {row}: {path}: {reason}", keep=""))
 
 
 def _lines(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -79,7 +81,7 @@ def _lines(summary: Mapping[str, Any]) -> Iterator[str]:
     state = "complete" if summary["complete"] else f"incomplete, {n_done:,} of {n_rows:,} rows done"
     yield f"{summary['path']}: {state}"
     yield f"features: {n_rows:,} x {summary['n_features']:,} {summary['dtype']}"
-    yield f"size: {summary['file_bytes'] / 1e6:,.1f} MB"
+    yield f"size: {size_text(summary['file_bytes'])}"
     if "codec" in summary:
         yield from _packed_lines(summary)
     if summary["n_classes"] is not None:
@@ -93,7 +95,7 @@ def _lines(summary: Mapping[str, Any]) -> Iterator[str]:
 def _packed_lines(summary: Mapping[str, Any]) -> Iterator[str]:
     n_bytes = summary["unpacked_bytes"]
     ratio = n_bytes / summary["file_bytes"]
-    yield f"packed: {summary['codec']}, {n_bytes / 1e6:,.1f} MB when unpacked (ratio {ratio:.2f})"
+    yield f"packed: {summary['codec']}, {size_text(n_bytes)} when unpacked (ratio {ratio:.2f})"
     yield f"unpack: featx unpack {shlex.quote(str(summary['path']))}"
 
 

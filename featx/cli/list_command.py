@@ -10,9 +10,10 @@ import click
 
 from featx.cli.json_output import echo_json, json_option
 from featx.cli.options import cache_option, code_option, common_options, reports_option
+from featx.cli.output import echo
 from featx.errors import unknown_name
 from featx.progress import Reporter
-from featx.text import text_table
+from featx.text import size_text, text_table
 
 __all__ = ["command"]
 
@@ -64,7 +65,7 @@ def command(  # noqa: PLR0913
         echo_json([dict(zip(header, row, strict=True)) for row in rows])
         return
     cells = [[str(cell) for cell in row] for row in rows]
-    click.echo(text_table(header, cells, has_rule=False))
+    echo(text_table(header, cells, has_rule=False))
 
 
 def _backbones(pattern: str | None) -> tuple[Sequence[str], Rows]:
@@ -136,12 +137,12 @@ def _caches(folder: str) -> tuple[Sequence[str], Rows]:
             cache.meta["backbone"],
             cache.meta["layer"],
             f"{len(cache):,} x {cache.n_features:,}",
-            f"{cache.path.stat().st_size / 1e6:,.0f} MB",
+            size_text(cache.path.stat().st_size),
         )
         for cache in caches
     ]
     for notice in notices:
-        click.echo(f"warning: {notice}", err=True)
+        echo(f"warning: {notice}", err=True)
     return ("file", "data", "split", "backbone", "layer", "features", "size"), rows
 
 
@@ -161,7 +162,7 @@ def _models(folder: str, reporter: Reporter) -> tuple[Sequence[str], Rows]:
                 len(record.get("class_names", ())),
                 train.get("per_class"),
                 test_text(record),
-                f"{path.stat().st_size / 1e6:,.1f} MB",
+                size_text(path.stat().st_size),
             )
         )
     header = ("model", "head", "backbone", "layer", "classes", "per class", "test accuracy")

@@ -186,7 +186,7 @@ def _run(words: list[str]) -> int:
             hint = ""
             if isinstance(error, click.UsageError) and error.ctx is not None:
                 hint = f" (see {error.ctx.command_path} --help)"
-            print(f"featx: {error.format_message()}{hint}", file=sys.stderr)
+            print(visible(f"featx: {error.format_message()}{hint}"), file=sys.stderr)
         return error.exit_code
     except click.Abort:  # click's word for any stop
         raise KeyboardInterrupt from None
@@ -194,9 +194,11 @@ def _run(words: list[str]) -> int:
 
 
 def _print_error(error: Exception) -> None:
-    print(visible(f"featx: {error}"), file=sys.stderr)
-    for note in getattr(error, "__notes__", ()):
-        print(visible(f"  {note}"), file=sys.stderr)
+    more = [f"  {line}" for line in getattr(error, "differences", ())]
+    message = str(error).removesuffix("\n".join(["", *more]))
+    more += [f"  {note}" for note in getattr(error, "__notes__", ())]
+    for line in (f"featx: {message}", *more):
+        print(visible(line, keep=""), file=sys.stderr)
 
 
 if __name__ == "__main__":

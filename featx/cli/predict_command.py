@@ -17,6 +17,7 @@ from featx.atomic import part_of
 from featx.cli.options import code_option, common_options
 from featx.errors import SourceError, UsageError
 from featx.progress import Reporter
+from featx.text import visible
 
 if TYPE_CHECKING:
     from featx.predict import Prediction, SavedModel
@@ -70,7 +71,8 @@ def command(
     def predictions() -> Generator[Prediction]:
         for prefix, source in sources:
             for row in iter_predictions(saved, network, source, top=top, reporter=reporter):
-                yield replace(row, path=prefix + row.path)
+                named = replace(row, path=prefix + row.path)
+                yield _shown(named) if output is None and sys.stdout.isatty() else named
 
     # `closing` ends the worker processes when the command is interrupted.
     with closing(predictions()) as rows, _stream(output) as stream:
@@ -90,6 +92,12 @@ def _form(output: str | None) -> str:
     if output is not None and ending not in (".csv", ".json"):
         raise UsageError(f"--output {output}: end it in .csv or .json, or say --format csv|json")
     return ending[1:] or "csv"
+
+
+def _shown(row: Prediction) -> Prediction:
+    """Make names safe for a terminal; programs get them as they are."""
+    names = tuple(visible(name, keep="") for name in row.classes)
+    return replace(row, path=visible(row.path, keep=""), classes=names)
 
 
 def _describe(saved: SavedModel) -> str:

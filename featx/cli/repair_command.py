@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featx.cli.options import code_option, common_options
+from featx.cli.output import echo
 from featx.errors import CacheError
 from featx.plugins import named_by
 from featx.progress import Reporter
@@ -42,7 +43,7 @@ def command(files: tuple[Path, ...], allow_code: tuple[str, ...], reporter: Repo
             )
             raise
         with named_by(file):
-            run_plan(plan, reporter, target=file, tell=click.echo)
+            run_plan(plan, reporter, target=file, tell=echo)
 
 
 def _request(cache: Cache) -> dict[str, Any]:

@@ -13,8 +13,10 @@ from featx.cli.options import (
     measures_option,
     reports_option,
 )
+from featx.cli.output import echo
 from featx.errors import CacheError, UsageError
 from featx.progress import Reporter
+from featx.text import count_of, size_text
 
 __all__ = ["command"]
 
@@ -41,10 +43,11 @@ def list_command(measures: tuple[str, ...], reports_dir: str, reporter: Reporter
 
     results = ResultsFolder(_folder(reports_dir), reporter)
     table = summarise(read_results(reports_dir, reporter=reporter), measures)
-    click.echo(format_table(table))
+    echo(format_table(table))
     n_idle, n_all = len(find_idle(results)), len(results.all_rows())
     idle = f"; {n_idle} are idle:  featx reports prune  removes them" if n_idle else ""
-    click.echo(f"{n_all} fits in {results.folder / 'fits'}, {_size(results.n_bytes())}{idle}")
+    fits, size = count_of(n_all, "fit"), size_text(results.n_bytes())
+    echo(f"{fits} in {results.folder / 'fits'}, {size}{idle}")
 
 
 @command.command("prune")
@@ -80,16 +83,16 @@ def prune_command(
     today = fingerprints(cache_dir) if gone else None
     found = find_named(results, systems) if systems else find_idle(results, today)
     if not found:
-        click.echo(f"nothing to remove in {reports_dir}")
+        echo(f"nothing to remove in {reports_dir}")
         return
     for name, reason in list(found.items())[:_MOST_SHOWN]:
-        click.echo(f"{results.folder / 'fits' / name}: {reason}")
+        echo(f"{results.folder / 'fits' / name}: {reason}")
     if len(found) > _MOST_SHOWN:
-        click.echo(f"and {len(found) - _MOST_SHOWN} more")
-    if yes or click.confirm(f"remove {len(found)} file{'s' * (len(found) != 1)} for good?"):
-        click.echo(f"removed {len(found)}, freed {_size(results.remove(found))}")
+        echo(f"and {len(found) - _MOST_SHOWN} more")
+    if yes or click.confirm(f"remove {count_of(len(found), 'file')} for good?"):
+        echo(f"removed {len(found)}, freed {size_text(results.remove(found))}")
     else:
-        click.echo("nothing was removed (--yes does not ask)")
+        echo("nothing was removed (--yes does not ask)")
 
 
 def _folder(reports_dir: str) -> Path:
@@ -97,7 +100,3 @@ def _folder(reports_dir: str) -> Path:
     if not path.is_dir():
         raise UsageError(f"there is no folder {path}: run  featx fit  first, or name --reports DIR")
     return path
-
-
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 1e6:,.1f} MB"

@@ -16,6 +16,7 @@ from featx.cli.options import (
     list_option,
     reports_option,
 )
+from featx.cli.output import echo
 from featx.errors import FeatxError, UsageError
 from featx.progress import Reporter
 from featx.stops import check
@@ -72,7 +73,7 @@ def command(
     allow_code += tuple(chosen.backbone.values())
     recipes = find_recipes(names, allow_code) if names else list(all_recipes())
     if is_list:
-        click.echo(_listed(recipes))
+        echo(_listed(recipes))
         return 0
     if not (names or is_all):
         raise UsageError("name recipes, or give --all; see  featx reproduce --list")
@@ -118,7 +119,7 @@ def _run(recipes: Sequence[Recipe], options: Options, reporter: Reporter) -> int
         source = recipe.system.source
         tables[source] = save_source(folder, source, reporter)
     for table in tables.values():
-        click.echo(f"\n{table.text}\ntable: {table.csv}, {table.txt}")
+        echo(f"\n{table.text}\ntable: {table.csv}, {table.txt}")
     return int(n_failed > 0)
 
 
@@ -128,7 +129,7 @@ def _tell_missing(missing: dict[str, list[str]]) -> None:
         for problem in problems:
             lines.setdefault(problem, []).append(name)
     for problem, names in lines.items():
-        click.echo(f"missing for {', '.join(names)}: {problem}", err=True)
+        echo(f"missing for {', '.join(names)}: {problem}", err=True)
 
 
 def _outcomes(recipe: Recipe, options: Options, reporter: Reporter) -> list[Outcome]:

@@ -25,6 +25,7 @@ from featx.cli.options import (
     list_option,
     test_split_option,
 )
+from featx.cli.output import echo
 from featx.errors import UsageError
 from featx.progress import Reporter
 
@@ -103,15 +104,15 @@ def command(reporter: Reporter, plot: Path | None, reports_dir: str, **options: 
     )
     varied = axes.varied or ("layer",)
     table = to_table(rows, varied)
-    click.echo(format_table(table, ("input", "layer", "pool", "dim")))
+    echo(format_table(table, ("input", "layer", "pool", "dim")))
     path = _csv_path(Path(reports_dir), plan, varied)
     replace_text(path, to_frame(rows).to_csv(index=False))
-    click.echo(f"one row a fit: {path}")
+    echo(f"one row a fit: {path}")
     if plot is not None:
         from featx.sweep.plot import save_plot
 
         save_plot(table, varied, plot)
-        click.echo(f"picture: {plot}")
+        echo(f"picture: {plot}")
     return tell_failed([fit for row in rows for fit in row.fits], reporter)
 
 

@@ -22,6 +22,7 @@ from featx.cli.options import (
     reports_option,
     test_split_option,
 )
+from featx.cli.output import echo
 from featx.progress import Reporter
 
 __all__ = ["command"]
@@ -113,9 +114,9 @@ def command(reporter: Reporter, network: tuple[str, ...], **options: Any) -> Non
 
     options["allow_code"] += network
     plans = [TrainPlan(network=name, **options) for name in network]
-    results = [result for plan in plans for result in run_train(plan, reporter, click.echo)]
-    click.echo(format_table(summarise([result.fit for result in results])))
+    results = [result for plan in plans for result in run_train(plan, reporter, echo)]
+    echo(format_table(summarise([result.fit for result in results])))
     n_known = sum(result.is_known for result in results)
     known = f"{n_known} trainings answered, " if n_known else ""
     folder = Path(options["reports_dir"])
-    click.echo(f"{known}{len(results) - n_known} added to {folder / 'results.csv'}")
+    echo(f"{known}{len(results) - n_known} added to {folder / 'results.csv'}")

@@ -17,6 +17,7 @@ from featx.cli.options import (
     common_options,
     list_option,
 )
+from featx.cli.output import echo
 from featx.errors import CacheError, UsageError
 from featx.progress import Reporter
 
@@ -125,14 +126,23 @@ def command(
 
 def _verify_files(files: Sequence[Path], reporter: Reporter) -> None:
     from featx.store import verify_file
+    from featx.store.kinds import why_unchecked
 
-    n_damaged = 0
+    n_damaged = n_unchecked = 0
     for file in files:
+        if not file.exists():
+            raise CacheError(f"there is no file {file}: see  featx list caches")
+        if reason := why_unchecked(file):
+            n_unchecked += 1
+            echo(f"{file}: not checked: {reason}")
+            continue
         damages = verify_file(file, reporter)
         n_damaged += bool(damages)
-        click.echo(f"{file}: {'DAMAGED' if damages else 'intact'}")
+        echo(f"{file}: {'DAMAGED' if damages else 'intact'}")
         for damage in damages:
-            click.echo(f"  {damage}")
+            echo(f"  {damage}")
+    if n_unchecked == len(files):
+        raise CacheError("none of these is a finished cache: see  featx list caches")
     if n_damaged:
         raise CacheError(
             f"{n_damaged} of {len(files)} files are damaged: run  featx repair FILE  on a cache; "
@@ -146,21 +156,21 @@ def _verify_backbone(plan: _Plan, reporter: Reporter) -> int:
     plan, pictures = _pictures(plan)
     backbone, reference, engine = _open(plan, reporter)
     how = f"{engine.device}, {engine.runtime}, {engine.precision}, {plan.store_dtype}"
-    click.echo(
+    echo(
         f"{backbone.name}, weights {backbone.weights.label}, layer {backbone.layer}, pool "
         f"{backbone.pool}: {how}, batches of "
         f"{engine.batch_size}\nreference: {reference.origin}; one image at a time, float32, cpu"
     )
     width = max(len(picture.name) for picture in pictures)
-    click.echo(f"{'image':{width}}    input  largest  relative  cosine")
+    echo(f"{'image':{width}}    input  largest  relative  cosine")
     found = []
     for agreement in compare(backbone, reference, engine, pictures, store_dtype=plan.store_dtype):
-        click.echo(_row(agreement, width))
+        echo(_row(agreement, width))
         found.append(agreement)
     _print_classes(found, pictures)
     tolerance = TOLERANCES[engine.precision].with_storing(plan.store_dtype)
     verdict = judge(found, tolerance)
-    click.echo(verdict.describe(f"{engine.precision}, {plan.store_dtype}"))
+    echo(verdict.describe(f"{engine.precision}, {plan.store_dtype}"))
     return 0 if verdict.is_pass else 1
 
 
@@ -175,7 +185,7 @@ def _pictures(plan: _Plan) -> tuple[_Plan, Sequence[Picture]]:
     if plan.input_size != "native":
         return plan, [*made_pictures(), *photographs]
     side, pictures = fit_native(made_pictures(), photographs)
-    click.echo(f"native input size: {side} pixels, nothing is resized, larger pictures are cropped")
+    echo(f"native input size: {side} pixels, nothing is resized, larger pictures are cropped")
     return replace(plan, input_size=side, crop_pct=1.0), pictures
 
 
@@ -224,15 +234,15 @@ def _print_classes(agreements: Sequence[Agreement], pictures: Sequence[Picture])
         if agreement.classes
     ]
     if not pairs:
-        click.echo("top-1 classes: not compared, the network has no usable classifier")
+        echo("top-1 classes: not compared, the network has no usable classifier")
         return
     n_equal = sum(classes.featx == classes.reference for classes, _ in pairs)
-    click.echo(f"top-1 classes: the same for {n_equal} of {len(pairs)} images")
+    echo(f"top-1 classes: the same for {n_equal} of {len(pairs)} images")
     labelled = [(classes, label) for classes, label in pairs if label is not None]
     if labelled:
         n_featx = sum(classes.featx == label for classes, label in labelled)
         n_reference = sum(classes.reference == label for classes, label in labelled)
-        click.echo(
+        echo(
             f"right class: {n_featx} of {len(labelled)} through featx, "
             f"{n_reference} of {len(labelled)} through the reference"
         )

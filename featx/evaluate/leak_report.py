@@ -66,7 +66,8 @@ def guard(
     found, lines = summary(leaks), leak_lines(leaks)
     if found and on_leak == "raise":
         error = ProtocolError(f"{leaks.pair.name}: {found}")
-        error.add_note("\n  ".join(lines))
+        for line in lines:
+            error.add_note(line)
         raise error
     tell([found] * bool(found))
     for line in lines:

@@ -7,14 +7,14 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
-from filelock import FileLock
 
-from featx.atomic import part_of, set_aside
+from featx.atomic import locked, part_of, set_aside
 from featx.evaluate.records import RecordError, made, read_record, record_text, write_record
 from featx.evaluate.result import COLUMNS, KEY_COLUMNS, FitResult
 from featx.evaluate.rows import RecordRows, Row, latest, older_table_text, table_text
@@ -55,9 +55,9 @@ class ResultsFolder:
         self._seen = {path.name for path in (self.folder / "fits").glob("*.json")}
 
     @property
-    def _lock(self) -> FileLock:
+    def _lock(self) -> AbstractContextManager[None]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.folder / f"{_TABLE}.lock")
+        return locked(self.folder / f"{_TABLE}.lock", self.reporter.warn)
 
     def add(self, result: FitResult) -> Path:
         """Write the fit's JSON file, unless another process did meanwhile, then the table.

@@ -219,7 +219,8 @@ def _by_split(group: Sequence[CacheLike]) -> dict[str, list[CacheLike]]:
                 f"two caches are the {split} split of {first.meta['data']!r}: {first.path} and "
                 f"{cache.path}; name the one to use"
             )
-            error.add_note("\n".join(differences(first.meta["identity"], cache.meta["identity"])))
+            for line in differences(first.meta["identity"], cache.meta["identity"]):
+                error.add_note(line)
             raise error
     return {split: list(caches.values()) for split, caches in parts.items()}
 

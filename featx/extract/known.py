@@ -58,7 +58,7 @@ def find_known(
                     return None
                 order = {layer: i for i, layer in enumerate(plan.layer)}
                 files.sort(key=lambda cache: order.get(cache.meta["layer"], len(order)))
-                found += map(_report, files)
+                found += [_report(cache, folder / cache.path.name) for cache in files]
         return found
     finally:
         for cache in caches:
@@ -103,9 +103,17 @@ def _is_as_made(cache: Cache) -> bool:
     if "key" not in weights and "weights" in cache.meta["request"]:
         return False  # of a file with several networks, another one is taken today
     own = os.environ.get("FEATX_WEIGHTS")
-    if own and Path(own).expanduser().resolve() not in Path(file).resolve().parents:
-        return False  # another file of that name may lie there now
+    if own and _may_be_found(Path(own).expanduser(), Path(file), cache.meta["backbone"]):
+        return False  # another file of that name lies there now
     return digest_file(Path(file)) == weights.get("file_sha256")
+
+
+def _may_be_found(own: Path, file: Path, backbone: str) -> bool:
+    """Whether a folder of weights has another file that may be meant."""
+    if own.resolve() in file.resolve().parents:
+        return False
+    starts = (file.name, backbone.rpartition("/")[2].partition(".")[0])
+    return not own.is_dir() or any(path.name.startswith(starts) for path in own.iterdir())
 
 
 def _matching(caches: Iterable[Cache], source: Source, reporter: Reporter) -> list[Cache]:
@@ -125,10 +133,10 @@ def _matching(caches: Iterable[Cache], source: Source, reporter: Reporter) -> li
     return list(by_layer.values()) if len(by_layer) == len(of_images) else []
 
 
-def _report(cache: Cache) -> ExtractReport:
+def _report(cache: Cache, path: Path) -> ExtractReport:
     n_images, n_features = cache.X.shape
     return ExtractReport(
-        path=cache.path,
+        path=path,
         n_images=n_images,
         n_features=n_features,
         dtype=str(cache.X.stored_dtype),

@@ -165,7 +165,8 @@ class Plan:
         for name in _PATHS:
             word = values.get(name)
             if word and Path(word).exists() and word not in available_data():
-                values[name] = str(Path(word).absolute())
+                path = Path(word)
+                values[name] = str(path.resolve() if ".." in path.parts else path.absolute())
         return values
 
 

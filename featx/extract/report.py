@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featx.extract.times import StageTimes
+from featx.text import count_of, size_text
 
 __all__ = ["ExtractReport"]
 
@@ -26,12 +27,11 @@ class ExtractReport:
     n_reused: int = 0
 
     def __str__(self) -> str:
-        done = (
-            f"{self.n_computed:,} images in {self.seconds:.1f} s"
-            if self.n_computed
-            else "was complete already"
-        )
-        if self.n_reused and not self.n_computed:
-            done = f"{self.n_reused:,} rows taken from the file that was there, nothing computed"
+        done = "was complete already"
+        if self.n_computed:
+            done = f"{count_of(self.n_computed, 'image')} in {self.seconds:.1f} s"
+        elif self.n_reused:
+            rows = count_of(self.n_reused, "row")
+            done = f"{rows} taken from the file that was there, nothing computed"
         size = f"{self.n_images:,} x {self.n_features:,} {self.dtype}"
-        return f"{self.path}: {size}, {self.n_bytes / 1e6:,.0f} MB, {done}"
+        return f"{self.path}: {size}, {size_text(self.n_bytes)}, {done}"

@@ -84,7 +84,7 @@ def extract_many(
     _report_failures(told.failed, source, told.target, reporter)
     return [
         ExtractReport(
-            path=writer.target,
+            path=target,
             n_images=len(source),
             n_features=writer.spec.n_features,
             dtype=writer.spec.dtype,
@@ -95,7 +95,7 @@ def extract_many(
             times=times if n else None,
             n_reused=writer.n_reused,
         )
-        for writer, n in zip(writers, n_computed, strict=True)
+        for target, writer, n in zip(targets, writers, n_computed, strict=True)
     ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from featx.errors import UsageError
 from featx.fewshot import DRAWS_VERSION, draw_subset
 from featx.sources import ClassChoice, Source
+from featx.store.kinds import name_cache
 
 if TYPE_CHECKING:
     from featx.backbones import Backbone
@@ -119,4 +119,4 @@ def cache_path(
         parts.append(f"{value}px" if name == "input_size" else f"{name}{text}")
     numbers = (engine.precision, engine.runtime, settings.store_dtype)
     parts += [part for part in numbers if part not in ("fp32", "torch", "float16")]
-    return folder / ("-".join(re.sub(r"[^\w.+-]+", "_", part) for part in parts) + ".h5")
+    return name_cache(folder, parts)

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
+from featx.atomic import locked
 from featx.engines.loader import worker_deaths_named
 from featx.errors import CacheError
 from featx.extract import Settings, make_spec
 from featx.extractor.compute import Setup, UnreadableError
 from featx.fingerprint import fingerprint
 from featx.sources import Source
-from featx.store import Cache, CacheSpec, CacheWriter
+from featx.store import Cache, CacheSpec, CacheWriter, disk
 
 __all__ = ["RowMemory"]
 
@@ -99,18 +99,11 @@ class RowMemory:
 
     @contextmanager
     def _locked(self, folder: Path) -> Iterator[None]:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / ".lock")
-            lock.acquire()
-        except OSError as error:
-            raise CacheError(
-                f"the memory {folder} cannot be used: {error.strerror or error}"
-            ) from error
-        try:
+        with ExitStack() as stack:
+            with disk.translated(f"the memory {folder} cannot be used"):
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(folder / ".lock", self._setup.reporter.warn))
             yield
-        finally:
-            lock.release()
 
     def _started(
         self, source: Source, digests: np.ndarray, rows: list[int]

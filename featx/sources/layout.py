@@ -26,6 +26,7 @@ __all__ = [
     "ending",
     "is_shown",
     "list_images",
+    "others",
     "some",
 ]
 
@@ -34,6 +35,11 @@ LAYOUT = "featx reads <folder>/<class>/<image> or <folder>/train/<class>/<image>
 
 
 _LISTS = frozenset({".txt", ".lst", ".csv", ".tsv", ".json", ".jsonl", ".mat"})
+
+
+def others(n_files: int) -> str:
+    """Count files that are no images."""
+    return "1 file that is no image" if n_files == 1 else f"{n_files:,} files that are no images"
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ class _LeftOut:
                 for ending, n in self.endings.most_common(5)
             )
             n_files = self.endings.total()
-            reporter.say(f"{name!r}: {n_files:,} files that are no images left out ({counts})")
+            reporter.say(f"{name!r}: {others(n_files)} left out ({counts})")
 
 
 def list_images(

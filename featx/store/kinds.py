@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import stat
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -25,8 +27,10 @@ __all__ = [
     "is_lock",
     "is_partial",
     "is_removable",
+    "name_cache",
     "size_of",
     "target_of",
+    "why_unchecked",
 ]
 
 PARTIAL: Final = re.compile(r"(?P<target>.+)\.[0-9a-f]{12}-[0-9a-f]{8}\.partial", re.DOTALL)
@@ -34,6 +38,17 @@ JOURNAL: Final = re.compile(PARTIAL.pattern + r"\.journal(\.new)?", re.DOTALL)
 _JOURNAL_START: Final = re.compile(rb"[0-9a-f]{16} \{")
 LOCK: Final = re.compile(r".+\.(h5|hdf5)\.lock", re.DOTALL)
 _SUFFIXES: Final = (".h5", ".hdf5")
+_MOST_NAME_BYTES: Final = 200  # of 255, since partial files and their journals add to it
+
+
+def name_cache(folder: str | os.PathLike[str], words: Iterable[str]) -> Path:
+    """Name a cache file by words; what is too long ends with a hash of all of it."""
+    stem = "-".join(re.sub(r"[^\w.+-]+", "_", word) for word in words)
+    path, data = Path(folder) / f"{stem}.h5", stem.encode()
+    if len(data) <= _MOST_NAME_BYTES or os.path.lexists(path):  # an older featx wrote longer ones
+        return path
+    start = data[: _MOST_NAME_BYTES - 17].decode(errors="ignore")
+    return path.with_name(f"{start}-{hashlib.sha256(data).hexdigest()[:16]}.h5")
 
 
 def files_below(root: Path) -> list[Path]:
@@ -65,6 +80,17 @@ def is_archive_file(path: str | os.PathLike[str]) -> bool:
 def is_removable(path: Path) -> bool:
     """Whether a file is a cache, a partial file or an archive of featx."""
     return is_partial(path) or (path.suffix in _SUFFIXES and _is_ours(first_bytes(path)))
+
+
+def why_unchecked(path: Path) -> str:
+    """Say why a file is nothing to check; empty for a cache and an archive, damaged ones too."""
+    if path.is_dir():
+        return "a folder"
+    start = first_bytes(path.resolve())
+    if is_partial(path) or is_journal(path) or start.startswith(b"featx-partial "):
+        return "unfinished, the same featx extract goes on with it"
+    is_other = start.startswith(b"\x89HDF") if path.suffix in _SUFFIXES else not _is_ours(start)
+    return "not a cache" if is_other and not is_archive_file(path) else ""
 
 
 def _is_ours(start: bytes) -> bool:

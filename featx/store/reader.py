@@ -88,9 +88,9 @@ class Cache:
             If the features would lose digits as `dtype`, or there is no such type.
         """
         full = Path(path).absolute()
-        with disk.translated(f"cannot open {full}"):
+        with disk.translated(f"cannot open {path}"):
             if not full.is_file():
-                raise CacheError(_why_missing(full))
+                raise CacheError(_why_missing(Path(path)))
             handle = Handle(str(full))
         try:
             cache = cls._read(full, handle, verify_seal)
@@ -98,7 +98,7 @@ class Cache:
             return cache
         except CacheError as error:
             handle.close()
-            raise CacheError(f"{full}: {error}") from error
+            raise CacheError(f"{path}: {error}") from error
         except BaseException:
             handle.close()
             raise

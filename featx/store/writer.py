@@ -132,7 +132,7 @@ class CacheWriter:
             with suppress(OSError):  # what a run that was killed at its very end left behind
                 partials.sweep(path)
             return writer
-        with disk.translated(f"cannot write {path}"):
+        with disk.translated(f"cannot write {target}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 writer._lock_target()

@@ -75,9 +75,9 @@ def test_an_archive_is_described_and_verified_like_its_cache(in_tmp, capsys):
     lines = capsys.readouterr().out.splitlines()
     packed = [line for line in lines if line not in of_cache]
     assert packed[0] == "my a.h5: complete"
-    assert re.fullmatch(r"packed: gzip, 0\.1 MB when unpacked \(ratio [\d.]+\)", packed[-2])
+    assert re.fullmatch(r"packed: gzip, [\d.]+ kB when unpacked \(ratio [\d.]+\)", packed[-2])
     assert packed[-1] == "unpack: featx unpack 'my a.h5'"
-    assert set(of_cache) - set(lines) <= {"cache/a.h5: complete", "size: 0.1 MB"}
+    assert set(of_cache) - set(lines) <= {"cache/a.h5: complete", "size: 61.7 kB"}
     assert lines[-1] == "  row 2: 2: broken"
     assert main(["verify", "my a.h5"]) == 0
     assert capsys.readouterr().out == "my a.h5: intact\n"
@@ -88,7 +88,7 @@ def test_an_archive_is_described_and_verified_like_its_cache(in_tmp, capsys):
 def test_export(in_tmp, capsys):
     assert main(["export", "cache/a.h5", "--format", "npz", "-q"]) == 0
     out = capsys.readouterr().out
-    assert "a.npz: 9 rows, 0.0 MB, 1 left out because" in out
+    assert "a.npz: 9 rows, 1.3 kB, 1 left out because" in out
     words = ["export", "cache/a.h5", "-f", "npz", "-o", "b.npz", "--rows", "1:7:2", "-q"]
     assert main([*words, "--keep-failed"]) == 0
     with np.load(in_tmp / "b.npz", allow_pickle=False) as found:
@@ -107,7 +107,7 @@ def test_list(in_tmp, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["cache", "list"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"cache/a\.h5 +complete +0\.1 MB +\d+ s +vgg16 cifar10 test features", out)
+    assert re.search(r"cache/a\.h5 +complete +61\.7 kB +\d+ s +vgg16 cifar10 test features", out)
     assert re.search(r"cache/b\.h5\.\S+\.partial +partial 40 % ", out)
     assert "2 files in cache" in out
     assert main(["cache", "list", "--cache", "none"]) == 1
@@ -120,7 +120,7 @@ def test_rm_asks_first(in_tmp, capsys, monkeypatch, text):
     before = sorted((in_tmp / "cache").iterdir())
     assert main(["cache", "rm", "a.h5", "b.h5"]) == 0
     out = capsys.readouterr().out
-    assert "cache/a.h5 (complete, 0.1 MB): vgg16" in out
+    assert "cache/a.h5 (complete, 61.7 kB): vgg16" in out
     assert "remove 2 files for good? [y/N]" in out
     assert "nothing was removed" in out
     assert sorted((in_tmp / "cache").iterdir()) == before
@@ -175,3 +175,22 @@ def test_rm_stays_in_its_folder(in_tmp, capsys):
     assert main(["cache", "rm", "../a.h5", "--yes"]) == 2
     assert "outside the cache folder" in capsys.readouterr().err
     assert (in_tmp / "a.h5").exists()
+
+
+def test_verify_tells_what_is_no_cache_from_what_is_damaged(in_tmp, capsys):
+    assert main(["export", "cache/a.h5", "--format", "npz", "-q"]) == 0
+    Path("cache/folder").mkdir()
+    capsys.readouterr()
+    files = sorted(str(path) for path in Path("cache").glob("*"))
+    assert main(["verify", *files, "-q"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "cache/a.h5: intact" in lines
+    assert "cache/a.npz: not checked: not a cache" in lines
+    assert "cache/folder: not checked: a folder" in lines
+    assert sum("not checked: unfinished" in line for line in lines) == 2  # and its journal
+    assert "DAMAGED" not in "".join(lines)
+    assert main(["verify", "cache/a.npz"]) == 1
+    assert "none of these is a finished cache" in capsys.readouterr().err
+    Path("cache/b.h5").write_bytes(b"\0" * 8192)
+    assert main(["verify", "cache/b.h5", "-q"]) == 1
+    assert "DAMAGED" in capsys.readouterr().out

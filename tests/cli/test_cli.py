@@ -221,7 +221,7 @@ def test_space_separated_lists_are_read_up_to_the_next_option():
 
 
 def n_computed(out):
-    return [int(n) for n in re.findall(r"MB, (\d+) images in", out)]
+    return [int(n) for n in re.findall(r"B, (\d+) images? in", out)]
 
 
 def test_repair_computes_only_the_damaged_rows(in_tmp, capsys):

@@ -42,7 +42,7 @@ def test_info_counts_classes_and_sizes(photos, capsys):
     assert "train/frog/0.png: not an image but an HTML page" in captured.out
     [frog] = [line for line in captured.out.splitlines() if line.startswith("frog")]
     assert frog.split() == ["frog", "5", "5"]
-    assert "1 files that are no images left out (1 .txt)" in captured.err
+    assert "1 file that is no image left out (1 .txt)" in captured.err
     assert "sheet.png" in captured.out
     with Image.open("sheet.png") as sheet:
         assert sheet.width > 5 * 96

@@ -219,7 +219,7 @@ def test_archives_and_manifests(predict, pictures, tmp_path):
     assert [row["path"] for row in rows] == [*map(str, images), "gone.png", *inside]
     assert [row["status"] == "done" for row in rows] == [True, True, False, True, True]
     assert rows[0]["score"] == rows[3]["score"] != rows[1]["score"] == rows[4]["score"]
-    assert "1 files that are no images left out" in err
+    assert "1 file that is no image left out" in err
 
 
 def test_a_pipe_gives_one_image_or_names_of_images(predict, pictures, tmp_path, monkeypatch):

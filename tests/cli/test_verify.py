@@ -116,7 +116,7 @@ def test_a_network_without_a_usable_classifier(capsys, tmp_path):
         ([*SMALL, "--photographs", "nowhere"], 1, "no such file or folder"),
         ([*SMALL, "--labels", "nothing.csv"], 1, "nothing.csv cannot be read"),
         (["verify", "--backbone", "squeezenet"], 2, "did you mean squeezenet1_"),
-        (["verify", "nothing.h5"], 1, "damaged"),
+        (["verify", "nothing.h5"], 1, "there is no file nothing.h5"),
     ],
 )
 def test_bad_input_is_one_line(words, code, message, capsys, tmp_path, monkeypatch):

@@ -13,8 +13,8 @@ from threading import Thread
 import numpy as np
 import pandas as pd
 import pytest
-from filelock import FileLock
 
+from featx.atomic import locked
 from featx.evaluate import COLUMNS, ResultsFolder, Settings, evaluate, read_results, rows
 from featx.evaluate.records import write_record
 from featx.progress import SILENT, Reporter
@@ -231,7 +231,7 @@ def test_many_writers(results, tmp_path):
 def test_a_writer_waits_for_another(results, tmp_path):
     folder = ResultsFolder(tmp_path)
     writer = Thread(target=folder.add, args=(results[0],))
-    with FileLock(tmp_path / "results.csv.lock"):
+    with locked(tmp_path / "results.csv.lock", print):
         writer.start()
         writer.join(0.3)
         assert writer.is_alive()

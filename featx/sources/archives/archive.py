@@ -24,7 +24,7 @@ from featx.sources.archives.zip import ZipSource, index_zip
 from featx.sources.base import Source
 from featx.sources.beside import is_metadata
 from featx.sources.chosen import LayoutChoice
-from featx.sources.layout import ENDINGS, ending, is_shown, list_images, some
+from featx.sources.layout import ENDINGS, ending, is_shown, list_images, others, some
 from featx.sources.recognise import wrapper
 from featx.sources.tree import MemberTree, View
 
@@ -82,7 +82,7 @@ def open_unlabelled(
         raise SourceError(f"{str(path)!r} has no images among its {len(index.files):,} files")
     if len(names) < len(index.files):
         n_others = len(index.files) - len(names)
-        reporter.say(f"{str(path)!r}: {n_others:,} files that are no images left out")
+        reporter.say(f"{str(path)!r}: {others(n_others)} left out")
     return kind(
         name=archive_stem(path),
         split="all",

@@ -14,9 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from filelock import FileLock
-
-from featx.atomic import part_of, replace_text
+from featx.atomic import locked, part_of, replace_text
 from featx.errors import SourceError
 from featx.progress import SILENT, Reporter
 from featx.records import parse_json
@@ -98,7 +96,7 @@ def _unpack_once(archive: ArchiveFile, opener: _Opener, folder: Path, reporter: 
     stem = archive_stem(Path(archive.path))[:60]
     safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in stem)
     target = folder / f"{safe}-{digest[:16]}.tar"
-    with FileLock(target.with_suffix(".lock")):
+    with locked(target.with_suffix(".lock"), reporter.warn):
         if not target.is_file():  # else it is the same archive under another name, or touched
             _unpack_to(target, archive, opener, reporter)
     return target
