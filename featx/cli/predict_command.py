@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -95,9 +95,18 @@ def _form(output: str | None) -> str:
 
 
 def _shown(row: Prediction) -> Prediction:
-    """Make names safe for a terminal; programs get them as they are."""
-    names = tuple(visible(name, keep="") for name in row.classes)
-    return replace(row, path=visible(row.path, keep=""), classes=names)
+    """Make names safe for a terminal, and numbers short; programs get them as they are."""
+    return replace(
+        row,
+        path=visible(row.path, keep=""),
+        classes=tuple(visible(name, keep="") for name in row.classes),
+        scores=_short(row.scores),
+        probabilities=row.probabilities and _short(row.probabilities),
+    )
+
+
+def _short(values: Iterable[float]) -> tuple[float, ...]:
+    return tuple(float(f"{value:.4g}") for value in values)
 
 
 def _describe(saved: SavedModel) -> str:

@@ -224,19 +224,14 @@ def _write_csv(
 
 def _classes(prediction: Prediction) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [
-        {"rank": i, "class": name, "score": _rounded(score)}
+        {"rank": i, "class": name, "score": score}
         for i, (name, score) in enumerate(
             zip(prediction.classes, prediction.scores, strict=True), start=1
         )
     ]
     for row, chance in zip(rows, prediction.probabilities or (), strict=False):
-        row["probability"] = _rounded(chance)
+        row["probability"] = chance
     return rows
-
-
-def _rounded(value: float) -> float:
-    """Keep the digits that a feature in float16 or float32 can give."""
-    return float(f"{value:.6g}")
 
 
 def _write_json(
