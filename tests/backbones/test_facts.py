@@ -109,7 +109,8 @@ class TestTimm:
         assert rows["timm/resnet18.fb_ssl_yfcc100m_ft_in1k"].licence == "cc-by-nc-4.0"
 
 
-def test_the_lists_of_the_command_line(capsys):
+def test_the_lists_of_the_command_line(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
     assert main(["list", "backbones", "squeezenet1_0"]) == 0
     header, row = capsys.readouterr().out.splitlines()
     for name, value in {"features": "86,528", "GMACs": "0.82", "licence": "BSD-3-Clause"}.items():

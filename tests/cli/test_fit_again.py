@@ -71,7 +71,8 @@ def test_a_killed_command_goes_on_and_gives_the_same_table(cache, capsys, step, 
     out = capsys.readouterr().out
     assert table_of(out) == table_of(expected)
     if n_kept:
-        assert f"{n_kept} fits answered from reports/, {N_FITS - n_kept} added to" in out
+        fits = "fit" if n_kept == 1 else "fits"
+        assert f"{n_kept} {fits} answered from reports/, {N_FITS - n_kept} added to" in out
     pd.testing.assert_frame_equal(
         results("reports").reset_index(drop=True), results("whole").reset_index(drop=True)
     )
