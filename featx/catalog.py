@@ -15,6 +15,7 @@ __all__ = ["DEFAULT_FOLDER", "fingerprints", "load", "open_complete"]
 
 DEFAULT_FOLDER = "cache"
 _SUFFIXES = (".h5", ".hdf5")
+_USUAL_SPLIT = "train"
 
 
 def open_complete(folder: str | os.PathLike[str]) -> tuple[list[Cache], list[str]]:
@@ -50,7 +51,7 @@ def load(  # noqa: PLR0913
     spec: str | os.PathLike[str],
     *,
     data: str | None = None,
-    split: str = "train",
+    split: str | None = None,
     layer: str | None = None,
     pool: str | None = None,
     input_size: int | None = None,
@@ -65,8 +66,9 @@ def load(  # noqa: PLR0913
         Path of a file, also of a packed one, or the name of a backbone.
     data : str, optional
         Name of the data set; may be left out where the folder holds only one.
-    split : str, default="train"
-        ``train``, ``val`` (also called ``validation``, ``valid`` or ``dev``), ``test`` or ``all``.
+    split : str, optional
+        ``train``, ``val`` (also called ``validation``, ``valid`` or ``dev``), ``test`` or ``all``;
+        by default ``train``, or the only one that there is.
     layer, pool : str, optional
         Needed where the folder holds several of this backbone.
     input_size : int, optional
@@ -101,7 +103,7 @@ def load(  # noqa: PLR0913
     wanted = {
         "backbone": str(spec),
         "data": data,
-        "split": read_split(split),
+        "split": None if split is None else read_split(split),
         "layer": layer,
         "pool": pool,
         "input_size": input_size,
@@ -109,6 +111,8 @@ def load(  # noqa: PLR0913
     wanted = {name: value for name, value in wanted.items() if value is not None}
     caches, notices = open_complete(folder)
     found = [cache for cache in caches if _fits(cache.meta, wanted)]
+    if split is None and len({cache.meta.get("split") for cache in found}) > 1:
+        found = [cache for cache in found if cache.meta.get("split") == _USUAL_SPLIT] or found
     if len(found) == 1:
         found[0].X = found[0].X.astype(dtype)
         return found[0]
@@ -125,7 +129,7 @@ def _ambiguous(found: Iterable[Cache], wanted: Mapping[str, Any]) -> str:
     found = list(found)
     differing = [
         f"{name} ({', '.join(sorted(values))})"
-        for name in ("data", "layer", "pool", "input_size")
+        for name in ("data", "split", "layer", "pool", "input_size")
         if len(values := {str(cache.meta.get(name)) for cache in found}) > 1
     ]
     by = f"add {' or '.join(differing)}, or " if differing else ""

@@ -77,3 +77,16 @@ def test_damaged_files_are_left_out_with_a_reason(tmp_path):
     caches, notices = open_complete(tmp_path)
     assert [cache.path.name for cache in caches] == ["a.h5"]
     assert "b.h5" in notices[0]
+
+
+def test_the_split_is_train_or_the_only_one_there_is(tmp_path):
+    whole = make_cache(tmp_path, "a", split="all")
+    assert load("vgg16", folder=tmp_path).path == whole
+    whole.unlink()
+    test = make_cache(tmp_path, "b", split="test")
+    assert load("vgg16", folder=tmp_path).path == test
+    make_cache(tmp_path, "c", split="val")
+    with pytest.raises(UsageError, match=r"add split \(test, val\)"):
+        load("vgg16", folder=tmp_path)
+    train = make_cache(tmp_path, "d", split="train")
+    assert load("vgg16", folder=tmp_path).path == train
