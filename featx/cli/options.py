@@ -63,7 +63,9 @@ class ListCommand(click.Command):
         lists = {name: p for p in options if isinstance(p, ListOption) for name in p.opts}
         flags = {name for p in options if p.is_flag for name in (*p.opts, *p.secondary_opts)}
         own = [p for p in self.get_params(ctx) if isinstance(p, click.Argument)]
-        spelled, n_own = _spelled(args, lists, flags, lambda o, word, n: not own or o.takes(word))
+        spelled, n_own = _spelled(
+            args, lists, flags, lambda option, word, n: not (own and n) or option.takes(word)
+        )
         if any(p.required for p in own) and not n_own:
             spelled, _ = _spelled(args, lists, flags, lambda option, word, n: n == 0)
         return super().parse_args(ctx, spelled)
