@@ -55,7 +55,7 @@ def test_every_step_finds_on_a_cpu_what_it_should(tmp_path):
     table = (tmp_path / "out" / "gpu.md").read_text()
     assert all(f"## {name}: " in table for name in steps)
     # multiprocessing leaves folders of sockets, pymp-..., where processes are killed; the package
-    # wandb makes a folder where it is imported, as skorch does where it is installed.
+    # wandb makes a folder where it is imported, as timm does where it is installed.
     left = {path.name.partition("-")[0] for path in tmp_path.iterdir()}
     assert {name for name in left if not name.endswith("wandb")} <= {"out", "pymp"}
 
