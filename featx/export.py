@@ -22,6 +22,7 @@ from featx.progress import SILENT, Reporter
 from featx.store import Cache, disk, layout, open_any
 from featx.store.beside import PROJECTOR_FILES, file_beside, folder_beside
 from featx.store.features import FeatureArray
+from featx.text import as_utf8
 
 __all__ = ["FORMATS", "ExportReport", "export_cache", "exported_path"]
 
@@ -208,21 +209,14 @@ def _write_parquet(selection: _Selection, stream: Any) -> None:
     )
     with pq.ParquetWriter(stream, schema, compression="zstd") as writer:
         for rows, block in selection.blocks(_ROW_GROUP_BYTES):
-            classes = [
-                None if name is None else _readable(name) for name in selection.classes(rows)
-            ]
+            classes = [None if name is None else as_utf8(name) for name in selection.classes(rows)]
             columns = [
-                pa.array([_readable(path) for path in selection.paths(rows)], pa.string()),
+                pa.array([as_utf8(path) for path in selection.paths(rows)], pa.string()),
                 pa.array(cache.labels[rows], pa.int64()),
                 pa.array(classes, pa.string()),
                 pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), type=kind),
             ]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema))
-
-
-def _readable(name: str) -> str:
-    # Bytes of a file name that are no UTF-8 appear as \xNN.
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _write_projector(selection: _Selection, folder: Path) -> None:
@@ -240,7 +234,7 @@ def _write_projector(selection: _Selection, folder: Path) -> None:
         paths = selection.paths(selection.rows)
         for path, label, name in zip(paths, labels, names, strict=True):
             stream.write(f"{_escaped(path)}\t{label}\t{_escaped(name or '')}\n")
-    name = json.dumps(_readable(cache.path.stem), ensure_ascii=False)
+    name = json.dumps(as_utf8(cache.path.stem), ensure_ascii=False)
     text = (
         f"embeddings {{\n  tensor_name: {name}\n"
         f"  tensor_shape: {len(selection.rows)}\n  tensor_shape: {cache.n_features}\n"
@@ -250,4 +244,4 @@ def _write_projector(selection: _Selection, folder: Path) -> None:
 
 
 def _escaped(name: str) -> str:
-    return _readable(name).translate(_ESCAPES)
+    return as_utf8(name).translate(_ESCAPES)

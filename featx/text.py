@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Container, Iterator, Sequence
 
 __all__ = [
+    "as_utf8",
     "count_of",
     "csv_text",
     "shared_columns",
@@ -50,6 +51,11 @@ def size_text(n_bytes: float) -> str:
 def count_of(n: int, word: str) -> str:
     """Write a number of things: 1 file, 2 files."""
     return f"{n:,} {word}{'s' * (n != 1)}"
+
+
+def as_utf8(name: str) -> str:
+    r"""Write bytes of a file name that are no UTF-8 as ``\xNN``, for files that hold text only."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _is_shown(character: str) -> bool:

@@ -10,6 +10,7 @@ import click
 
 from featx.cli.options import ListCommand, common_options, list_option, reports_option
 from featx.progress import Reporter
+from featx.text import count_of
 
 if TYPE_CHECKING:
     from featx.evaluate.lines import Lines
@@ -66,8 +67,7 @@ def command(
 
         path = out or Path(reports_dir) / "index.html"
         write_page(lines, path, pictures=pictures, reporter=reporter)
-        n = len(lines.fits)
-        click.echo(f"{n} {'fit' if n == 1 else 'fits'}: open {path} in a browser")
+        click.echo(f"{count_of(len(lines.fits), 'fit')}: open {path} in a browser")
     else:
         click.echo(format_lines(lines, form), nl=False)
 

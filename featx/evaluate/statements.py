@@ -9,6 +9,7 @@ import pandas as pd
 
 from featx.evaluate.systems import SYSTEM_COLUMNS
 from featx.evaluate.table import format_table
+from featx.text import count_of
 
 __all__ = ["format_comparison", "statement"]
 
@@ -37,7 +38,7 @@ def statement(line: pd.Series[Any], telling: Sequence[str], n_compared: int) -> 
         p += f", corrected {_p_text(line['p_holm'])}"
     where = ", ".join(_named(column, line[column]) for column in telling if line[column])
     start = f"{where}: " if where else ""
-    over = f"{_counted(line['n_draws'], 'draw')}, {_counted(line['n_images'], 'test image')}"
+    over = f"{count_of(line['n_draws'], 'draw')}, {count_of(line['n_images'], 'test image')}"
     is_told = line["p_holm"] < _ALPHA
     if line["n_draws"] == 1:
         start, over = f"{start}{_one_draw(line)}, ", f"{over}; nothing is said of other subsets"
@@ -61,10 +62,6 @@ def _one_draw(line: pd.Series[Any]) -> str:
 
 def _p_text(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-
-
-def _counted(n: int, what: str) -> str:
-    return f"{n:,} {what}" + "s" * (n != 1)
 
 
 def _named(column: str, value: str) -> str:

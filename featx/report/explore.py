@@ -17,6 +17,7 @@ from featx.progress import SILENT, Reporter
 from featx.report.neighbours import Neighbourhood
 from featx.sources.album import Albums, thumbnail_url
 from featx.store import Cache
+from featx.text import as_utf8
 
 __all__ = ["write_atlas", "write_map"]
 
@@ -35,8 +36,7 @@ class _Described:
             reporter.warn(f"images cannot be shown: {problem}")
 
     def path(self, i: int) -> str:
-        name = str(self.cache.paths[int(self.found.rows[i])])
-        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        return as_utf8(str(self.cache.paths[int(self.found.rows[i])]))
 
     def class_name(self, label: int) -> str:
         return str(self.cache.class_names[label]) if label >= 0 else "no label"
