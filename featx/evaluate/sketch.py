@@ -14,7 +14,7 @@ from featx.halves import convert
 from featx.heads.base import Rows, RowsView, check_finite, row_blocks
 from featx.heads.scaling import N_CORES
 
-__all__ = ["WIDTH", "Sketch", "mean_row", "sketch_rows"]
+__all__ = ["WIDTH", "Sketch", "mean_row", "sketch_rows", "unit_length"]
 
 WIDTH = 1024
 """Values of a sketch; rows that are not longer are their own sketch."""
@@ -82,7 +82,7 @@ def sketch_rows(
         block = np.asarray(X[rows])
         if width:
             sums = _summed(block, centre, signs)
-            unit[rows] = _normalised(sums)
+            unit[rows] = unit_length(sums)
             if must_be_finite and not np.isfinite(sums).all():
                 check_finite(block, rows.start, X.rows if isinstance(X, RowsView) else None)
         block = np.ascontiguousarray(block, dtype)
@@ -117,8 +117,9 @@ def _summed(
     return sums
 
 
-def _normalised(sums: NDArray[np.float32]) -> NDArray[np.float32]:
+def unit_length(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Bring rows to length 1; rows of zeros, or of values that are not finite, become zeros."""
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        norms = np.linalg.norm(sums, axis=1, keepdims=True)
+        norms = np.linalg.norm(rows, axis=1, keepdims=True)
         is_usable = np.isfinite(norms) & (norms > 0)
-        return np.where(is_usable, sums / norms, np.float32(0))
+        return np.where(is_usable, rows / norms, np.float32(0))

@@ -39,7 +39,7 @@ class _Described:
         return as_utf8(str(self.cache.paths[int(self.found.rows[i])]))
 
     def class_name(self, label: int) -> str:
-        return str(self.cache.class_names[label]) if label >= 0 else "no label"
+        return as_utf8(str(self.cache.class_names[label])) if label >= 0 else "no label"
 
     def picture(self, i: int) -> Image.Image | None:
         return self.album.picture(self.cache.paths[int(self.found.rows[i])])
@@ -143,16 +143,16 @@ def write_atlas(
         raise MissingExtraError("pyarrow", "parquet", "--format atlas") from error
     told, n = _Described(cache, found, reporter), len(found.rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with part_of(path) as part, reporter.bar(n, path.name, "image") as bar:
-        writer = None
+    schema = _schema(pa)
+    with (
+        part_of(path) as part,
+        pq.ParquetWriter(part, schema, compression="zstd") as writer,
+        reporter.bar(n, path.name, "image") as bar,
+    ):
         for start in range(0, n, _ATLAS_BLOCK):
             rows = [_atlas_row(told, i) for i in range(start, min(n, start + _ATLAS_BLOCK))]
-            table = pa.Table.from_pylist(rows, (writer and writer.schema) or _schema(pa))
-            writer = writer or pq.ParquetWriter(part, table.schema, compression="zstd")
-            writer.write_table(table)
+            writer.write_table(pa.Table.from_pylist(rows, schema))
             bar.update(len(rows))
-        if writer is not None:
-            writer.close()
 
 
 def _schema(pa: Any) -> Any:

@@ -12,15 +12,14 @@ from sklearn.neighbors import NearestNeighbors
 
 from featx.errors import CacheError, MissingExtraError
 from featx.evaluate.near import near_within
-from featx.evaluate.sketch import WIDTH, mean_row, sketch_rows
-from featx.heads.base import RowsView
+from featx.evaluate.sketch import WIDTH, mean_row, sketch_rows, unit_length
+from featx.heads.base import RowsView, check_finite
 from featx.heads.classifier import Classifier
 from featx.progress import SILENT, Reporter
 from featx.store import Cache
 
-__all__ = ["MAPS", "Neighbourhood", "look_at"]
+__all__ = ["Neighbourhood", "look_at"]
 
-MAPS = ("pca", "umap")
 _NEIGHBOURS = 10
 _FOLDS = 5
 _HEAD = "lda"
@@ -109,9 +108,9 @@ def _unit_rows(cache: Cache, rows: NDArray[np.int64]) -> tuple[NDArray[np.float3
     centre = mean_row(view)
     n_features = int(cache.X.shape[1])
     if n_features > WIDTH and 4 * len(rows) * n_features <= _MOST_EXACT_BYTES:
-        unit = np.asarray(cache.X[rows]).astype(np.float32) - centre
-        norms = np.linalg.norm(unit, axis=1, keepdims=True)
-        return np.divide(unit, norms, out=np.zeros_like(unit), where=norms > 0), True
+        whole = np.asarray(cache.X[rows]).astype(np.float32)
+        check_finite(whole, 0, rows)
+        return unit_length(whole - centre), True
     sketch = sketch_rows(view, np.dtype(np.float32), centre, must_be_finite=True)
     return sketch.unit, sketch.is_exact
 
