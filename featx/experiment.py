@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from featx.errors import CacheError
 from featx.evaluate import CacheChoice, Pair, ResultsFolder, Settings, run_fit
 from featx.evaluate.lines import frame_of
-from featx.predict import ModelsFolder
 from featx.progress import SILENT, Reporter
 from featx.sources import ClassChoice
 from featx.store import Cache
@@ -20,7 +19,7 @@ from featx.tracking import track
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["fit"]
+__all__ = ["fit", "results_folder"]
 
 _CHOICES = ("data", "backbone", "layer", "pool", "input_size")
 
@@ -105,10 +104,7 @@ def fit(  # noqa: PLR0913
         groups=groups,
         classes=ClassChoice.parse(_several(classes), _several(drop), _several(rename)),
     )
-    folder: ResultsFolder = ResultsFolder(reports, reporter)
-    if save_models:
-        ModelsFolder.check_heads(heads)
-        folder = ModelsFolder(reports, reporter)
+    folder = results_folder(reports, heads, save_models, reporter)
     pairs = _pairs(caches, choice, sizes, reporter)
     fits, _ = run_fit(pairs, asked, folder, refit=refit, reporter=reporter)
     for name in _several(log):
@@ -116,6 +112,18 @@ def fit(  # noqa: PLR0913
     keys = {fit.key for fit in fits}
     rows = {name: row for name, row in folder.rows().items() if row.key in keys}
     return frame_of(rows)
+
+
+def results_folder(
+    folder: str | os.PathLike[str], heads: Sequence[str], save_models: bool, reporter: Reporter
+) -> Any:
+    """Open a folder of results: a `ModelsFolder` if fitted heads are to be saved in it too."""
+    if not save_models:
+        return ResultsFolder(folder, reporter)
+    from featx.predict import ModelsFolder  # loaded only where models are saved
+
+    ModelsFolder.check_heads(heads)
+    return ModelsFolder(folder, reporter)
 
 
 def _several(value: Any) -> tuple[Any, ...]:

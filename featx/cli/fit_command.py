@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from featx.cli.options import (
     list_option,
     log_option,
     measures_option,
+    reports_option,
     test_split_option,
 )
 from featx.cli.output import echo
@@ -77,9 +77,7 @@ __all__ = ["command"]
     help="Of Gram matrices and linear heads: auto, cpu, cuda or cuda:N.",
 )
 @cache_option
-@click.option(
-    "--reports", "reports_dir", default="reports", show_default=True, help="Folder of results."
-)
+@reports_option
 @click.option("--refit", is_flag=True, help="Fit again what reports/ has an answer to.")
 @click.option("--save-models", is_flag=True, help="Keep every fitted head in reports/models/.")
 @measures_option
@@ -109,6 +107,7 @@ def command(  # noqa: PLR0913
     time, and makes the exit code 1.
     """
     from featx.evaluate import CacheChoice, Settings, format_table, run_fit, summarise
+    from featx.experiment import results_folder
     from featx.sources import ClassChoice
 
     clf = options.pop("clf")
@@ -116,7 +115,7 @@ def command(  # noqa: PLR0913
     caches = CacheChoice(classes=classes, **{name: options.pop(name) for name in _CACHES})
     near = "off" if no_near else near or "auto"
     settings = Settings(heads=clf, allow_code=clf, near=near, **options)
-    results = _results_folder(reports_dir, clf, save_models, reporter)
+    results = results_folder(reports_dir, clf, save_models, reporter)
     sheet = _Sheet(leak_sheet, reporter)
     pairs = caches.pairs_in(cache_dir, settings.per_class, reporter)
     fits, n_new = run_fit(
@@ -147,20 +146,6 @@ _CACHES = (
     *("data", "backbone", "layer", "pool", "input_size"),
     *("train_data", "test_data", "test_split", "groups"),
 )
-
-
-def _results_folder(
-    folder: str, heads: Sequence[str], save_models: bool, reporter: Reporter
-) -> Any:
-    """Open the folder of results, which keeps models too if these are to be saved."""
-    if not save_models:
-        from featx.evaluate import ResultsFolder
-
-        return ResultsFolder(folder, reporter)
-    from featx.predict import ModelsFolder
-
-    ModelsFolder.check_heads(heads)
-    return ModelsFolder(folder, reporter)
 
 
 class _Sheet:

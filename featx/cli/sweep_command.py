@@ -23,6 +23,7 @@ from featx.cli.options import (
     fit_options,
     layout_options,
     list_option,
+    reports_option,
     test_split_option,
 )
 from featx.cli.output import echo
@@ -61,9 +62,7 @@ _AXES = ("input_size", "layer", "pool", "preprocess")
 )
 @test_split_option
 @cache_option
-@click.option(
-    "--reports", "reports_dir", default="reports", show_default=True, help="Folder of results."
-)
+@reports_option
 @code_option
 @common_options
 def command(reporter: Reporter, plot: Path | None, reports_dir: str, **options: Any) -> int:

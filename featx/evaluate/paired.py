@@ -27,6 +27,7 @@ from featx.evaluate.systems import (
     find_words,
     of_today,
     to_systems,
+    with_words,
 )
 from featx.progress import SILENT, Reporter
 
@@ -130,8 +131,7 @@ def _words(text: str, kept: pd.DataFrame, failed: list[Row]) -> dict[str, str]:
             raise
         lost = to_systems(failed)
         with suppress(UsageError):
-            for column, value in find_words(text, lost).items():
-                lost = lost[lost[column] == value]
+            lost = with_words(lost, find_words(text, lost))
             reason = failed[lost.index[0]]["error"]
             raise ProtocolError(
                 f"all {len(lost)} fits of {text!r} failed ({reason}): the same  featx fit  tries "
@@ -176,9 +176,7 @@ class _Side:
     today: Sequence[str] = ()
 
     def of(self, systems: pd.DataFrame) -> pd.DataFrame:
-        kept = systems
-        for column, value in self.words.items():
-            kept = kept[kept[column] == value]
+        kept = with_words(systems, self.words)
         if kept.empty:
             raise UsageError(f"no fit has all of {self.text!r}: its words are of different fits")
         return kept if "cache" in self.words else of_today(kept, self.today)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from featx.evaluate.output import ResultsFolder
 from featx.evaluate.rows import Row
-from featx.evaluate.systems import find_words, to_systems
+from featx.evaluate.systems import find_words, to_systems, with_words
 
 __all__ = ["find_idle", "find_named"]
 
@@ -35,8 +35,6 @@ def find_named(results: ResultsFolder, systems: Iterable[str]) -> dict[str, str]
     names = list(rows)
     found: dict[str, str] = {}
     for text in systems:
-        kept = frame
-        for column, value in find_words(text, frame).items():
-            kept = kept[kept[column] == value]
+        kept = with_words(frame, find_words(text, frame))
         found |= {names[i]: text for i in kept.index}
     return found

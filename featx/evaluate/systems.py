@@ -19,6 +19,7 @@ __all__ = [
     "find_words",
     "of_today",
     "to_systems",
+    "with_words",
 ]
 
 SYSTEM_COLUMNS = (
@@ -75,6 +76,13 @@ def find_words(text: str, systems: pd.DataFrame) -> dict[str, str]:
             )
         found[column] = value
     return found
+
+
+def with_words(systems: pd.DataFrame, words: Mapping[str, str]) -> pd.DataFrame:
+    """Keep the systems that have all of the values that `find_words` gave."""
+    for column, value in words.items():
+        systems = systems[systems[column] == value]
+    return systems
 
 
 def _column_of(word: str, systems: pd.DataFrame) -> tuple[str, str]:
