@@ -106,11 +106,10 @@ def load(
     BackboneError
         If the network cannot be built for the input size.
     """
-    spec = weights or default_tag(name)
-    seed, usual = parse_random(spec), default_tag(name)
-    tag = spec if spec in _entries(name) else usual
-    preset = _entries(name)[tag].transforms()
-    assumed = Preprocessing.from_torchvision(preset, f"{name} {tag}")
+    entries, usual = _entries(name), default_tag(name)
+    spec = weights or usual
+    seed, tag = parse_random(spec), spec if spec in entries else usual
+    assumed = Preprocessing.from_torchvision(entries[tag].transforms(), f"{name} {tag}")
     preprocessing = assumed.override(**overrides)
     if spec == OUTLINE:
         network = _outline(name, preprocessing.crop_px)
@@ -120,9 +119,9 @@ def load(
         record = Weights(f"random:{seed}", state_sha256(network.state_dict()))
         return _loaded(name, network, record, preprocessing)
     if spec == tag:
-        found = download(_file_of(_entries(name)[tag]), reporter=reporter)
+        found = download(_file_of(entries[tag]), reporter=reporter)
     else:
-        found = stored(choose_file(name, spec, [*_entries(name), "random"]))
+        found = stored(choose_file(name, spec, [*entries, "random"]))
         assume(found.path, assumed.origin, overrides, reporter)
     px = preprocessing.crop_px
     record, state, (network, heads) = fill_from_file(

@@ -78,9 +78,10 @@ class Recogniser:
         if not splits:
             return {"all": self._classes(top)}
         roots = {split: self.inside(prefix) for split, prefix in splits.items()}
+        folders = {root: self._class_folders(root) for root in roots.values()}
         found: dict[str, Root] = {}
         for split, root in roots.items():
-            others = {n for r in roots.values() if r != root for n in self._class_folders(r)}
+            others = {name for r, names in folders.items() if r != root for name in names}
             if others and split != "train" and not self.view.has_images(root):
                 self.warnings.append(f"{root!r} has no images: left out")
             elif self._has_no_labels(split, root, others):

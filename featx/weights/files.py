@@ -20,11 +20,11 @@ from featx.errors import WeightsError
 from featx.fingerprint import sha256_file
 from featx.progress import SILENT, Reporter
 
+__all__ = ["StoredFile", "WeightsFile", "download", "own_folder", "stored"]
+
 _SECONDS_TO_ANSWER = 30.0
 _CHUNK = 1 << 20
 _ROUNDED = 2048  # torchvision notes sizes in MiB with three digits
-
-__all__ = ["StoredFile", "WeightsFile", "download", "own_folder", "stored"]
 
 
 @dataclass(frozen=True)
