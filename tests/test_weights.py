@@ -8,6 +8,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from heard import Log
 from safetensors.torch import save_file
 from torch import nn
 
@@ -117,17 +118,6 @@ def test_counters_of_batch_normalisation_may_be_missing(network):
     state = {k: v + 1 for k, v in network.state_dict().items() if "num_batches" not in k}
     load_into(network, state, "f")
     assert torch.equal(network.conv.weight, state["conv.weight"])
-
-
-class Log(Reporter):
-    """A reporter that remembers what it was told."""
-
-    def __init__(self):
-        super().__init__()
-        object.__setattr__(self, "lines", [])
-
-    def _print(self, text):
-        self.lines.append(text)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])

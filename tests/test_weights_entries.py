@@ -6,6 +6,7 @@ import argparse
 
 import pytest
 import torch
+from heard import Log
 from safetensors.torch import save_file
 from timm.models import load_state_dict as load_by_timm
 from torch import nn
@@ -16,18 +17,8 @@ from featx import FeatureExtractor
 from featx.backbones import open_backbone
 from featx.cli import main
 from featx.errors import UsageError, WeightsError
-from featx.progress import Reporter
 from featx.store import Cache
 from featx.weights import read_state_dict
-
-
-class Log(Reporter):
-    def __init__(self):
-        super().__init__()
-        object.__setattr__(self, "lines", [])
-
-    def _print(self, text):
-        self.lines.append(text)
 
 
 def state(value, prefix=""):

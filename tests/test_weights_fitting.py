@@ -5,25 +5,16 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+from heard import Log
 from torch import nn
 from torchvision import models
 
 from featx import open_backbone
 from featx.backbones import timm_models
 from featx.errors import WeightsError
-from featx.progress import Reporter
 from featx.weights import fill_from_file, load_into, stored
 
 HEADS = [("fc",)]
-
-
-class Log(Reporter):
-    def __init__(self):
-        super().__init__()
-        object.__setattr__(self, "lines", [])
-
-    def _print(self, text):
-        self.lines.append(text)
 
 
 class Net(nn.Module):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from heard import Log
 from PIL import Image
 from torch import nn
 from torchvision import models
@@ -20,7 +21,6 @@ from featx.backbones import available_backbones, factories, list_layers, open_ba
 from featx.backbones.local_files import preprocessing_from_options
 from featx.cli import main
 from featx.errors import BackboneError, ModelError, UsageError, WeightsError
-from featx.progress import Reporter
 
 MODULE = '''
 import torch
@@ -249,15 +249,6 @@ def test_an_entry_point_is_a_backbone_like_any_other(monkeypatch):
 
 
 # ---------------------------------------------------------------- checkpoints
-
-
-class Log(Reporter):
-    def __init__(self):
-        super().__init__()
-        object.__setattr__(self, "lines", [])
-
-    def _print(self, text):
-        self.lines.append(text)
 
 
 def trained(n_classes):

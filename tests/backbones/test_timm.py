@@ -6,6 +6,7 @@ import importlib
 
 import pytest
 import torch
+from heard import Log
 from safetensors.torch import save_file
 
 from featx.backbones import (
@@ -19,7 +20,6 @@ from featx.backbones import (
 )
 from featx.backbones.timm_weights import pinned_tags
 from featx.errors import BackboneError, FeatxError, UsageError, WeightsError
-from featx.progress import Reporter
 
 timm = pytest.importorskip("timm")
 
@@ -309,15 +309,6 @@ def test_the_cache_of_hugging_face_is_read_and_checked(offline):
     blob.write_bytes(content)
     with pytest.raises(WeightsError, match="is damaged"):
         open_backbone("timm/resnet18")
-
-
-class Log(Reporter):
-    def __init__(self):
-        super().__init__()
-        object.__setattr__(self, "lines", [])
-
-    def _print(self, text):
-        self.lines.append(text)
 
 
 def test_real_weights_under_timms_name_give_the_features_of_the_packaged_ones(offline, monkeypatch):

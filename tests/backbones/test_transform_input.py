@@ -9,6 +9,7 @@ from functools import lru_cache, partial
 import numpy as np
 import pytest
 import torch
+from heard import Log
 from PIL import Image
 from torchvision import models
 
@@ -20,15 +21,6 @@ from featx.reference import open_reference
 
 PLAIN = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.25)}
 NAMES = {"inception_v3": "Conv2d_1a_3x3.conv", "googlenet": "conv1.conv"}
-
-
-class Log(Reporter):
-    def __init__(self):
-        super().__init__()
-        object.__setattr__(self, "lines", [])
-
-    def _print(self, text):
-        self.lines.append(text)
 
 
 @pytest.fixture(scope="module")
