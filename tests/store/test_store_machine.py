@@ -261,8 +261,10 @@ class StoreMachine(RuleBasedStateMachine):
         first, last = (seal.features_offset, seal.features_end) if is_feature else (0, len(content))
         bit = data.draw(st.integers(8 * first, 8 * last - 1))
         content[bit // 8] ^= 1 << bit % 8
-        # Not in place: a bit does not flip in the file that a reader has open.
+        before = self.target.stat()
         self.target.write_bytes(content)
+        # Decay leaves the time of change alone; a new one would be another program's work.
+        os.utime(self.target, ns=(before.st_atime_ns, before.st_mtime_ns))
         self.damage = bit
 
     # What always holds.
