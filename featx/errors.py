@@ -33,6 +33,7 @@ __all__ = [
     "WeightsError",
     "nearest",
     "read_error",
+    "reason_of",
     "unknown_name",
 ]
 
@@ -166,6 +167,24 @@ def read_error(path: str | os.PathLike[str], error: OSError) -> ReadError | Imag
     )
 
 
+_MENDS = {
+    errno.ENOSPC: "free some space and run the same command again",
+    errno.EDQUOT: "free some of your disk quota and run the same command again",
+    errno.EFBIG: "raise the limit on file size (ulimit -f) or use another file system",
+    errno.EACCES: "choose a folder that you may write to, or change its permissions",
+    errno.EPERM: "choose a folder that you may write to, or change its permissions",
+    errno.EROFS: "the file system is read-only: choose another folder",
+    errno.EIO: "the disk reports an error: check it, or use another one",
+}
+
+
+def reason_of(error: OSError) -> str:
+    """Say why the system refused, and what to do about it where that is known."""
+    reason = error.strerror or str(error) or type(error).__name__
+    mend = _MENDS.get(error.errno or 0, "")
+    return f"{reason}: {mend}" if mend else reason
+
+
 def nearest(name: str, allowed: Iterable[str], *, n: int = 3) -> list[str]:
     """Names most like `name`, best first, for a "did you mean".
 
@@ -184,7 +203,11 @@ def nearest(name: str, allowed: Iterable[str], *, n: int = 3) -> list[str]:
         At most `n` names; empty where nothing is close.
     """
     by_lower = {choice.lower(): choice for choice in allowed}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=n, cutoff=0.5)
+    word = name.lower()
+    close = difflib.get_close_matches(word, by_lower, n=n, cutoff=0.5)
+    if not close:  # the beginning of a longer name
+        starts = difflib.get_close_matches(word, {c[: len(word)] for c in by_lower}, n=1)
+        close = [choice for choice in by_lower if starts and choice.startswith(starts[0])][:n]
     return [by_lower[choice] for choice in close]
 
 

@@ -22,25 +22,12 @@ from torchvision.transforms import InterpolationMode, functional
 from featx.depth import check_bits
 from featx.errors import UsageError
 from featx.resample import find_resampler
+from featx.words import INTERPOLATIONS, MISTAKES, check_scale
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["INTERPOLATIONS", "MISTAKES", "Preprocessing", "check_scale", "is_traced"]
-
-MISTAKES: dict[str, dict[str, Any]] = {
-    "correct": {},
-    "half-range": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
-    "divide-only": {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)},
-    "divide-twice": {"mean": (0.0, 0.0, 0.0), "std": (255.0, 255.0, 255.0)},
-    "bgr": {"channels": "bgr"},
-    "raw": {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)},
-}
-"""Overrides that feed a network as wrongly as people do: values in -1 to 1, values in 0 to 1,
-values in 0 to 1/255 (as weights see values in 0 to 1 that want 0 to 255), colours in the order of
-OpenCV and Caffe, values in 0 to 255; and none."""
-
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+__all__ = ["Preprocessing", "is_traced"]
 
 CROP_MODES = ("center", "squash", "border")
 
@@ -315,23 +302,6 @@ def _resize_by_torch(image: Image.Image, height: int, width: int) -> np.ndarray:
         pixels, size=(height, width), mode="bilinear", antialias=True
     )
     return np.asarray(resized[0].permute(1, 2, 0).numpy())
-
-
-def check_scale(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Refuse a mean or deviation of values in 0 to 255: here they are subtracted in 0 to 1."""
-    if max(mean) <= 1 and max(std) <= 1:
-        return
-    names = ["mean" if max(mean) > 1 else "", "std" if max(std) > 1 else ""]
-    std = tuple(v / 255 for v in std) if max(std) >= 1 else std
-    mean = tuple(v / 255 for v in mean) if max(mean) > 1 else mean
-    offer = "".join(
-        f" --{name} " + " ".join(f"{v:.4g}" for v in values)
-        for name, values in (("mean", mean), ("std", std))
-    )
-    raise UsageError(
-        f"{' and '.join(filter(None, names))} are of values from 0 to 255, and are subtracted from "
-        f"and divided into values from 0 to 1: give {offer}"
-    )
 
 
 def _check_square(origin: str, name: str, sides: Any) -> None:

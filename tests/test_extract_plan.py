@@ -18,10 +18,11 @@ from featx.errors import UsageError
 from featx.evaluate import pair_caches
 from featx.extract import Plan, run_plan
 from featx.fewshot import draw_subset
-from featx.preprocess import MISTAKES, Preprocessing
+from featx.preprocess import Preprocessing
 from featx.progress import SILENT
 from featx.sources import open_data
 from featx.store import Cache
+from featx.words import MISTAKES
 
 BASE = {"backbone": ("squeezenet1_1",), "weights": "random:3", "workers": 0, "batch_size": 4}
 

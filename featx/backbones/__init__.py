@@ -18,14 +18,15 @@ from typing import Any
 from featx.backbones import embedded, factories, timm_models, torchvision_models, trained
 from featx.backbones.base import OUTLINE, Backbone, BackboneGroup, LoadedNetwork
 from featx.backbones.own_code import check_own_code
-from featx.backbones.pools import POOLS, pooled_shape
+from featx.backbones.pools import pooled_shape
 from featx.backbones.taps import TapPoint, Taps
 from featx.backbones.trained import TrainedNetwork, open_trained
 from featx.backbones.trained_file import TrainedRecord, is_trained, read_trained, save_trained
-from featx.backbones.words import as_only, as_text, with_side
-from featx.errors import FeatxError, UsageError, WeightsError, unknown_name
+from featx.errors import FeatxError, UsageError, WeightsError
+from featx.network_names import PACKAGED, PACKAGED_TAG, TIMM, parse_random, unknown_network
 from featx.progress import SILENT, Reporter
-from featx.weights import parse_random, program_error
+from featx.weights import program_error
+from featx.words import POOLS, as_only, as_text, with_side
 
 __all__ = [
     "POOLS",
@@ -54,18 +55,18 @@ def available_backbones() -> tuple[str, ...]:
     Besides these it takes ``timm/NAME``, ``timm/NAME.TAG``, ``module:function``, and the path of
     a file that `save_trained` wrote.
     """
-    plain = (*torchvision_models.available(), *embedded.NAMES)
+    plain = (*torchvision_models.available(), *PACKAGED)
     return tuple(sorted({*plain, *factories.available()}))
 
 
 def default_weights(name: str | os.PathLike[str]) -> str:
     """Tag of the weights that a backbone uses when none are asked for."""
     name = timm_models.canonical(as_text(name))
-    if name in embedded.NAMES:
-        return embedded.TAG
+    if name in PACKAGED:
+        return PACKAGED_TAG
     if is_trained(name):
         return "own"
-    if name.startswith(timm_models.PREFIX):
+    if name.startswith(TIMM):
         return timm_models.resolve(name)[1]
     return "own" if factories.is_factory(name) else torchvision_models.default_tag(name)
 
@@ -211,16 +212,16 @@ def check_backbone(name: str | os.PathLike[str]) -> None:
     _loader(name, ())
     if is_trained(name):
         read_trained(Path(name))
-    if name.startswith(timm_models.PREFIX):
+    if name.startswith(TIMM):
         timm_models.resolve(name)
 
 
 def _loader(name: str, allow_code: Collection[str]) -> _Loader:
-    if name.startswith(timm_models.PREFIX):
+    if name.startswith(TIMM):
         return timm_models.load
     if name in torchvision_models.available():
         return torchvision_models.load
-    if name in embedded.NAMES:
+    if name in PACKAGED:
         return embedded.load
     if is_trained(name):
         return partial(trained.load, allow_code=allow_code)
@@ -230,30 +231,19 @@ def _loader(name: str, allow_code: Collection[str]) -> _Loader:
         return partial(factories.load, allow_code=allow_code)
     if current := _moved(name):
         raise UsageError(f"unknown backbone {name!r}: timm calls it {current} today")
-    known = [*available_backbones(), *(_in_timm(name))]
-    raise unknown_name("backbone", name, known, see="featx list backbones")
+    raise unknown_network(name)
 
 
 def _moved(name: str) -> str:
     """Give timm's name of today for one of older days, where timm is there."""
     try:
-        current = timm_models.canonical(timm_models.PREFIX + name)
+        current = timm_models.canonical(TIMM + name)
     except FeatxError:
         return ""
-    return current if current != timm_models.PREFIX + name else ""
+    return current if current != TIMM + name else ""
 
 
 _PROGRAMS = (".pt", ".pth", ".pt2", ".onnx", ".bin")
-
-
-def _in_timm(name: str) -> list[str]:
-    """Give the name with its prefix, where timm is there and has that network."""
-    architecture = name.rpartition("/")[2].partition(".")[0]
-    try:
-        names = timm_models.import_timm().list_models()
-    except FeatxError:
-        return []
-    return [f"{timm_models.PREFIX}{n}" for n in names if n == architecture or "/" in name]
 
 
 def load_network(
@@ -266,12 +256,12 @@ def load_network(
 ) -> LoadedNetwork:
     """Load a whole network, not cut off yet."""
     name, weights = str(as_text(name)), as_text(weights)
-    if not name.startswith(timm_models.PREFIX):
+    if not name.startswith(TIMM):
         name = timm_models.canonical(name)
     loader = _loader(name, allow_code)
     if weights_key is None:
         return loader(name, weights, overrides, reporter)
-    has_none = name in embedded.NAMES or is_trained(name)
+    has_none = name in PACKAGED or is_trained(name)
     if weights is None or parse_random(str(weights)) is not None or has_none:
         raise UsageError(
             "--weights-key (weights_key) names an entry of a checkpoint: give its file with "

@@ -17,22 +17,20 @@ import torch
 
 from featx.backbones.base import OUTLINE, LoadedNetwork
 from featx.backbones.module_taps import ModuleTaps
-from featx.errors import MissingExtraError, UsageError, WeightsError
+from featx.errors import MissingExtraError, WeightsError
+from featx.network_names import PACKAGED_TAG, check_weights_name, parse_random
 from featx.preprocess import Preprocessing
 from featx.progress import Reporter
 from featx.weights import (
     Weights,
     load_into,
-    parse_random,
     read_state_dict,
     state_sha256,
     stored,
 )
 
-__all__ = ["NAMES", "TAG", "load", "packaged_file"]
+__all__ = ["load", "packaged_file"]
 
-NAMES = tuple(f"efficientnet_lite{number}" for number in range(3))
-TAG = "EMBEDDED"
 # The last feature map: batch normalisation and activation behind the head convolution.
 _DEFAULT_LAYER = "bn2"
 
@@ -45,7 +43,7 @@ def load(
     Parameters
     ----------
     name : str
-        One of `NAMES`.
+        One of `PACKAGED`.
     weights : str or None
         None or ``EMBEDDED`` for the packaged weights, ``random`` or ``random:SEED``.
     overrides : mapping
@@ -67,10 +65,9 @@ def load(
     """
     del reporter
     timm = _import("timm", name)
-    spec = "random" if weights == OUTLINE else weights or TAG
+    spec = "random" if weights == OUTLINE else weights or PACKAGED_TAG
+    check_weights_name(name, spec)
     seed = parse_random(spec)
-    if seed is None and spec != TAG:
-        raise UsageError(f"unknown weights {spec!r} for {name}: choose from {TAG}, random")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed or 0)
         network = timm.create_model(f"tf_{name}", pretrained=False).eval()
@@ -80,7 +77,7 @@ def load(
         path = packaged_file(name)
         state: Mapping[str, torch.Tensor] = read_state_dict(path)
         load_into(network, _renamed(name, state, network.state_dict()), str(path))
-        record = Weights(TAG, state_sha256(state), str(path), True, stored(path).sha256)
+        record = Weights(PACKAGED_TAG, state_sha256(state), str(path), True, stored(path).sha256)
     else:
         record = Weights(f"random:{seed}", state_sha256(network.state_dict()))
     return LoadedNetwork(

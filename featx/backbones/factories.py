@@ -43,24 +43,21 @@ from featx.backbones.programs import Holder, ProgramTaps, is_program
 from featx.backbones.taps import Layout, Taps
 from featx.backbones.timm_taps import TimmTaps, is_like_timm
 from featx.backbones.torchvision_models import check_input, classifiers
-from featx.backbones.words import as_only
 from featx.errors import BackboneError, FeatxError, UsageError
+from featx.network_names import GROUP, check_exists, parse_random
 from featx.plugins import Imported, import_named, is_plugin, offered
 from featx.progress import Reporter
 from featx.weights import (
     Weights,
-    check_exists,
     few,
     fill_from_file,
     load_into,
-    parse_random,
     state_sha256,
     stored,
 )
+from featx.words import as_only
 
-__all__ = ["GROUP", "available", "is_factory", "load"]
-
-GROUP = "featx.backbones"
+__all__ = ["available", "is_factory", "load"]
 
 _CONTRACT = "it must return (network, preprocessing) or (network, preprocessing, layer)"
 

@@ -12,10 +12,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
-from featx.backbones import embedded, factories, outline, timm_models, torchvision_models
+from featx.backbones import factories, outline, timm_models, torchvision_models
 from featx.backbones.base import LoadedNetwork
 from featx.backbones.timm_weights import pinned_tags
 from featx.errors import FeatxError
+from featx.network_names import PACKAGED, PACKAGED_TAG, TIMM
 
 __all__ = ["MOST_MEASURED", "Facts", "list_facts"]
 
@@ -63,8 +64,8 @@ def _packaged_facts() -> list[Facts]:
         (240, 81_920, 5_416_680, 0.600),
         (260, 103_680, 6_092_072, 0.860),
     )
-    both = zip(embedded.NAMES, counts, strict=True)
-    return [Facts(name, embedded.TAG, *known, "Apache-2.0") for name, known in both]
+    both = zip(PACKAGED, counts, strict=True)
+    return [Facts(name, PACKAGED_TAG, *known, "Apache-2.0") for name, known in both]
 
 
 @cache
@@ -94,7 +95,7 @@ def _torchvision_facts(name: str) -> Facts:
 
 def _timm_facts(pattern: str) -> list[Facts]:
     timm = timm_models.import_timm()
-    prefix = timm_models.PREFIX
+    prefix = TIMM
     pattern = prefix if pattern == prefix.rstrip("/") else pattern
     is_by_tag = "." in pattern
     names = timm.list_pretrained() if is_by_tag else pinned_tags()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from featx.errors import UsageError, WeightsError, nearest
+from featx.errors import UsageError
 from featx.preprocess import Preprocessing
 from featx.progress import Reporter
-from featx.weights import check_exists
 
 __all__ = [
     "as_preprocessing",
     "assume",
-    "choose_file",
     "note_positions",
     "preprocessing_from_options",
 ]
@@ -27,20 +25,6 @@ __all__ = [
 _NEEDED = {"mean": "--mean R G B", "std": "--std R G B", "input_size": "--input-size N"}
 _CROP_PCT = 0.875
 _INTERPOLATION = "bilinear"
-
-
-def choose_file(name: str, spec: str, choices: Sequence[str]) -> Path:
-    """Read ``--weights`` as a path, where it is none of the known tags."""
-    path = Path(spec).expanduser()
-    if path.is_file() or path.suffix or "/" in spec:
-        check_exists(path)
-        return path
-    close = nearest(spec, choices)
-    hint = f"did you mean {', '.join(close)}? " if close else ""
-    raise WeightsError(
-        f"unknown weights {spec!r} for {name}: {hint}"
-        f"choose from {', '.join(choices)}, or give the path of a file"
-    )
 
 
 def assume(path: Path, origin: str, overrides: Mapping[str, Any], reporter: Reporter) -> None:

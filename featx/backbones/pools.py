@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from featx.errors import UsageError, unknown_name
+from featx.errors import UsageError
 from featx.preprocess import is_traced
+from featx.words import POOLS, check_word
 
-__all__ = ["POOLS", "flatten_features", "pool_features", "pooled_shape"]
+__all__ = ["flatten_features", "pool_features", "pooled_shape"]
 
 Shape = tuple[int, ...]
-
-POOLS = ("none", "avg", "max", "cls", "avg+cls")
 
 
 def pooled_shape(shape: Shape, pool: str, *, has_class_token: bool = True) -> Shape:
     """Shape of one image's features after pooling."""
-    if pool not in POOLS:
-        raise unknown_name("pool", pool, POOLS)
+    check_word("pool", pool, POOLS)
     if pool == "none":
         return shape
     is_map, is_tokens = len(shape) == 3, len(shape) == 2

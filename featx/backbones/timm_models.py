@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -16,28 +15,24 @@ from featx.backbones.base import OUTLINE, LoadedNetwork
 from featx.backbones.fake import without_values
 from featx.backbones.local_files import (
     assume,
-    choose_file,
     note_positions,
     preprocessing_from_options,
 )
 from featx.backbones.timm_taps import TimmTaps
 from featx.backbones.timm_weights import find_weights, pinned_tags
 from featx.errors import BackboneError, MissingExtraError, UsageError, WeightsError, unknown_name
+from featx.network_names import TIMM, canonical_prefix, choose_file, parse_random, unknown_network
 from featx.preprocess import Preprocessing
 from featx.progress import Reporter
 from featx.weights import (
     StoredFile,
     Weights,
     fill_from_file,
-    parse_random,
     state_sha256,
     stored,
 )
 
-__all__ = ["PREFIX", "canonical", "config", "default_tag", "import_timm", "load", "resolve", "tags"]
-
-PREFIX = "timm/"
-_HUB = re.compile(r"(?:timm/)?hf[-_]hub:timm/")
+__all__ = ["canonical", "config", "default_tag", "import_timm", "load", "resolve", "tags"]
 
 
 def import_timm() -> Any:
@@ -50,25 +45,22 @@ def import_timm() -> Any:
 
 def canonical(name: str) -> str:
     """Give the name that timm uses today: of ``hf_hub:timm/NAME``, and of names that moved."""
-    name = _HUB.sub(PREFIX, name)
-    if not name.startswith(PREFIX):
+    name = canonical_prefix(name)
+    if not name.startswith(TIMM):
         return name
-    architecture, dot, tag = name.removeprefix(PREFIX).partition(".")
+    architecture, dot, tag = name.removeprefix(TIMM).partition(".")
     current = import_timm().models.get_deprecated_models().get(architecture)
     if current is None:
         return name
-    return PREFIX + (f"{current.partition('.')[0]}.{tag}" if dot else current)
+    return TIMM + (f"{current.partition('.')[0]}.{tag}" if dot else current)
 
 
 def resolve(name: str, weights: str | None = None) -> tuple[str, str]:
     """Architecture and tag of a name."""
     timm = import_timm()
-    architecture, _, tag = canonical(name).removeprefix(PREFIX).partition(".")
+    architecture, _, tag = canonical(name).removeprefix(TIMM).partition(".")
     if not timm.is_model(architecture):
-        known = [PREFIX + other for other in timm.list_models()]
-        raise unknown_name(
-            "backbone", PREFIX + architecture, known, see="featx list backbones timm"
-        )
+        raise unknown_network(TIMM + architecture)
     known = tags(architecture)
     if weights in known:
         if tag and tag != weights:
@@ -76,7 +68,7 @@ def resolve(name: str, weights: str | None = None) -> tuple[str, str]:
         tag = str(weights)
     tag = tag or default_tag(architecture)
     if tag and tag not in known:
-        raise unknown_name(f"weights of {PREFIX}{architecture}", tag, known)
+        raise unknown_name(f"weights of {TIMM}{architecture}", tag, known)
     return architecture, tag
 
 
@@ -164,7 +156,7 @@ def load(
         found = _local(name, str(weights), cfg, overrides, reporter)
     elif tag:
         found = find_weights(cfg, reporter)
-        name = f"{PREFIX}{architecture}.{tag}"
+        name = f"{TIMM}{architecture}.{tag}"
     else:
         raise WeightsError(
             f"timm has no weights for {name}: give --weights FILE, or random for a dry run"
@@ -231,7 +223,7 @@ def _local(
     overrides: Mapping[str, Any],
     reporter: Reporter,
 ) -> StoredFile:
-    architecture = str(cfg.get("architecture", name.removeprefix(PREFIX)))
+    architecture = str(cfg.get("architecture", name.removeprefix(TIMM)))
     path = choose_file(name, spec, [*tags(architecture), "random"])
     if cfg.get("tag"):
         assume(path, _origin(cfg), overrides, reporter)
@@ -335,7 +327,7 @@ def _build(
             raise
         side = cfg["input_size"][-1]
         raise BackboneError(
-            f"{PREFIX}{name} cannot be built for an input size of {px} pixels "
+            f"{TIMM}{name} cannot be built for an input size of {px} pixels "
             f"({_summary(error)}): its weights are for {side} pixels"
         ) from error
     return network.eval()

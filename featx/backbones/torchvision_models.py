@@ -16,9 +16,10 @@ from featx.backbones.base import OUTLINE, LoadedNetwork
 from featx.backbones.fake import without_values
 from featx.backbones.graph_taps import GraphTaps
 from featx.backbones.keras_names import keras_aliases
-from featx.backbones.local_files import assume, choose_file, note_positions
+from featx.backbones.local_files import assume, note_positions
 from featx.backbones.taps import Layout
 from featx.errors import BackboneError
+from featx.network_names import choose_file, parse_random
 from featx.preprocess import Preprocessing
 from featx.progress import Reporter
 from featx.weights import (
@@ -28,7 +29,6 @@ from featx.weights import (
     download,
     fill_from_file,
     load_into,
-    parse_random,
     state_sha256,
     stored,
 )

@@ -11,7 +11,8 @@ import click
 from featx.cli.json_output import echo_json, json_option
 from featx.cli.options import cache_option, code_option, common_options, reports_option
 from featx.cli.output import echo
-from featx.errors import unknown_name
+from featx.errors import UsageError, unknown_name
+from featx.network_names import check_network_name
 from featx.progress import Reporter
 from featx.text import size_text, text_table
 
@@ -95,11 +96,11 @@ def _number(value: float | None, form: str) -> str:
 def _layers(
     name: str | None, input_size: int | None, allow_code: tuple[str, ...]
 ) -> tuple[Sequence[str], Rows]:
-    from featx.backbones import outline
-    from featx.errors import UsageError
-
     if name is None:
         raise UsageError("name the backbone, as in  featx list layers vgg16")
+    check_network_name(name)
+    from featx.backbones import outline
+
     overrides = {} if input_size is None else {"input_size": input_size}
     loaded = outline(name, overrides, (name, *allow_code))
     taps = loaded.tap(loaded.preprocessing.crop_px)

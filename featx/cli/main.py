@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from featx import __version__
-from featx.errors import FeatxError
+from featx.errors import FeatxError, reason_of
 from featx.stops import NUMBERS, heard
 from featx.text import visible
 
@@ -127,8 +127,16 @@ def _answer(words: list[str]) -> int:
     except (OSError, MemoryError) as error:
         if "--debug" in words:
             raise
-        _print_error(error)
+        _print_error(_in_words(error))
         return 1
+
+
+def _in_words(error: OSError | MemoryError) -> FeatxError:
+    """Say what the system refused, of which file, and what to do."""
+    if isinstance(error, MemoryError):
+        return FeatxError(f"memory ran out: {str(error) or 'end other programs, or use less data'}")
+    place = "".join(f"{os.fsdecode(name)}: " for name in (error.filename,) if name)
+    return FeatxError(f"{place}{reason_of(error)}")
 
 
 class _Stops:

@@ -20,6 +20,7 @@ from featx.cli.options import (
 from featx.cli.output import echo
 from featx.errors import CacheError, UsageError
 from featx.progress import Reporter
+from featx.words import check_scale
 
 if TYPE_CHECKING:
     from featx.backbones import Backbone
@@ -56,8 +57,6 @@ class _Plan:
     @property
     def overrides(self) -> dict[str, Any]:
         """Changes to the weights' own preprocessing that were asked for."""
-        from featx.preprocess import check_scale
-
         check_scale(self.mean or (0.0,), self.std or (0.0,))
         names = ("input_size", "crop_pct", "interpolation", "mean", "std", "bits")
         values = {name: getattr(self, name) for name in names}

@@ -11,18 +11,15 @@ from __future__ import annotations
 from featx.engines.base import Engine, FeatureBatch
 from featx.engines.local import LocalEngine
 from featx.engines.machine import (
-    PRECISIONS,
     n_cores,
     resolve_device,
     resolve_devices,
     resolve_precision,
 )
-from featx.engines.runtimes import RUNTIMES, resolve_runtime
+from featx.engines.runtimes import resolve_runtime
 from featx.engines.several import SeveralDevices, open_engine
 
 __all__ = [
-    "PRECISIONS",
-    "RUNTIMES",
     "Engine",
     "FeatureBatch",
     "LocalEngine",

@@ -10,16 +10,14 @@ import torch
 from featx.arithmetic import refuse_forced_tf32
 from featx.devices import find_device
 from featx.errors import UsageError
+from featx.words import PRECISIONS, check_word
 
 __all__ = [
-    "PRECISIONS",
     "n_cores",
     "resolve_device",
     "resolve_devices",
     "resolve_precision",
 ]
-
-PRECISIONS = ("fp32", "bf16", "fp16", "auto")
 
 
 def n_cores() -> int:
@@ -46,8 +44,7 @@ def resolve_device(name: str | torch.device) -> torch.device:
 
 def resolve_precision(name: str, device: torch.device) -> tuple[str, str]:
     """Arithmetic of a ``--precision`` value on a device."""
-    if name not in PRECISIONS:
-        raise UsageError(f"precision {name!r} is unknown: choose from {', '.join(PRECISIONS)}")
+    check_word("precision", name, PRECISIONS)
     if name == "fp32" and device.type == "cuda":
         refuse_forced_tf32("choose --precision bf16 or fp16")
     if name != "auto":

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featx.errors import BackboneError, UsageError
-from featx.extract.plan import NATIVE, Plan, Sources, open_sources
+from featx.extract.plan import NATIVE, Plan, Sources, make_folder, open_sources
 from featx.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
@@ -36,12 +36,17 @@ def run_plan(
     """Extract every split of the data with every backbone at every layer."""
     from featx.extract.known import find_known
 
+    plan.check_words()
     plan = plan.drawn_as_in_folder()
     sources = cache(partial(open_sources, plan, reporter))
     if target is None and (known := find_known(plan, reporter, sources)) is not None:
         for report in known:
             tell(str(report))
         return known
+    # What is wrong with the data or the folder is said before torch is imported.
+    sources()
+    if target is None:
+        make_folder(Path(plan.cache_dir))
     job = prepare(plan, reporter, sources)
     reports: list[ExtractReport] = []
     for name in plan.backbone:
@@ -62,6 +67,7 @@ def prepare(plan: Plan, reporter: Reporter, sources: Callable[[], Sources] | Non
     from featx.backbones import check_backbone
     from featx.engines import open_engine, resolve_devices, resolve_precision, resolve_runtime
 
+    plan.check_words()
     for name in plan.backbone:
         check_backbone(name)
     plan = plan.drawn_as_in_folder()

@@ -19,6 +19,7 @@ from featx.errors import FeatxError
 from featx.extract.plan import Plan, open_sources
 from featx.extract.report import ExtractReport
 from featx.extract.settings import images_identity
+from featx.network_names import GROUP
 from featx.plugins import is_plugin
 from featx.progress import Reporter
 from featx.sources import Source
@@ -28,7 +29,6 @@ from featx.store.target import has_rows
 
 __all__ = ["find_known"]
 
-_GROUP = "featx.backbones"
 _OPEN = "auto"
 
 
@@ -69,7 +69,7 @@ def _is_closed(plan: Plan) -> bool:
     """Whether nothing is left to the machine, nothing is forced, and nothing is user's code."""
     is_forced = plan.append or plan.overwrite
     is_open = _OPEN in (plan.precision, plan.runtime)
-    is_own = any(is_plugin(name, _GROUP) or Path(name).exists() for name in plan.backbone)
+    is_own = any(is_plugin(name, GROUP) or Path(name).exists() for name in plan.backbone)
     return not (is_forced or is_open or is_own)
 
 

@@ -7,14 +7,27 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featx.errors import CacheError, UsageError, unknown_name
+from featx.devices import find_device
+from featx.errors import CacheError, UsageError, reason_of
+from featx.network_names import check_network_name, check_weights_name
 from featx.progress import Reporter
+from featx.words import (
+    INTERPOLATIONS,
+    MISTAKES,
+    POOLS,
+    PRECISIONS,
+    RUNTIMES,
+    STORE_DTYPES,
+    check_scale,
+    check_word,
+    put_in_form,
+)
 
 if TYPE_CHECKING:
     from featx.extract.settings import Sample
     from featx.sources import Source
 
-__all__ = ["NATIVE", "NOT_RECORDED", "Plan", "Sources", "open_sources"]
+__all__ = ["NATIVE", "NOT_RECORDED", "Plan", "Sources", "make_folder", "open_sources"]
 
 NATIVE = "native"
 """An input size: that of the images themselves, which are not resized."""
@@ -82,6 +95,26 @@ class Plan:
     allow_code: tuple[str, ...] = ()
     draws: int | None = None
 
+    def __post_init__(self) -> None:
+        put_in_form(self)
+
+    def check_words(self) -> None:
+        """Refuse words that nothing knows, before data are opened and torch is imported."""
+        for name in self.backbone:
+            check_network_name(name)
+            check_weights_name(name, self.weights)
+        for device in self.devices:
+            find_device(device)
+        replace(self, input_size=None if self.input_size == NATIVE else self.input_size).overrides()
+        for kind, word, allowed in (
+            ("interpolation", self.interpolation or INTERPOLATIONS[0], INTERPOLATIONS),
+            ("pool", self.pool, POOLS),
+            ("precision", self.precision, PRECISIONS),
+            ("runtime", self.runtime, RUNTIMES),
+            ("store-dtype", self.store_dtype, STORE_DTYPES),
+        ):
+            check_word(kind, word, allowed)
+
     @property
     def devices(self) -> tuple[str, ...]:
         """Names of the devices."""
@@ -128,10 +161,7 @@ class Plan:
 
     def overrides(self) -> dict[str, Any]:
         """Give the changes to the weights' own preprocessing that were asked for."""
-        from featx.preprocess import MISTAKES, check_scale
-
-        if self.preprocess not in MISTAKES:
-            raise unknown_name("preprocess", self.preprocess, MISTAKES)
+        check_word("preprocess", self.preprocess, MISTAKES)
         if isinstance(self.input_size, str):
             raise UsageError(f"input-size is {self.input_size!r}: give pixels, or {NATIVE!r}")
         check_scale(self.mean or (0.0,), self.std or (0.0,))
@@ -205,3 +235,14 @@ def _chosen(splits: Mapping[str, Source], plan: Plan) -> dict[str, Source]:
     # Images without labels serve no fit: they are extracted where they are asked for.
     wanted = plan.split or [name for name in splits if name != "unlabeled" or len(splits) == 1]
     return {name: source for name, source in splits.items() if name in wanted}
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder for cache files."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CacheError(
+            f"the folder {folder} for cache files cannot be made: {reason_of(error)}. "
+            "Give another one with --cache DIR"
+        ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -13,9 +12,10 @@ from numpy.typing import NDArray
 
 from featx.backbones import Backbone, BackboneGroup
 from featx.engines import Engine
-from featx.errors import CacheError, SourceError
+from featx.errors import SourceError
 from featx.extract.fill import fill
 from featx.extract.going_on import go_on
+from featx.extract.plan import make_folder
 from featx.extract.record import make_spec
 from featx.extract.report import ExtractReport
 from featx.extract.settings import Settings
@@ -113,7 +113,7 @@ def _open_writer(
     settings: Settings,
     reporter: Reporter,
 ) -> CacheWriter:
-    _make_folder(target.parent)
+    make_folder(target.parent)
     overwrite = settings.overwrite
     writer = CacheWriter.open(target, spec, overwrite=overwrite, reuse=reuse, reporter=reporter)
     stack.enter_context(writer)
@@ -130,16 +130,6 @@ def _require_an_image(failed: Mapping[int, str], source: Source) -> None:
             f"none of the {len(source):,} images of {source.name} {source.split} could be "
             f"read; the first was {source.paths[first]}: {failed[first]}"
         )
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CacheError(
-            f"the folder {folder} for cache files cannot be made: {os.strerror(error.errno or 0)}. "
-            "Give another one with --cache DIR"
-        ) from error
 
 
 def _report_failures(

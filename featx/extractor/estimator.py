@@ -14,7 +14,6 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from featx.backbones import Backbone
-from featx.backbones.words import as_only, as_side, as_text
 from featx.engines import LocalEngine, resolve_device, resolve_precision, resolve_runtime
 from featx.errors import ImageError, UsageError, WeightsError
 from featx.extractor.compute import Setup, UnreadableError
@@ -26,6 +25,7 @@ from featx.progress import SILENT, Reporter
 from featx.sources import Source, from_arrays
 from featx.sources.look import common_size
 from featx.sources.memory import check_stack
+from featx.words import as_only, as_side, as_text
 
 __all__ = ["FeatureExtractor"]
 

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from featx.backbones import Backbone, open_backbone
-from featx.backbones.factories import GROUP
 from featx.engines import LocalEngine
 from featx.errors import UsageError
+from featx.network_names import GROUP
 from featx.plugins import is_plugin, loaded_now
-from featx.preprocess import check_scale
 from featx.sources.remembered import digest_file
+from featx.words import check_scale
 
 __all__ = ["engine_once", "open_once"]
 

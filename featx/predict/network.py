@@ -12,6 +12,7 @@ from featx.errors import ModelError, UsageError, WeightsError
 from featx.fingerprint import differences, sha256_file
 from featx.plugins import named_by
 from featx.progress import SILENT, Reporter
+from featx.words import PRECISIONS
 
 if TYPE_CHECKING:
     from featx.backbones import Backbone
@@ -47,7 +48,7 @@ def open_network(  # noqa: PLR0913 - options of a command, all by name
 ) -> Network:
     """Open the network of a model, and check that it computes the same features as then."""
     from featx.backbones import open_backbones
-    from featx.engines import PRECISIONS, LocalEngine, resolve_device, resolve_runtime
+    from featx.engines import LocalEngine, resolve_device, resolve_runtime
     from featx.own_features import is_own
 
     features = saved.meta["features"]

@@ -15,12 +15,13 @@ from torchvision import models
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from featx.backbones import Backbone, default_weights, embedded, factories, load_network
-from featx.backbones.timm_models import PREFIX, resolve
+from featx.backbones.timm_models import resolve
 from featx.backbones.trained_file import is_trained
 from featx.errors import BackboneError
+from featx.network_names import PACKAGED, TIMM, parse_random
 from featx.progress import SILENT
 from featx.reference.transforms import Transform, plain_transform
-from featx.weights import parse_random, read_state_dict
+from featx.weights import read_state_dict
 
 __all__ = ["Built", "build"]
 
@@ -49,9 +50,9 @@ def build(
     Only for a function of the user's, and the file of a trained network, there is no other way
     than to call it, or open it, again.
     """
-    if backbone.name in embedded.NAMES:
+    if backbone.name in PACKAGED:
         return _embedded(backbone, weights)
-    if backbone.name.startswith(PREFIX):
+    if backbone.name.startswith(TIMM):
         return _timm(backbone, weights, weights_key)
     if factories.is_factory(backbone.name) or is_trained(backbone.name):
         loaded = load_network(backbone.name, weights, overrides, SILENT, allow_code, weights_key)

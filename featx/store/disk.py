@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featx.errors import CacheError
+from featx.errors import CacheError, reason_of
 
 __all__ = [
     "allocate",
@@ -35,15 +35,6 @@ __all__ = [
 ]
 
 _NO_FALLOCATE = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
-_MENDS = {
-    errno.ENOSPC: "free some space and run the same command again",
-    errno.EDQUOT: "free some of your disk quota and run the same command again",
-    errno.EFBIG: "raise the limit on file size (ulimit -f) or use another file system",
-    errno.EACCES: "choose a folder that you may write to, or change its permissions",
-    errno.EPERM: "choose a folder that you may write to, or change its permissions",
-    errno.EROFS: "the file system is read-only: choose another folder",
-    errno.EIO: "the disk reports an error: check it, or use another one",
-}
 
 
 def pwrite(fd: int, data: bytes | memoryview, offset: int) -> None:
@@ -160,6 +151,4 @@ def translated(action: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        mend = _MENDS.get(error.errno or 0, "")
-        raise CacheError(f"{action}: {reason}" + (f": {mend}" if mend else "")) from error
+        raise CacheError(f"{action}: {reason_of(error)}") from error

@@ -7,24 +7,22 @@ repositories on the Hugging Face hub, a local file (``.pth`` read with ``weights
 
 from __future__ import annotations
 
-from featx.weights.base import Weights, parse_random, state_sha256
+from featx.weights.base import Weights, state_sha256
 from featx.weights.entries import few
 from featx.weights.files import StoredFile, WeightsFile, download, own_folder, stored
 from featx.weights.fitting import fill_from_file
 from featx.weights.loading import load_into
-from featx.weights.reading import check_exists, program_error, read_state_dict
+from featx.weights.reading import program_error, read_state_dict
 
 __all__ = [
     "StoredFile",
     "Weights",
     "WeightsFile",
-    "check_exists",
     "download",
     "few",
     "fill_from_file",
     "load_into",
     "own_folder",
-    "parse_random",
     "program_error",
     "read_state_dict",
     "state_sha256",

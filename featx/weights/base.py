@@ -10,11 +10,7 @@ from pathlib import Path
 
 import torch
 
-from featx.errors import UsageError
-
-__all__ = ["Weights", "parse_random", "state_sha256"]
-
-_MOST_DIGITS = 18  # what torch takes as a seed
+__all__ = ["Weights", "state_sha256"]
 
 
 @dataclass(frozen=True)
@@ -35,19 +31,6 @@ class Weights:
         """Weights that a user's file, or an entry of it, holds."""
         label = f"{path.stem}-{key}" if key else path.stem
         return cls(label, sha256, str(path), label == default, file_sha256, key or "")
-
-
-def parse_random(spec: str) -> int | None:
-    """Seed of ``random`` or ``random:SEED``; None for any other spec."""
-    kind, _, seed = spec.partition(":")
-    if kind != "random":
-        return None
-    if seed and not (seed.isdecimal() and len(seed) <= _MOST_DIGITS):
-        raise UsageError(
-            f"weights {spec!r}: the seed must be an integer of {_MOST_DIGITS} digits or fewer, as "
-            "in random:0"
-        )
-    return int(seed or 0)
 
 
 def state_sha256(state: Mapping[str, torch.Tensor]) -> str:

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 
 from featx.errors import WeightsError
+from featx.network_names import check_exists
 from featx.progress import SILENT, Reporter
 from featx.weights.entries import PREFIXES, Entry, few, find_entry
 
 __all__ = [
-    "check_exists",
     "check_size",
     "is_plain",
     "program_error",
@@ -32,8 +32,6 @@ __all__ = [
     "read_state_dict",
     "unwrap",
 ]
-
-SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
 _MOST_TIMES = 10
 """Bytes of tensors in memory, by bytes of the file: shared weights count more than once."""
@@ -73,15 +71,6 @@ def read_file(path: Path) -> Any:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(f"{path} cannot be read as weights: {reason}") from error
-
-
-def check_exists(path: Path) -> None:
-    """Refuse the path of a file that is not there."""
-    if not path.is_file():
-        raise WeightsError(
-            f"weights file {path} does not exist: give a path to {', '.join(SUFFIXES)}, "
-            "the name of a torchvision weights entry such as IMAGENET1K_V1, or random"
-        )
 
 
 def program_error(path: Path, kind: str) -> WeightsError:

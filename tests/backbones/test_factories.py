@@ -17,10 +17,11 @@ from torchvision import models
 
 import featx
 from featx import FeatureExtractor, plugins
-from featx.backbones import available_backbones, factories, list_layers, open_backbone
+from featx.backbones import available_backbones, list_layers, open_backbone
 from featx.backbones.local_files import preprocessing_from_options
 from featx.cli import main
 from featx.errors import BackboneError, ModelError, UsageError, WeightsError
+from featx.network_names import GROUP
 
 MODULE = '''
 import torch
@@ -231,7 +232,7 @@ def test_an_attribute_of_a_class_is_found():
 
 
 def test_an_entry_point_is_a_backbone_like_any_other(monkeypatch):
-    group = factories.GROUP
+    group = GROUP
     points = [
         importlib.metadata.EntryPoint("my_squeezenet", "my_networks:small", group),
         importlib.metadata.EntryPoint("resnet18", "my_networks:fails", group),

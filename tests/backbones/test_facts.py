@@ -8,9 +8,10 @@ import pytest
 import torch
 from torchvision import models
 
-from featx.backbones import embedded, facts, list_layers, outline, torchvision_models
+from featx.backbones import facts, list_layers, outline, torchvision_models
 from featx.backbones.facts import default_shapes, list_facts, measure
 from featx.cli import main
+from featx.network_names import PACKAGED
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +66,7 @@ def test_what_is_measured_agrees_with_torchvisions_own_record():
     assert gmacs == pytest.approx(meta["_ops"], abs=0.001)
 
 
-@pytest.mark.parametrize("name", embedded.NAMES)
+@pytest.mark.parametrize("name", PACKAGED)
 def test_a_packaged_network_is_as_listed(name):
     pytest.importorskip("timm")
     (row,) = list_facts(name)

@@ -97,7 +97,7 @@ BAD = {
     "per class": (["--per-class", "7"], 1, r"largest.*6"),
     "split": (["--split", "val"], 2, r"no split 'val': choose from all"),
     "device": (["--device", "gpu"], 2, r"choose auto, cpu, cuda"),
-    "precision": (["--precision", "fp8"], 2, r"fp32, bf16, fp16, auto"),
+    "precision": (["--precision", "fp8"], 2, r"did you mean fp32, fp16"),
     "option": (["--bakbone", "x"], 2, r"--backbone"),
     "dtype": (["--store-dtype", "float64"], 2, r"float16"),
     "size": (["--input-size", "2"], 1, r"does not run at an input size of 2 pixels"),

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from featx.engines.runtimes.base import Resize, Result, Runtime
-from featx.engines.runtimes.choice import RUNTIMES, open_runtime, resolve_runtime
+from featx.engines.runtimes.choice import open_runtime, resolve_runtime
 
-__all__ = ["RUNTIMES", "Resize", "Result", "Runtime", "open_runtime", "resolve_runtime"]
+__all__ = ["Resize", "Result", "Runtime", "open_runtime", "resolve_runtime"]

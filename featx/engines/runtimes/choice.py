@@ -12,11 +12,10 @@ from featx.engines.runtimes.base import Runtime
 from featx.engines.runtimes.compiled import CompiledRuntime, find_compiler, require_compiler
 from featx.engines.runtimes.eager import EagerRuntime
 from featx.engines.runtimes.openvino import HINTS, OpenVinoRuntime, has_openvino
-from featx.errors import MissingExtraError, UsageError, unknown_name
+from featx.errors import MissingExtraError, UsageError
+from featx.words import RUNTIMES, check_word
 
-__all__ = ["RUNTIMES", "open_runtime", "resolve_runtime"]
-
-RUNTIMES = ("torch", "compile", "openvino", "auto")
+__all__ = ["open_runtime", "resolve_runtime"]
 
 _WORTH_COMPILING = {"cpu": 2_000, "cuda": 20_000}
 """Images for which compiling, some ten to thirty seconds, pays."""
@@ -26,8 +25,7 @@ def resolve_runtime(
     name: str, device: torch.device, precision: str, n_images: int | None = None
 ) -> tuple[str, str]:
     """Runtime of a ``--runtime`` value."""
-    if name not in RUNTIMES:
-        raise unknown_name("runtime", name, RUNTIMES)
+    check_word("runtime", name, RUNTIMES)
     if name == "auto":
         return _best(device, precision, n_images)
     if name == "openvino":
