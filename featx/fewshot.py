@@ -7,12 +7,14 @@ import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featx.errors import ProtocolError, UsageError
+from featx.words import ALL
 
 __all__ = [
     "DRAWS_VERSION",
@@ -33,7 +35,7 @@ _CLOSE_ENOUGH = 0.002  # error of the held-out shares at which groups are no lon
 
 def draw_subset(
     labels: ArrayLike,
-    per_class: int | None,
+    per_class: int | str | None,
     *,
     seed: int,
     valid: ArrayLike | None = None,
@@ -52,8 +54,8 @@ def draw_subset(
     ----------
     labels : array_like of int, shape (n_rows,)
         Class of each row; negative labels are unknown and never drawn.
-    per_class : int or None
-        Rows drawn of every class; None takes every valid labelled row.
+    per_class : int, "all" or None
+        Rows drawn of every class; ``"all"`` or None takes every valid labelled row.
     seed : int
         Any integer of at least 0.
     valid : array_like of bool, shape (n_rows,), optional
@@ -81,8 +83,12 @@ def draw_subset(
     >>> draw_subset([0, 0, 0, 1, 1, -1], 1, seed=0).size
     2
     """
+    size = None if per_class == ALL else per_class
+    if not (size is None or isinstance(size, Integral)):
+        raise UsageError(f"per_class is {size!r}: give a whole number above 0, or {ALL!r}")
+    sizes = [None if size is None else int(size)]
     [rows] = draw_subsets(
-        labels, [per_class], seed=seed, valid=valid, class_names=class_names, images=images
+        labels, sizes, seed=seed, valid=valid, class_names=class_names, images=images
     )
     return rows
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from numbers import Integral
+from numbers import Integral, Number
 from typing import Any
 
 from featx.errors import UsageError, unknown_name
 
 __all__ = [
+    "ALL",
     "INTERPOLATIONS",
     "MISTAKES",
     "POOLS",
@@ -26,6 +27,7 @@ __all__ = [
     "with_side",
 ]
 
+ALL = "all"
 POOLS = ("none", "avg", "max", "cls", "avg+cls")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 PRECISIONS = ("fp32", "bf16", "fp16", "auto")
@@ -105,15 +107,23 @@ def put_in_form(plan: Any) -> None:
     """Give each field of a frozen plan its declared form, whatever Python users put there.
 
     One word in place of a tuple becomes a tuple of one, a list a tuple; paths and devices become
-    text, the pair of sides of a square one side.
+    text, the pair of sides of a square one side, ``"all"`` in place of a number no limit.
     """
     for field in fields(plan):
         value = as_text(getattr(plan, field.name))
         if field.name == "input_size":
             value = as_side(value)
+        elif field.type == "int | None" and value == ALL:
+            value = None
         elif field.name == "device":
             value = tuple(map(str, value)) if isinstance(value, list | tuple) else str(value)
-        elif str(field.type).startswith("tuple") and value is not None:
-            several = isinstance(value, list | tuple | set | frozenset)
-            value = tuple(map(as_text, value)) if several else (value,)
+        elif str(field.type).startswith("tuple"):
+            value = _as_tuple(value, or_none=str(field.type).endswith("None"))
         object.__setattr__(plan, field.name, value)
+
+
+def _as_tuple(value: Any, or_none: bool) -> tuple[Any, ...] | None:
+    if value is None:
+        return None if or_none else ()
+    is_one = isinstance(value, str | Number) or not isinstance(value, Iterable)
+    return (value,) if is_one else tuple(map(as_text, value))

@@ -11,6 +11,7 @@ from featx.cli.json_output import echo_json, json_option
 from featx.cli.options import (
     DATA_HELP,
     INPUT_SIZE,
+    PER_CLASS,
     ListCommand,
     RenamedOption,
     bits_option,
@@ -59,10 +60,10 @@ __all__ = ["command"]
     "--per-class",
     "per_class",
     cls=RenamedOption,
-    type=click.IntRange(1),
+    type=PER_CLASS,
     help="Cache only N training images a class.",
 )
-@click.option("--test-per-class", type=click.IntRange(1), help="Cache only M test images a class.")
+@click.option("--test-per-class", type=PER_CLASS, help="Cache only M test images a class.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of that draw.")
 @cache_option
 @click.option(

@@ -13,6 +13,7 @@ from featx.cli.failed import tell_failed
 from featx.cli.options import (
     DATA_HELP,
     INPUT_SIZE,
+    PER_CLASS,
     ListCommand,
     bits_option,
     cache_option,
@@ -52,10 +53,8 @@ _AXES = ("input_size", "layer", "pool", "preprocess")
 @class_options
 @engine_options
 @fit_options
-@click.option(
-    "--cache-per-class", type=click.IntRange(1), help="Cache only N training images a class."
-)
-@click.option("--test-per-class", type=click.IntRange(1), help="Cache only M test images a class.")
+@click.option("--cache-per-class", type=PER_CLASS, help="Cache only N training images a class.")
+@click.option("--test-per-class", type=PER_CLASS, help="Cache only M test images a class.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all draws.")
 @click.option(
     "--plot", type=click.Path(path_type=Path), help="Draw accuracy and cost (.png, .svg)."

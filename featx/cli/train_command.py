@@ -49,8 +49,8 @@ def _option(*names: str, default: Any, **settings: Any) -> Callable[[F], F]:
 )
 @_option("--repeats", default=1, help="Draws of the subset.")
 @_option("--seed", default=0, help="Seed of the first draw.")
-@click.option("--cache-per-class", type=int, help="Draw from a pool of N training images a class.")
-@click.option("--test-per-class", type=int, help="Test on M images a class.")
+@click.option("--cache-per-class", type=PER_CLASS, help="Draw from a pool of N images a class.")
+@click.option("--test-per-class", type=PER_CLASS, help="Test on M images a class.")
 @_option("--holdout", default=0.2, help="Share held out if there is no test split.")
 @test_split_option
 @_option(

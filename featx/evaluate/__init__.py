@@ -18,13 +18,12 @@ from featx.evaluate.pairs import CacheLike, Pair, pair_caches
 from featx.evaluate.result import COLUMNS, FitResult
 from featx.evaluate.run import evaluate
 from featx.evaluate.run_fit import CacheChoice, run_fit
-from featx.evaluate.settings import ALL, Settings
+from featx.evaluate.settings import Settings
 from featx.evaluate.statements import format_comparison
 from featx.evaluate.table import format_table, summarise
 from featx.evaluate.views import choose_classes
 
 __all__ = [
-    "ALL",
     "COLUMNS",
     "CacheChoice",
     "CacheLike",

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from featx.errors import ProtocolError
 from featx.evaluate.pairs import CacheLike
-from featx.evaluate.settings import ALL, Settings
+from featx.evaluate.settings import Settings
 from featx.fewshot import draw_subsets, name_images, subset_hash
+from featx.words import ALL
 
 __all__ = ["Subset", "check_classes", "draw_all", "share_reads"]
 

@@ -18,7 +18,7 @@ from featx.evaluate.output import ResultsFolder
 from featx.evaluate.pairs import Pair
 from featx.evaluate.records import RecordError, made
 from featx.evaluate.result import FitResult
-from featx.evaluate.settings import ALL, NEAR_OFF, Settings
+from featx.evaluate.settings import NEAR_OFF, Settings
 from featx.evaluate.views import ClassView
 from featx.fewshot import DRAWS_VERSION
 from featx.fingerprint import fingerprint
@@ -27,6 +27,7 @@ from featx.heads.foreign import ForeignHead
 from featx.heads.select import has_lone_classes
 from featx.progress import Reporter
 from featx.store import seconds_of
+from featx.words import ALL
 
 __all__ = ["Question"]
 

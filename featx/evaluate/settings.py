@@ -11,10 +11,10 @@ from featx.heads import canonical_name, find_head
 from featx.heads.base import LARGEST_SEED
 from featx.heads.device import AUTO
 from featx.heads.scaling import NONE, check_scale
+from featx.words import ALL, put_in_form
 
 __all__ = ["ALL", "BALANCED", "NEAR_AUTO", "NEAR_OFF", "ON_LEAK", "Settings"]
 
-ALL = "all"
 NEAR_AUTO, NEAR_OFF = "auto", "off"
 BALANCED = "balanced"
 ON_LEAK = ("warn", "drop", "raise")
@@ -41,6 +41,7 @@ class Settings:
     allow_code: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        put_in_form(self)
         for name in ("heads", "per_class"):  # what is named twice is asked once
             object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
         self._check_heads()

@@ -9,10 +9,9 @@ from typing import Any
 from featx.configurable import check_number
 from featx.errors import UsageError, unknown_name
 from featx.sources import LAYOUT_FIELDS
+from featx.words import ALL, put_in_form
 
-__all__ = ["ALL", "LOSSES", "NORMALISATIONS", "OPTIMIZERS", "SCHEDULERS", "TrainPlan"]
-
-ALL = "all"
+__all__ = ["LOSSES", "NORMALISATIONS", "OPTIMIZERS", "SCHEDULERS", "TrainPlan"]
 
 OPTIMIZERS = ("SGD", "Nesterov", "Adam", "Adamax", "RMSprop", "AdamW")
 SCHEDULERS = ("none", "step", "cosine", "plateau")
@@ -237,6 +236,7 @@ class TrainPlan:
     allow_code: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        put_in_form(self)
         _check_choices(self)
         _check_ranges(self, _COUNTS, is_whole=True)
         _check_ranges(self, _NUMBERS, is_whole=False)
