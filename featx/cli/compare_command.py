@@ -18,7 +18,7 @@ from featx.progress import Reporter
 __all__ = ["command"]
 
 
-@click.command(cls=ListCommand)
+@click.command(cls=ListCommand, least=2)
 @click.argument("systems", nargs=-1, required=True, metavar="A B...")
 @list_option("--data", help="Only fits on these data sets.")
 @list_option("--backbone", help="Only fits of these backbones.")

@@ -57,6 +57,10 @@ class ListCommand(click.Command):
     first word, and the others are the command's.
     """
 
+    def __init__(self, *args: Any, least: int = 1, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.least = least  # words of its own that it needs
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Spell out the lists, then parse as usual."""
         options = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
@@ -66,7 +70,7 @@ class ListCommand(click.Command):
         spelled, n_own = _spelled(
             args, lists, flags, lambda option, word, n: not (own and n) or option.takes(word)
         )
-        if any(p.required for p in own) and not n_own:
+        if any(p.required for p in own) and n_own < self.least:
             spelled, _ = _spelled(args, lists, flags, lambda option, word, n: n == 0)
         return super().parse_args(ctx, spelled)
 
@@ -100,7 +104,7 @@ class ListOption(RenamedOption):
         """Part a word at its commas, but for those within parentheses and in names of files."""
         if not self.has_commas or "," not in word or Path(word).exists():
             return [word]
-        return [part for part in re.split(r",(?![^()]*\))", word) if part]
+        return [part.strip() for part in re.split(r",(?![^()]*\))", word) if part.strip()]
 
     def takes(self, word: str) -> bool:
         """Whether a word may be one of the list: those of NAME=PLACE have an equals sign."""

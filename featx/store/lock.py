@@ -60,10 +60,16 @@ class Lock:
     def _busy(self, fd: int) -> str:
         try:
             owner = parse_json(os.pread(fd, 4096, 0))
-            who = f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
+            pid, host = int(owner["pid"]), str(owner["host"])
+            who = f"process {pid} on {host}, since {owner['since']}"
         except (ValueError, KeyError, TypeError):
-            who = "another process"
-        return f"{self._target} is being written by {who}: wait for it, or stop it"
+            pid, host, who = 0, "", "another process"
+        if host == socket.gethostname() and _is_suspended(pid):
+            return (
+                f"{self._target} is held by {who}, which is suspended and writes nothing: let it "
+                f"go on with  kill -CONT {pid}  , or end it with  kill -CONT {pid}; kill {pid}"
+            )
+        return f"{self._target} is being written by {who}: wait for it, or end it"
 
     def release(self) -> None:
         """Give the lock back, also if a forked child still has its descriptor."""
@@ -78,3 +84,12 @@ class Lock:
         finally:
             unlock(fd)
             os.close(fd)
+
+
+def _is_suspended(pid: int) -> bool:
+    """Whether a process was stopped, as by Ctrl-Z."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False  # a system without /proc, or the process has ended
+    return state.rpartition(")")[2].split()[0] in ("T", "t")

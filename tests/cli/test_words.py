@@ -47,6 +47,7 @@ def read(command, words):
         ("--data c10,c100 svm", {"systems": ("svm",), "data": ("c10", "c100")}),
         ("--data=c10,c100 svm", {"systems": ("svm",), "data": ("c10", "c100")}),
         ("svm --clf mlp(hidden=5,4),knn", {"systems": ("svm",), "clf": ("mlp(hidden=5,4)", "knn")}),
+        ("svm --clf knn, svm,", {"systems": ("svm",), "clf": ("knn", "svm")}),
         ("svm --sizes 5,all 7", {"systems": ("svm",), "sizes": (5, "all", 7)}),
         ("svm --classes Doe,John", {"systems": ("svm",), "classes": ("Doe,John",)}),
         (
@@ -62,6 +63,23 @@ def test_words_stand_anywhere_and_commas_part_them(words, found):
 
 def test_words_that_are_no_pair_belong_to_the_command():
     assert read(reproduce, "--data a=b c=d klimack veer") == (("klimack", "veer"), ("a=b", "c=d"))
+
+
+def test_a_blank_behind_a_comma_is_no_part_of_a_word():
+    done = CliRunner().invoke(compare, ["svm", "--clf", "knn, mlp(hidden=5, C=1)"])
+    assert eval(done.output)["clf"] == ("knn", "mlp(hidden=5, C=1)")
+
+
+def test_a_command_takes_the_words_that_it_needs():
+    needs_two = click.command(cls=ListCommand, least=2)(
+        click.argument("systems", nargs=-1, required=True)(
+            list_option("--data")(lambda systems, data: click.echo(repr((systems, data))))
+        )
+    )
+    both = ("svm", "logreg"), ("c10",)
+    for words in ("svm --data c10 logreg", "--data c10 svm logreg", "svm logreg --data c10"):
+        assert read(needs_two, words) == both
+    assert read(needs_two, "svm logreg --data c10 c100") == (("svm", "logreg"), ("c10", "c100"))
 
 
 def test_what_is_missing_is_said():

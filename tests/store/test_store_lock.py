@@ -31,6 +31,25 @@ def test_one_holder(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="states of processes: /proc")
+def test_a_suspended_holder_is_said_to_be_suspended(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from featx.store.lock import Lock; "
+        "Lock(Path(sys.argv[1])).acquire(); print('held', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "a.h5")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        holder.send_signal(signal.SIGSTOP)
+        os.waitpid(holder.pid, os.WUNTRACED)
+        with pytest.raises(CacheBusyError, match=f"suspended .* kill -CONT {holder.pid}"):
+            Lock(tmp_path / "a.h5").acquire()
+        holder.send_signal(signal.SIGCONT)
+        with pytest.raises(CacheBusyError, match="wait for it"):
+            Lock(tmp_path / "a.h5").acquire()
+        holder.kill()
+
+
 def test_a_lock_file_left_by_a_dead_process_stops_nobody(tmp_path: Path) -> None:
     (tmp_path / "a.h5.lock").write_text('{"pid": 1}')
     lock = Lock(tmp_path / "a.h5")
