@@ -59,6 +59,7 @@ def command(
     from featx.evaluate import compare, format_comparison
 
     today = fingerprints(cache_dir)
+    systems = tuple(system.rstrip(", ") for system in systems)  # "svm, logreg", as in a sentence
     frame = compare(systems, reports_dir, where=filters, today=today, reporter=reporter)
     form = "json" if as_json else form
     if form == "csv":

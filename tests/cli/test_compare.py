@@ -51,6 +51,11 @@ def test_a_table_and_a_sentence_for_each_comparison(compare):
     assert not any("nan" in line for line in lines)
 
 
+def test_a_comma_as_in_a_sentence_is_no_part_of_a_system(compare):
+    assert compare("svm,", "logreg")[1] == compare("svm", "logreg")[1]
+    assert compare("svm", "--data", "cifar", "logreg")[1] == compare("svm", "logreg")[1]
+
+
 def test_forms_for_programs(compare):
     code, out, _ = compare("input_size=32", "input_size=64", "--clf", "svm", "--format", "csv")
     assert code == 0
