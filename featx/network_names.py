@@ -19,6 +19,7 @@ __all__ = [
     "GROUP",
     "PACKAGED",
     "PACKAGED_TAG",
+    "SCRATCH",
     "TIMM",
     "canonical_prefix",
     "check_exists",
@@ -32,6 +33,12 @@ __all__ = [
 GROUP = "featx.backbones"
 """Entry points by which packages offer networks."""
 TIMM = "timm/"
+SCRATCH = (
+    *("ann-nellangara", "cnn-nellangara", "cnn-hoogasian-cifar", "cnn-hoogasian-stl", "cnn-veer"),
+    *("auto-cnn", "cnn-search", "densenet121-small", "densenet161-small", "densenet169-small"),
+    *("resnet18-small", "resnet34-small", "resnet50-small"),
+)
+"""Networks of featx's own, which are trained from scratch."""
 PACKAGED = tuple(f"efficientnet_lite{number}" for number in range(3))
 PACKAGED_TAG = "EMBEDDED"
 _HUB = re.compile(r"(?:timm/)?hf[-_]hub:timm/")

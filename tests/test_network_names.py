@@ -9,7 +9,8 @@ import timm
 from torchvision import models
 
 from featx.errors import UsageError, WeightsError
-from featx.network_names import check_network_name, check_weights_name, networks_of
+from featx.network_names import SCRATCH, check_network_name, check_weights_name, networks_of
+from featx.networks import available_networks
 
 
 def test_every_name_of_torchvision_is_found_in_its_source():
@@ -18,6 +19,10 @@ def test_every_name_of_torchvision_is_found_in_its_source():
 
 def test_every_name_of_timm_is_found_in_its_source():
     assert list(networks_of("timm")) == sorted(timm.list_models())
+
+
+def test_the_names_of_networks_from_scratch_are_those_that_there_are():
+    assert tuple(available_networks()) == SCRATCH
 
 
 @pytest.mark.parametrize("name", models.list_models(module=models))

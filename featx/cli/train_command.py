@@ -109,11 +109,15 @@ def command(reporter: Reporter, network: tuple[str, ...], **options: Any) -> Non
     to reports/results.csv, a JSON file in reports/fits/ and its curves in reports/curves/. The
     same command continues an interrupted training after its last complete epoch.
     """
-    from featx.evaluate import format_table, summarise
-    from featx.train import TrainPlan, run_train
+    from featx.train import TrainPlan
 
     options["allow_code"] += network
     plans = [TrainPlan(network=name, **options) for name in network]
+    for plan in plans:
+        plan.check_words()
+    from featx.evaluate import format_table, summarise
+    from featx.train import run_train
+
     results = [result for plan in plans for result in run_train(plan, reporter, echo)]
     echo(format_table(summarise([result.fit for result in results])))
     n_known = sum(result.is_known for result in results)

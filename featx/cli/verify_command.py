@@ -19,6 +19,7 @@ from featx.cli.options import (
 )
 from featx.cli.output import echo
 from featx.errors import CacheError, UsageError
+from featx.network_names import check_network_name, check_weights_name
 from featx.progress import Reporter
 from featx.words import check_scale
 
@@ -150,6 +151,8 @@ def _verify_files(files: Sequence[Path], reporter: Reporter) -> None:
 
 
 def _verify_backbone(plan: _Plan, reporter: Reporter) -> int:
+    check_network_name(plan.backbone)
+    check_weights_name(plan.backbone, plan.weights)
     from featx.reference import TOLERANCES, compare, judge
 
     plan, pictures = _pictures(plan)

@@ -43,7 +43,6 @@ def run_plan(
         for report in known:
             tell(str(report))
         return known
-    # What is wrong with the data or the folder is said before torch is imported.
     sources()
     if target is None:
         make_folder(Path(plan.cache_dir))
@@ -64,16 +63,17 @@ def run_plan(
 
 def prepare(plan: Plan, reporter: Reporter, sources: Callable[[], Sources] | None = None) -> Job:
     """Check the names of a plan, and open its data and its device."""
+    plan.check_words()
+    plan = plan.drawn_as_in_folder()
+    opened = open_sources(plan, reporter) if sources is None else sources()
+    # What is wrong with words or data was said by now: torch takes seconds.
     from featx.backbones import check_backbone
     from featx.engines import open_engine, resolve_devices, resolve_precision, resolve_runtime
 
-    plan.check_words()
     for name in plan.backbone:
         check_backbone(name)
-    plan = plan.drawn_as_in_folder()
     devices = resolve_devices(plan.devices)
     precision, why = resolve_precision(plan.precision, devices[0])
-    opened = open_sources(plan, reporter) if sources is None else sources()
     n_images = sum(map(len, opened))
     runtime, because = resolve_runtime(plan.runtime, devices[0], precision, n_images)
     engine = open_engine(

@@ -6,12 +6,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featx.backbones import BackboneGroup
-from featx.engines import Engine
-from featx.engines.loader import worker_deaths_named
 from featx.errors import CacheError, FeatxError
 from featx.evaluate import FitResult, ResultsFolder, Settings, pair_caches, run_fit
 from featx.extract import NATIVE, Job, Plan, prepare
@@ -21,6 +19,10 @@ from featx.sources.splits import choose_splits
 from featx.stops import check
 from featx.store import Cache
 from featx.sweep.axes import Axes
+
+if TYPE_CHECKING:
+    from featx.backbones import BackboneGroup
+    from featx.engines import Engine
 
 __all__ = ["SweepRow", "sweep"]
 
@@ -61,10 +63,13 @@ def sweep(
     """
     rows: list[SweepRow] = []
     first: FeatxError | None = None
+    plans = list(axes.plans(plan))
+    for each in plans:
+        each.check_words()
     # Data and device are opened once; names and sizes are judged one by one.
     shared = prepare(replace(plan, backbone=(), input_size=None), reporter)
     choose_splits([source.split for source in shared.sources], test_split)  # before hours of work
-    for each in axes.plans(plan):
+    for each in plans:
         try:
             rows += _run(shared.asking(each), settings, test_split, tell, results)
         except FeatxError as error:
@@ -136,6 +141,8 @@ def images_per_second(
         return float("nan")
     some = source.take(np.arange(n_batches * engine.batch_size))
     times: list[float] = []
+    from featx.engines.loader import worker_deaths_named
+
     with worker_deaths_named():
         for _ in engine.run_many(group, some, range(n_batches), dtype=dtype):
             times.append(time.perf_counter())

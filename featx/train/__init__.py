@@ -8,8 +8,21 @@ classifier (the epochs), result. The room must not know heads, caches of feature
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from featx.train.plan import TrainPlan
-from featx.train.result import TrainResult
-from featx.train.run import run_train
+
+if TYPE_CHECKING:
+    from featx.train.result import TrainResult
+    from featx.train.run import run_train
+
+_HOME = {"TrainResult": "result", "run_train": "run"}  # these import torch
 
 __all__ = ["TrainPlan", "TrainResult", "run_train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'featx.train' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"featx.train.{_HOME[name]}"), name)

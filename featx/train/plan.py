@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from featx.configurable import check_number
+from featx.devices import find_device
 from featx.errors import UsageError, unknown_name
+from featx.network_names import SCRATCH, check_network_name, check_weights_name
 from featx.sources import LAYOUT_FIELDS
-from featx.words import ALL, put_in_form
+from featx.words import ALL, PRECISIONS, check_word, put_in_form
 
 __all__ = ["LOSSES", "NORMALISATIONS", "OPTIMIZERS", "SCHEDULERS", "TrainPlan"]
 
@@ -241,6 +243,24 @@ class TrainPlan:
         _check_ranges(self, _COUNTS, is_whole=True)
         _check_ranges(self, _NUMBERS, is_whole=False)
         self._check_together()
+
+    def check_words(self) -> None:
+        """Refuse names that nothing knows, before data are opened and torch is imported."""
+        if self.network.partition("(")[0] not in SCRATCH:
+            self._check_backbone()
+        find_device(self.device)
+        check_word("precision", self.precision, PRECISIONS)
+
+    def _check_backbone(self) -> None:
+        try:
+            check_network_name(self.network)
+        except UsageError as error:
+            nearest = unknown_name("network", self.network, SCRATCH)
+            if "did you mean" in str(nearest):
+                raise nearest from error
+            error.add_note(f"networks from scratch are {', '.join(SCRATCH)}")
+            raise
+        check_weights_name(self.network, self.weights)
 
     def _check_together(self) -> None:
         if self.patience and not self.validation:

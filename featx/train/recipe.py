@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from featx.backbones import Backbone, check_backbone, open_backbones
-from featx.errors import UsageError, unknown_name
-from featx.networks import FineTuned, available_networks, get_network, get_top, is_network
+from featx.errors import UsageError
+from featx.networks import FineTuned, get_network, get_top, is_network
 from featx.preprocess import Preprocessing
 from featx.progress import Reporter
 from featx.sources import Source
@@ -85,14 +85,8 @@ def check_network(plan: TrainPlan) -> None:
                 )
         return
     get_top(plan.top or _LINEAR)
-    try:
-        check_backbone(plan.network)
-    except UsageError as error:
-        nearest = unknown_name("network", plan.network, available_networks())
-        if "did you mean" in str(nearest):
-            raise nearest from error
-        error.add_note(f"networks from scratch are {', '.join(available_networks())}")
-        raise
+    plan.check_words()
+    check_backbone(plan.network)
 
 
 def open_recipe(plan: TrainPlan, sources: Sequence[Source], reporter: Reporter) -> Recipe:

@@ -70,6 +70,20 @@ MISTAKES = {
     "layers of a misspelt backbone": (["list", "layers", "vgg61"], "vgg16"),
     "unpack what is not packed": (["unpack", "notes.txt"], "notes.txt"),
     "export to a misspelt format": (["export", "full/a.h5", "--format", "csv"], "npz"),
+    "a misspelt network": (["train", "--network", "rsnet18", "--data", "pets"], "resnet18"),
+    "a misspelt optimizer": (
+        ["train", "--network", "auto-cnn", "--data", "pets", "--optimizer", "Adm"],
+        "Adam",
+    ),
+    "a sweep of a misspelt pool": (
+        ["sweep", *BACKBONE[1:], "--data", "pets", "--per-class", "1", "--pool", "avg", "mx"],
+        "max",
+    ),
+    "a sweep of data that are not there": (
+        ["sweep", *BACKBONE[1:], "--data", "pest", "--per-class", "1", "--pool", "avg", "max"],
+        "pest",
+    ),
+    "a misspelt backbone to verify": (["verify", "--backbone", "resnet5"], "resnet50"),
     "a misspelt recipe": (["reproduce", "klimak"], "klimack"),
     "a folder that may not be written to": (
         [*BACKBONE, "--data", "pets", "--cache", "notes.txt/cache"],
