@@ -20,8 +20,8 @@ import numpy as np
 from featx.errors import CacheError, MissingExtraError, UsageError, unknown_name
 from featx.progress import SILENT, Reporter
 from featx.store import Cache, disk, layout, open_any
-from featx.store.beside import PROJECTOR_FILES, file_beside, folder_beside
 from featx.store.features import FeatureArray
+from featx.store.new_file import PROJECTOR_FILES, file_beside, folder_beside
 from featx.text import as_utf8
 
 __all__ = ["FORMATS", "ExportReport", "export_cache", "exported_path"]

@@ -18,8 +18,10 @@ from typing import Any, Final
 from featx.atomic import is_flocked
 from featx.errors import CacheBusyError, CacheError, UsageError, nearest
 from featx.store import disk, read_summary
-from featx.store.beside import PROJECTOR_FILES, TEMPORARY
-from featx.store.kinds import (
+from featx.store.lock import Lock
+from featx.store.new_file import PROJECTOR_FILES, TEMPORARY
+from featx.store.partial import discard
+from featx.store.recognise import (
     LOCK,
     PARTIAL,
     age_of,
@@ -32,8 +34,6 @@ from featx.store.kinds import (
     size_of,
     target_of,
 )
-from featx.store.lock import Lock
-from featx.store.partial import discard
 
 __all__ = ["Entry", "Garbage", "find_garbage", "list_entries", "plan_removal", "remove"]
 

@@ -25,9 +25,9 @@ from featx.sources.folder import FolderSource
 from featx.sources.labels import label_text, number_labels
 from featx.sources.splits import SPLIT_ORDER, read_split, split_of
 from featx.store import Cache, CacheSpec, CacheWriter, disk
-from featx.store.kinds import name_cache
 from featx.store.layout import feature_dtype
-from featx.store.rows import as_stored
+from featx.store.recognise import name_cache
+from featx.store.spec import as_stored
 
 __all__ = [
     "BLOCK_BYTES",

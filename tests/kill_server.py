@@ -32,7 +32,7 @@ import featx.extract
 import featx.extract.job
 import featx.sources  # noqa: F401  (what a run would import on its way)
 from featx.cli import main
-from featx.store import disk, ledger
+from featx.store import disk, journal
 
 SEAM = ("allocate", "fdatasync", "fsync", "fsync_folder", "pwrite", "replace", "truncate", "unlink")
 GROUP_BYTES = 64 << 10  # a commit every second batch: many moments worth a kill
@@ -136,8 +136,8 @@ def serve(order: dict[str, Any]) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # a fork copies one thread only
-    assert ledger._GROUP_BYTES > GROUP_BYTES
-    ledger._GROUP_BYTES = GROUP_BYTES
+    assert journal._GROUP_BYTES > GROUP_BYTES
+    journal._GROUP_BYTES = GROUP_BYTES
     print("ready", flush=True)
     for line in sys.stdin:
         print(serve(json.loads(line)), flush=True)

@@ -17,8 +17,8 @@ from featx.errors import CacheError, FeatxError
 from featx.evaluate import ResultsFolder, Settings, evaluate, pair_caches
 from featx.export import export_cache
 from featx.store import Cache, CacheSpec, CacheWriter
+from featx.store.header import HeaderBlock
 from featx.store.pack import pack_cache, unpack_cache
-from featx.store.seal import Seal
 
 N_FEATURES = 20_000  # 13 rows of float32 in a block
 META = {
@@ -110,7 +110,7 @@ READERS = {
 
 
 def regions(content: bytes) -> dict[str, tuple[int, int]]:
-    seal = Seal.parse(content[:4096])
+    seal = HeaderBlock.parse(content[:4096])
     edges = (0, 320, 4096, seal.features_offset, seal.features_end, len(content))
     return dict(zip(("text", "zeros", "head", "features", "tail"), pairwise(edges), strict=True))
 
@@ -133,7 +133,7 @@ def test_a_flipped_bit_is_an_error(pristine: Path, tmp_path: Path, reader: str) 
 
 def flip_in_row(path: Path, row: int) -> None:
     content = bytearray(path.read_bytes())
-    content[Seal.parse(content[:4096]).features_offset + row * 4 * N_FEATURES + 7] ^= 64
+    content[HeaderBlock.parse(content[:4096]).features_offset + row * 4 * N_FEATURES + 7] ^= 64
     path.write_bytes(content)
 
 

@@ -39,7 +39,7 @@ from featx.extract import Settings, extract
 from featx.extractor import estimator, memory, open_networks
 from featx.sources import open_data
 from featx.store import Cache, find_caches
-from featx.store.seal import Seal
+from featx.store.header import HeaderBlock
 
 CPU = torch.device("cpu")
 SMALL = {"weights": "random", "input_size": 32, "batch_size": 4, "device": "cpu"}
@@ -515,7 +515,7 @@ def test_a_damaged_memory_is_named(paths, tmp_path, part):
     file = next((tmp_path / "m").rglob("*.h5"))
     content = bytearray(file.read_bytes()[: -100 if part == "end" else None])
     if part == "features":
-        content[Seal.parse(content[:4096]).features_offset + 9] ^= 1
+        content[HeaderBlock.parse(content[:4096]).features_offset + 9] ^= 1
     file.write_bytes(content)
     with pytest.raises(CacheError, match="damaged") as caught:
         extractor.transform(paths)

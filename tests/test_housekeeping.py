@@ -238,7 +238,7 @@ def test_gc_leaves_a_running_export(folder, monkeypatch):
         with pytest.raises(CacheBusyError):
             remove(folder.glob("*.featx-tmp"))
 
-    monkeypatch.setattr("featx.store.beside.disk.fsync", look)
+    monkeypatch.setattr("featx.store.new_file.disk.fsync", look)
     for format in ("npz", "projector"):
         export_cache(folder / "a.h5", format)
     assert len(seen) >= 2

@@ -154,7 +154,7 @@ def test_a_cache_made_otherwise_is_refused_field_by_field(made, pair):
     point = {**identity["point"], "pool": "max"}
     changed = {"identity": {**identity, "precision": "bf16", "point": point}}
     other = featx.Cache.open(pair.test.path)
-    other._header = replace(other._header, meta=changed)
+    other._structure = replace(other._structure, meta=changed)
     with pytest.raises(CacheMismatchError) as caught:
         saved.predict(other)
     assert caught.value.differences == (

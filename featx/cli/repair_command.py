@@ -38,8 +38,8 @@ def command(files: tuple[Path, ...], allow_code: tuple[str, ...], reporter: Repo
                 plan = Plan(**_request(cache), append=True, allow_code=allow_code)
         except CacheError as error:
             error.add_note(
-                "where the record inside is damaged, repeat the command that made the file with "
-                "--append: every row that still verifies is kept"
+                "where the file is damaged outside its features, repeat the command that made it "
+                "with --overwrite: all rows are computed again"
             )
             raise
         with named_by(file):

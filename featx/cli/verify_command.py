@@ -126,7 +126,7 @@ def command(
 
 def _verify_files(files: Sequence[Path], reporter: Reporter) -> None:
     from featx.store import verify_file
-    from featx.store.kinds import why_unchecked
+    from featx.store.recognise import why_unchecked
 
     n_damaged = n_unchecked = 0
     for file in files:

@@ -25,7 +25,7 @@ from featx.progress import Reporter
 from featx.sources import Source
 from featx.sources.remembered import digest_file
 from featx.store import Cache, find_caches, has_leftovers
-from featx.store.target import has_rows
+from featx.store.existing import has_rows
 
 __all__ = ["find_known"]
 

@@ -22,7 +22,7 @@ from featx.extract.settings import Settings
 from featx.progress import SILENT, Reporter
 from featx.sources import Source
 from featx.store import CacheSpec, CacheWriter, note_seconds
-from featx.store.target import is_reusable
+from featx.store.existing import is_reusable
 
 __all__ = ["extract", "extract_many"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from featx.errors import UsageError
 from featx.fewshot import DRAWS_VERSION, draw_subset
 from featx.sources import ClassChoice, Source
-from featx.store.kinds import name_cache
+from featx.store.recognise import name_cache
 
 if TYPE_CHECKING:
     from featx.backbones import Backbone

@@ -16,12 +16,11 @@ from featx.errors import CacheError
 from featx.progress import SILENT, Reporter
 from featx.store.features import FeatureArray
 from featx.store.packed import PackedCache, open_any
-from featx.store.partial import find_begun, find_partials, has_leftovers
-from featx.store.reader import Cache
+from featx.store.partial import find_begun, find_partials, has_leftovers, summarize_partial
+from featx.store.reader import Cache, Damage
+from featx.store.recognise import find_caches
 from featx.store.seconds import note_seconds, seconds_of
 from featx.store.spec import CacheSpec
-from featx.store.summary import find_caches, summarize_partial
-from featx.store.verify import Damage
 from featx.store.writer import CacheWriter
 
 __all__ = [

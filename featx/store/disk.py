@@ -10,22 +10,28 @@ import errno
 import os
 import resource
 import shutil
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
 from featx.errors import CacheError, reason_of
+from featx.store.layout import Extent
 
 __all__ = [
+    "OpenFile",
     "allocate",
     "bytes_of",
     "fdatasync",
     "fsync",
     "fsync_folder",
+    "no_space",
     "pread_into",
     "pwrite",
+    "read_pieces",
     "readable_bytes",
     "replace",
     "require_space",
@@ -34,7 +40,8 @@ __all__ = [
     "unlink",
 ]
 
-_NO_FALLOCATE = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
+_PIECE_BYTES: Final = 1 << 20
+_NO_FALLOCATE: Final = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def pwrite(fd: int, data: bytes | memoryview, offset: int) -> None:
@@ -107,6 +114,15 @@ def pread_into(fd: int, view: memoryview, offset: int) -> None:
         view, offset = view[n_read:], offset + n_read
 
 
+def read_pieces(fd: int, offset: int, n_bytes: int) -> Iterator[memoryview]:
+    """Read a part of an open file; each piece is overwritten by the next one."""
+    buffer = memoryview(bytearray(min(_PIECE_BYTES, n_bytes)))
+    for start in range(0, n_bytes, _PIECE_BYTES):
+        piece = buffer[: n_bytes - start]
+        pread_into(fd, piece, offset + start)
+        yield piece
+
+
 def readable_bytes(n_bytes: int) -> str:
     """Write a size for people, with the exact figure behind it.
 
@@ -152,3 +168,31 @@ def translated(action: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise CacheError(f"{action}: {reason_of(error)}") from error
+
+
+class OpenFile:
+    """A file that is open for reading, closed with the last object that uses it."""
+
+    def __init__(self, path: str) -> None:
+        self._fd = os.open(path, os.O_RDONLY)
+        self.close = weakref.finalize(self, os.close, self._fd)
+        self.path = path
+
+    @property
+    def fd(self) -> int:
+        """The descriptor."""
+        if not self.close.alive:
+            raise CacheError(f"{self.path} was closed: open it again")
+        return self._fd
+
+    def read(self, extent: Extent) -> np.ndarray:
+        """Read an array whole."""
+        out = np.empty(extent.shape, extent.dtype)
+        self.read_into(out, extent.offset)
+        return out
+
+    def read_into(self, out: np.ndarray, offset: int) -> None:
+        """Fill a contiguous array with the bytes at `offset`."""
+        if out.nbytes:
+            with translated(f"cannot read {self.path}"):
+                pread_into(self.fd, bytes_of(out), offset)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 import os
-import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Self
 
@@ -14,11 +14,11 @@ from featx.errors import CacheError, UsageError
 from featx.halves import convert
 from featx.memory import available_bytes
 from featx.store import disk
-from featx.store.check import Extent
-from featx.store.indexing import split_index
+from featx.store.disk import OpenFile
+from featx.store.layout import Extent
 from featx.store.threads import N_THREADS, in_threads
 
-__all__ = ["FeatureArray", "Handle"]
+__all__ = ["FeatureArray"]
 
 # Reading so much, or hashing so much, is shared among threads, which costs a fifth of a
 # millisecond.
@@ -26,34 +26,7 @@ _THREADED_BYTES: Final = 4 << 20
 # What is read at a time where values are converted, or only some of a row are wanted.
 _PIECE_BYTES: Final = 1 << 20
 _FLOATS: Final = ("float16", "float32", "float64")
-
-
-class Handle:
-    """An open file for reading, closed with the last object that uses it."""
-
-    def __init__(self, path: str) -> None:
-        self._fd = os.open(path, os.O_RDONLY)
-        self.close = weakref.finalize(self, os.close, self._fd)
-        self.path = path
-
-    @property
-    def fd(self) -> int:
-        """The descriptor."""
-        if not self.close.alive:
-            raise CacheError(f"{self.path} was closed: open it again")
-        return self._fd
-
-    def read(self, extent: Extent) -> np.ndarray:
-        """Read an array whole."""
-        out = np.empty(extent.shape, extent.dtype)
-        self.read_into(out, extent.offset)
-        return out
-
-    def read_into(self, out: np.ndarray, offset: int) -> None:
-        """Fill a contiguous array with the bytes at `offset`."""
-        if out.nbytes:
-            with disk.translated(f"cannot read {self.path}"):
-                disk.pread_into(self.fd, disk.bytes_of(out), offset)
+_Index = slice | np.ndarray
 
 
 class FeatureArray:
@@ -68,7 +41,7 @@ class FeatureArray:
 
     Parameters
     ----------
-    handle : Handle
+    file : OpenFile
         The open file.
     extent : Extent
         Where the features lie: shape (N, D), float16 or float32.
@@ -84,14 +57,14 @@ class FeatureArray:
 
     def __init__(
         self,
-        handle: Handle,
+        file: OpenFile,
         extent: Extent,
         block_rows: int,
         digests: np.ndarray,
         reopen: Callable[[], FeatureArray],
     ) -> None:
-        self._handle, self._extent = handle, extent
-        self._block_rows, self._digests = block_rows, digests
+        self._file, self._extent = file, extent
+        self.block_rows, self._digests = block_rows, digests
         self._reopen = reopen
         self._row_bytes = extent.n_bytes // extent.shape[0]
         self._is_checked = np.zeros(len(digests), bool)
@@ -189,7 +162,7 @@ class FeatureArray:
         CacheError
             If they lie in a block that changed since it was written.
         """
-        rows, columns = split_index(key, self.shape)
+        rows, columns = _split_index(key, self.shape)
         if isinstance(rows, slice):
             start, stop, step = rows.indices(len(self))
             if columns is None and step == 1:
@@ -231,7 +204,7 @@ class FeatureArray:
     def _span(self, start: int, stop: int) -> np.ndarray:
         out = np.empty((stop - start, self.shape[1]), self._dtype)
         if len(out):
-            size = self._block_rows
+            size = self.block_rows
             blocks = np.arange(start // size, (stop - 1) // size + 1)
             shares = np.arange(start, stop, -(-len(out) // N_THREADS))
             edges = np.concatenate((shares, blocks[1:][self._is_edge(blocks)] * size, [stop]))
@@ -246,7 +219,7 @@ class FeatureArray:
             order = np.argsort(rows, kind="stable")
             sorted_rows = rows[order]
             is_end = (np.diff(sorted_rows) != 1) | (np.diff(order) != 1)
-            is_end |= self._is_edge(sorted_rows // self._block_rows)
+            is_end |= self._is_edge(sorted_rows // self.block_rows)
             starts = np.flatnonzero(np.concatenate(([True], is_end)))
             n_rows = np.diff(np.concatenate((starts, [len(rows)])))
             self._read_runs(out, order[starts], n_rows, sorted_rows[starts])
@@ -267,8 +240,8 @@ class FeatureArray:
                 self._read(out[low : low + n], row)
 
         runs = list(zip(at.tolist(), n_rows.tolist(), first.tolist(), strict=True))
-        n_unchecked = np.count_nonzero(~self._is_checked[np.unique(first // self._block_rows)])
-        n_bytes = out.nbytes + n_unchecked * self._block_rows * self._row_bytes
+        n_unchecked = np.count_nonzero(~self._is_checked[np.unique(first // self.block_rows)])
+        n_bytes = out.nbytes + n_unchecked * self.block_rows * self._row_bytes
         if n_bytes < _THREADED_BYTES:
             read(runs)
             return
@@ -278,7 +251,7 @@ class FeatureArray:
 
     def _read(self, out: np.ndarray, row: int) -> None:
         """Fill `out` by neighbouring rows; a block is read whole and checked the first time."""
-        block, place = divmod(row, self._block_rows)
+        block, place = divmod(row, self.block_rows)
         n_rows = self._rows_of(block)
         if self._is_checked[block]:
             self._read_checked(out, row)
@@ -293,11 +266,11 @@ class FeatureArray:
         """Fill `out` by neighbouring rows of checked blocks, converted a piece at a time."""
         at, step = self._extent.offset + row * self._row_bytes, self._piece_rows
         if out.dtype == self.stored_dtype:
-            self._handle.read_into(out, at)
+            self._file.read_into(out, at)
             return
         for start in range(0, len(out), step):
             piece = np.empty(out[start : start + step].shape, self.stored_dtype)
-            self._handle.read_into(piece, at + start * self._row_bytes)
+            self._file.read_into(piece, at + start * self._row_bytes)
             convert(piece, out[start : start + step])
 
     @property
@@ -305,14 +278,14 @@ class FeatureArray:
         return max(1, _PIECE_BYTES // self._row_bytes)
 
     def _rows_of(self, block: int) -> int:
-        return min(self._block_rows, len(self) - block * self._block_rows)
+        return min(self.block_rows, len(self) - block * self.block_rows)
 
     def _read_block(self, block: int, rows: np.ndarray) -> None:
         """Fill `rows` by a block and compare it with its digest."""
-        first = block * self._block_rows
-        self._handle.read_into(rows, self._extent.offset + first * self._row_bytes)
+        first = block * self.block_rows
+        self._file.read_into(rows, self._extent.offset + first * self._row_bytes)
         if hashlib.sha256(disk.bytes_of(rows)).digest() != self._digests[block].tobytes():
-            path = self._handle.path
+            path = self._file.path
             raise CacheError(
                 f"{path}: damaged: features rows {first}-{first + len(rows) - 1} changed since "
                 f"they were written:  featx repair {path}  computes them again"
@@ -384,7 +357,7 @@ class FeatureArray:
             Shape (N, D), of the stored type. A disk that fails to read ends the process (SIGBUS);
             indexing raises an error instead.
         """
-        with os.fdopen(os.dup(self._handle.fd), "rb") as stream:
+        with os.fdopen(os.dup(self._file.fd), "rb") as stream:
             shape, offset = self.shape, self._extent.offset
             return np.memmap(stream, self.stored_dtype, "r", offset=offset, shape=shape)
 
@@ -401,3 +374,45 @@ def _float_type(dtype: Any) -> np.dtype[Any]:
     if found.name not in _FLOATS:
         raise UsageError(f"features have no type {dtype!r}: choose from {', '.join(_FLOATS)}")
     return found
+
+
+def _split_index(key: Any, shape: tuple[int, int]) -> tuple[_Index, _Index | None]:
+    """Read an index of a matrix as NumPy does."""
+    if isinstance(key, np.ndarray) and key.dtype == bool and key.shape == shape:
+        rows, columns = np.nonzero(key)
+        return rows, columns
+    parts = list(key) if isinstance(key, tuple) else [key]
+    dots = [i for i, part in enumerate(parts) if part is Ellipsis]
+    if len(dots) > 1 or len(parts) - len(dots) > 2:
+        raise _refused(key)
+    for i in dots:
+        parts[i : i + 1] = [slice(None)] * (3 - len(parts))
+    indices = [_index(part, n) for part, n in zip(parts, shape, strict=False)]
+    is_whole = len(parts) < 2 or (isinstance(parts[1], slice) and parts[1] == slice(None))
+    chosen = indices[0] if indices else slice(None)
+    return chosen, None if is_whole else indices[1]
+
+
+def _index(part: Any, n: int) -> _Index:
+    if isinstance(part, slice):
+        return part
+    if hasattr(part, "__index__") and getattr(part, "ndim", 0) == 0:
+        if isinstance(part, bool | np.bool_):
+            raise _refused(part)
+        return np.asarray(operator.index(part))
+    is_listlike = isinstance(part, list | range | np.ndarray) or hasattr(part, "__array__")
+    numbers = np.asarray(part) if is_listlike else np.empty((), object)
+    if numbers.dtype == bool and numbers.ndim == 1:
+        if len(numbers) != n:
+            raise IndexError(f"a mask of {len(numbers)} values does not fit {n}")
+        return np.flatnonzero(numbers)
+    if numbers.ndim == 0 or (numbers.size and numbers.dtype.kind not in "iu"):
+        raise _refused(part)
+    return numbers.astype(np.int64)
+
+
+def _refused(key: Any) -> IndexError:
+    return IndexError(
+        "features are indexed by an int, a slice, an array of ints or a bool mask, for rows and "
+        f"for columns, not by {key!r:.60}; np.asarray(features) takes any index"
+    )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Final
 
 import h5py
@@ -21,14 +22,17 @@ __all__ = [
     "FAILED",
     "MAX_META_BYTES",
     "MISSING",
+    "SMALL_DATASETS",
     "USERBLOCK_BYTES",
+    "Extent",
     "decode_names",
     "default_block_rows",
+    "encode_errors",
     "encode_names",
     "errors_dtype",
     "feature_dtype",
     "hdf5_type",
-    "journal_path",
+    "n_blocks",
 ]
 
 ENCODING_TYPE: Final = "featx-cache"
@@ -46,6 +50,7 @@ DATASETS: Final = (
     "paths",
     "errors",
 )
+SMALL_DATASETS: Final = DATASETS[1:]
 ATTRIBUTES: Final = (
     "encoding-type",
     "encoding-version",
@@ -60,6 +65,20 @@ _MAX_REASON_BYTES: Final = 400
 _BLOCK_BYTES: Final = 1 << 20
 
 
+@dataclass(frozen=True)
+class Extent:
+    """Where an array lies in a file."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def n_bytes(self) -> int:
+        """Its size in bytes, also where no machine could hold it."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
 def feature_dtype(name: str) -> np.dtype[Any]:
     """Little-endian NumPy type of the stored features."""
     if name not in ("float16", "float32"):
@@ -70,6 +89,11 @@ def feature_dtype(name: str) -> np.dtype[Any]:
 def default_block_rows(row_bytes: int) -> int:
     """Rows in a digested block: about 1 MiB, at least one row."""
     return max(1, _BLOCK_BYTES // row_bytes)
+
+
+def n_blocks(n_rows: int, block_rows: int) -> int:
+    """Count digested blocks; the last may be short."""
+    return -(-n_rows // block_rows)
 
 
 def errors_dtype(width: int) -> np.dtype[Any]:
@@ -130,8 +154,3 @@ def _cut(reason: str) -> bytes:
     if len(data) <= _MAX_REASON_BYTES:
         return data
     return data[: _MAX_REASON_BYTES - 3].decode("utf-8", "ignore").encode() + b"..."
-
-
-def journal_path(partial: Path) -> Path:
-    """Where the journal of a partial file lies."""
-    return partial.with_name(partial.name + ".journal")

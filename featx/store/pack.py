@@ -18,11 +18,11 @@ import numpy as np
 from featx.errors import CacheError, UsageError
 from featx.progress import SILENT, Reporter
 from featx.store import disk, layout
-from featx.store.beside import file_beside
-from featx.store.image import create_attribute, create_dataset
+from featx.store.file_layout import create_attribute, create_dataset
+from featx.store.header import HeaderBlock, hash_file
+from featx.store.new_file import file_beside
 from featx.store.packed import ATTRIBUTES, ENCODING_TYPE, PackedCache, render, require_codec
 from featx.store.reader import Cache
-from featx.store.seal import Seal, hash_file
 from featx.store.threads import N_THREADS, in_threads
 from featx.store.writer import CacheWriter
 
@@ -65,7 +65,7 @@ def pack_cache(
             _write_features(file, cache, filters, stream, reporter)
         stream.check()
         n_bytes = os.fstat(fd).st_size
-        disk.pwrite(fd, render(n_bytes, hash_file(fd, Seal(n_bytes, n_bytes, 0, ""))), 0)
+        disk.pwrite(fd, render(n_bytes, hash_file(fd, HeaderBlock(n_bytes, n_bytes, 0, ""))), 0)
         source_bytes = cache.path.stat().st_size
     return PackReport(out, source_bytes, n_bytes, time.monotonic() - began)
 
@@ -121,16 +121,14 @@ class _Stream(io.FileIO):
 
 
 def _write_small(fd: int, file: h5py.File, cache: Cache, codec: str) -> None:
-    for name in cache._header.extents:
-        if name != "features":
-            array = cache._array(name)
-            offset = create_dataset(file, name, array.shape, array.dtype)
-            if array.nbytes:
-                disk.pwrite(fd, array.tobytes(), offset)
+    for name in layout.SMALL_DATASETS:
+        array = cache.stored_array(name)
+        offset = create_dataset(file, name, array.shape, array.dtype)
+        disk.pwrite(fd, array.tobytes(), offset)
     # As `CacheSpec.encoded_meta` writes it.
     meta = json.dumps(cache.meta, sort_keys=True, separators=(",", ":")).encode("ascii")
     texts = (ENCODING_TYPE.encode(), b"1", codec.encode(), cache.fingerprint.encode())
-    values = (*texts, np.int64(cache._header.block_rows), meta)
+    values = (*texts, np.int64(cache.X.block_rows), meta)
     for name, value in zip(ATTRIBUTES, values, strict=True):
         create_attribute(file, name, value)
 
@@ -139,7 +137,7 @@ def _write_features(
     file: h5py.File, cache: Cache, filters: dict[str, Any], stream: _Stream, reporter: Reporter
 ) -> None:
     features = cache.X.stored
-    n_rows = min(cache._header.block_rows, len(cache))
+    n_rows = min(features.block_rows, len(cache))
     dataset = file.create_dataset(
         "features", features.shape, features.dtype, chunks=(n_rows, cache.n_features), **filters
     )
@@ -181,10 +179,10 @@ def unpack_cache(
             is_new = not writer.is_complete
             if is_new:
                 _copy(packed, writer, reporter)
-                writer.finish(packed._array("digests"))
+                writer.finish(packed.stored_array("digests"))
         if not is_new:
             _compare(packed, out)
-        n_bytes = packed._seal.file_bytes
+        n_bytes = packed.path.stat().st_size
     return PackReport(out, n_bytes, out.stat().st_size, time.monotonic() - began, is_new)
 
 
@@ -196,7 +194,7 @@ def _unpacked_path(path: Path) -> Path:
 def _copy(packed: PackedCache, writer: CacheWriter, reporter: Reporter) -> None:
     missing, errors = writer.missing(), packed.errors
     with reporter.bar(len(packed), f"unpack {packed.path.name}", "row") as bar:
-        for start, rows in packed.X.stored.iter_blocks(N_THREADS * packed._header.block_rows):
+        for start, rows in packed.X.stored.iter_blocks(N_THREADS * packed.X.block_rows):
             ends = np.flatnonzero(np.diff(missing[start : start + len(rows)])) + 1
             for run in np.split(np.arange(start, start + len(rows)), ends):
                 if missing[run[0]]:
@@ -207,8 +205,8 @@ def _copy(packed: PackedCache, writer: CacheWriter, reporter: Reporter) -> None:
 
 def _compare(packed: PackedCache, target: Path) -> None:
     with Cache.open(target) as cache:
-        names = [name for name in packed._header.extents if name != "features"]
-        other = [n for n in names if not _is_same(cache._array(n), packed._array(n))]
+        arrays = ((n, cache.stored_array(n), packed.stored_array(n)) for n in layout.SMALL_DATASETS)
+        other = [name for name, *both in arrays if not _is_same(*both)]
     if other:
         raise CacheError(
             f"{target} is there already and has other {', '.join(other)} than the archive: "

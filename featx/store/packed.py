@@ -21,16 +21,17 @@ import numpy as np
 from featx.errors import CacheError, MissingExtraError, UsageError
 from featx.halves import convert
 from featx.progress import SILENT, Reporter
-from featx.store import check, disk, layout
-from featx.store.check import Extent, Header
-from featx.store.features import FeatureArray, Handle
-from featx.store.image import build_image
-from featx.store.kinds import is_archive_file
-from featx.store.reader import Cache
-from featx.store.seal import Seal, hash_file, is_featx, read_block
+from featx.store import disk, layout, structure
+from featx.store.disk import OpenFile
+from featx.store.features import FeatureArray
+from featx.store.file_layout import lay_out
+from featx.store.header import HeaderBlock, hash_file, is_featx, read_block, with_check
+from featx.store.layout import Extent
+from featx.store.reader import Cache, Damage
+from featx.store.recognise import is_archive_file
 from featx.store.spec import CacheSpec
+from featx.store.structure import Structure
 from featx.store.threads import N_THREADS
-from featx.store.verify import Damage
 
 __all__ = ["ATTRIBUTES", "ENCODING_TYPE", "PackedCache", "open_any", "render", "require_codec"]
 
@@ -45,7 +46,7 @@ ATTRIBUTES: Final = (
 )
 _FILTERS: Final = {"gzip": 1, "zstd": 32015}  # HDF5's numbers
 _SHUFFLE: Final = 2
-# No data at all compress better: deflate's limit is 1,032, zstd's some 32,768 (blocks of one byte).
+# Upper bounds of the compression ratio: 1,032 for deflate, some 32,768 for zstd (runs of one byte).
 _MAX_RATIO: Final = {"gzip": 1_040, "zstd": 40_000}
 _ZSTD_MAGIC: Final = 0xFD2FB528
 _TEXT: Final = re.compile(
@@ -65,20 +66,20 @@ class PackedCache(Cache):
     codec: str
 
     @classmethod
-    def _read(cls, path: Path, handle: Handle, is_sealed: bool) -> Self:
+    def _read(cls, path: Path, file: OpenFile, is_sealed: bool) -> Self:
         with disk.translated("cannot read it"):
-            seal, n_bytes = _parse(read_block(handle.fd)), os.fstat(handle.fd).st_size
-            if n_bytes != seal.file_bytes:
+            block, n_bytes = _parse(read_block(file.fd)), os.fstat(file.fd).st_size
+            if n_bytes != block.file_bytes:
                 raise CacheError(
-                    f"damaged: it has {n_bytes:,} bytes in place of {seal.file_bytes:,}: {_MEND}"
+                    f"damaged: it has {n_bytes:,} bytes in place of {block.file_bytes:,}: {_MEND}"
                 )
-            if is_sealed and hash_file(handle.fd, seal) != seal.digest:
+            if is_sealed and hash_file(file.fd, block) != block.digest:
                 raise CacheError(
                     f"damaged: it changed since it was written (its seal does not match): {_MEND}"
                 )
-            header, codec, file = _read_header(handle, n_bytes)
-        cache = cls(path, handle, seal, header)
-        cache.codec, cache.X = codec, _PackedFeatures(cache.X, file, codec)
+            found, codec, hdf5 = _read_structure(file, n_bytes)
+        cache = cls(path, file, block, found)
+        cache.codec, cache.X = codec, _PackedFeatures(cache.X, hdf5, codec)
         cache._check_values()
         return cache
 
@@ -99,15 +100,14 @@ class PackedCache(Cache):
     @property
     def unpacked_bytes(self) -> int:
         """Size of the cache that was packed."""
-        digests = self._array("digests")
-        image = build_image(self.spec, status=self.status, failed=self.errors, digests=digests)
-        return image.file_bytes
+        digests = self.stored_array("digests")
+        return lay_out(self.spec, self.status, self.errors, digests).file_bytes
 
     def verify(self, reporter: Reporter = SILENT) -> list[Damage]:
         """Decompress everything and compare it with the digests; see `Cache.verify`."""
         with reporter.bar(len(self), f"verify {self.path.name}", "row") as bar:
             try:
-                for _, rows in self.X.stored.iter_blocks(N_THREADS * self._header.block_rows):
+                for _, rows in self.X.stored.iter_blocks(N_THREADS * self.X.block_rows):
                     bar.update(len(rows))
             except CacheError as error:
                 return [Damage("file", 0, 0, str(error))]
@@ -117,13 +117,13 @@ class PackedCache(Cache):
 class _PackedFeatures(FeatureArray):
     """Features in compressed chunks; a thread keeps the block that it read last."""
 
-    def __init__(self, features: FeatureArray, file: h5py.File, codec: str) -> None:
+    def __init__(self, features: FeatureArray, hdf5: h5py.File, codec: str) -> None:
         self.__dict__.update(features.__dict__)
-        self._file, self._codec = file, codec  # without the file object, HDF5 closes the dataset
-        self._chunks, self._last = h5py.h5d.open(file.id, b"features"), threading.local()
+        self._hdf5, self._codec = hdf5, codec  # without the file object, HDF5 closes the dataset
+        self._dataset, self._last = hdf5["features"], threading.local()
 
     def _read(self, out: np.ndarray, row: int) -> None:
-        block, place = divmod(row, self._block_rows)
+        block, place = divmod(row, self.block_rows)
         if getattr(self._last, "block", None) != block:
             rows = np.empty((self._rows_of(block), self.shape[1]), self.stored_dtype)
             self._read_block(block, rows)
@@ -131,7 +131,7 @@ class _PackedFeatures(FeatureArray):
         convert(self._last.rows[place : place + len(out)], out)
 
     def _read_block(self, block: int, rows: np.ndarray) -> None:
-        path, first, _ = self._handle.path, block * self._block_rows, self._handle.fd
+        path, first, _ = self._file.path, block * self.block_rows, self._file.fd
         require_codec(self._codec)
         try:
             self._decompress(rows, first)
@@ -144,11 +144,11 @@ class _PackedFeatures(FeatureArray):
 
     def _decompress(self, rows: np.ndarray, first: int) -> None:
         """Fill `rows` by a chunk, which must have the size that it says before it is believed."""
-        n_bytes = min(self._block_rows, len(self)) * self._row_bytes
-        info = self._chunks.get_chunk_info_by_coord((first, 0))
+        n_bytes = min(self.block_rows, len(self)) * self._row_bytes
+        info = self._dataset.id.get_chunk_info_by_coord((first, 0))
         if info.byte_offset is None or info.filter_mask or not 0 < info.size <= 2 * n_bytes + 1024:
             raise CacheError("its chunk is missing, or is not compressed as featx does it")
-        data = self._chunks.read_direct_chunk((first, 0))[1]
+        data = self._dataset.id.read_direct_chunk((first, 0))[1]
         if self._codec == "gzip":
             plain = np.frombuffer(_inflate(data, n_bytes), "u1")
             values = plain.reshape(rows.itemsize, -1).T.copy().view(rows.dtype)
@@ -156,7 +156,7 @@ class _PackedFeatures(FeatureArray):
             return
         if _zstd_content_bytes(data) != n_bytes:  # HDF5's filter allocates what it says
             raise CacheError(f"decompresses to something else than {n_bytes:,} bytes")
-        h5py.Dataset(self._chunks).read_direct(rows, np.s_[first : first + len(rows)])
+        self._dataset.read_direct(rows, np.s_[first : first + len(rows)])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
@@ -165,7 +165,7 @@ class _PackedFeatures(FeatureArray):
 
     def memmap(self) -> np.memmap[Any, Any]:
         """Refuse: what is compressed cannot be mapped."""
-        path = self._handle.path
+        path = self._file.path
         raise UsageError(f"{path} is packed, and cannot be mapped: run  featx unpack {path}  first")
 
 
@@ -180,16 +180,14 @@ def require_codec(name: str) -> None:
 
 def render(file_bytes: int, digest: str) -> bytes:
     """Write the user block: text with its own checksum, zeros up to 4,096 bytes."""
-    text = f"featx-pack 1\nfile_bytes {file_bytes}\nseal {digest}\n"
-    check = hashlib.sha256(text.encode()).hexdigest()
-    return f"{text}check {check}\n".encode().ljust(layout.USERBLOCK_BYTES, b"\0")
+    return with_check(f"featx-pack 1\nfile_bytes {file_bytes}\nseal {digest}\n")
 
 
-def _parse(block: bytes) -> Seal:
+def _parse(block: bytes) -> HeaderBlock:
     """Read a user block in which every byte is as `render` writes it."""
     match = _TEXT.match(block)
     if match is not None and render(int(match[1]), match[2].decode()) == block:
-        return Seal(int(match[1]), int(match[1]), 0, match[2].decode())
+        return HeaderBlock(int(match[1]), int(match[1]), 0, match[2].decode())
     newer = re.match(rb"featx-pack (\d{1,9})\n", block)
     if newer and int(newer[1]) > 1:
         raise CacheError("made by a newer featx: update featx")
@@ -198,51 +196,45 @@ def _parse(block: bytes) -> Seal:
     raise CacheError("a cache, and not packed" if is_featx(block) else "not a packed cache")
 
 
-def _read_header(handle: Handle, n_bytes: int) -> tuple[Header, str, h5py.File]:
-    try:
-        file = h5py.File(io.FileIO(handle.fd, closefd=False), "r")
-        values = check.read_attributes(file, ATTRIBUTES, ENCODING_TYPE)
-        check.check_names(file.id)
-        small = [name for name in layout.DATASETS if name != "features"]
-        extents = {name: check.read_extent(file.id, name) for name in small}
-        check.check_places(extents, n_bytes)
-        header = Header(
+def _read_structure(file: OpenFile, n_bytes: int) -> tuple[Structure, str, h5py.File]:
+    with structure.hdf5_errors():
+        hdf5 = h5py.File(io.FileIO(file.fd, closefd=False), "r")
+        values = structure.read_attributes(hdf5, ATTRIBUTES, ENCODING_TYPE)
+        structure.check_names(hdf5)
+        extents = {name: structure.read_extent(hdf5, name) for name in layout.SMALL_DATASETS}
+        structure.check_places(extents, n_bytes)
+        features = structure.open_dataset(hdf5, "features")
+        found = Structure(
             fingerprint=values["fingerprint"],
-            meta=check.read_meta(values["meta"], values["fingerprint"]),
-            is_complete=True,
+            meta=structure.read_meta(values["meta"], values["fingerprint"]),
             block_rows=values["block_rows"],
-            extents={**extents, "features": _features(file.id)},
+            extents={**extents, "features": _extent(features)},
         )
-        check.check_sizes(header)
-        _check_storage(file.id, header, values["codec"], n_bytes)
-    except CacheError:
-        raise
-    except Exception as error:  # HDF5 raises nearly any type for a damaged file
-        raise CacheError(f"HDF5 cannot read it: {error}") from error
-    return header, values["codec"], file
+        structure.check_sizes(found)
+        _check_storage(features, found, values["codec"], n_bytes)
+    return found, values["codec"], hdf5
 
 
-def _features(root: Any) -> Extent:
-    dataset = check.open_dataset(root, "features")
-    shape = tuple(map(int, dataset.get_space().shape))
-    if len(shape) != 2 or min(shape) < 1:
-        raise CacheError(f"its features have the shape {shape}")
-    return Extent(0, shape, check.read_dtype(dataset.get_type(), "features"))
+def _extent(features: h5py.Dataset) -> Extent:
+    if features.chunks is None:  # so it is neither virtual nor in another file
+        raise CacheError("'features' is not stored in chunks")
+    if len(features.attrs):
+        raise CacheError("'features' has attributes")
+    if features.ndim != 2 or features.size == 0:
+        raise CacheError(f"its features have the shape {features.shape}")
+    shape = tuple(map(int, features.shape))
+    return Extent(0, shape, structure.read_dtype(features, "features"))
 
 
-def _check_storage(root: Any, header: Header, codec: str, n_bytes: int) -> None:
+def _check_storage(features: h5py.Dataset, found: Structure, codec: str, n_bytes: int) -> None:
     if codec not in _FILTERS:
         raise CacheError(f"its codec is {codec!r:.40}")
-    features = header.features
-    if features.n_bytes > n_bytes * _MAX_RATIO[codec]:
+    if found.features.n_bytes > n_bytes * _MAX_RATIO[codec]:
         raise CacheError(f"{n_bytes:,} bytes cannot hold features of the shape {features.shape}")
-    dataset = check.open_dataset(root, "features")
-    plan = dataset.get_create_plist()
-    chunk = (min(header.block_rows, features.shape[0]), features.shape[1])
-    if plan.get_layout() != h5py.h5d.CHUNKED or tuple(plan.get_chunk()) != chunk:
+    chunk = (min(found.block_rows, features.shape[0]), features.shape[1])
+    if features.chunks != chunk:
         raise CacheError(f"'features' is not stored in chunks of {chunk}")
-    if plan.get_external_count() or h5py.h5a.get_num_attrs(dataset):
-        raise CacheError("'features' is stored in another file, or has attributes")
+    plan = features.id.get_create_plist()
     filters = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
     if filters != [_SHUFFLE, _FILTERS[codec]]:
         raise CacheError(f"'features' has the filters {filters}, not those of {codec}")

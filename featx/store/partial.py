@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import secrets
 import shutil
@@ -17,9 +18,8 @@ from featx.atomic import is_open_as, try_flock, unlock
 from featx.errors import CacheError
 from featx.progress import Reporter
 from featx.store import disk
-from featx.store.image import Image
-from featx.store.journal import Journal, JournalHeader, Range, read_journal
-from featx.store.layout import journal_path
+from featx.store.file_layout import FileLayout
+from featx.store.journal import Journal, JournalHeader, Range, journal_path, read_journal
 from featx.store.spec import CacheSpec
 from featx.store.threads import in_threads
 
@@ -27,16 +27,17 @@ __all__ = [
     "Partial",
     "adopt",
     "create",
+    "describe_partial",
     "discard",
     "find_begun",
     "find_partials",
+    "summarize_partial",
     "sweep",
     "verified",
-    "write_image",
+    "write_layout",
 ]
 
 _SUFFIX: Final = ".partial"
-_READ_BYTES: Final = 1 << 20
 
 
 @dataclass
@@ -74,9 +75,43 @@ def find_begun(target: Path, spec: CacheSpec) -> dict[str, Any] | None:
         with suppress(CacheError, OSError):
             header, ranges, _ = read_journal(journal_path(path))
             if (header.fingerprint, header.content) == (spec.fingerprint, spec.content):
-                found.append((sum(item.stop - item.start for item in ranges), path, header.meta))
+                found.append((sum(item.n_rows for item in ranges), path, header.meta))
     n_rows, _, meta = max(found, default=(0, None, None))
     return meta if n_rows else None
+
+
+def summarize_partial(path: Path) -> dict[str, Any]:
+    """Describe a partial file by its journal; see `featx.store.read_summary`."""
+    try:
+        with disk.translated(f"cannot read the journal of {path}"):
+            header, ranges, _ = read_journal(journal_path(path))
+    except CacheError as error:
+        raise CacheError(f"{path}: {error}") from error
+    return {
+        "path": str(path),
+        "complete": False,
+        "n_rows": header.n_rows,
+        "n_features": header.n_features,
+        "dtype": header.dtype,
+        "n_done": sum(item.n_rows - len(item.failed) for item in ranges),
+        "n_failed": sum(len(item.failed) for item in ranges),
+        "n_classes": None,
+        "file_bytes": path.stat().st_size,
+        "fingerprint": header.fingerprint,
+        "meta": header.meta,
+        "failed": [],
+    }
+
+
+def describe_partial(path: Path) -> str:
+    """Say in one line how far a partial file is, and how to go on."""
+    mend = "run the same featx extract again to resume it"
+    try:
+        found = summarize_partial(path)
+    except CacheError:
+        return f"incomplete, and its journal is missing or damaged ({path.name}): {mend}"
+    n_rows = found["n_done"] + found["n_failed"]
+    return f"incomplete: {n_rows:,} of {found['n_rows']:,} rows are written ({path.name}): {mend}"
 
 
 def sweep(target: Path) -> None:
@@ -112,18 +147,18 @@ def discard(path: Path) -> None:
     disk.unlink(journal.with_name(journal.name + ".new"))
 
 
-def create(target: Path, spec: CacheSpec, image: Image) -> Partial:
+def create(target: Path, spec: CacheSpec, file_layout: FileLayout) -> Partial:
     """Make a partial file with all its blocks, and its journal, durably."""
-    disk.require_space(target.parent, image.file_bytes, target.name)
+    disk.require_space(target.parent, file_layout.file_bytes, target.name)
     token = f"{spec.fingerprint[:12]}-{secrets.token_hex(4)}"
     path = target.with_name(f"{target.name}.{token}{_SUFFIX}")
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         try_flock(fd)
-        _allocate(fd, image, target)
-        write_image(fd, image)
+        _allocate(fd, file_layout, target)
+        write_layout(fd, file_layout)
         disk.fsync(fd)
-        journal = Journal.create(journal_path(path), _header(spec, image))
+        journal = Journal.create(journal_path(path), _header(spec, file_layout))
     except BaseException:
         os.close(fd)
         discard(path)
@@ -131,23 +166,23 @@ def create(target: Path, spec: CacheSpec, image: Image) -> Partial:
     return Partial(path, fd, journal, [])
 
 
-def _allocate(fd: int, image: Image, target: Path) -> None:
+def _allocate(fd: int, file_layout: FileLayout, target: Path) -> None:
     try:
-        disk.allocate(fd, image.file_bytes)
+        disk.allocate(fd, file_layout.file_bytes)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         free = shutil.disk_usage(target.parent).free
-        raise disk.no_space(target.parent, image.file_bytes, free, target.name) from error
+        raise disk.no_space(target.parent, file_layout.file_bytes, free, target.name) from error
 
 
-def write_image(fd: int, image: Image) -> None:
+def write_layout(fd: int, file_layout: FileLayout) -> None:
     """Write all of a file but its features."""
-    disk.pwrite(fd, image.head, 0)
-    disk.pwrite(fd, image.tail, image.tail_offset)
+    disk.pwrite(fd, file_layout.head, 0)
+    disk.pwrite(fd, file_layout.tail, file_layout.tail_offset)
 
 
-def _header(spec: CacheSpec, image: Image) -> JournalHeader:
+def _header(spec: CacheSpec, file_layout: FileLayout) -> JournalHeader:
     return JournalHeader(
         fingerprint=spec.fingerprint,
         content=spec.content,
@@ -155,21 +190,21 @@ def _header(spec: CacheSpec, image: Image) -> JournalHeader:
         n_features=spec.n_features,
         row_bytes=spec.row_bytes,
         dtype=spec.dtype,
-        features_offset=image.features_offset,
-        file_bytes=image.file_bytes,
+        features_offset=file_layout.features_offset,
+        file_bytes=file_layout.file_bytes,
         meta={**spec.meta, "identity": dict(spec.identity)},
     )
 
 
 def adopt(
-    target: Path, spec: CacheSpec, image: Image, reporter: Reporter
+    target: Path, spec: CacheSpec, file_layout: FileLayout, reporter: Reporter
 ) -> tuple[Partial | None, list[str]]:
     """Take up the fullest partial file that was made for the same features."""
     notices: list[str] = []
     candidates: list[tuple[int, Path]] = []
     for path in find_partials(target):
         try:
-            n_rows = _n_matching_rows(path, spec, image)
+            n_rows = _n_matching_rows(path, spec, file_layout)
         except FileNotFoundError:
             notices += _remove_empty(path)
         except (CacheError, OSError) as error:
@@ -178,7 +213,7 @@ def adopt(
         else:
             candidates.append((n_rows, path))
     for _, path in sorted(candidates, reverse=True):
-        partial, reasons = _take(path, spec, image, reporter)
+        partial, reasons = _take(path, spec, file_layout, reporter)
         notices += reasons
         if partial is not None:
             return partial, notices
@@ -197,21 +232,21 @@ def _remove_empty(path: Path) -> list[str]:
         os.close(fd)
 
 
-def _n_matching_rows(path: Path, spec: CacheSpec, image: Image) -> int:
+def _n_matching_rows(path: Path, spec: CacheSpec, file_layout: FileLayout) -> int:
     header, ranges, _ = read_journal(journal_path(path))
     if header.fingerprint != spec.fingerprint:
         raise CacheError("it was made with other settings")
     if header.content != spec.content:
         raise CacheError("it was made from other paths, labels, class names or images")
-    if header.features_offset != image.features_offset:
+    if header.features_offset != file_layout.features_offset:
         raise CacheError("another version of HDF5 laid it out")
-    if path.stat().st_size < image.tail_offset:
+    if path.stat().st_size < file_layout.tail_offset:
         raise CacheError("it is shorter than its journal says")
-    return sum(item.stop - item.start for item in ranges)
+    return sum(item.n_rows for item in ranges)
 
 
 def _take(
-    path: Path, spec: CacheSpec, image: Image, reporter: Reporter
+    path: Path, spec: CacheSpec, file_layout: FileLayout, reporter: Reporter
 ) -> tuple[Partial | None, list[str]]:
     try:
         fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
@@ -222,12 +257,12 @@ def _take(
             os.close(fd)
             return None, [f"left alone: {path}: another process is writing it, or it has no lock"]
         _, ranges, n_dropped = read_journal(journal_path(path))
-        good = list(verified(fd, ranges, spec, image, reporter))
-        journal = Journal.create(journal_path(path), _header(spec, image), good)
+        good = list(verified(fd, ranges, spec, file_layout.features_offset, reporter))
+        journal = Journal.create(journal_path(path), _header(spec, file_layout), good)
     except BaseException:
         os.close(fd)
         raise
-    n_rows = sum(item.stop - item.start for item in good)
+    n_rows = sum(item.n_rows for item in good)
     notices = [f"resumed: {path}: {n_rows:,} of {spec.n_rows:,} rows are there"]
     if n_dropped or len(good) < len(ranges):
         notices.append(
@@ -238,27 +273,18 @@ def _take(
 
 
 def verified(
-    fd: int, ranges: list[Range], spec: CacheSpec, image: Image, reporter: Reporter
+    fd: int, ranges: list[Range], spec: CacheSpec, features_offset: int, reporter: Reporter
 ) -> Iterator[Range]:
     """Give the ranges whose bytes are those that were journalled."""
 
     def crc(item: Range) -> int:
-        start = image.features_offset + item.start * spec.row_bytes
-        return _crc32(fd, start, (item.stop - item.start) * spec.row_bytes)
+        start = features_offset + item.start * spec.row_bytes
+        pieces = disk.read_pieces(fd, start, item.n_rows * spec.row_bytes)
+        return functools.reduce(lambda value, piece: zlib.crc32(piece, value), pieces, 0)
 
-    total = sum(item.stop - item.start for item in ranges)
+    total = sum(item.n_rows for item in ranges)
     with reporter.bar(total, "check the rows there are", "row") as bar:
         for item, actual in zip(ranges, in_threads(crc, ranges), strict=True):
-            bar.update(item.stop - item.start)
+            bar.update(item.n_rows)
             if actual == item.crc:
                 yield item
-
-
-def _crc32(fd: int, offset: int, n_bytes: int) -> int:
-    value = 0
-    buffer = memoryview(bytearray(min(_READ_BYTES, n_bytes)))
-    for start in range(0, n_bytes, _READ_BYTES):
-        view = buffer[: min(_READ_BYTES, n_bytes - start)]
-        disk.pread_into(fd, view, offset + start)
-        value = zlib.crc32(view, value)
-    return value

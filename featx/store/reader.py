@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property, partial
 from html import escape
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,14 +18,15 @@ from featx.errors import CacheError
 from featx.fewshot import draw_subset, name_images
 from featx.progress import SILENT, Reporter
 from featx.store import disk, layout
-from featx.store.check import Header, read_header
-from featx.store.features import FeatureArray, Handle
-from featx.store.partial import find_partials
-from featx.store.seal import Seal, hash_file, read_block
-from featx.store.summary import describe_partial
-from featx.store.verify import Damage, verify_blocks, verify_seal
+from featx.store.checksums import hash_span
+from featx.store.disk import OpenFile
+from featx.store.features import FeatureArray
+from featx.store.header import HeaderBlock, hash_file, read_block
+from featx.store.partial import describe_partial, find_partials
+from featx.store.structure import Structure, read_structure
+from featx.store.threads import in_threads
 
-__all__ = ["Cache"]
+__all__ = ["Cache", "Damage"]
 
 _SHOWN = (
     "data",
@@ -35,6 +39,20 @@ _SHOWN = (
     "precision",
     "created",
 )
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A part of a cache that is not as it was written."""
+
+    dataset: str
+    start: int
+    stop: int
+    reason: str
+
+    def __str__(self) -> str:
+        rows = f" rows {self.start}-{self.stop - 1}" if self.stop > self.start else ""
+        return f"{self.dataset}{rows}: {self.reason}"
 
 
 class Cache:
@@ -52,12 +70,14 @@ class Cache:
         Features, N x D, on the disk; read as float32 unless another type was asked for.
     """
 
-    def __init__(self, path: Path, handle: Handle, seal: Seal, header: Header) -> None:
+    def __init__(
+        self, path: Path, file: OpenFile, block: HeaderBlock, structure: Structure
+    ) -> None:
         self.path = path
-        self._handle, self._seal, self._header = handle, seal, header
-        digests = self._array("digests")
-        reopen = partial(_reopen_features, type(self), str(path), seal.digest, header.fingerprint)
-        self.X = FeatureArray(handle, header.features, header.block_rows, digests, reopen)
+        self._file, self._block, self._structure = file, block, structure
+        digests = self.stored_array("digests")
+        reopen = partial(_reopen_features, type(self), *self._known_by())
+        self.X = FeatureArray(file, structure.features, structure.block_rows, digests, reopen)
 
     @classmethod
     def open(
@@ -91,45 +111,42 @@ class Cache:
         with disk.translated(f"cannot open {path}"):
             if not full.is_file():
                 raise CacheError(_why_missing(Path(path)))
-            handle = Handle(str(full))
+            file = OpenFile(str(full))
         try:
-            cache = cls._read(full, handle, verify_seal)
+            cache = cls._read(full, file, verify_seal)
             cache.X = cache.X.astype(dtype)
             return cache
         except CacheError as error:
-            handle.close()
+            file.close()
             raise CacheError(f"{path}: {error}") from error
         except BaseException:
-            handle.close()
+            file.close()
             raise
 
     @classmethod
-    def _read(cls, path: Path, handle: Handle, is_sealed: bool) -> Self:
+    def _read(cls, path: Path, file: OpenFile, is_sealed: bool) -> Self:
         with disk.translated("cannot read it"):
-            block = read_block(handle.fd)
-            if block.startswith(b"featx-partial "):
+            start = read_block(file.fd)
+            if start.startswith(b"featx-partial "):
                 raise CacheError(describe_partial(path))
-            seal = Seal.parse(block)
-            n_bytes = os.fstat(handle.fd).st_size
-            if n_bytes != seal.file_bytes:
+            block, n_bytes = HeaderBlock.parse(start), os.fstat(file.fd).st_size
+            if n_bytes != block.file_bytes:
                 raise CacheError(
-                    f"damaged: it has {n_bytes:,} bytes in place of {seal.file_bytes:,}"
+                    f"damaged: it has {n_bytes:,} bytes in place of {block.file_bytes:,}"
                 )
-            if is_sealed and hash_file(handle.fd, seal) != seal.digest:
+            if is_sealed and hash_file(file.fd, block) != block.digest:
                 raise CacheError(
                     "damaged: labels, names, paths, status or structure changed since it was "
-                    "written (its seal does not match): repair it (featx repair) or "
-                    "extract it again"
+                    "written (its seal does not match): extract it again (featx extract "
+                    "--overwrite)"
                 )
-            header = read_header(handle.fd, seal)
-        if not header.is_complete:
-            raise CacheError("incomplete: its attribute 'complete' is 0")
-        cache = cls(path, handle, seal, header)
+            structure = read_structure(file.fd, block)
+        cache = cls(path, file, block, structure)
         cache._check_values()
         return cache
 
     def _check_values(self) -> None:
-        n_classes = self._header.extents["class_names"].shape[0]
+        n_classes = self._structure.extents["class_names"].shape[0]
         if self.labels.min() < -1 or self.labels.max() >= n_classes:
             raise CacheError(f"its labels do not lie in -1..{n_classes - 1}")
         if not np.isin(self.status, (layout.DONE, layout.FAILED)).all():
@@ -141,12 +158,12 @@ class Cache:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of what the features were made from, 64 hexadecimal digits."""
-        return self._header.fingerprint
+        return self._structure.fingerprint
 
     @property
     def meta(self) -> dict[str, Any]:
         """What was recorded at extraction; ``meta["identity"]`` is fingerprinted."""
-        return self._header.meta
+        return self._structure.meta
 
     @property
     def n_features(self) -> int:
@@ -156,7 +173,7 @@ class Cache:
     @cached_property
     def labels(self) -> np.ndarray:
         """Shape (N,), int64: index into `class_names`, -1 where unknown; read-only."""
-        return self._array("labels").astype(np.int64, copy=False)
+        return self.stored_array("labels").astype(np.int64, copy=False)
 
     @property
     def y(self) -> np.ndarray:
@@ -166,32 +183,33 @@ class Cache:
     @cached_property
     def status(self) -> np.ndarray:
         """Shape (N,), uint8: 1 done, 2 failed (its row holds NaN); read-only."""
-        return self._array("status")
+        return self.stored_array("status")
 
     @cached_property
     def class_names(self) -> list[str]:
         """One name a class."""
-        return layout.decode_names(self._array("class_names"))
+        return layout.decode_names(self.stored_array("class_names"))
 
     @cached_property
     def paths(self) -> list[str]:
         """One path an image, in row order."""
-        return layout.decode_names(self._array("paths"))
+        return layout.decode_names(self.stored_array("paths"))
 
     @cached_property
     def image_digests(self) -> np.ndarray:
         """Shape (N, 32), uint8: SHA-256 of each image's bytes, zeros if unknown; read-only."""
-        return self._array("image_sha256")
+        return self.stored_array("image_sha256")
 
     @cached_property
     def errors(self) -> dict[int, str]:
         """Reasons of failed rows, by row."""
-        table = self._array("errors")
+        table = self.stored_array("errors")
         rows: list[int] = table["row"].tolist()
         return dict(zip(rows, layout.decode_names(table["reason"]), strict=True))
 
-    def _array(self, name: str) -> np.ndarray:
-        array = self._handle.read(self._header.extents[name])
+    def stored_array(self, name: str) -> np.ndarray:
+        """Read a small dataset of the file (`featx.store.layout.SMALL_DATASETS`); read-only."""
+        array = self._file.read(self._structure.extents[name])
         array.flags.writeable = False
         return array
 
@@ -202,7 +220,7 @@ class Cache:
         n_failed = len(self.errors)
         return (
             f"<Cache {self.path.name}: {len(self):,} x {self.n_features:,} "
-            f"{self.X.stored_dtype.name}, {self._header.extents['class_names'].shape[0]} classes"
+            f"{self.X.stored_dtype.name}, {self._structure.extents['class_names'].shape[0]} classes"
             + (f", {n_failed} failed" if n_failed else "")
             + f", fingerprint {self.fingerprint[:12]}>"
         )
@@ -274,16 +292,57 @@ class Cache:
         list of Damage
             Empty if every byte is as it was written.
         """
-        damage = verify_seal(self._handle.fd, self._seal)
-        if damage:
-            return damage
-        digests = self._array("digests")
-        label = f"verify {self.path.name}"
-        return verify_blocks(self._handle.fd, self._header, digests, reporter, label)
+        changed = self._change_outside_features()
+        if changed:
+            return [Damage("header", 0, 0, changed)]
+        found = []
+        for reason, blocks in groupby(self._checked_blocks(reporter), lambda block: block[2]):
+            if reason:
+                (first, last, _), *others = blocks
+                found.append(Damage("features", first, others[-1][1] if others else last, reason))
+        return found
+
+    def _change_outside_features(self) -> str:
+        """Compare all but the features with the seal; say what changed, or nothing."""
+        fd, block = self._file.fd, self._block
+        try:
+            with disk.translated("cannot read it"):
+                if read_block(fd) != block.render():
+                    return "its first 4,096 bytes changed"
+                if os.fstat(fd).st_size != block.file_bytes:
+                    return "its size changed"
+                if hash_file(fd, block) != block.digest:
+                    return "labels, names, status or structure changed"
+        except CacheError as error:
+            return str(error)
+        return ""
+
+    def _checked_blocks(self, reporter: Reporter) -> Iterator[tuple[int, int, str]]:
+        """Compare each block with its digest: its first row, its end, and what is wrong."""
+        fd, features, size = self._file.fd, self._structure.features, self._structure.block_rows
+        row_bytes = features.n_bytes // len(self)
+        digests = self.stored_array("digests")
+
+        def problem(first: int) -> str:
+            n_bytes = row_bytes * (min(first + size, len(self)) - first)
+            try:
+                with disk.translated("cannot be read"):
+                    digest = hash_span(fd, features.offset + first * row_bytes, n_bytes)
+            except CacheError as error:
+                return str(error)
+            is_same = digest == digests[first // size].tobytes()
+            return "" if is_same else "changed since they were written"
+
+        starts = range(0, len(self), size)
+        with reporter.bar(len(self), f"verify {self.path.name}", "row") as bar:
+            for first, reason in zip(starts, in_threads(problem, starts), strict=True):
+                last = min(first + size, len(self))
+                bar.update(last - first)
+                yield first, last, reason
 
     def close(self) -> None:
         """Close the file; what was read before stays valid."""
-        self._handle.close()
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -297,8 +356,11 @@ class Cache:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        told = (str(self.path), self._seal.digest, self.fingerprint, self.X.dtype.name)
-        return _reopen, (type(self), *told)
+        return _reopen, (type(self), *self._known_by(), self.X.dtype.name)
+
+    def _known_by(self) -> tuple[str, str, str]:
+        """Give what another file in its place would not have."""
+        return str(self.path), self._block.digest, self.fingerprint
 
 
 def _reopen_features(kind: type[Cache], path: str, digest: str, fingerprint: str) -> FeatureArray:
@@ -307,7 +369,7 @@ def _reopen_features(kind: type[Cache], path: str, digest: str, fingerprint: str
 
 def _reopen(kind: type[Cache], path: str, digest: str, fingerprint: str, dtype: str) -> Cache:
     cache = kind.open(path, dtype=dtype)
-    if (cache._seal.digest, cache.fingerprint) != (digest, fingerprint):
+    if cache._known_by() != (path, digest, fingerprint):
         cache.close()
         raise CacheError(f"{path} was replaced by another cache since it was pickled")
     return cache

@@ -18,19 +18,22 @@ from featx.errors import CacheError
 from featx.progress import SILENT, Reporter
 from featx.store import disk, layout
 from featx.store import partial as partials
-from featx.store.digest import BlockHasher
-from featx.store.image import Image, build_image
-from featx.store.journal import Range
-from featx.store.ledger import Ledger
+from featx.store.checksums import Checksums
+from featx.store.existing import is_finished, is_intact
+from featx.store.file_layout import FileLayout, lay_out
+from featx.store.journal import Range, RowStates
 from featx.store.lock import Lock
 from featx.store.partial import Partial
-from featx.store.reuse import Donor, copy_rows, is_same_file, is_wanted, open_donor
-from featx.store.rows import as_stored, check_rows
-from featx.store.spec import CacheSpec
-from featx.store.sums import Sums
-from featx.store.target import is_finished, is_intact
+from featx.store.reuse import (
+    OlderCache,
+    copy_rows,
+    is_same_file,
+    is_wanted,
+    open_older,
+    open_unfinished,
+)
+from featx.store.spec import CacheSpec, as_stored, check_rows
 from featx.store.threads import give_way
-from featx.store.unfinished import open_unfinished
 
 __all__ = ["CacheWriter"]
 
@@ -62,16 +65,15 @@ class CacheWriter:
         self.notices: list[str] = []
         self.n_reused = 0
         self._dtype = layout.feature_dtype(spec.dtype)
-        self._ledger = Ledger(spec.n_rows)
+        self._rows = RowStates(spec.n_rows)
         self._run = secrets.token_hex(4)
         self._lock: Lock | None = None
         self._partial: Partial | None = None
-        self._image: Image
+        self._layout: FileLayout
         self._is_broken = False
         self._before: tuple[int, ...] | None = None  # what had the target's name at the start
         block_rows = layout.default_block_rows(spec.row_bytes)
-        self._hasher = BlockHasher(spec.n_rows, block_rows, spec.row_bytes)
-        self._sums = Sums(self._hasher)
+        self._checksums = Checksums(spec.n_rows, block_rows, spec.row_bytes)
         self._committer = ThreadPoolExecutor(1, "featx-commit", give_way)
         self._committing: tuple[Future[None], list[Range]] | None = None
 
@@ -100,12 +102,12 @@ class CacheWriter:
         resume : bool, default=True
             Take up a partial file of the same features; False removes it.
         reuse : path-like, optional
-            A featx cache of the same features but for its source, intact or
-            damaged. Rows of it that verify and belong to wanted images (by
-            `CacheSpec.image_digests`) are copied and made durable, so that
-            `missing` is only the rest. It may be the target itself, which is then
-            checked byte by byte and, unless it is complete and undamaged and no row
-            failed, replaced in `finish`.
+            A featx cache of the same features but for its source. Rows of it that
+            verify and belong to wanted images (by `CacheSpec.image_digests`) are
+            copied and made durable, so that `missing` is only the rest. Where it is
+            damaged outside its features, no row is copied. It may be the target
+            itself, which is then checked byte by byte and, unless it is complete and
+            undamaged and no row failed, replaced in `finish`.
         reporter : Reporter, optional
             Shows the check of a partial file's rows, and the copying of rows.
 
@@ -124,7 +126,7 @@ class CacheWriter:
         """
         path = Path(target).absolute()
         old = None if reuse is None else Path(reuse).absolute()
-        # A look without the lock is enough where no feature has to be read for it.
+        # Check without the lock first, unless the target itself is reused.
         is_own = old is not None and is_same_file(old, path)
         writer = cls(path, spec)
         writer.is_complete = not is_own and is_finished(path, spec, overwrite=overwrite)
@@ -164,30 +166,32 @@ class CacheWriter:
         if self.is_complete:
             self._release()
             return
-        self._image = build_image(self.spec)
-        if old is None:
-            self._take_up(resume, reporter)
+        self._layout = lay_out(self.spec)
+        older = None if old is None else open_older(old, self.spec)
+        if isinstance(older, OlderCache):
+            with closing(older):
+                self._take_up(resume, reporter)
+                self._reuse(older, reporter)
             return
-        with closing(open_donor(old, self.spec, self._image)) as donor:
-            self._take_up(resume, reporter)
-            self._reuse(donor, reporter)
+        self._take_up(resume, reporter)
+        if older is not None:
+            self.notices.append(older)
 
     def _take_up(self, resume: bool, reporter: Reporter) -> None:
-        found, notices = partials.adopt(self.target, self.spec, self._image, reporter)
+        found, notices = partials.adopt(self.target, self.spec, self._layout, reporter)
         if found is not None and not resume:
             found.close()
             partials.discard(found.path)
             notices, found = [f"removed: {found.path}: this run starts anew"], None
         self.notices += notices
-        self._partial = found or partials.create(self.target, self.spec, self._image)
+        self._partial = found or partials.create(self.target, self.spec, self._layout)
         for item in self._partial.ranges:
-            self._ledger.adopt(item)
+            self._rows.adopt(item)
 
-    def _reuse(self, donor: Donor, reporter: Reporter) -> None:
-        self.notices += donor.notices
-        n_before = int(np.count_nonzero(self._ledger.status))
-        self.notices += copy_rows(donor, self.spec, self.missing(), self.write, reporter)
-        self.n_reused += int(np.count_nonzero(self._ledger.status)) - n_before
+    def _reuse(self, older: OlderCache, reporter: Reporter) -> None:
+        n_before = int(np.count_nonzero(self._rows.status))
+        self.notices += copy_rows(older, self.spec, self.missing(), self.write, reporter)
+        self.n_reused += int(np.count_nonzero(self._rows.status)) - n_before
         self.commit()
 
     def take_unfinished(self, reporter: Reporter = SILENT) -> None:
@@ -196,12 +200,12 @@ class CacheWriter:
             return
         for path in partials.find_partials(self.target):
             is_own = path == self._partial.path
-            donor = None if is_own else open_unfinished(path, self.spec, reporter)
-            if donor is None:
+            older = None if is_own else open_unfinished(path, self.spec, reporter)
+            if older is None:
                 continue
-            with closing(donor), disk.translated(f"cannot write {self.target}"):
-                self._reuse(donor, reporter)
-                if not is_wanted(donor, self.spec).all():
+            with closing(older), disk.translated(f"cannot write {self.target}"):
+                self._reuse(older, reporter)
+                if not is_wanted(older, self.spec).all():
                     continue
                 partials.discard(path)
             left_alone = f"left alone: {path} "
@@ -216,7 +220,7 @@ class CacheWriter:
     @property
     def failed(self) -> dict[int, str]:
         """Rows without features so far, of earlier runs too, with the reasons."""
-        return dict(self._ledger.failed)
+        return dict(self._rows.failed)
 
     def missing(self) -> np.ndarray:
         """Rows that are not durable yet.
@@ -226,7 +230,7 @@ class CacheWriter:
         numpy.ndarray
             Shape (N,), bool.
         """
-        return np.zeros(self.n_rows, bool) if self.is_complete else ~self._ledger.is_committed
+        return np.zeros(self.n_rows, bool) if self.is_complete else ~self._rows.is_committed
 
     def write(self, start: int, rows: np.ndarray, failed: Mapping[int, str] | None = None) -> None:
         """Write neighbouring rows; now and then makes all written rows durable.
@@ -253,18 +257,18 @@ class CacheWriter:
         """
         failed = dict(failed or {})
         check_rows(self.spec, start, rows, failed)
-        if self._ledger.status[start : start + len(rows)].any():
+        if self._rows.status[start : start + len(rows)].any():
             raise ValueError(f"some of rows {start}-{start + len(rows) - 1} were written before")
         if len(rows) == 0:
             return
         data = disk.bytes_of(as_stored(rows, self._dtype, start, failed))
         stop = start + len(rows)
         with self._writing(f"rows {start}-{stop - 1}") as partial:
-            offset = self._image.features_offset + start * self.spec.row_bytes
+            offset = self._layout.features_offset + start * self.spec.row_bytes
             disk.pwrite(partial.fd, data, offset)
-        item = self._ledger.queue(Range(start, stop, 0, failed, self._run), len(data))
-        self._sums.add(start, data, item)
-        if self._ledger.is_due:
+        item = self._rows.queue(Range(start, stop, 0, failed, self._run), len(data))
+        self._checksums.add(start, data, item)
+        if self._rows.is_due:
             self._end_commit()
             self._begin_commit()
 
@@ -274,7 +278,7 @@ class CacheWriter:
         # the next time, so nothing is tried twice: the next run computes these rows anew.
         if self._partial is None or self._is_broken:
             raise CacheError(f"{self.target}: this run ended, or failed before: start another")
-        n_safe = self._ledger.n_committed
+        n_safe = self._rows.n_committed
         action = f"cannot write {what} of {self.target} ({n_safe:,} rows are safe)"
         try:
             with disk.translated(action):
@@ -297,10 +301,10 @@ class CacheWriter:
 
     def _begin_commit(self) -> None:
         """Make the written rows durable in the background, while others are written."""
-        group = self._ledger.take_group()
+        group = self._rows.take_group()
         if group:
             with self._writing("its journal") as partial:
-                job = self._committer.submit(_make_durable, partial, group, self._sums.take())
+                job = self._committer.submit(_make_durable, partial, group, self._checksums.take())
             self._committing = job, group
 
     def _end_commit(self) -> None:
@@ -310,7 +314,7 @@ class CacheWriter:
         with self._writing("its journal"):
             job.result()
         self._committing = None
-        self._ledger.end_commit(group)
+        self._rows.end_commit(group)
 
     def finish(self, expected: np.ndarray | None = None) -> None:
         """Complete the file, and give it the target's name in one step.
@@ -329,9 +333,9 @@ class CacheWriter:
         if self.is_complete:
             return
         self.commit()
-        n_missing = self.n_rows - self._ledger.n_committed
+        n_missing = self.n_rows - self._rows.n_committed
         if n_missing:
-            first = int(np.flatnonzero(~self._ledger.is_committed)[0])
+            first = int(np.flatnonzero(~self._rows.is_committed)[0])
             raise CacheError(
                 f"{self.target}: {n_missing:,} of {self.n_rows:,} rows are missing, the first "
                 f"is {first}: run the same command again to compute them"
@@ -359,20 +363,20 @@ class CacheWriter:
         )
 
     def _seal(self, partial: Partial, expected: np.ndarray | None) -> None:
-        digests = self._hasher.finish(partial.fd, self._image.features_offset)
+        digests = self._checksums.digests(partial.fd, self._layout.features_offset)
         if expected is not None and not np.array_equal(digests, expected):
             raise CacheError(
                 f"{partial.path} holds other rows than those asked for: finish the run that "
                 "began it, or delete it, or choose another name (-o)"
             )
-        status, failed = self._ledger.status, self._ledger.failed
-        image = build_image(self.spec, status=status, failed=failed, digests=digests)
-        if image.features_offset != self._image.features_offset:
+        status, failed = self._rows.status, self._rows.failed
+        finished = lay_out(self.spec, status, failed, digests)
+        if finished.features_offset != self._layout.features_offset:
             raise CacheError("HDF5 laid the finished file out differently: report it as a bug")
         # All space is there before the first byte changes.
-        disk.allocate(partial.fd, image.file_bytes)
-        disk.truncate(partial.fd, image.file_bytes)
-        partials.write_image(partial.fd, image)
+        disk.allocate(partial.fd, finished.file_bytes)
+        disk.truncate(partial.fd, finished.file_bytes)
+        partials.write_layout(partial.fd, finished)
         disk.fsync(partial.fd)
 
     def close(self) -> None:
@@ -381,11 +385,11 @@ class CacheWriter:
         A partial file without any committed row is removed.
         """
         self._committer.shutdown()  # waits for a commit under way
-        self._sums.close()
+        self._checksums.close()
         self._count_last_commit()
         partial, self._partial = self._partial, None
         if partial is not None:
-            is_useless = not self.is_complete and not self._ledger.n_committed
+            is_useless = not self.is_complete and not self._rows.n_committed
             if is_useless and partial.path.exists():
                 with suppress(OSError):
                     partials.discard(partial.path)
@@ -396,7 +400,7 @@ class CacheWriter:
         # After an error elsewhere nobody waited for it, but its rows may be durable.
         committing, self._committing = self._committing, None
         if committing is not None and committing[0].exception() is None:
-            self._ledger.end_commit(committing[1])
+            self._rows.end_commit(committing[1])
 
     def _release(self) -> None:
         lock, self._lock = self._lock, None

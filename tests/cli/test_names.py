@@ -12,7 +12,7 @@ from PIL import Image
 
 import featx
 from featx.cli import main
-from featx.store.kinds import name_cache
+from featx.store.recognise import name_cache
 
 CLASSES = (b"caf\xe9", b"dog\x1b[31m", b"a\nfake: intact", "x\u202eb".encode())
 EXTRACT = ["extract", "--backbone", "squeezenet1_1", "--weights", "random", "--input-size", "32"]

@@ -16,7 +16,7 @@ from store_helpers import reseal
 
 from featx.errors import CacheError
 from featx.store import Cache
-from featx.store.seal import Seal
+from featx.store.header import HeaderBlock
 
 
 def mutate(content: bytes, rng: np.random.Generator, low: int) -> bytes:
@@ -54,7 +54,7 @@ def read(cache: Cache) -> str:
 
 def main() -> None:
     content = Path(sys.argv[1]).read_bytes()
-    seal = Seal.parse(content[:4096])
+    seal = HeaderBlock.parse(content[:4096])
     is_resealed = sys.argv[4:] == ["resealed"]
     rng = np.random.default_rng(int(sys.argv[2]))
     with tempfile.TemporaryDirectory() as folder:

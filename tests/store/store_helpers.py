@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from featx.store import CacheSpec, CacheWriter
-from featx.store.journal import read_journal
-from featx.store.layout import journal_path
-from featx.store.seal import Seal, hash_file
+from featx.store.header import HeaderBlock, hash_file
+from featx.store.journal import journal_path, read_journal
 
 SEED = int(os.environ.get("FEATX_TEST_SEED", "0"))
 
@@ -113,6 +112,6 @@ def reseal(path: Path, features_offset: int, features_bytes: int) -> None:
     """Give a file a valid seal, as a stranger could."""
     with path.open("r+b") as stream:
         size = os.fstat(stream.fileno()).st_size
-        seal = Seal(size, features_offset, features_bytes, "0" * 64)
+        seal = HeaderBlock(size, features_offset, features_bytes, "0" * 64)
         digest = hash_file(stream.fileno(), seal)
-        stream.write(Seal(size, features_offset, features_bytes, digest).render())
+        stream.write(HeaderBlock(size, features_offset, features_bytes, digest).render())

@@ -23,9 +23,9 @@ from featx.catalog import load
 from featx.errors import CacheError, MissingExtraError, UsageError
 from featx.export import export_cache
 from featx.store import Cache, CacheWriter, disk, read_summary, verify_file
+from featx.store.header import HeaderBlock, hash_file
 from featx.store.pack import pack_cache, unpack_cache
 from featx.store.packed import _inflate, _zstd_content_bytes, open_any, render
-from featx.store.seal import Seal, hash_file
 
 CODECS = ["gzip", "zstd"]
 
@@ -112,7 +112,7 @@ def test_plain_h5py_reads_gzip_without_featx_and_without_a_plugin(cache_file):
 
 def test_a_damaged_cache_is_not_packed(cache_file):
     with Cache.open(cache_file) as cache:
-        offset = cache._header.features.offset + 200 * 6_000 + 17
+        offset = cache._structure.features.offset + 200 * 6_000 + 17
     with cache_file.open("r+b") as stream:
         stream.seek(offset)
         stream.write(b"\x55")
@@ -226,7 +226,7 @@ def stamp(path: Path) -> None:
     """Give an archive a valid seal, as a stranger could."""
     fd = os.open(path, os.O_RDWR)
     size = os.fstat(fd).st_size
-    os.pwrite(fd, render(size, hash_file(fd, Seal(size, size, 0, ""))), 0)
+    os.pwrite(fd, render(size, hash_file(fd, HeaderBlock(size, size, 0, ""))), 0)
     os.close(fd)
 
 

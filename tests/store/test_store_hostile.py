@@ -15,7 +15,7 @@ from store_helpers import fill, make_rows, make_spec, reseal
 
 from featx.errors import CacheError
 from featx.store import Cache
-from featx.store.seal import Seal
+from featx.store.header import HeaderBlock
 
 Change = Callable[[h5py.File], Any]
 UTF8 = h5py.string_dtype("utf-8", 4)
@@ -301,7 +301,7 @@ def test_places_that_overlap_or_lie_outside(tmp_path: Path, place: Any, reason: 
     target = tmp_path / "a.h5"
     fill(target, make_spec(), make_rows(make_spec()))
     content = target.read_bytes()
-    seal = Seal.parse(content[:4096])
+    seal = HeaderBlock.parse(content[:4096])
     with h5py.File(target) as file:
         offset = file["labels"].id.get_offset()
     # In the file, places count from the end of the user block.

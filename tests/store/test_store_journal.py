@@ -11,8 +11,7 @@ from store_helpers import SEED, check_partial, fill, make_rows, make_spec, store
 
 from featx.errors import CacheError
 from featx.store import CacheWriter, find_partials
-from featx.store.journal import Journal, JournalHeader, Range, read_journal
-from featx.store.layout import journal_path
+from featx.store.journal import Journal, JournalHeader, Range, journal_path, read_journal
 
 HEADER = JournalHeader("f" * 64, "c" * 64, 100, 7, 14, "float16", 4096, 9000, {"a": "\udcff"})
 RANGES = [

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from featx.store import ledger
-from featx.store.journal import Range
-from featx.store.ledger import Ledger
+from featx.store import journal
+from featx.store.journal import Range, RowStates
 
 MB = 1 << 20
 
@@ -14,12 +13,12 @@ MB = 1 << 20
 @pytest.fixture
 def clock(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(ledger.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(journal.time, "monotonic", lambda: now[0])
     return now
 
 
 def test_a_group_is_128_mb_or_a_second(clock):
-    rows = Ledger(100)
+    rows = RowStates(100)
     rows.queue(Range(0, 10, 0, {}, "r"), 64 * MB)
     clock[0] += 0.99
     assert not rows.is_due

@@ -19,7 +19,7 @@ from store_seam import seam
 
 from featx.errors import CacheError, CacheMismatchError
 from featx.store import Cache, CacheSpec, CacheWriter, layout, verify_file
-from featx.store.seal import Seal
+from featx.store.header import HeaderBlock
 
 N_FEATURES = 5
 Name = tuple[int, int]  # number and version of an image
@@ -167,7 +167,7 @@ class StoreMachine(RuleBasedStateMachine):
         if self.is_damaged_outside():
             lost = good
         elif self.damage is not None:
-            seal = Seal.parse(self.target.read_bytes()[:4096])
+            seal = HeaderBlock.parse(self.target.read_bytes()[:4096])
             row = (self.damage // 8 - seal.features_offset) // (4 * N_FEATURES)
             lost = set(self.finished[row // 2 * 2 : row // 2 * 2 + 2])
         writer = CacheWriter.open(self.target, spec_of(self.images), reuse=self.target)
@@ -178,14 +178,14 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(data=st.data(), is_committed=st.booleans())
     def write(self, data: st.DataObject, is_committed: bool) -> None:
         assert self.writer is not None
-        todo = [row for row, status in enumerate(self.writer._ledger.status) if status == 0]
+        todo = [row for row, status in enumerate(self.writer._rows.status) if status == 0]
         if todo:
             start = data.draw(st.sampled_from(todo))
             n = data.draw(st.integers(1, 3))
             self.write_rows([row for row in todo if start <= row < start + n])
         if is_committed:
             self.writer.commit()
-            assert not (self.writer.missing() & (self.writer._ledger.status != 0)).any()
+            assert not (self.writer.missing() & (self.writer._rows.status != 0)).any()
 
     def write_rows(self, rows: list[int]) -> None:
         assert self.writer is not None
@@ -219,7 +219,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.writer is not None
         with self.writer:
             pass
-        status = self.writer._ledger.status
+        status = self.writer._rows.status
         self.safe[self.key()] = {
             name for name, done in zip(self.images, status, strict=True) if done
         }
@@ -229,7 +229,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def finish(self) -> None:
         assert self.writer is not None
-        self.write_rows(np.flatnonzero(self.writer._ledger.status == 0).tolist())
+        self.write_rows(np.flatnonzero(self.writer._rows.status == 0).tolist())
         self.writer.finish()
         self.writer = None
         self.safe.pop(self.key(), None)
@@ -249,7 +249,7 @@ class StoreMachine(RuleBasedStateMachine):
         if self.damage is None or self.finished is None:
             return False
         content = self.pristine
-        seal = Seal.parse(content[:4096])
+        seal = HeaderBlock.parse(content[:4096])
         return not seal.features_offset <= self.damage // 8 < seal.features_end
 
     @precondition(lambda self: self.finished is not None and self.damage is None)
@@ -257,7 +257,7 @@ class StoreMachine(RuleBasedStateMachine):
     def flip_a_bit(self, data: st.DataObject, is_feature: bool) -> None:
         content = bytearray(self.target.read_bytes())
         self.pristine = bytes(content)
-        seal = Seal.parse(self.pristine[:4096])
+        seal = HeaderBlock.parse(self.pristine[:4096])
         first, last = (seal.features_offset, seal.features_end) if is_feature else (0, len(content))
         bit = data.draw(st.integers(8 * first, 8 * last - 1))
         content[bit // 8] ^= 1 << bit % 8

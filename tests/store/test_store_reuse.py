@@ -16,8 +16,8 @@ from store_seam import FailAt, seam
 
 from featx.errors import CacheError, CacheMismatchError
 from featx.store import Cache, CacheSpec, CacheWriter, find_partials, verify_file
-from featx.store.image import build_image
-from featx.store.seal import Seal
+from featx.store.file_layout import lay_out
+from featx.store.header import HeaderBlock
 
 WIDE = 20_000  # 13 rows a block of float32
 
@@ -178,7 +178,7 @@ def test_repair_computes_only_the_rows_of_damaged_blocks(tmp_path: Path) -> None
     target = tmp_path / "a" / "a.h5"
     fill(target, spec, rows, failed={5: "bad"})
     pristine = target.read_bytes()
-    seal = Seal.parse(pristine[:4096])
+    seal = HeaderBlock.parse(pristine[:4096])
     flip(target, 8 * (seal.features_offset + 20 * 4 * WIDE) + 3)
     flip(target, 8 * (seal.features_end - 1) + 7)
     assert [str(damage) for damage in verify_file(target)] == [
@@ -192,105 +192,25 @@ def test_repair_computes_only_the_rows_of_damaged_blocks(tmp_path: Path) -> None
     assert target.read_bytes() == pristine
 
 
-def places(spec: CacheSpec, content: bytes) -> dict[str, tuple[int, int, list[int]]]:
-    """First byte and number of bytes of each part; the rows lost with it, but for the failed."""
-    image, n = build_image(spec), spec.n_rows
-    at = image.offsets
-    digest_rows = list(range(n))
-    return {
-        "labels": (at["labels"], 8 * n, []),
-        "status": (at["status"], n, []),
-        "class_names": (at["class_names"], 5, []),
-        "paths": (at["paths"], 6 * n, []),
-        "digests": (at["digests"], 32, digest_rows),
-        "image_sha256": (at["image_sha256"] + 7 * 32, 32, [7]),
-        "fingerprint": (content.index(spec.fingerprint.encode()), 64, []),
-        "identity": (content.index(b'"identity":'), 40, []),
-        "first bytes": (0, 300, []),
-        "zeros of the user block": (300, 3796, []),
-        "HDF5": (4096, 400, []),
-        "end": (len(content) - 1, 1, []),
-    }
-
-
-PLACES = list(places(spec_of(OLD)[0], spec_of(OLD)[0].fingerprint.encode() + b'"identity":'))
-
-
-@pytest.mark.parametrize("place", PLACES)
-def test_repair_of_one_bit_outside_the_features(tmp_path: Path, place: str) -> None:
+def test_damage_outside_the_features_has_all_rows_computed_again(tmp_path: Path) -> None:
     spec, rows = spec_of(OLD)
     target = tmp_path / "a" / "a.h5"
     fill(target, spec, rows, failed={5: "bad"})
     pristine = target.read_bytes()
-    first, n_bytes, lost = places(spec, pristine)[place]
-    rng = np.random.default_rng(SEED)
-    for bit in rng.integers(8 * first, 8 * (first + n_bytes), 12).tolist():
-        target.write_bytes(pristine)
-        flip(target, bit)
+    text = [0, 14, 20, 300]  # of the first bytes: name, version, numbers, zeros behind
+    arrays = list(lay_out(spec).offsets.values())[1:]
+    meta = [pristine.index(spec.fingerprint.encode()), pristine.index(b'"identity":')]
+    damaged = {at: bytearray(pristine) for at in (*text, 4100, *arrays, *meta, len(pristine) - 1)}
+    for at, content in damaged.items():
+        content[at] ^= 1
+    cuts = [pristine[:n] for n in (4096, lay_out(spec).tail_offset, len(pristine) - 1)]
+    for content in (*damaged.values(), *cuts, pristine + b"more"):
+        target.write_bytes(content)
         missing, notices = reuse(target, spec, rows, failed={5: "bad"})
-        assert missing == sorted({5, *lost})
-        assert "damaged: " in notices[0]
+        assert missing == OLD
+        assert notices[0].startswith(f"not reused: {target}: damaged: ")
+        assert notices[0].endswith("all rows are computed again")
         assert target.read_bytes() == pristine
-
-
-def test_repair_of_what_is_cut_off_or_overwritten(tmp_path: Path) -> None:
-    spec, rows = spec_of(range(70), WIDE, "float32")
-    target = tmp_path / "a" / "a.h5"
-    fill(target, spec, rows)
-    pristine = target.read_bytes()
-    image = build_image(spec)
-    table_end = image.offsets["image_sha256"] + 70 * 32
-    assert table_end < image.features_offset  # a small table lies before the features
-    ends = {
-        len(pristine) - 1: 0,
-        image.tail_offset: 0,
-        image.tail_offset - 1: 5,
-        image.tail_offset - 6 * 4 * WIDE: 18,
-        table_end: 70,
-        table_end - 1: 70,
-        4096: 70,
-    }
-    for size, n_missing in ends.items():
-        target.write_bytes(pristine[:size])
-        missing, notices = reuse(target, spec, rows)
-        assert missing == list(range(70 - n_missing, 70))
-        assert not n_missing or "not reused: " in "".join(notices)
-        assert target.read_bytes() == pristine
-    target.write_bytes(bytes(4096) + pristine[4096:])  # no trace of the first bytes
-    assert reuse(target, spec, rows)[0] == []
-    target.write_bytes(pristine[:4096] + bytes(100) + pristine[4196:] + b"more")
-    assert reuse(target, spec, rows)[0] == []
-
-
-def test_repair_of_a_file_whose_table_of_images_is_cut_off(tmp_path: Path) -> None:
-    spec, rows = spec_of(range(300))
-    target = tmp_path / "a" / "a.h5"
-    fill(target, spec, rows)
-    pristine = target.read_bytes()
-    end = build_image(spec).offsets["image_sha256"] + 300 * 32
-    assert len(pristine) > end > build_image(spec).tail_offset
-    for size, n_missing in ((end, 0), (end - 1, 300)):
-        target.write_bytes(pristine[:size])
-        missing, notices = reuse(target, spec, rows)
-        assert len(missing) == n_missing
-        assert not n_missing or "the digests of its rows are lost" in notices[1]
-        assert target.read_bytes() == pristine
-
-
-def test_a_damaged_file_of_other_images_is_not_read_at_a_wrong_place(tmp_path: Path) -> None:
-    """The table of images of a file with fewer rows lies elsewhere."""
-    old, new = list(range(1000)), list(range(128, 1420))
-    spec, rows = spec_of(old)
-    target = tmp_path / "a" / "a.h5"
-    fill(target, spec, rows, batch=500)
-    pristine = target.read_bytes()
-    spec, rows = spec_of(new)
-    for at in (build_image(spec_of(old)[0]).offsets["labels"], 30):
-        target.write_bytes(pristine)
-        flip(target, 8 * at)
-        missing, notices = reuse(target, spec, rows, batch=500)
-        assert len(missing) == len(new)
-        assert "not reused: " in notices[1]
 
 
 # What may not be reused.
@@ -301,22 +221,11 @@ def test_another_identity_is_refused_with_the_differences(tmp_path: Path) -> Non
     target = tmp_path / "a.h5"
     fill(target, spec, rows)
     pristine = target.read_bytes()
-    identity = {"backbone": "vgg19", "source": {"images": []}}
-    for damage in (None, 20, build_image(spec).offsets["labels"]):
-        target.write_bytes(pristine)
-        if damage is not None:
-            flip(target, 8 * damage)
-        before = target.read_bytes()
-        for overwrite in (False, True):
-            with pytest.raises(CacheMismatchError, match="made with other settings") as caught:
-                CacheWriter.open(
-                    target, spec_of(OLD, identity=identity)[0], reuse=target, overwrite=overwrite
-                )
-            assert caught.value.differences == (
-                "backbone: asked for 'vgg19', the file has 'vgg16'",
-            )
-        assert target.read_bytes() == before
-    target.write_bytes(pristine)
+    other, _ = spec_of(OLD, identity={"backbone": "vgg19", "source": {"images": []}})
+    for overwrite in (False, True):
+        with pytest.raises(CacheMismatchError, match="made with other settings") as caught:
+            CacheWriter.open(target, other, reuse=target, overwrite=overwrite)
+        assert caught.value.differences == ("backbone: asked for 'vgg19', the file has 'vgg16'",)
     for more, line in (
         ({"n_features": 8}, "n_features: asked for 8, the file has 7"),
         ({"dtype": "float32"}, "dtype: asked for 'float32', the file has 'float16'"),
@@ -325,6 +234,7 @@ def test_another_identity_is_refused_with_the_differences(tmp_path: Path) -> Non
             CacheWriter.open(target, spec_of(OLD, **more)[0], reuse=target)
         assert caught.value.differences == (line,)
     assert list(tmp_path.iterdir()) == [target]
+    assert target.read_bytes() == pristine
 
 
 def test_what_is_no_cache_is_not_reused_or_replaced(tmp_path: Path) -> None:
@@ -337,6 +247,7 @@ def test_what_is_no_cache_is_not_reused_or_replaced(tmp_path: Path) -> None:
     for old, reason in (
         (b"my thesis", "not a featx cache"),
         (b"", "empty"),
+        (bytes(4096) + content[4096:], "not a featx cache"),  # no trace of the first bytes
         (b"featx-cache 2\nsomething else", "newer featx"),
         (newer, "newer featx"),
         (b"featx-partial 1\n".ljust(4096, b"\0") + content[4096:], "incomplete"),

@@ -13,7 +13,7 @@ from store_helpers import make_rows, make_spec
 
 from featx.errors import CacheError
 from featx.store import Cache, CacheWriter
-from featx.store.rows import as_stored
+from featx.store.spec import as_stored
 
 F2, F4 = np.dtype("<f2"), np.dtype("<f4")
 

@@ -8,6 +8,7 @@ this block nor in the features. It is checked before HDF5 parses anything.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 from collections.abc import Iterable
@@ -20,13 +21,14 @@ from featx.store.layout import USERBLOCK_BYTES
 
 __all__ = [
     "PARTIAL_BLOCK",
-    "Seal",
+    "HeaderBlock",
     "hash_bytes",
     "hash_file",
     "is_archive",
     "is_featx",
     "is_readable_version",
     "read_block",
+    "with_check",
 ]
 
 _MAGIC: Final = b"featx-cache "
@@ -38,7 +40,6 @@ _OTHERS: Final = {
     b"\x89HDF\r\n\x1a\n": "an HDF5 file, but not a featx cache",
 }
 PARTIAL_BLOCK: Final = (_PARTIAL + b"1\n").ljust(USERBLOCK_BYTES, b"\0")
-_READ_BYTES: Final = 1 << 20
 _TEXT = re.compile(
     rb"([^\n]{13})\nfile_bytes (\d{1,18})\nfeatures_offset (\d{1,18})\n"
     rb"features_bytes (\d{1,18})\nseal ([0-9a-f]{64})\ncheck ([0-9a-f]{64})\n"
@@ -46,8 +47,8 @@ _TEXT = re.compile(
 
 
 @dataclass(frozen=True)
-class Seal:
-    """What the user block says."""
+class HeaderBlock:
+    """What the first 4,096 bytes of a file say."""
 
     file_bytes: int
     features_offset: int
@@ -61,26 +62,30 @@ class Seal:
 
     def render(self) -> bytes:
         """Write the user block: text with its own checksum, zeros up to 4,096 bytes."""
-        text = (
+        return with_check(
             f"featx-cache 1\nfile_bytes {self.file_bytes}\n"
             f"features_offset {self.features_offset}\nfeatures_bytes {self.features_bytes}\n"
             f"seal {self.digest}\n"
         )
-        check = hashlib.sha256(text.encode()).hexdigest()
-        return f"{text}check {check}\n".encode().ljust(USERBLOCK_BYTES, b"\0")
 
     @classmethod
-    def parse(cls, block: bytes) -> Seal:
+    def parse(cls, block: bytes) -> HeaderBlock:
         """Read a user block in which every byte is as `render` writes it."""
         match = _TEXT.match(block)
         if match is None or _newer_version(block):
             raise CacheError(_reason(block))
-        seal = cls(int(match[2]), int(match[3]), int(match[4]), match[5].decode())
-        if seal.render() != block:
+        found = cls(int(match[2]), int(match[3]), int(match[4]), match[5].decode())
+        if found.render() != block:
             raise CacheError("damaged: the checksum of its first 4,096 bytes is wrong")
-        if not USERBLOCK_BYTES <= seal.features_offset < seal.features_end <= seal.file_bytes:
+        if not USERBLOCK_BYTES <= found.features_offset < found.features_end <= found.file_bytes:
             raise CacheError("damaged: its features lie outside the file")
-        return seal
+        return found
+
+
+def with_check(text: str) -> bytes:
+    """Give the bytes of a user block: a text with its own checksum, then zeros."""
+    check = hashlib.sha256(text.encode()).hexdigest()
+    return f"{text}check {check}\n".encode().ljust(USERBLOCK_BYTES, b"\0")
 
 
 def _reason(block: bytes) -> str:
@@ -134,14 +139,8 @@ def hash_bytes(parts: Iterable[bytes | memoryview]) -> str:
     return state.hexdigest()
 
 
-def hash_file(fd: int, seal: Seal) -> str:
+def hash_file(fd: int, block: HeaderBlock) -> str:
     """SHA-256 of all bytes that are neither in the user block nor in the features."""
-    state = hashlib.sha256()
-    buffer = memoryview(bytearray(_READ_BYTES))
-    spans = ((USERBLOCK_BYTES, seal.features_offset), (seal.features_end, seal.file_bytes))
-    for start, stop in spans:
-        for offset in range(start, stop, _READ_BYTES):
-            view = buffer[: min(_READ_BYTES, stop - offset)]
-            disk.pread_into(fd, view, offset)
-            state.update(view)
-    return state.hexdigest()
+    before = disk.read_pieces(fd, USERBLOCK_BYTES, block.features_offset - USERBLOCK_BYTES)
+    behind = disk.read_pieces(fd, block.features_end, block.file_bytes - block.features_end)
+    return hash_bytes(itertools.chain(before, behind))

@@ -1,35 +1,67 @@
-"""SHA-256 of blocks of rows, while they are written and when they are read back."""
+"""Checksums of rows, computed in threads of their own while the rows go to the disk."""
 
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Iterator
-from typing import Any, Final
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
 from featx.store import disk
-from featx.store.image import n_blocks
-from featx.store.layout import DIGEST_BYTES
-from featx.store.threads import in_threads
+from featx.store.journal import Range
+from featx.store.layout import DIGEST_BYTES, n_blocks
+from featx.store.threads import give_way, in_threads
 
-__all__ = ["BlockHasher", "hash_span"]
-
-_READ_BYTES: Final = 1 << 20
+__all__ = ["Checksums", "hash_span"]
 
 
 def hash_span(fd: int, offset: int, n_bytes: int) -> bytes:
     """SHA-256 of `n_bytes` of an open file from `offset`."""
     state = hashlib.sha256()
-    buffer = memoryview(bytearray(min(_READ_BYTES, n_bytes)))
-    for start in range(0, n_bytes, _READ_BYTES):
-        view = buffer[: min(_READ_BYTES, n_bytes - start)]
-        disk.pread_into(fd, view, offset + start)
-        state.update(view)
+    for piece in disk.read_pieces(fd, offset, n_bytes):
+        state.update(piece)
     return state.digest()
 
 
-class BlockHasher:
+class Checksums:
+    """SHA-256 of the blocks and CRC-32 of the ranges of written rows.
+
+    Hashing is slower than a fast disk and writing waits for the disk, so the two
+    overlap: CRC-32 has a thread, and SHA-256 has two, since blocks are independent.
+    """
+
+    def __init__(self, n_rows: int, block_rows: int, row_bytes: int) -> None:
+        self._hasher = _BlockHasher(n_rows, block_rows, row_bytes)
+        self._sha256 = [ThreadPoolExecutor(1, "featx-sha256", give_way) for _ in range(2)]
+        self._crc = ThreadPoolExecutor(1, "featx-crc", give_way)
+        self._jobs: list[Future[None]] = []
+
+    def add(self, start: int, data: memoryview, item: Range) -> None:
+        """Begin to sum rows."""
+        for block, low, part in self._hasher.parts(start, data):
+            lane = self._sha256[block % len(self._sha256)]  # a block's rows stay in order
+            self._jobs.append(lane.submit(self._hasher.add, block, low, part))
+        self._jobs.append(self._crc.submit(_extend, item, data))
+
+    def take(self) -> list[Future[None]]:
+        """Give what is being summed since the last call; wait for it before using a sum."""
+        jobs, self._jobs = self._jobs, []
+        return jobs
+
+    def digests(self, fd: int, features_offset: int) -> np.ndarray:
+        """Digests of all blocks, after what `take` gave; shape (n_blocks, 32), uint8."""
+        return self._hasher.finish(fd, features_offset)
+
+    def close(self) -> None:
+        """End the threads; what was not summed yet never will be."""
+        for pool in (*self._sha256, self._crc):
+            pool.shutdown(cancel_futures=True)
+
+
+class _BlockHasher:
     """Digests of blocks whose rows come in order; the others are read back."""
 
     def __init__(self, n_rows: int, block_rows: int, row_bytes: int) -> None:
@@ -82,3 +114,7 @@ class BlockHasher:
             self._digests[block] = np.frombuffer(digest, "u1")
         self._has_digest[:] = True
         return self._digests
+
+
+def _extend(item: Range, data: memoryview) -> None:
+    item.crc = zlib.crc32(data, item.crc)

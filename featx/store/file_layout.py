@@ -17,14 +17,14 @@ import numpy as np
 
 from featx.errors import CacheError
 from featx.store import layout
-from featx.store.seal import PARTIAL_BLOCK, Seal, hash_bytes
+from featx.store.header import PARTIAL_BLOCK, HeaderBlock, hash_bytes
 from featx.store.spec import CacheSpec
 
-__all__ = ["Image", "build_image", "create_attribute", "create_dataset", "n_blocks"]
+__all__ = ["FileLayout", "create_attribute", "create_dataset", "lay_out"]
 
 
 @dataclass(frozen=True)
-class Image:
+class FileLayout:
     """A cache file in memory, with a gap where the features lie."""
 
     head: bytes
@@ -100,23 +100,17 @@ class _Memory(io.RawIOBase):
         return bytes(out)
 
 
-def n_blocks(n_rows: int, block_rows: int) -> int:
-    """Count digested blocks; the last may be short."""
-    return -(-n_rows // block_rows)
-
-
-def build_image(
+def lay_out(
     spec: CacheSpec,
-    *,
     status: np.ndarray | None = None,
     failed: Mapping[int, str] | None = None,
     digests: np.ndarray | None = None,
-) -> Image:
+) -> FileLayout:
     """Lay out a cache file; complete and sealed if the results are given."""
     block_rows = layout.default_block_rows(spec.row_bytes)
     is_complete = status is not None and digests is not None
-    blocks = (n_blocks(spec.n_rows, block_rows), layout.DIGEST_BYTES)
-    # What tells good rows from bad ones comes first: its place depends on no name's length.
+    blocks = (layout.n_blocks(spec.n_rows, block_rows), layout.DIGEST_BYTES)
+    # Digests come first, so that their place depends on no name's length.
     arrays = {
         "digests": np.zeros(blocks, "u1") if digests is None else digests,
         "image_sha256": spec.image_digests,
@@ -135,11 +129,11 @@ def build_image(
         "meta": spec.encoded_meta,
     }
     memory = _Memory()
-    offsets = _lay_out(memory, spec, arrays, attributes)
+    offsets = _create_objects(memory, spec, arrays, attributes)
     return _cut_out(memory, spec.n_rows * spec.row_bytes, offsets, is_complete=is_complete)
 
 
-def _lay_out(
+def _create_objects(
     memory: _Memory,
     spec: CacheSpec,
     arrays: Mapping[str, np.ndarray],
@@ -191,7 +185,7 @@ def create_attribute(file: h5py.File, name: str, value: Any) -> None:
 
 def _cut_out(
     memory: _Memory, features_bytes: int, offsets: dict[str, int], *, is_complete: bool
-) -> Image:
+) -> FileLayout:
     start = offsets["features"]
     stop = start + features_bytes
     if any(offset < stop and start < offset + len(piece) for offset, piece in memory.pieces):
@@ -201,5 +195,5 @@ def _cut_out(
     tail = memory.span(stop, file_bytes)
     block = PARTIAL_BLOCK
     if is_complete:
-        block = Seal(file_bytes, start, features_bytes, hash_bytes([head, tail])).render()
-    return Image(block + head, tail, features_bytes, offsets)
+        block = HeaderBlock(file_bytes, start, features_bytes, hash_bytes([head, tail])).render()
+    return FileLayout(block + head, tail, features_bytes, offsets)

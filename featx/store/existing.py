@@ -12,9 +12,10 @@ import numpy as np
 from featx.errors import CacheError, CacheMismatchError
 from featx.fingerprint import differences
 from featx.progress import Reporter
-from featx.store.donor import SOURCE, without_source
+from featx.store.header import is_featx
 from featx.store.reader import Cache
-from featx.store.seal import is_featx, read_block
+from featx.store.recognise import first_bytes
+from featx.store.reuse import SOURCE, without_source
 from featx.store.spec import CacheSpec
 
 __all__ = ["has_rows", "is_finished", "is_intact", "is_reusable"]
@@ -29,9 +30,10 @@ def is_finished(target: Path, spec: CacheSpec, *, overwrite: bool) -> bool:
     try:
         cache = Cache.open(target)
     except CacheError as error:
-        if overwrite and _was_ours(target):
+        was_ours = is_featx(first_bytes(target.resolve()))
+        if overwrite and was_ours:
             return False
-        mend = "delete it or pass --overwrite" if _was_ours(target) else "choose another name"
+        mend = "delete it or pass --overwrite" if was_ours else "choose another name"
         raise CacheError(f"{error}; it is not replaced: {mend}") from error
     with cache:
         lines = _differences(cache, spec)
@@ -86,19 +88,6 @@ def _has_same_content(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bo
         return False
     is_same = own["content"] == other.get("content")
     return is_same and not differences(without_source(wanted), without_source(found))
-
-
-def _was_ours(target: Path) -> bool:
-    try:
-        fd = os.open(target, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        return is_featx(read_block(fd))
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
 
 
 def _differences(cache: Cache, spec: CacheSpec) -> list[str]:

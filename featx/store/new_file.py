@@ -15,7 +15,8 @@ from typing import Final
 from featx.atomic import try_flock, unlock
 from featx.errors import CacheError
 from featx.store import disk
-from featx.store.seal import is_featx, read_block
+from featx.store.header import is_featx
+from featx.store.layout import USERBLOCK_BYTES
 
 __all__ = ["PROJECTOR_FILES", "TEMPORARY", "file_beside", "folder_beside"]
 
@@ -78,11 +79,8 @@ def _refuse(target: Path, *, overwrite: bool) -> None:
         return
     if target.is_symlink() or not target.is_file():
         raise CacheError(f"{target} is not a file: choose another name (-o)")
-    fd = os.open(target, os.O_RDONLY)
-    try:
-        is_cache = is_featx(read_block(fd))
-    finally:
-        os.close(fd)
+    with target.open("rb") as stream:
+        is_cache = is_featx(stream.read(USERBLOCK_BYTES))
     if is_cache:
         raise CacheError(f"{target} is a cache, and is not replaced: choose another name (-o)")
     if not overwrite:

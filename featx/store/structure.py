@@ -7,9 +7,9 @@ piece that lies inside the file, of the one type that featx writes.
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Callable, Sequence
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,20 +20,21 @@ from featx.errors import CacheError
 from featx.fingerprint import fingerprint
 from featx.records import parse_json
 from featx.store import layout
-from featx.store.seal import Seal
+from featx.store.header import HeaderBlock
+from featx.store.layout import Extent
 
 __all__ = [
-    "Extent",
-    "Header",
+    "Structure",
     "check_names",
     "check_places",
     "check_sizes",
+    "hdf5_errors",
     "open_dataset",
     "read_attributes",
     "read_dtype",
     "read_extent",
-    "read_header",
     "read_meta",
+    "read_structure",
 ]
 
 _MAX_NAME_BYTES: Final = 1 << 16
@@ -42,26 +43,11 @@ _TABLES: Final = ("features", "digests", "image_sha256")  # of two axes, the oth
 
 
 @dataclass(frozen=True)
-class Extent:
-    """Where an array lies in a file."""
-
-    offset: int
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    @property
-    def n_bytes(self) -> int:
-        """Its size in bytes, also where no machine could hold it."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-@dataclass(frozen=True)
-class Header:
+class Structure:
     """What the HDF5 structure of a cache file says."""
 
     fingerprint: str
     meta: dict[str, Any]
-    is_complete: bool
     block_rows: int
     extents: dict[str, Extent]
 
@@ -71,46 +57,45 @@ class Header:
         return self.extents["features"]
 
 
-def read_header(fd: int, seal: Seal) -> Header:
+def read_structure(fd: int, block: HeaderBlock) -> Structure:
     """Read and check the structure of an open cache file."""
-    with os.fdopen(os.dup(fd), "rb", buffering=0) as stream:
-        try:
-            with h5py.File(stream, "r") as file:
-                header = _read(file)
-        except CacheError:
-            raise
-        except Exception as error:  # HDF5 raises nearly any type for a damaged file
-            raise CacheError(f"HDF5 cannot read it: {error}") from error
-    features = header.features
-    if (features.offset, features.n_bytes) != (seal.features_offset, seal.features_bytes):
+    stream = io.FileIO(fd, closefd=False)
+    with hdf5_errors(), h5py.File(stream, "r") as file:
+        values = read_attributes(file, layout.ATTRIBUTES, layout.ENCODING_TYPE)
+        if values["complete"] != 1:
+            raise CacheError(f"incomplete: its attribute 'complete' is {values['complete']}")
+        check_names(file)
+        found = Structure(
+            fingerprint=values["fingerprint"],
+            meta=read_meta(values["meta"], values["fingerprint"]),
+            block_rows=values["block_rows"],
+            extents={name: read_extent(file, name) for name in layout.DATASETS},
+        )
+    features = found.features
+    if (features.offset, features.n_bytes) != (block.features_offset, block.features_bytes):
         raise CacheError("its features lie elsewhere than its first bytes say")
-    check_sizes(header)
-    check_places(header.extents, seal.file_bytes)
-    return header
+    check_sizes(found)
+    check_places(found.extents, block.file_bytes)
+    return found
 
 
-def _read(file: h5py.File) -> Header:
-    attributes = read_attributes(file, layout.ATTRIBUTES, layout.ENCODING_TYPE)
-    check_names(file.id)
-    extents = {name: read_extent(file.id, name) for name in layout.DATASETS}
-    meta = read_meta(attributes["meta"], attributes["fingerprint"])
-    return Header(
-        fingerprint=attributes["fingerprint"],
-        meta=meta,
-        is_complete=attributes["complete"] == 1,
-        block_rows=attributes["block_rows"],
-        extents=extents,
-    )
+@contextmanager
+def hdf5_errors() -> Iterator[None]:
+    """Turn the errors of HDF5, which are of nearly any type for a damaged file, into ours."""
+    try:
+        yield
+    except CacheError:
+        raise
+    except Exception as error:
+        raise CacheError(f"HDF5 cannot read it: {error}") from error
 
 
-def check_names(root: Any) -> None:
+def check_names(file: h5py.File) -> None:
     """Refuse other objects than the datasets of a cache."""
-    n_links = h5py.h5g.GroupID.get_num_objs(root)
-    if n_links > len(layout.DATASETS):
-        raise CacheError(f"unexpected objects: {n_links} in place of {len(layout.DATASETS)}")
-    names = sorted(name.decode("utf-8", "replace") for name in root)
-    if names != sorted(layout.DATASETS):
-        odd = sorted(set(names) ^ set(layout.DATASETS))
+    if len(file) > len(layout.DATASETS):
+        raise CacheError(f"unexpected objects: {len(file)} in place of {len(layout.DATASETS)}")
+    odd = sorted(set(file) ^ set(layout.DATASETS))
+    if odd:
         raise CacheError(f"unexpected or missing objects: {', '.join(map(repr, odd[:5]))}")
 
 
@@ -135,14 +120,13 @@ def read_attributes(file: h5py.File, names: Sequence[str], kind: str) -> dict[st
     """Read just these attributes of a file of this encoding type."""
     if file.userblock_size != layout.USERBLOCK_BYTES:
         raise CacheError(f"its user block has {file.userblock_size} bytes, not 4096")
-    root, n_attributes = file.id, h5py.h5a.get_num_attrs(file.id)
-    if n_attributes != len(names):
-        raise CacheError(f"{n_attributes} attributes in place of {len(names)}")
+    if len(file.attrs) != len(names):
+        raise CacheError(f"{len(file.attrs)} attributes in place of {len(names)}")
     values: dict[str, Any] = {}
     for name in names:
-        if not h5py.h5a.exists(root, name.encode()):
+        if name not in file.attrs:
             raise CacheError(f"no attribute {name!r}")
-        values[name] = _read_attribute(h5py.h5a.open(root, name.encode()), name)
+        values[name] = _read_attribute(file.attrs.get_id(name), name)
     if values["encoding-type"] != kind:
         raise CacheError(f"its encoding-type is {values['encoding-type']!r}")
     if values["encoding-version"] != layout.ENCODING_VERSION:
@@ -169,38 +153,38 @@ def _check_type(kind: Any, expected: np.dtype[Any], what: str) -> None:
         raise CacheError(f"{what} has another type than {expected}")
 
 
-def open_dataset(root: Any, name: str) -> Any:
+def open_dataset(file: h5py.File, name: str) -> h5py.Dataset:
     """Open a dataset of this file itself."""
-    raw = name.encode()
-    if root.links.get_info(raw).type != h5py.h5l.TYPE_HARD:
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
         raise CacheError(f"{name!r} is a link to somewhere else")
-    if h5py.h5o.get_info(root, raw).type != h5py.h5o.TYPE_DATASET:
+    found = file[name]
+    if not isinstance(found, h5py.Dataset):
         raise CacheError(f"{name!r} is not a dataset")
-    return h5py.h5d.open(root, raw)
+    return found
 
 
-def read_extent(root: Any, name: str) -> Extent:
+def read_extent(file: h5py.File, name: str) -> Extent:
     """Find where an array lies that is stored in one piece."""
-    dataset = open_dataset(root, name)
-    plan = dataset.get_create_plist()
+    dataset = open_dataset(file, name)
+    plan = dataset.id.get_create_plist()
     if plan.get_layout() != h5py.h5d.CONTIGUOUS:
         raise CacheError(f"{name!r} is not stored in one piece (chunked, compact or virtual)")
-    if plan.get_external_count() or plan.get_nfilters():
+    if dataset.external or plan.get_nfilters():
         raise CacheError(f"{name!r} is stored in another file, or compressed")
-    if h5py.h5a.get_num_attrs(dataset):
+    if len(dataset.attrs):
         raise CacheError(f"{name!r} has attributes")
-    dtype = read_dtype(dataset.get_type(), name)
-    space = dataset.get_space()
-    if not space.is_simple() or space.get_simple_extent_type() != h5py.h5s.SIMPLE:
+    if not dataset.shape:
         raise CacheError(f"{name!r} is not an array")
-    extent = Extent(int(dataset.get_offset() or 0), tuple(map(int, space.shape)), dtype)
-    if dataset.get_storage_size() != extent.n_bytes:
+    dtype = read_dtype(dataset, name)
+    extent = Extent(dataset.id.get_offset() or 0, tuple(map(int, dataset.shape)), dtype)
+    if dataset.id.get_storage_size() != extent.n_bytes:
         raise CacheError(f"{name!r} has {extent.shape} values of {dtype}, but other storage")
     return extent
 
 
-def read_dtype(kind: Any, name: str) -> np.dtype[Any]:
+def read_dtype(dataset: h5py.Dataset, name: str) -> np.dtype[Any]:
     """Give the type of a dataset, which must be the one that featx writes."""
+    kind = dataset.id.get_type()
     _TYPES: dict[str, Callable[[], np.dtype[Any]]] = {
         "labels": lambda: np.dtype("<i8"),
         "status": lambda: np.dtype("u1"),
@@ -216,16 +200,16 @@ def read_dtype(kind: Any, name: str) -> np.dtype[Any]:
     return expected
 
 
-def check_sizes(header: Header) -> None:
+def check_sizes(found: Structure) -> None:
     """Refuse arrays whose shapes do not fit together."""
-    features = header.features
-    if len(features.shape) != 2 or header.block_rows < 1:
+    features = found.features
+    if len(features.shape) != 2 or found.block_rows < 1:
         raise CacheError(f"its features have the shape {features.shape}")
     n_rows, row_bytes = features.shape[0], features.n_bytes // features.shape[0]
     # Readers hold a whole block.
-    if header.block_rows != layout.default_block_rows(row_bytes):
-        raise CacheError(f"it has blocks of {header.block_rows:,} rows of {row_bytes:,} bytes")
-    blocks = -(-n_rows // header.block_rows)
+    if found.block_rows != layout.default_block_rows(row_bytes):
+        raise CacheError(f"it has blocks of {found.block_rows:,} rows of {row_bytes:,} bytes")
+    blocks = layout.n_blocks(n_rows, found.block_rows)
     shapes: dict[str, tuple[int, ...]] = {
         "labels": (n_rows,),
         "paths": (n_rows,),
@@ -233,12 +217,12 @@ def check_sizes(header: Header) -> None:
         "digests": (blocks, layout.DIGEST_BYTES),
         "image_sha256": (n_rows, layout.DIGEST_BYTES),
     }
-    for name, extent in header.extents.items():
+    for name, extent in found.extents.items():
         if len(extent.shape) != 1 + (name in _TABLES):
             raise CacheError(f"{name!r} has the shape {extent.shape}")
         if name in shapes and extent.shape != shapes[name]:
             raise CacheError(f"{name!r} has the shape {extent.shape}, not {shapes[name]}")
-    if header.extents["errors"].shape[0] > n_rows:
+    if found.extents["errors"].shape[0] > n_rows:
         raise CacheError("it has more errors than rows")
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from featx.records import parse_json
+from featx.store.header import is_archive, is_featx
 from featx.store.layout import USERBLOCK_BYTES
-from featx.store.seal import is_archive, is_featx
 
 __all__ = [
     "JOURNAL",
@@ -21,6 +21,7 @@ __all__ = [
     "PARTIAL",
     "age_of",
     "files_below",
+    "find_caches",
     "first_bytes",
     "is_archive_file",
     "is_journal",
@@ -58,11 +59,17 @@ def files_below(root: Path) -> list[Path]:
     return sorted(path for path in found if not path.is_symlink())
 
 
+def find_caches(folder: str | os.PathLike[str]) -> list[Path]:
+    """Finished featx caches in a folder and below it."""
+    names = (path for path in Path(folder).rglob("*") if path.suffix in _SUFFIXES)
+    return sorted(path for path in names if is_featx(first_bytes(path.resolve())))
+
+
 def first_bytes(path: Path, n_bytes: int = USERBLOCK_BYTES) -> bytes:
     """Read how a file begins; something else for what is no file."""
-    if not stat.S_ISREG(path.lstat().st_mode):
-        return b"not a file"
     try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return b"not a file"
         with path.open("rb") as stream:
             return stream.read(n_bytes)
     except OSError:
@@ -71,10 +78,7 @@ def first_bytes(path: Path, n_bytes: int = USERBLOCK_BYTES) -> bytes:
 
 def is_archive_file(path: str | os.PathLike[str]) -> bool:
     """Whether a file, or what a link leads to, begins as an archive of featx does."""
-    try:
-        return is_archive(first_bytes(Path(path).resolve()))
-    except OSError:
-        return False
+    return is_archive(first_bytes(Path(path).resolve()))
 
 
 def is_removable(path: Path) -> bool:
