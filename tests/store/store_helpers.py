@@ -108,6 +108,17 @@ def check_partial(partial: Path, expected: np.ndarray) -> int:
     return sum(item.stop - item.start for item in ranges)
 
 
+def header_of(path: Path) -> HeaderBlock:
+    with path.open("rb") as stream:
+        return HeaderBlock.parse(stream.read(4096))
+
+
+def flip(path: Path, bit: int) -> None:
+    with path.open("r+b") as stream:
+        byte = os.pread(stream.fileno(), 1, bit // 8)[0]
+        os.pwrite(stream.fileno(), bytes([byte ^ (1 << bit % 8)]), bit // 8)
+
+
 def reseal(path: Path, features_offset: int, features_bytes: int) -> None:
     """Give a file a valid seal, as a stranger could."""
     with path.open("r+b") as stream:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,6 +56,28 @@ class FailAt:
             if name == "pwrite":  # half of it arrives
                 os.pwrite(args[0], bytes(args[1])[: len(args[1]) // 2], args[2])
             raise OSError(self.code, os.strerror(self.code))
+
+
+def killed_at(n: int, run: Callable[[], object]) -> bool:
+    """Run in a child that is killed before its call number `n`; whether it came so far."""
+    left = [n]
+
+    def hook(*_: object) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:  # pragma: no cover
+        try:
+            with seam(hook):
+                run()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, -signal.SIGKILL)
+    return code != 0
 
 
 def run(target: Path) -> list[int]:

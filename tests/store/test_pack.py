@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import tracemalloc
@@ -18,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from store_helpers import SEED, fill, make_rows, make_spec, write_missing
+from store_seam import killed_at
 
 from featx.catalog import load
 from featx.errors import CacheError, MissingExtraError, UsageError
@@ -167,41 +167,20 @@ def test_a_disk_that_fails_is_one_error_and_leaves_nothing(cache_file, monkeypat
     assert [p.name for p in cache_file.parent.iterdir()] == ["a.h5"]
 
 
-KILL = """
-import os, signal, sys
-from featx.store import disk
-from featx.store.pack import pack_cache
-left = [int(sys.argv[2])]
-def wrapped(real):
-    def call(*args):
-        left[0] -= 1
-        if left[0] < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(*args)
-    return call
-for name in ("pwrite", "fsync", "fsync_folder", "unlink"):
-    setattr(disk, name, wrapped(getattr(disk, name)))
-pack_cache(sys.argv[1])
-"""
-
-
 def test_a_kill_leaves_nothing_that_looks_complete(cache_file):
-    target, n_kills = cache_file.with_name("a.featx.h5"), 0
-    for n in (0, 2, 9, 12, 13, 14, 15, 16, 17, 18, 19, 99):
-        child = subprocess.run([sys.executable, "-c", KILL, cache_file, str(n)], check=False)
-        others = [p for p in cache_file.parent.iterdir() if p != cache_file]
-        for path in others:
-            if path != target:
-                assert path.name.endswith(".featx-tmp")
-        if target.exists():  # whole, or not there
-            unpack_cache(target, cache_file.with_name("c.h5"))
-            others.append(cache_file.with_name("c.h5"))
-        n_kills += child.returncode == -signal.SIGKILL
-        assert child.returncode == (0 if n == 99 else child.returncode)
-        for path in others:
-            path.unlink()
-    assert n_kills >= 6
-    assert child.returncode == 0
+    target, copy = cache_file.with_name("a.featx.h5"), cache_file.with_name("c.h5")
+    n, is_whole = 0, []
+    while killed_at(n, lambda: pack_cache(cache_file)):
+        left = [p for p in cache_file.parent.iterdir() if p not in (cache_file, target)]
+        assert all(p.name.endswith(".featx-tmp") for p in left)
+        is_whole.append(target.exists())
+        if is_whole[-1]:
+            assert unpack_cache(target, copy).path.read_bytes() == cache_file.read_bytes()
+        for path in (*left, target, copy):
+            path.unlink(missing_ok=True)
+        n += 1
+    assert is_whole[0] is False
+    assert is_whole[-1] is True
 
 
 def test_flips_anywhere_are_found_before_hdf5_sees_them(cache_file):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from store_helpers import SEED, fill, make_rows, make_spec
+from store_helpers import SEED, fill, flip, header_of, make_rows, make_spec
 
 from featx.errors import CacheError
 from featx.progress import Reporter
@@ -39,14 +39,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def check_flip(path: Path, bit: int, seal: HeaderBlock) -> None:
     """Flip one bit of a file, see it found, and flip it back."""
 
-    def flip() -> None:
-        with path.open("r+b") as stream:
-            stream.seek(bit // 8)
-            byte = stream.read(1)[0]
-            stream.seek(bit // 8)
-            stream.write(bytes([byte ^ (1 << bit % 8)]))
-
-    flip()
+    flip(path, bit)
     is_feature = seal.features_offset <= bit // 8 < seal.features_end
     if not is_feature:
         with pytest.raises(CacheError, match=r"damaged|not a featx cache|newer featx"):
@@ -60,13 +53,13 @@ def check_flip(path: Path, bit: int, seal: HeaderBlock) -> None:
         row = (bit // 8 - seal.features_offset) // row_bytes
         assert damage.dataset == "features"
         assert damage.start <= row < damage.stop
-    flip()
+    flip(path, bit)
 
 
 def test_random_bit_flips_in_all_of_the_file(tmp_path: Path, small: Path) -> None:
     path = tmp_path / "a.h5"
     path.write_bytes(small.read_bytes())
-    seal = HeaderBlock.parse(small.read_bytes()[:4096])
+    seal = header_of(small)
     rng = np.random.default_rng(SEED)
     bits = rng.integers(0, 8 * seal.file_bytes, 300).tolist()
     first, last = 8 * seal.features_offset, 8 * seal.features_end
@@ -91,7 +84,7 @@ def test_random_bit_flips_in_blocks_of_features(tmp_path: Path, pristine: bytes)
 def test_every_bit_of_a_small_file(tmp_path: Path, small: Path) -> None:
     path = tmp_path / "a.h5"
     path.write_bytes(small.read_bytes())
-    seal = HeaderBlock.parse(small.read_bytes()[:4096])
+    seal = header_of(small)
     for bit in range(8 * seal.file_bytes):
         check_flip(path, bit, seal)
 

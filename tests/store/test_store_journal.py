@@ -1,4 +1,4 @@
-"""A line of the journal is believed whole or not at all."""
+"""A line of the journal is believed whole or not at all; when rows are made durable."""
 
 from __future__ import annotations
 
@@ -10,8 +10,15 @@ import pytest
 from store_helpers import SEED, check_partial, fill, make_rows, make_spec, stored, write_missing
 
 from featx.errors import CacheError
-from featx.store import CacheWriter, find_partials
-from featx.store.journal import Journal, JournalHeader, Range, journal_path, read_journal
+from featx.store import CacheWriter, find_partials, journal
+from featx.store.journal import (
+    Journal,
+    JournalHeader,
+    Range,
+    RowStates,
+    journal_path,
+    read_journal,
+)
 
 HEADER = JournalHeader("f" * 64, "c" * 64, 100, 7, 14, "float16", 4096, 9000, {"a": "\udcff"})
 RANGES = [
@@ -22,9 +29,9 @@ RANGES = [
 
 
 def write(path: Path) -> None:
-    journal = Journal.create(path, HEADER, RANGES[:1])
-    journal.append(RANGES[1:])
-    journal.close()
+    written = Journal.create(path, HEADER, RANGES[:1])
+    written.append(RANGES[1:])
+    written.close()
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -175,3 +182,27 @@ def test_the_fullest_partial_is_resumed(partial: Path) -> None:
     with CacheWriter.open(partial.with_name("a.h5"), spec) as writer:
         assert (~writer.missing()).sum() == 32
     assert check_partial(partial, stored(spec, make_rows(spec))) == 32
+
+
+MB = 1 << 20
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(journal.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_group_is_128_mb_or_a_second(clock):
+    rows = RowStates(100)
+    rows.queue(Range(0, 10, 0, {}, "r"), 64 * MB)
+    clock[0] += 0.99
+    assert not rows.is_due
+    rows.queue(Range(10, 20, 0, {}, "r"), 64 * MB)
+    assert rows.is_due  # it is bounded by bytes, however fast they come
+    assert [(item.start, item.stop) for item in rows.take_group()] == [(0, 20)]
+    rows.queue(Range(20, 21, 0, {}, "r"), 1)
+    assert not rows.is_due
+    clock[0] += 1
+    assert rows.is_due

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import h5py
 import pytest
-from store_helpers import make_rows, make_spec, write_missing
+from store_helpers import fill, make_rows, make_spec, write_missing
 
 from featx.atomic import try_flock
 from featx.errors import CacheBusyError
-from featx.store import CacheWriter
+from featx.store import CacheWriter, verify_file
 from featx.store.lock import Lock
 
 
@@ -176,3 +176,26 @@ def test_never_two_inside(tmp_path: Path) -> None:
         _, text = child.communicate(timeout=100)
         assert child.returncode == 0, text.decode()
     assert list(tmp_path.iterdir()) == []
+
+
+CHILD = Path(__file__).with_name("store_child.py")
+
+
+def test_second_writer_is_told_who_is_first(tmp_path: Path) -> None:
+    target, spec = tmp_path / "a.h5", make_spec()
+    first = subprocess.Popen(
+        [sys.executable, "-W", "error", CHILD, target, "40", "7"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert first.stdout is not None
+    assert first.stdout.readline() == "open\n"
+    who = f"is being written by process {first.pid} on {os.uname().nodename}, since 2"
+    with pytest.raises(CacheBusyError, match=who):
+        CacheWriter.open(target, spec)
+    first.kill()
+    first.communicate()
+    fill(target, spec, make_rows(spec))
+    assert verify_file(target) == []
+    assert [p.name for p in tmp_path.iterdir()] == ["a.h5"]

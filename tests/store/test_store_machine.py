@@ -14,7 +14,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from store_helpers import digests_of, make_spec
+from store_helpers import digests_of, header_of, make_spec
 from store_seam import seam
 
 from featx.errors import CacheError, CacheMismatchError
@@ -167,7 +167,7 @@ class StoreMachine(RuleBasedStateMachine):
         if self.is_damaged_outside():
             lost = good
         elif self.damage is not None:
-            seal = HeaderBlock.parse(self.target.read_bytes()[:4096])
+            seal = header_of(self.target)
             row = (self.damage // 8 - seal.features_offset) // (4 * N_FEATURES)
             lost = set(self.finished[row // 2 * 2 : row // 2 * 2 + 2])
         writer = CacheWriter.open(self.target, spec_of(self.images), reuse=self.target)

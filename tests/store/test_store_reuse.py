@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import signal
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from store_helpers import SEED, digests_of, fill, make_rows, make_spec, write_missing
-from store_seam import FailAt, seam
+from store_helpers import (
+    SEED,
+    digests_of,
+    fill,
+    flip,
+    header_of,
+    make_rows,
+    make_spec,
+    write_missing,
+)
 
 from featx.errors import CacheError, CacheMismatchError
-from featx.store import Cache, CacheSpec, CacheWriter, find_partials, verify_file
+from featx.store import Cache, CacheSpec, CacheWriter, verify_file
 from featx.store.file_layout import lay_out
-from featx.store.header import HeaderBlock
 
 WIDE = 20_000  # 13 rows a block of float32
 
@@ -109,7 +114,10 @@ def test_many_blocks_in_any_order(tmp_path: Path) -> None:
 
 def test_failed_rows_are_computed_again(tmp_path: Path) -> None:
     spec, rows = spec_of(OLD)
-    fill(tmp_path / "a" / "a.h5", spec, rows, failed={3: "bad", 9: "worse"})
+    target = tmp_path / "a" / "a.h5"
+    fill(target, spec, rows, failed={3: "bad", 9: "worse"})
+    with CacheWriter.open(target, spec) as writer:
+        assert writer.is_complete
     spec, rows = spec_of([*OLD, 50])
     assert reuse(tmp_path / "a" / "a.h5", spec, rows)[0] == [3, 9, 40]
     assert Cache.open(tmp_path / "a" / "a.h5").errors == {}
@@ -154,23 +162,7 @@ def test_a_target_that_is_complete_and_intact_is_left_alone(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_failed_rows_of_a_target_that_is_reused_are_missing(tmp_path: Path) -> None:
-    spec, rows = spec_of(OLD)
-    target = tmp_path / "a.h5"
-    fill(target, spec, rows, failed={4: "bad"})
-    with CacheWriter.open(target, spec) as writer:
-        assert writer.is_complete
-    with CacheWriter.open(target, spec, reuse=target) as writer:
-        assert np.flatnonzero(writer.missing()).tolist() == [4]
-
-
 # Damage and repair.
-
-
-def flip(path: Path, bit: int) -> None:
-    with path.open("r+b") as stream:
-        byte = os.pread(stream.fileno(), 1, bit // 8)[0]
-        os.pwrite(stream.fileno(), bytes([byte ^ (1 << bit % 8)]), bit // 8)
 
 
 def test_repair_computes_only_the_rows_of_damaged_blocks(tmp_path: Path) -> None:
@@ -178,7 +170,7 @@ def test_repair_computes_only_the_rows_of_damaged_blocks(tmp_path: Path) -> None
     target = tmp_path / "a" / "a.h5"
     fill(target, spec, rows, failed={5: "bad"})
     pristine = target.read_bytes()
-    seal = HeaderBlock.parse(pristine[:4096])
+    seal = header_of(target)
     flip(target, 8 * (seal.features_offset + 20 * 4 * WIDE) + 3)
     flip(target, 8 * (seal.features_end - 1) + 7)
     assert [str(damage) for damage in verify_file(target)] == [
@@ -243,7 +235,8 @@ def test_what_is_no_cache_is_not_reused_or_replaced(tmp_path: Path) -> None:
     content = (tmp_path / "b.h5").read_bytes()
     newer = content.replace(b"featx-cache 1\n", b"featx-cache 2\n", 1)
     text = newer[: newer.index(b"check ")]
-    newer = newer.replace(newer[len(text) + 6 : len(text) + 70], sha(text))
+    check = hashlib.sha256(text).hexdigest().encode()
+    newer = newer.replace(newer[len(text) + 6 : len(text) + 70], check)
     for old, reason in (
         (b"my thesis", "not a featx cache"),
         (b"", "empty"),
@@ -263,12 +256,6 @@ def test_what_is_no_cache_is_not_reused_or_replaced(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["b.h5"]
 
 
-def sha(text: bytes) -> bytes:
-    import hashlib
-
-    return hashlib.sha256(text).hexdigest().encode()
-
-
 def test_another_target_is_replaced_only_if_asked_to(tmp_path: Path) -> None:
     spec, rows = spec_of(OLD)
     fill(tmp_path / "old.h5", spec, rows)
@@ -282,64 +269,6 @@ def test_another_target_is_replaced_only_if_asked_to(tmp_path: Path) -> None:
         assert not writer.missing().any()
         writer.finish()
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "old.h5").read_bytes()
-
-
-# Stops.
-
-APPENDED = [*range(70), 80, 81]
-
-
-def append(target: Path, spec: CacheSpec, rows: np.ndarray) -> None:
-    with CacheWriter.open(target, spec, reuse=target) as writer:
-        write_missing(writer, rows)
-        writer.finish()
-
-
-def test_stops_at_any_call(tmp_path: Path) -> None:
-    """A full disk and a kill, at each call that changes the disk; then the same again."""
-    spec, rows = spec_of(range(70), WIDE, "float32")
-    target = tmp_path / "a" / "a.h5"
-    fill(target, spec, rows)
-    old = target.read_bytes()
-    spec, rows = spec_of(APPENDED, WIDE, "float32")
-    new = whole(tmp_path, spec, rows)
-    n_calls = [0]
-    with seam(lambda *_: n_calls.__setitem__(0, n_calls[0] + 1)):
-        append(target, spec, rows)
-    n_resumed = 0
-    for n in range(n_calls[0]):
-        for is_killed in (False, True):
-            target.write_bytes(old)
-            if is_killed:
-                kill_at(n, lambda: append(target, spec, rows))
-            else:
-                with (
-                    seam(FailAt(n, errno.ENOSPC)),
-                    pytest.raises(CacheError, match=r"free some space"),
-                ):
-                    append(target, spec, rows)
-            assert target.read_bytes() in (old, new)
-            n_resumed += bool(find_partials(target))
-            append(target, spec, rows)
-            assert target.read_bytes() == new
-            assert [p.name for p in target.parent.iterdir()] == ["a.h5"]
-    assert n_resumed > n_calls[0]
-
-
-def kill_at(n: int, run: Any) -> None:
-    left = [n]
-
-    def hook(*_: object) -> None:
-        left[0] -= 1
-        if left[0] < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    child = os.fork()
-    if child == 0:  # pragma: no cover
-        with seam(hook):
-            run()
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
 def test_a_partial_file_is_resumed_and_the_rest_reused(tmp_path: Path) -> None:
