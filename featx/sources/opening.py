@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,7 +23,7 @@ from featx.sources.beside import check_tables, tables_in
 from featx.sources.chosen import LayoutChoice
 from featx.sources.digits import open_digits
 from featx.sources.folder import ENDINGS, DiskTree, open_folder
-from featx.sources.hub import is_hub_dataset, open_hub
+from featx.sources.hub import HUB, fetch_dataset, is_hub_dataset, open_hub
 from featx.sources.manifest import open_manifest
 from featx.sources.official import is_official, open_official
 from featx.sources.places import default_data_dir
@@ -41,6 +42,7 @@ FORMS = {
     "FILE.zip|.tar|.tar.gz": "archive with such a tree, read in place",
     "'train-{0000..0099}.tar'": "WebDataset shards, or a folder of them",
     "FOLDER|FILE.parquet": "Hugging Face data: save_to_disk, or Parquet with images",
+    "hf://OWNER/NAME": "data set of the Hugging Face Hub, fetched once",
     "FOLDER with *_batch, *.bin": "official files of CIFAR-10, CIFAR-100 or STL-10",
 }
 """What `open_data` takes beside names, with a description of one line each."""
@@ -65,7 +67,8 @@ def open_data(
     Parameters
     ----------
     spec : str or path-like
-        A name of `available_data`, or a path: a folder with a folder for each class
+        A name of `available_data`, ``hf://owner/name`` (a data set of the Hugging Face Hub, see
+        `fetch_dataset`), or a path: a folder with a folder for each class
         (`open_folder`), a manifest (`open_manifest`), an archive (`open_archive`),
         WebDataset shards (`open_webdataset`), data of Hugging Face (`open_hub`) or the official
         files of CIFAR or STL-10 (`open_official`). A name wins over a folder that is called
@@ -104,14 +107,17 @@ def open_data(
     {'train': 1201, 'test': 596}
     """
     folder = default_data_dir() if data_dir is None else data_dir
+    if isinstance(spec, str) and spec.startswith(HUB):
+        here, name = fetch_dataset(spec, reporter)
+        found = open_data(here, layout=layout, wanted=wanted, data_dir=folder, reporter=reporter)
+        return {split: replace(source, name=name) for split, source in found.items()}
     path, is_known = Path(spec).expanduser(), isinstance(spec, str) and spec in available_data()
     _check_choice(spec, path, layout or LayoutChoice(), is_known)
     if is_known:
         if path.is_dir():
             reporter.say(f"{spec}: the built-in data set (for the folder, say ./{spec})")
-        if spec == "digits":
-            return open_digits()
-        return open_torchvision(str(spec), folder, download=download, reporter=reporter)
+        known = partial(open_torchvision, str(spec), folder, download=download, reporter=reporter)
+        return open_digits() if spec == "digits" else known()
     if isinstance(spec, str) and _looks_like_a_name(spec):
         error = unknown_name("data set", spec, available_data(), see="featx list data")
         raise UsageError(f"{error}; and there is no folder {spec!r}")
@@ -202,8 +208,9 @@ def _opener(path: Path) -> Callable[..., dict[str, Source]]:
     if path.name.lower().endswith(_FILE_ENDINGS):
         raise SourceError(f"no file {str(path)!r}: check its name and folder")
     close = nearest(path.name, available_data())
-    if close:
-        raise SourceError(
-            f"no folder {str(path)!r}: did you mean the built-in data set {' or '.join(close)}?"
-        )
+    hints = [f"the built-in data set {' or '.join(close)}"] if close else []
+    if len(path.parts) == 2 and not path.is_absolute() and not path.parent.exists():
+        hints.append(f"{HUB}{path.as_posix()} of the Hugging Face Hub")
+    if hints:
+        raise SourceError(f"no folder {str(path)!r}: did you mean {', or '.join(hints)}?")
     return open_folder

@@ -1,5 +1,6 @@
-"""Data sets of Hugging Face that lie on this machine, read by pyarrow alone."""
+"""Data sets of Hugging Face: by name from the Hub, or on this machine, read by pyarrow alone."""
 
 from featx.sources.hub.dataset import HubSource, is_hub_dataset, open_hub
+from featx.sources.hub.download import HUB, fetch_dataset
 
-__all__ = ["HubSource", "is_hub_dataset", "open_hub"]
+__all__ = ["HUB", "HubSource", "fetch_dataset", "is_hub_dataset", "open_hub"]
