@@ -22,7 +22,9 @@ class _Hub(BaseHTTPRequestHandler):
         path = unquote(urlparse(self.path).path)
         api, resolve = f"/api/datasets/{self.repository}", f"/datasets/{self.repository}/resolve/"
         if path.startswith(f"{api}/tree/"):
-            self.send([{"type": "file", "path": n, "size": len(b)} for n, b in self.files.items()])
+            kind = {"type": "file", "oid": COMMIT}
+            listed = [{**kind, "path": name, "size": len(b)} for name, b in self.files.items()]
+            self.send(listed)
         elif path.startswith(api):
             names = [{"rfilename": name} for name in self.files]
             self.send({"id": self.repository, "sha": COMMIT, "siblings": names})
