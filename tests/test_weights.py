@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from featx.errors import UsageError, WeightsError
+from featx.network_names import parse_random
 from featx.progress import Reporter
 from featx.weights import (
     StoredFile,
     WeightsFile,
     download,
     load_into,
-    parse_random,
     read_state_dict,
     state_sha256,
 )
@@ -98,7 +98,7 @@ def test_a_file_of_something_else_is_named(tmp_path):
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(WeightsError, match="epoch are not tensors"):
         read_state_dict(tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match="no state dict"):
+    with pytest.raises(WeightsError, match="without named tensors"):
         read_state_dict(tmp_path / "list.pth")
 
 

@@ -74,6 +74,30 @@ def test_one_network_of_a_checkpoint_is_taken(name, tmp_path):
         assert all(torch.equal(by_timm[name], tensor) for name, tensor in found.items())
 
 
+LISTS = {
+    "with something else": ([state(1), {"epoch": 3}], None, 1),
+    "of several": ([state(1), state(2)], "1", 2),
+    "of pairs": (list(state(1).items()), None, 1),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_list_holds_its_parts_by_number(name, tmp_path):
+    checkpoint, key, value = LISTS[name]
+    torch.save(checkpoint, tmp_path / "w.pth")
+    found = read_state_dict(tmp_path / "w.pth", key=key)
+    assert {name: float(tensor[0]) for name, tensor in found.items()} == dict.fromkeys(
+        ("weight", "bias"), value
+    )
+
+
+@pytest.mark.parametrize("content", [[torch.zeros(2)], torch.zeros(2), {}, (1, 2)])
+def test_tensors_without_names_are_refused_with_what_to_do(content, tmp_path):
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="without named tensors: save the weights with"):
+        read_state_dict(tmp_path / "w.pth")
+
+
 MMENGINE = {
     "state_dict": state(2),
     "ema_state_dict": {**state(1, "module."), "steps": torch.ones(())},

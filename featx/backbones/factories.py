@@ -32,7 +32,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
+from torch.optim.swa_utils import AveragedModel
 
 from featx.backbones.base import LoadedNetwork
 from featx.backbones.graph_taps import GraphTaps
@@ -262,6 +264,7 @@ def _call(name: str, code: Imported) -> tuple[nn.Module, Any, str | None]:
 
 def _runnable(name: str, network: nn.Module, input_px: int, reporter: Reporter) -> nn.Module:
     """Make a network ready to take float32 images on the CPU, in evaluation mode."""
+    network = _bare(network)
     if is_program(network):
         network = Holder(network)
     network = network.eval().to("cpu")
@@ -276,6 +279,14 @@ def _runnable(name: str, network: nn.Module, input_px: int, reporter: Reporter) 
             torch.manual_seed(0)
             _takes(network, image)
     return network
+
+
+def _bare(network: nn.Module) -> nn.Module:
+    """Take a network out of what only runs it: on several GPUs, compiled, or as an average."""
+    around = (nn.DataParallel, DistributedDataParallel, AveragedModel)
+    name = "module" if isinstance(network, around) else "_orig_mod"  # that of torch.compile
+    inner = getattr(network, name, None)
+    return _bare(inner) if isinstance(inner, nn.Module) else network
 
 
 def _takes(network: nn.Module, image: torch.Tensor) -> bool:

@@ -114,10 +114,26 @@ def _program_kind(path: Path, members: Iterable[str]) -> str:
     return ""
 
 
+def _as_mapping(found: Any) -> Any:
+    """Read a list as a mapping: of pairs of name and tensor, or of its parts by number."""
+    if not isinstance(found, list | tuple):
+        return found
+    if all(isinstance(part, list | tuple) and len(part) == 2 for part in found):
+        pairs = [part for part in found if isinstance(part[0], str) and is_plain(part[1])]
+        if len(pairs) == len(found):
+            return dict(pairs)
+    is_named = any(isinstance(part, Mapping) for part in found)
+    return {str(i): part for i, part in enumerate(found)} if is_named else found
+
+
 def unwrap(found: Any, path: Path, key: str | None) -> tuple[dict[str, torch.Tensor], str]:
     """Take the state dict out of what a file holds; with a sentence that says from where."""
+    found = _as_mapping(found)
     if not isinstance(found, Mapping) or not found:
-        raise WeightsError(f"{path} holds no state dict, but a {type(found).__name__}")
+        raise WeightsError(
+            f"{path} holds a {type(found).__name__} without named tensors: save the weights with  "
+            "torch.save(network.state_dict(), path)"
+        )
     try:
         entry = find_entry(found, key, str(path))
     except RecursionError as error:

@@ -62,6 +62,16 @@ def headless():
     network.fc = nn.Identity()
     return network, PREPROCESSING
 
+def in_parallel():
+    return nn.DataParallel(models.squeezenet1_1(num_classes=7)), PREPROCESSING
+
+def compiled():
+    return torch.compile(nn.DataParallel(models.squeezenet1_1(num_classes=7))), PREPROCESSING
+
+def as_average():
+    plain = models.squeezenet1_1(num_classes=7)
+    return torch.optim.swa_utils.AveragedModel(plain), PREPROCESSING
+
 class Turns(nn.Module):
     """Cannot be traced, and returns a dictionary."""
     def __init__(self):
@@ -141,6 +151,15 @@ def test_a_function_gives_the_network_and_its_preprocessing():
     assert again.identity() == backbone.identity()
     points, default = list_layers("my_networks:small")
     assert (len(points) > 10, default) == (True, "features")
+
+
+@pytest.mark.parametrize("name", ["in_parallel", "compiled", "as_average"])
+def test_what_only_runs_a_network_is_taken_off(name):
+    plain, other = open_backbone("my_networks:small"), open_backbone(f"my_networks:{name}")
+    assert other.layer == plain.layer
+    assert other.weights.sha256 == plain.weights.sha256
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(other.network(images), plain.network(images))
 
 
 @pytest.mark.parametrize("name", ["not_square", "not_square_in_torchvision"])
