@@ -12,6 +12,7 @@ from featx.errors import UsageError, unknown_name
 
 __all__ = [
     "ALL",
+    "AUTO",
     "INTERPOLATIONS",
     "MISTAKES",
     "POOLS",
@@ -27,7 +28,7 @@ __all__ = [
     "with_side",
 ]
 
-ALL = "all"
+ALL, AUTO = "all", "auto"
 POOLS = ("none", "avg", "max", "cls", "avg+cls")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 PRECISIONS = ("fp32", "bf16", "fp16", "auto")

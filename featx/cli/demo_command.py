@@ -34,7 +34,7 @@ def command(cache_dir: str, reports_dir: str, reporter: Reporter) -> int:
     quiet = ["--quiet"] if reporter.quiet else []
     status = 0
     for name, called, typed, folders in (
-        ("extract", extract_command.command, what, cache),
+        ("extract", extract_command.command, [*what, "--fast"], cache),
         ("fit", fit_command.command, fitted, cache + reports),
         ("report", report_command.command, [], reports),
     ):

@@ -249,7 +249,24 @@ def class_options(function: F) -> F:
 
 
 _STORE_DTYPES = click.Choice(["float16", "float32"])
+
+
+def _take_fast(ctx: click.Context, param: click.Parameter, is_fast: bool) -> None:
+    """Change the defaults of what is not typed."""
+    del param
+    if is_fast:
+        ctx.default_map = {**(ctx.default_map or {}), "precision": "auto", "runtime": "auto"}
+
+
 _ENGINE_OPTIONS = (
+    click.option(
+        "--fast",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_take_fast,
+        help="Short for  --runtime auto --precision auto: the fastest that this machine has.",
+    ),
     click.option("--weights", help="Tag (IMAGENET1K_V1), file (.pth, .safetensors), or random."),
     click.option(
         "--weights-key",

@@ -13,6 +13,7 @@ from featx.backbones import BackboneGroup
 from featx.engines import Engine, FeatureBatch
 from featx.engines.loader import worker_deaths_named
 from featx.errors import FeatxError, ImageError
+from featx.extract.hint import Hint
 from featx.extract.times import StageTimes
 from featx.progress import Reporter
 from featx.sources import Source
@@ -43,6 +44,7 @@ def fill(
     dtype = writers[0].spec.dtype
     waiting: deque[Future[None]] = deque()
     times = StageTimes(engine.n_workers)
+    hint = Hint(engine, group, source, dtype, reporter)
     label = f"{source.name} {source.split}, {group[0].name}"
     with (
         ThreadPoolExecutor(1, "featx-writer", give_way) as pool,
@@ -57,6 +59,7 @@ def fill(
                     start, n_rows = parts[0].start, len(parts[0].features)
                     times.add(n_rows, parts[0].seconds)
                     bar.update(int(wanted[start : start + n_rows].sum()), times.note())
+                    hint.look(parts, times, len(batches))
                     while len(waiting) > _MOST_WAITING_BATCHES:
                         waiting.popleft().result()
                 while waiting:

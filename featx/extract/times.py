@@ -58,6 +58,11 @@ class StageTimes:
             for name in self._seconds:
                 self._seconds[name] += seconds.get(name, 0.0)
 
+    def leave_out(self, seconds: float) -> None:
+        """Do not count a pause."""
+        with self._lock:
+            self._first = None if self._first is None else self._first + seconds
+
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Time a piece of writing."""
@@ -82,6 +87,11 @@ class StageTimes:
         if self._first is None or not self._n_images:
             return float("nan")
         return self._n_images / (self._last - self._first)
+
+    @property
+    def forward_seconds(self) -> float:
+        """Time of the network for one image, behind the first batch; NaN until there are two."""
+        return self._seconds["forward"] / self._n_images if self._n_images else float("nan")
 
     @property
     def start_seconds(self) -> float | None:
