@@ -32,20 +32,12 @@ def file_beside(target: Path, *, overwrite: bool) -> Iterator[tuple[Path, int]]:
         _refuse(target, overwrite=overwrite)
         target.parent.mkdir(parents=True, exist_ok=True)
         path = _temporary(target)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        try:
-            try_flock(fd)
+        with _part(path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
             yield path, fd
             disk.fsync(fd)
             unlock(fd)  # HDF5 locks what it reads
             _publish(path, target, overwrite=overwrite)
             disk.fsync_folder(target.parent)
-        except BaseException:
-            with suppress(OSError):
-                disk.unlink(path)
-            raise
-        finally:
-            os.close(fd)
 
 
 @contextmanager
@@ -56,18 +48,26 @@ def folder_beside(target: Path, names: tuple[str, ...], *, overwrite: bool) -> I
         target.parent.mkdir(parents=True, exist_ok=True)
         path = _temporary(target)
         path.mkdir()
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            try_flock(fd)
+        with _part(path, os.O_RDONLY):
             yield path
             _sync_files(path)
             _exchange(path, target, names, overwrite=overwrite)
             disk.fsync_folder(target.parent)
-        except BaseException:
-            shutil.rmtree(path, ignore_errors=True)
-            raise
-        finally:
-            os.close(fd)
+
+
+@contextmanager
+def _part(path: Path, flags: int) -> Iterator[int]:
+    """Hold a new file or folder locked; remove it where anything fails."""
+    fd = os.open(path, flags, 0o666)
+    try:
+        try_flock(fd)
+        yield fd
+    except BaseException:
+        with suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else disk.unlink(path)
+        raise
+    finally:
+        os.close(fd)
 
 
 def _temporary(target: Path) -> Path:

@@ -71,15 +71,6 @@ def test_random_bit_flips_in_all_of_the_file(tmp_path: Path, small: Path) -> Non
     assert verify_file(path) == []
 
 
-def test_random_bit_flips_in_blocks_of_features(tmp_path: Path, pristine: bytes) -> None:
-    path = tmp_path / "a.h5"
-    path.write_bytes(pristine)
-    seal = HeaderBlock.parse(pristine[:4096])
-    rng = np.random.default_rng(SEED + 1)
-    for bit in rng.integers(8 * seal.features_offset, 8 * seal.features_end, 25).tolist():
-        check_flip(path, bit, seal)
-
-
 @pytest.mark.slow
 def test_every_bit_of_a_small_file(tmp_path: Path, small: Path) -> None:
     path = tmp_path / "a.h5"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
-from store_helpers import fill, make_rows, make_spec
+from store_helpers import digests_of, fill, make_rows, make_spec
 
 from featx.errors import CacheError, CacheMismatchError
-from featx.store import Cache, CacheWriter, find_partials, verify_file
+from featx.store import Cache, CacheSpec, CacheWriter, find_partials, verify_file
+from featx.store.existing import is_reusable
 
 
 def test_a_finished_cache_is_left_alone(tmp_path: Path) -> None:
@@ -102,7 +104,8 @@ def test_foreign_and_damaged_files_are_not_replaced(tmp_path: Path) -> None:
         with pytest.raises(CacheError, match=reason):
             CacheWriter.open(tmp_path / "a.h5", spec)
         if may_overwrite:
-            CacheWriter.open(tmp_path / "a.h5", spec, overwrite=True).close()
+            with CacheWriter.open(tmp_path / "a.h5", spec, overwrite=True) as writer:
+                assert writer.missing().all()
         else:
             with pytest.raises(CacheError, match="choose another name"):
                 CacheWriter.open(tmp_path / "a.h5", spec, overwrite=True)
@@ -114,18 +117,61 @@ def test_foreign_and_damaged_files_are_not_replaced(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5", "b.h5"]
 
 
+def test_the_same_images_in_another_order_can_be_taken_over(tmp_path: Path) -> None:
+    def spec_of(content: str, **more: Any) -> CacheSpec:
+        identity = {"backbone": "vgg16", "source": {"content": content, **more}}
+        return make_spec(identity=identity)
+
+    target, spec = tmp_path / "a.h5", spec_of("x", order=1)
+    assert not is_reusable(target, spec, overwrite=True)  # nothing is there
+    fill(target, spec, make_rows(spec))
+    for other, expected in (
+        (spec, False),  # it is the answer already
+        (spec_of("x", order=2), True),
+        (spec_of("y", order=1), False),
+        (make_spec(), False),
+        (make_spec(identity={"backbone": "vgg19", "source": {"content": "x"}}), False),
+    ):
+        for overwrite in (False, True):
+            assert is_reusable(target, other, overwrite=overwrite) is expected
+    fill(target, spec_of("x"), make_rows(spec), failed={3: "bad"}, overwrite=True)
+    assert not is_reusable(target, spec_of("x"), overwrite=False)
+    assert is_reusable(target, spec_of("x"), overwrite=True)  # the failed row is tried again
+
+
+@pytest.mark.parametrize("is_edited", [False, True])
+def test_rows_of_an_unfinished_run_are_taken(tmp_path: Path, is_edited: bool) -> None:
+    """Its images were moved since, and one perhaps edited: then the unfinished file stays."""
+    target, settings = tmp_path / "a.h5", {"identity": {"backbone": "vgg16"}}
+    for one in (make_spec(**settings), make_spec(identity={"backbone": "vgg19"})):
+        with CacheWriter.open(target, one) as writer:
+            writer.write(0, make_rows(one)[:20], {4: "bad"})
+    old, other = sorted(find_partials(target), key=lambda path: path.stat().st_mtime_ns)
+    names = [*range(39, 0, -1), "edited" if is_edited else 0]
+    with CacheWriter.open(target, make_spec(**settings, image_digests=digests_of(names))) as writer:
+        writer.take_unfinished()
+        found = np.flatnonzero(~writer.missing())
+        assert found.tolist() == [row for row in range(20, 40 - is_edited) if row != 35]
+    assert old.exists() is is_edited
+    assert writer.n_reused == len(found)
+    left_alone = [line for line in writer.notices if line.startswith("left alone: ")]
+    assert [str(old) in line for line in left_alone].count(True) == is_edited
+    assert [str(other) in line for line in left_alone].count(True) == 1
+
+
 def test_partials_of_other_runs_are_left_alone(tmp_path: Path) -> None:
-    spec, other = make_spec(), make_spec(identity={"b": 2})
-    for one in (other, make_spec(paths=["p"] * 40)):
+    spec, changed = make_spec(), digests_of(["changed", *range(1, 40)])
+    others = ({"identity": {"b": 2}}, {"paths": ["p"] * 40}, {"image_digests": changed})
+    for one in (make_spec(**other) for other in others):
         with CacheWriter.open(tmp_path / "a.h5", one) as writer:
             writer.write(0, make_rows(one)[:5])
     before = find_partials(tmp_path / "a.h5")
     writer = fill(tmp_path / "a.h5", spec, make_rows(spec))
     text = "\n".join(writer.notices)
     assert find_partials(tmp_path / "a.h5") == before
-    assert len(before) == 2
-    assert "other settings" in text
-    assert "other paths, labels" in text
+    assert len(before) == 3
+    assert text.count("other settings") == 1
+    assert text.count("other paths, labels, class names or images") == 2
     assert "delete it" in text
 
 
@@ -179,6 +225,8 @@ def test_wrong_calls_are_refused(tmp_path: Path) -> None:
         ({"labels": np.zeros(40)}, "integers"),
         ({"dtype": "int8"}, "float16 or float32"),
         ({"n_features": 0}, "nothing to store"),
+        ({"image_digests": np.zeros((39, 32), "u1")}, r"image_digests must be \(40, 32\) uint8"),
+        ({"image_digests": np.zeros((40, 32))}, "uint8, not"),
     ],
 )
 def test_specs_that_make_no_cache(change, reason) -> None:

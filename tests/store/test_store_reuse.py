@@ -15,7 +15,6 @@ from store_helpers import (
     fill,
     flip,
     header_of,
-    make_rows,
     make_spec,
     write_missing,
 )
@@ -317,29 +316,3 @@ def test_another_order_is_no_change_of_images(tmp_path: Path) -> None:
     spec, _ = spec_of(OLD[::-1], identity=spec.identity)
     with pytest.raises(CacheMismatchError, match="images: the same ones in another order"):
         CacheWriter.open(tmp_path / "a.h5", spec)
-
-
-def test_a_partial_of_changed_images_is_not_resumed(tmp_path: Path) -> None:
-    spec, rows = spec_of(OLD)
-    with CacheWriter.open(tmp_path / "a.h5", spec) as writer:
-        writer.write(0, rows[:20])
-    digests = spec.image_digests.copy()
-    digests[3, 3] ^= 1
-    spec, _ = spec_of(OLD, image_digests=digests)
-    with CacheWriter.open(tmp_path / "a.h5", spec) as writer:
-        assert writer.missing().all()
-        assert "other paths, labels, class names or images" in writer.notices[0]
-
-
-def test_digests_are_stored_and_checked(tmp_path: Path) -> None:
-    spec, rows = spec_of(OLD)
-    fill(tmp_path / "a.h5", spec, rows)
-    with Cache.open(tmp_path / "a.h5") as cache:
-        np.testing.assert_array_equal(cache.image_digests, digests_of(OLD))
-        with pytest.raises(ValueError, match="read-only"):
-            cache.image_digests[0] = 0
-    assert make_spec(image_digests=np.zeros((0, 32), "u1")).image_digests.shape == (40, 32)
-    for wrong in (np.zeros((39, 32), "u1"), np.zeros((40, 32)), np.zeros(40, "u1")):
-        with pytest.raises(CacheError, match=r"image_digests must be \(40, 32\) uint8, not"):
-            spec_of(OLD, image_digests=wrong)
-    assert len(make_rows(spec)) == 40

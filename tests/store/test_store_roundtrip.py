@@ -107,7 +107,8 @@ def test_partial_is_hdf5_and_says_so(tmp_path: Path) -> None:
             assert file["labels"].shape == (40,)
             assert file["features"][9, 0] == 9
         assert partial.stat().st_blocks * 512 >= partial.stat().st_size
-        assert read_summary(partial)["n_done"] == 10
+        found = read_summary(partial)
+        assert (found["complete"], found["n_done"], found["n_failed"]) == (False, 10, 0)
         for path in (partial, tmp_path / "a.h5"):
             with pytest.raises(CacheError, match=r"10 of 40 rows .* run the same featx extract"):
                 Cache.open(path)
