@@ -203,7 +203,7 @@ def _read_structure(file: OpenFile, n_bytes: int) -> tuple[Structure, str, h5py.
         structure.check_names(hdf5)
         extents = {name: structure.read_extent(hdf5, name) for name in layout.SMALL_DATASETS}
         structure.check_places(extents, n_bytes)
-        features = structure.open_dataset(hdf5, "features")
+        features = h5py.Dataset(structure.open_dataset(hdf5, "features"))
         found = Structure(
             fingerprint=values["fingerprint"],
             meta=structure.read_meta(values["meta"], values["fingerprint"]),
@@ -223,7 +223,7 @@ def _extent(features: h5py.Dataset) -> Extent:
     if features.ndim != 2 or features.size == 0:
         raise CacheError(f"its features have the shape {features.shape}")
     shape = tuple(map(int, features.shape))
-    return Extent(0, shape, structure.read_dtype(features, "features"))
+    return Extent(0, shape, structure.read_dtype(features.id, "features"))
 
 
 def _check_storage(features: h5py.Dataset, found: Structure, codec: str, n_bytes: int) -> None:

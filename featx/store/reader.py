@@ -227,13 +227,13 @@ class Cache:
 
     def _repr_html_(self) -> str:
         """Show what is in the file, in a notebook."""
-        told = {"rows": f"{len(self):,}", "features": f"{self.n_features:,}"}
-        told |= {name: str(self.meta[name]) for name in _SHOWN if name in self.meta}
-        told |= {"classes": str(len(self.class_names)), "fingerprint": self.fingerprint[:12]}
+        shown = {"rows": f"{len(self):,}", "features": f"{self.n_features:,}"}
+        shown |= {name: str(self.meta[name]) for name in _SHOWN if name in self.meta}
+        shown |= {"classes": str(len(self.class_names)), "fingerprint": self.fingerprint[:12]}
         if self.errors:
-            told["images that could not be read"] = str(len(self.errors))
+            shown["images that could not be read"] = str(len(self.errors))
         rows = "".join(
-            f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in told.items()
+            f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in shown.items()
         )
         return f"<table><caption>{escape(self.path.name)}</caption>{rows}</table>"
 

@@ -54,7 +54,7 @@ class CacheWriter:
     is_complete : bool
         Whether the target is there; then nothing is to be done.
     notices : list of str
-        What was resumed, reused, removed or left alone; for the person who runs this.
+        What was resumed, reused, removed or left alone, to be shown to the user.
     n_reused : int
         Rows that were copied from an older cache.
     """
