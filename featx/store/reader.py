@@ -137,8 +137,8 @@ class Cache:
             if is_sealed and hash_file(file.fd, block) != block.digest:
                 raise CacheError(
                     "damaged: labels, names, paths, status or structure changed since it was "
-                    "written (its seal does not match): extract it again (featx extract "
-                    "--overwrite)"
+                    "written (its seal does not match): repeat the command that made it with "
+                    "--overwrite"
                 )
             structure = read_structure(file.fd, block)
         cache = cls(path, file, block, structure)

@@ -79,10 +79,10 @@ def open_older(path: Path, spec: CacheSpec) -> OlderCache | str:
     """Open a cache to take rows from it; say why not where it is damaged outside its rows."""
     try:
         cache = Cache.open(path)
-    except CacheError as error:
+    except CacheError:
         start = first_bytes(path.resolve())
         if is_featx(start) and is_readable_version(start):
-            return f"not reused: {error}; all rows are computed again"
+            return f"not reused: {path} is damaged outside its features: all rows are computed"
         raise
     try:
         _require_same_settings(cache, spec)
