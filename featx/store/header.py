@@ -81,6 +81,22 @@ class HeaderBlock:
             raise CacheError("damaged: its features lie outside the file")
         return found
 
+    def check_size(self, fd: int, mend: str) -> None:
+        """Refuse a file that is shorter or longer than it was; `mend` says what to do."""
+        n_bytes = os.fstat(fd).st_size
+        if n_bytes != self.file_bytes:
+            raise CacheError(
+                f"damaged: it has {n_bytes:,} bytes in place of {self.file_bytes:,}: {mend}"
+            )
+
+    def check_seal(self, fd: int, mend: str) -> None:
+        """Refuse a file of which anything but the features changed."""
+        if hash_file(fd, self) != self.digest:
+            what = "labels, names, paths, status or structure" if self.features_bytes else "it"
+            raise CacheError(
+                f"damaged: {what} changed since it was written (its seal does not match): {mend}"
+            )
+
 
 def with_check(text: str) -> bytes:
     """Give the bytes of a user block: a text with its own checksum, then zeros."""

@@ -25,7 +25,7 @@ from featx.store import disk, layout, structure
 from featx.store.disk import OpenFile
 from featx.store.features import FeatureArray
 from featx.store.file_layout import lay_out
-from featx.store.header import HeaderBlock, hash_file, is_featx, read_block, with_check
+from featx.store.header import HeaderBlock, is_featx, read_block, with_check
 from featx.store.layout import Extent
 from featx.store.reader import Cache, Damage
 from featx.store.recognise import is_archive_file
@@ -68,16 +68,11 @@ class PackedCache(Cache):
     @classmethod
     def _read(cls, path: Path, file: OpenFile, is_sealed: bool) -> Self:
         with disk.translated("cannot read it"):
-            block, n_bytes = _parse(read_block(file.fd)), os.fstat(file.fd).st_size
-            if n_bytes != block.file_bytes:
-                raise CacheError(
-                    f"damaged: it has {n_bytes:,} bytes in place of {block.file_bytes:,}: {_MEND}"
-                )
-            if is_sealed and hash_file(file.fd, block) != block.digest:
-                raise CacheError(
-                    f"damaged: it changed since it was written (its seal does not match): {_MEND}"
-                )
-            found, codec, hdf5 = _read_structure(file, n_bytes)
+            block = _parse(read_block(file.fd))
+            block.check_size(file.fd, _MEND)
+            if is_sealed:
+                block.check_seal(file.fd, _MEND)
+            found, codec, hdf5 = _read_structure(file, block.file_bytes)
         cache = cls(path, file, block, found)
         cache.codec, cache.X = codec, _PackedFeatures(cache.X, hdf5, codec)
         cache._check_values()
@@ -199,31 +194,20 @@ def _parse(block: bytes) -> HeaderBlock:
 def _read_structure(file: OpenFile, n_bytes: int) -> tuple[Structure, str, h5py.File]:
     with structure.hdf5_errors():
         hdf5 = h5py.File(io.FileIO(file.fd, closefd=False), "r")
-        values = structure.read_attributes(hdf5, ATTRIBUTES, ENCODING_TYPE)
-        structure.check_names(hdf5)
-        extents = {name: structure.read_extent(hdf5, name) for name in layout.SMALL_DATASETS}
-        structure.check_places(extents, n_bytes)
-        features = h5py.Dataset(structure.open_dataset(hdf5, "features"))
-        found = Structure(
-            fingerprint=values["fingerprint"],
-            meta=structure.read_meta(values["meta"], values["fingerprint"]),
-            block_rows=values["block_rows"],
-            extents={**extents, "features": _extent(features)},
-        )
-        structure.check_sizes(found)
-        _check_storage(features, found, values["codec"], n_bytes)
+        found, values = structure.read_objects(hdf5, ATTRIBUTES, ENCODING_TYPE, _read_extent)
+        arrays = {name: found.extents[name] for name in layout.SMALL_DATASETS}
+        structure.check_places(arrays, n_bytes)
+        _check_storage(hdf5["features"], found, values["codec"], n_bytes)
     return found, values["codec"], hdf5
 
 
-def _extent(features: h5py.Dataset) -> Extent:
+def _read_extent(hdf5: h5py.File, name: str) -> Extent:
+    features = h5py.Dataset(structure.open_dataset(hdf5, name))
     if features.chunks is None:  # so it is neither virtual nor in another file
-        raise CacheError("'features' is not stored in chunks")
+        raise CacheError(f"{name!r} is not stored in chunks")
     if len(features.attrs):
-        raise CacheError("'features' has attributes")
-    if features.ndim != 2 or features.size == 0:
-        raise CacheError(f"its features have the shape {features.shape}")
-    shape = tuple(map(int, features.shape))
-    return Extent(0, shape, structure.read_dtype(features.id, "features"))
+        raise CacheError(f"{name!r} has attributes")
+    return Extent(0, features.shape, structure.read_dtype(features.id, name))
 
 
 def _check_storage(features: h5py.Dataset, found: Structure, codec: str, n_bytes: int) -> None:

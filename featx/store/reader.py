@@ -10,7 +10,7 @@ from html import escape
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import numpy as np
 
@@ -21,14 +21,15 @@ from featx.store import disk, layout
 from featx.store.checksums import hash_span
 from featx.store.disk import OpenFile
 from featx.store.features import FeatureArray
-from featx.store.header import HeaderBlock, hash_file, read_block
+from featx.store.header import HeaderBlock, read_block
 from featx.store.partial import describe_partial, find_partials
 from featx.store.structure import Structure, read_structure
 from featx.store.threads import in_threads
 
 __all__ = ["Cache", "Damage"]
 
-_SHOWN = (
+_MEND: Final = "repeat the command that made it with --overwrite"
+_SHOWN: Final = (
     "data",
     "split",
     "backbone",
@@ -129,17 +130,10 @@ class Cache:
             start = read_block(file.fd)
             if start.startswith(b"featx-partial "):
                 raise CacheError(describe_partial(path))
-            block, n_bytes = HeaderBlock.parse(start), os.fstat(file.fd).st_size
-            if n_bytes != block.file_bytes:
-                raise CacheError(
-                    f"damaged: it has {n_bytes:,} bytes in place of {block.file_bytes:,}"
-                )
-            if is_sealed and hash_file(file.fd, block) != block.digest:
-                raise CacheError(
-                    "damaged: labels, names, paths, status or structure changed since it was "
-                    "written (its seal does not match): repeat the command that made it with "
-                    "--overwrite"
-                )
+            block = HeaderBlock.parse(start)
+            block.check_size(file.fd, _MEND)
+            if is_sealed:
+                block.check_seal(file.fd, _MEND)
             structure = read_structure(file.fd, block)
         cache = cls(path, file, block, structure)
         cache._check_values()
@@ -292,30 +286,20 @@ class Cache:
         list of Damage
             Empty if every byte is as it was written.
         """
-        changed = self._change_outside_features()
-        if changed:
-            return [Damage("header", 0, 0, changed)]
-        found = []
+        fd, found = self._file.fd, []
+        try:
+            with disk.translated("cannot read it"):
+                if read_block(fd) != self._block.render():
+                    raise CacheError(f"damaged: its first 4,096 bytes changed: {_MEND}")
+                self._block.check_size(fd, _MEND)
+                self._block.check_seal(fd, _MEND)
+        except CacheError as error:
+            return [Damage("header", 0, 0, str(error))]
         for reason, blocks in groupby(self._checked_blocks(reporter), lambda block: block[2]):
             if reason:
                 (first, last, _), *others = blocks
                 found.append(Damage("features", first, others[-1][1] if others else last, reason))
         return found
-
-    def _change_outside_features(self) -> str:
-        """Compare all but the features with the seal; say what changed, or nothing."""
-        fd, block = self._file.fd, self._block
-        try:
-            with disk.translated("cannot read it"):
-                if read_block(fd) != block.render():
-                    return "its first 4,096 bytes changed"
-                if os.fstat(fd).st_size != block.file_bytes:
-                    return "its size changed"
-                if hash_file(fd, block) != block.digest:
-                    return "labels, names, status or structure changed"
-        except CacheError as error:
-            return str(error)
-        return ""
 
     def _checked_blocks(self, reporter: Reporter) -> Iterator[tuple[int, int, str]]:
         """Compare each block with its digest: its first row, its end, and what is wrong."""

@@ -25,21 +25,19 @@ from featx.store.layout import Extent
 
 __all__ = [
     "Structure",
-    "check_names",
     "check_places",
-    "check_sizes",
     "hdf5_errors",
     "open_dataset",
-    "read_attributes",
     "read_dtype",
     "read_extent",
-    "read_meta",
+    "read_objects",
     "read_structure",
 ]
 
 _MAX_NAME_BYTES: Final = 1 << 16
 _MAX_ATTRIBUTE_BYTES: Final = 1 << 16
 _TABLES: Final = ("features", "digests", "image_sha256")  # of two axes, the others of one
+_TYPES: Final = {"labels": "<i8", "status": "u1", "digests": "u1", "image_sha256": "u1"}
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,7 @@ class Structure:
     meta: dict[str, Any]
     block_rows: int
     extents: dict[str, Extent]
+    """Where each array lies; that of packed features is 0."""
 
     @property
     def features(self) -> Extent:
@@ -61,22 +60,34 @@ def read_structure(fd: int, block: HeaderBlock) -> Structure:
     """Read and check the structure of an open cache file."""
     stream = io.FileIO(fd, closefd=False)
     with hdf5_errors(), h5py.File(stream, "r") as file:
-        values = read_attributes(file, layout.ATTRIBUTES, layout.ENCODING_TYPE)
-        if values["complete"] != 1:
-            raise CacheError(f"incomplete: its attribute 'complete' is {values['complete']}")
-        check_names(file)
-        found = Structure(
-            fingerprint=values["fingerprint"],
-            meta=read_meta(values["meta"], values["fingerprint"]),
-            block_rows=values["block_rows"],
-            extents={name: read_extent(file, name) for name in layout.DATASETS},
-        )
+        found, values = read_objects(file, layout.ATTRIBUTES, layout.ENCODING_TYPE, read_extent)
+    if values["complete"] != 1:
+        raise CacheError(f"incomplete: its attribute 'complete' is {values['complete']}")
     features = found.features
     if (features.offset, features.n_bytes) != (block.features_offset, block.features_bytes):
         raise CacheError("its features lie elsewhere than its first bytes say")
-    check_sizes(found)
     check_places(found.extents, block.file_bytes)
     return found
+
+
+def read_objects(
+    file: h5py.File,
+    attributes: Sequence[str],
+    kind: str,
+    read_features: Callable[[h5py.File, str], Extent],
+) -> tuple[Structure, dict[str, Any]]:
+    """Read and check attributes and datasets of a file of this encoding type."""
+    values = _read_attributes(file, attributes, kind)
+    _check_names(file)
+    extents = {name: read_extent(file, name) for name in layout.SMALL_DATASETS}
+    found = Structure(
+        fingerprint=values["fingerprint"],
+        meta=_read_meta(values["meta"], values["fingerprint"]),
+        block_rows=values["block_rows"],
+        extents={"features": read_features(file, "features"), **extents},
+    )
+    _check_sizes(found)
+    return found, values
 
 
 @contextmanager
@@ -90,7 +101,7 @@ def hdf5_errors() -> Iterator[None]:
         raise CacheError(f"HDF5 cannot read it: {error}") from error
 
 
-def check_names(file: h5py.File) -> None:
+def _check_names(file: h5py.File) -> None:
     """Refuse other objects than the datasets of a cache."""
     if len(file) > len(layout.DATASETS):
         raise CacheError(f"unexpected objects: {len(file)} in place of {len(layout.DATASETS)}")
@@ -99,7 +110,7 @@ def check_names(file: h5py.File) -> None:
         raise CacheError(f"unexpected or missing objects: {', '.join(map(repr, odd[:5]))}")
 
 
-def read_meta(text: str, digest: str) -> dict[str, Any]:
+def _read_meta(text: str, digest: str) -> dict[str, Any]:
     """Read what was recorded, and compare its identity with the fingerprint."""
     try:
         meta = parse_json(text)
@@ -116,7 +127,7 @@ def read_meta(text: str, digest: str) -> dict[str, Any]:
     return meta
 
 
-def read_attributes(file: h5py.File, names: Sequence[str], kind: str) -> dict[str, Any]:
+def _read_attributes(file: h5py.File, names: Sequence[str], kind: str) -> dict[str, Any]:
     """Read just these attributes of a file of this encoding type."""
     if file.userblock_size != layout.USERBLOCK_BYTES:
         raise CacheError(f"its user block has {file.userblock_size} bytes, not 4096")
@@ -186,25 +197,23 @@ def read_extent(file: h5py.File, name: str) -> Extent:
 def read_dtype(dataset: h5py.h5d.DatasetID, name: str) -> np.dtype[Any]:
     """Give the type of a dataset, which must be the one that featx writes."""
     kind = dataset.get_type()
-    _TYPES: dict[str, Callable[[], np.dtype[Any]]] = {
-        "labels": lambda: np.dtype("<i8"),
-        "status": lambda: np.dtype("u1"),
-        "digests": lambda: np.dtype("u1"),
-        "image_sha256": lambda: np.dtype("u1"),
-        "features": lambda: np.dtype("<f4" if kind.get_size() == 4 else "<f2"),
-        "errors": lambda: layout.errors_dtype(max(1, kind.get_size() - 8)),
-    }
-    if kind.get_size() > _MAX_NAME_BYTES:
-        raise CacheError(f"{name!r} has values of {kind.get_size():,} bytes")
-    expected = _TYPES.get(name, lambda: np.dtype(f"S{kind.get_size()}"))()
+    size = kind.get_size()
+    if size > _MAX_NAME_BYTES:
+        raise CacheError(f"{name!r} has values of {size:,} bytes")
+    if name == "features":
+        expected = layout.feature_dtype("float32" if size == 4 else "float16")
+    elif name == "errors":
+        expected = layout.errors_dtype(max(1, size - 8))
+    else:
+        expected = np.dtype(_TYPES.get(name, f"S{size}"))
     _check_type(kind, expected, repr(name))
     return expected
 
 
-def check_sizes(found: Structure) -> None:
+def _check_sizes(found: Structure) -> None:
     """Refuse arrays whose shapes do not fit together."""
     features = found.features
-    if len(features.shape) != 2 or found.block_rows < 1:
+    if len(features.shape) != 2 or min(*features.shape, found.block_rows) < 1:
         raise CacheError(f"its features have the shape {features.shape}")
     n_rows, row_bytes = features.shape[0], features.n_bytes // features.shape[0]
     # Readers hold a whole block.
