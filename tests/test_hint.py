@@ -22,8 +22,8 @@ from featx.store import Cache
 
 BASE = {"backbone": "squeezenet1_1", "weights": "random:3", "pool": "avg", "input_size": 64}
 FASTER = (
-    r"faster on this machine: --fast \(runtime openvino, precision (fp32|bf16)\) computes the "
-    r"network \d+\.\d times as fast; its features differ by at most [1-9]e-0[2-9] of the largest"
+    r"faster on this machine: --fast \(runtime openvino, precision (fp32|bf16)\) makes this run "
+    r"\d+\.\d times as fast; its features differ by at most [1-9]e-0[2-9] of the largest"
 )
 
 
@@ -61,10 +61,7 @@ def test_what_is_faster_is_said_once_and_changes_no_feature(pets, long):
     pytest.importorskip("openvino")
     X, said = extract(pets, "one")
     assert len(said) == 1
-    assert re.match(
-        FASTER + r"network \d+\.\d times as fast; its features differ by at most", said[0]
-    )
-    assert re.search(r"at most [1-9]e-0[2-9] of the largest", said[0])
+    assert re.match(FASTER, said[0])
     long.setattr(hint, "_LONG_SECONDS", 1e9)
     again, said = extract(pets, "two")
     np.testing.assert_array_equal(X, again)

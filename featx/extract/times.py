@@ -89,11 +89,6 @@ class StageTimes:
         return self._n_images / (self._last - self._first)
 
     @property
-    def forward_seconds(self) -> float:
-        """Time of the network for one image, behind the first batch; NaN until there are two."""
-        return self._seconds["forward"] / self._n_images if self._n_images else float("nan")
-
-    @property
     def start_seconds(self) -> float | None:
         """Time until the first batch was computed; None while there is none."""
         return None if self._first is None else self._first - self._began
