@@ -35,7 +35,6 @@ _COMMANDS = {
     "reports": "List kept fits, or remove those that nothing reads any more.",
     "sweep": "Compare input sizes, layers, poolings or preprocessing, all else equal.",
     "reproduce": "Run published systems again: reported beside measured.",
-    "bench": "Measure extractions against the ceilings of this machine.",
     "predict": "Classify new images with a saved model.",
     "card": "Print a model card of a saved model.",
     "list": "List backbones, layers, data, caches, heads, networks or models.",
@@ -52,6 +51,10 @@ _COMMANDS = {
 }
 
 
+_MOVED = {
+    "bench": "where the time of a run goes:  featx extract --profile; this machine's ceilings: "
+    "python benchmarks/ceilings.py, of the source code",
+}
 _WORDS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "hung up"}
 _SECONDS_OF_ONE_STOP = 1.0  # timeout(1) and others send the same signal twice
 
@@ -85,8 +88,10 @@ class _Lazy(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in _COMMANDS:
-            from featx.errors import unknown_name
+            from featx.errors import UsageError, unknown_name
 
+            if args[0] in _MOVED:
+                raise UsageError(f"featx {args[0]} is no command any more: {_MOVED[args[0]]}")
             raise unknown_name("command", args[0], _COMMANDS, see="featx --help")
         return super().resolve_command(ctx, args)
 

@@ -11,7 +11,6 @@ from torch import nn
 
 from featx.backbones import open_backbone
 from featx.backbones.base import Backbone, BackboneGroup
-from featx.bench.ceilings import forward_rate
 from featx.engines import LocalEngine, SeveralDevices, memory, several
 from featx.engines.runtimes import eager
 from featx.engines.runtimes.base import Whole
@@ -343,14 +342,15 @@ def test_a_choice_of_the_runtime_sees_that_the_program_has_no_memory():
 
 
 @pytest.mark.parametrize("runtime", ["torch", "compile"])
-def test_a_bench_of_too_large_a_batch_is_told(runtime):
+def test_a_bare_loop_of_too_large_a_batch_is_told(runtime):
     engine = LocalEngine(CPU, "fp32", BATCH, 0, runtime=runtime)
     network = Net(3)
     group = BackboneGroup.of(backbone_of(network))
+    side = group.preprocessing.crop_px
     if runtime == "compile":
         limited_program(engine.open(group), 0, FORMS[0], network)
     with pytest.raises(BackboneError, match="with 8 images at once: choose a smaller --batch-size"):
-        forward_rate(engine, group, "float32", 0.01)
+        engine.open(group).bare(torch.zeros((BATCH, side, side, 3), dtype=torch.uint8))()
 
 
 def test_each_device_halves_for_itself(source, wanted):
