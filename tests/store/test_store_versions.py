@@ -10,6 +10,8 @@ import hashlib
 import os
 from pathlib import Path
 
+import h5py
+import make_version_files
 import numpy as np
 import pytest
 from make_version_files import FOLDER
@@ -66,6 +68,15 @@ def test_version_1(tmp_path: Path, name: str, sha256: str) -> None:
         assert cache.fingerprint == FINGERPRINT
         assert cache.meta == {"identity": IDENTITY, "split": "train", "note": "naïve"}
     assert read_summary(tmp_path / name)["n_failed"] == 1
+
+
+@pytest.mark.skipif(h5py.version.hdf5_version_tuple[0] != 2, reason="made by HDF5 2")
+def test_files_are_written_as_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(make_version_files, "FOLDER", tmp_path)
+    make_version_files.main()
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == (FOLDER / path.name).read_bytes()
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_file_of_version_1_is_still_complete_and_reusable(tmp_path: Path) -> None:
