@@ -60,7 +60,7 @@ def fit(folder: Path) -> Any:
 
 def larger_than_memory(folder: Path) -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("featx.evaluate.reading.available_bytes", lambda: 0)
+        patch.setattr("featx.evaluate.run.available_bytes", lambda: 0)
         return fit(folder)
 
 

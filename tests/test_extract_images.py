@@ -372,7 +372,7 @@ def test_what_older_versions_remembered_of_an_error_is_not_believed(tmp_path, mo
 
     root = pictures(tmp_path / "d")
     wanted = open_data(root)["all"].content_id()
-    monkeypatch.setattr("featx.sources.remembered._COARSEST_CLOCK_NS", -(10**12))
+    monkeypatch.setattr("featx.sources.places._COARSEST_CLOCK_NS", -(10**12))
 
     def poisoned(self, row):
         return b"", self._none(row)
@@ -461,7 +461,7 @@ def test_images_that_change_while_they_are_read(tmp_path, backbone, calls, form)
 
 def test_a_digest_that_was_wrong_is_forgotten(tmp_path, backbone, monkeypatch):
     """Where neither size nor times tell a change, the next run reads the file again."""
-    monkeypatch.setattr("featx.sources.remembered._COARSEST_CLOCK_NS", -(10**12))
+    monkeypatch.setattr("featx.sources.places._COARSEST_CLOCK_NS", -(10**12))
     root, target = pictures(tmp_path / "d"), tmp_path / "c.h5"
     monkeypatch.setattr(FolderSource, "stamp", lambda *_: (1, 1, 1))
     open_data(root)["all"].image_digests()

@@ -162,7 +162,7 @@ def test_added_and_repaired_rows_take_the_batch_size_of_the_others(monkeypatch, 
     [None, "fast", {}, {"batch_size": "4"}, {"batch_size": -4}, {"earlier_batch_sizes": 4}],
 )
 def test_a_record_without_a_batch_size_changes_nothing(monkeypatch, shapes, record):
-    monkeypatch.setattr("featx.extract.going_on.find_begun", lambda *_: {"engine": record})
+    monkeypatch.setattr("featx.extract.run.find_begun", lambda *_: {"engine": record})
     [cache], said = run()
     assert set(shapes) == {16}
     assert said == []

@@ -1,8 +1,8 @@
 """Engines: where and how the network is run over a source.
 
 In: a backbone (or several feature points of one), a source, a device, a precision, a runtime. Out:
-batches of features of fixed ranges of rows, with the status of each image. The way: machine and
-memory choose, `loader` decodes in processes of its own into `shared` places, `local` runs batches
+batches of features of fixed ranges of rows, with the status of each image. The way: `machine`
+chooses, `loader` decodes in processes of its own into `shared` places, `local` runs batches
 on one device, `several` on several. The room must not know cache files, labels or heads.
 """
 

@@ -1,4 +1,9 @@
-"""Fit every head on every subset of a pair of caches, and score each fit once."""
+"""Fit every head on every subset of a pair of caches, and score each fit once.
+
+Several fits at once, with their results in order.
+
+Reading features for a fit, and refusing to score what was fitted on.
+"""
 
 from __future__ import annotations
 
@@ -6,39 +11,92 @@ import itertools
 import platform
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from joblib import Parallel, cpu_count, delayed, effective_n_jobs
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
-from featx.errors import FitError
+from featx.errors import FitError, ProtocolError
 from featx.evaluate.draws import Subset, share_reads, union_of
 from featx.evaluate.leaks import Leaks
 from featx.evaluate.output import ResultsFolder
 from featx.evaluate.pairs import Pair
 from featx.evaluate.question import Question
-from featx.evaluate.reading import hold_rows, require_unseen
 from featx.evaluate.result import FitResult, joined
 from featx.evaluate.scores import MEASURES, score
 from featx.evaluate.settings import Settings
-from featx.evaluate.side_by_side import in_order
 from featx.heads import Fit, FitOptions, Head, Pool, RowSpace, find_head
-from featx.heads.base import RowsView, as_stored, labels_of
+from featx.heads.base import Rows, RowsView, as_stored, check_finite, labels_of, row_blocks
 from featx.heads.boundary import fit_errors
 from featx.heads.device import AUTO, choose_device
 from featx.heads.linear import LinearHead
 from featx.heads.scaling import STANDARD, Array, Scaling
+from featx.memory import available_bytes
 from featx.progress import SILENT, Reporter
 from featx.stops import heard
 
-__all__ = ["evaluate"]
+__all__ = [
+    "evaluate",
+    "hold_rows",
+    "in_order",
+    "require_unseen",
+]
+
+
+# Of the available memory, for rows; Gram matrices need the rest.
+_SHARE = 0.6
+
+
+def hold_rows(X: Rows, rows: NDArray[np.int64]) -> NDArray[Any] | RowsView:
+    """Read rows into memory as they are stored, or, where they do not fit, where they are."""
+    X, n_features = as_stored(X), int(X.shape[1])
+    dtype = np.asarray(X[0:1]).dtype
+    fits = len(rows) * n_features * dtype.itemsize < _SHARE * available_bytes()
+    out = np.empty((len(rows), n_features), dtype) if fits else None
+    for block in row_blocks(len(rows), n_features):
+        part = np.asarray(X[rows[block]])
+        check_finite(part, block.start, rows)
+        if out is not None:
+            out[block] = part
+    return RowsView(X, rows) if out is None else out
+
+
+def require_unseen(
+    fitted: tuple[str, NDArray[np.int64]], scored: tuple[str, NDArray[np.int64]]
+) -> None:
+    """Refuse to score a head on rows that it was fitted on."""
+    if fitted[0] != scored[0]:
+        return
+    shared = np.intersect1d(fitted[1], scored[1])
+    if shared.size:
+        raise ProtocolError(
+            f"{shared.size} rows would be scored that were fitted on (the first is {shared[0]}): "
+            "test on other rows"
+        )
+
+
+T = TypeVar("T")
+
+
+def in_order(calls: Sequence[Callable[[], T]], n_jobs: int) -> Iterator[T]:
+    """Call functions in threads and yield what they return, in order, as it comes."""
+    n_threads = min(effective_n_jobs(n_jobs), len(calls))
+    if n_threads < 2:
+        yield from (call() for call in calls)
+        return
+    with threadpool_limits(max(1, cpu_count() // n_threads)):
+        parallel = Parallel(n_threads, backend="threading", return_as="generator")
+        yield from parallel(delayed(call)() for call in calls)
+
 
 _RECORDED_PACKAGES = ("featx", "scikit-learn", "numpy", "scipy")
 _NOT_FINITE = (

@@ -1,16 +1,21 @@
-"""From a folder of caches to fits in a folder of results: what commands and Python both call."""
+"""From a folder of caches to fits in a folder of results: what commands and Python both call.
+
+Fit on one data set and test on another, over the classes that both have.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from featx.catalog import open_complete
-from featx.errors import CacheError, UsageError, unknown_name
-from featx.evaluate.cross import cross_pairs
+from featx.errors import CacheError, ProtocolError, UsageError, unknown_name
 from featx.evaluate.groups import add_groups
 from featx.evaluate.leaks import Leaks
 from featx.evaluate.output import ResultsFolder
@@ -18,12 +23,165 @@ from featx.evaluate.pairs import CacheLike, Pair, pair_caches, with_enough_image
 from featx.evaluate.result import FitResult
 from featx.evaluate.run import evaluate
 from featx.evaluate.settings import Settings
-from featx.evaluate.views import choose_classes
+from featx.evaluate.views import ClassView, choose_classes, describe
+from featx.fingerprint import fingerprint
 from featx.heads import Fit
 from featx.progress import SILENT, Reporter
-from featx.sources import ClassChoice
+from featx.sources.select import ClassChoice
+from featx.sources.splits import read_split
 
-__all__ = ["CacheChoice", "run_fit"]
+__all__ = [
+    "CacheChoice",
+    "cross_pairs",
+    "run_fit",
+]
+
+
+_TEST = ("test", "val", "all")
+
+
+def cross_pairs(
+    caches: Iterable[CacheLike],
+    train_data: str,
+    test_data: str,
+    choice: ClassChoice,
+    test_split: str | None = None,
+) -> tuple[list[Pair], list[str]]:
+    """Pair the caches of two data sets.
+
+    Partners have the same backbone, weights, layer and pooling, and as many features. Where one
+    of them is made exactly alike (input size, precision, preprocessing, sample), it is taken;
+    else all that fit are, and what differs is told.
+    """
+    caches = list(caches)
+    tests = _of_split(caches, test_data, [read_split(test_split)] if test_split else _TEST)
+    pairs: list[Pair] = []
+    notices = []
+    for train in _of_split(caches, train_data, ("train", "all")):
+        alike = [test for test in tests if _point(test) == _point(train)]
+        partners = _best([test for test in alike if _width(test) == _width(train)], train)
+        pairs += [_pair(train, test, choice) for test in partners]
+        if not partners:
+            notices.append(_why_alone(train, alike, test_data))
+    if not pairs:
+        raise ProtocolError("; ".join(notices))
+    return pairs, notices
+
+
+def _of_split(caches: Sequence[CacheLike], data: str, splits: Sequence[str]) -> list[CacheLike]:
+    of_data = {c.fingerprint: c for c in caches if c.meta["data"] == data}.values()
+    by_split = [[c for c in of_data if c.meta["split"] == split] for split in splits]
+    found = next((caches for caches in by_split if caches), [])
+    if not found:
+        present = sorted({str(c.meta["split"]) for c in of_data})
+        has = f"it has {', '.join(present)}" if present else "it has none at all"
+        raise ProtocolError(
+            f"there is no finished cache of {data!r}, split "
+            f"{' or '.join(map(repr, splits))}: {has}; "
+            f"run  featx extract --data {data}  first"
+        )
+    return found
+
+
+def _point(cache: CacheLike) -> tuple[Any, ...]:
+    identity = cache.meta["identity"]
+    weights = identity.get("weights_sha256", identity.get("weights"))
+    return cache.meta["backbone"], weights, cache.meta["layer"], cache.meta["pool"]
+
+
+def _width(cache: CacheLike) -> int:
+    return int(cache.X.shape[1])
+
+
+def _how(cache: CacheLike) -> dict[str, Any]:
+    return {k: v for k, v in cache.meta["identity"].items() if k != "source"}
+
+
+def _best(tests: list[CacheLike], train: CacheLike) -> list[CacheLike]:
+    same = [c for c in tests if fingerprint(_how(c)) == fingerprint(_how(train))] or tests
+    return [c for c in same if c.meta.get("sample") == train.meta.get("sample")] or same
+
+
+def _why_alone(train: CacheLike, alike: list[CacheLike], test_data: str) -> str:
+    what = f"{train.meta['backbone']} {train.meta['layer']}, pool {train.meta['pool']}"
+    if not alike:
+        return (
+            f"{what}: {test_data} has no cache with these weights, made like "
+            f"{Path(train.path).name}: extract it with the same flags"
+        )
+    size = train.meta["input_size"]
+    sizes = ", ".join(f"{_width(c):,} (input size {c.meta['input_size']})" for c in alike)
+    return (
+        f"{what}: {train.meta['data']} has {_width(train):,} features (input size {size}), "
+        f"{test_data} {sizes}: extract {test_data} with --input-size {size}, or both with "
+        "--pool avg"
+    )
+
+
+def _pair(train: CacheLike, test: CacheLike, choice: ClassChoice) -> Pair:
+    is_one = train.path == test.path
+    if train.fingerprint == test.fingerprint and not is_one:
+        raise ProtocolError(
+            f"{train.path} and {test.path} were made from the same images: a head would be "
+            "scored on rows it was fitted on"
+        )
+    shared, notice = _shared(train, test, choice)
+    train_view = ClassView(train, _for(train, shared, choice))
+    test_view = train_view if is_one else ClassView(test, _for(test, shared, choice))
+    notices = [f"{len(shared)} shared classes{notice}"]
+    if differing := list(_differing(_how(train), _how(test))):
+        notices.append(
+            f"the features were made differently (train and test): {', '.join(differing)}"
+        )
+    typed = describe(ClassChoice(choice.keep, choice.drop))
+    there = " (val)" if test.meta["split"] == "val" else ""
+    name = f"{train.meta['data']} -> {test.meta['data']}{there} {typed}".strip()
+    return Pair(train_view, test_view, data=name, notices=tuple(notices))
+
+
+def _differing(train: Any, test: Any, name: str = "") -> Iterator[str]:
+    """Yield the fields that differ, with both values."""
+    if isinstance(train, Mapping) and isinstance(test, Mapping):
+        for key in sorted(train.keys() | test.keys()):
+            yield from _differing(train.get(key), test.get(key), f"{name}.{key}".lstrip("."))
+    elif train != test:
+        yield f"{name} {train} and {test}"
+
+
+def _for(cache: CacheLike, shared: list[str], choice: ClassChoice) -> ClassChoice:
+    """Choose the shared classes, with the new names of those that this cache has."""
+    rename = {old: new for old, new in choice.rename.items() if old in cache.class_names}
+    return ClassChoice(keep=tuple(shared), rename=rename)
+
+
+def _with_images(cache: CacheLike) -> list[str]:
+    """Classes of a cache that have a usable image."""
+    labels = np.asarray(cache.y)[np.asarray(cache.status) == 1]
+    return [cache.class_names[label] for label in np.unique(labels[labels >= 0])]
+
+
+def _shared(train: CacheLike, test: CacheLike, choice: ClassChoice) -> tuple[list[str], str]:
+    """Classes that both have, in the order asked for, and what is to be told of the others."""
+    either = list(dict.fromkeys([*train.class_names, *test.class_names]))
+    _, wanted = choice.apply(np.zeros(0, np.int64), either)
+    names = [{choice.rename.get(name, name) for name in _with_images(c)} for c in (train, test)]
+    shared = [name for name in wanted if name in names[0] and name in names[1]]
+    data = [str(cache.meta["data"]) for cache in (train, test)]
+    if len(shared) < 2:
+        lists = [
+            f"{d} has {', '.join(c.class_names)}" for d, c in zip(data, (train, test), strict=True)
+        ]
+        raise ProtocolError(
+            f"{data[0]} and {data[1]} share {len(shared)} of the classes asked for, a classifier "
+            f"needs two: {lists[0]}. {lists[1]}. Give classes the same name with --map OLD=NEW"
+        )
+    lone = [
+        f"{name} (only in {data[name in names[1]]})"
+        for name in wanted
+        if name not in shared and (name in names[0] or name in names[1])
+    ]
+    return shared, f", left out: {', '.join(lone)}" if lone else ""
+
 
 _FILTERS = ("backbone", "layer", "pool", "input_size")
 

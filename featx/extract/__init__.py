@@ -2,7 +2,7 @@
 
 In: a `Plan`, the options of ``featx extract``. Out: cache files, and an `ExtractReport` for each.
 The way: `known` answers what is complete without torch; `job` opens data, network and engine; `run`
-opens writers and `fill` writes batch by batch; `record` says how it was made. The room must not
+opens writers and records how each file was made; `fill` writes batch by batch. The room must not
 know heads, results or commands.
 """
 
@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from featx.extract.job import Job, prepare, run_plan
     from featx.extract.plan import NATIVE, Plan
-    from featx.extract.record import make_spec
     from featx.extract.report import ExtractReport
-    from featx.extract.run import extract, extract_many
+    from featx.extract.run import extract, extract_many, make_spec
     from featx.extract.settings import Sample, Settings, cache_path, take_sample
     from featx.extract.times import StageTimes
 
@@ -31,7 +30,7 @@ _HOME = {
     "cache_path": "settings",
     "extract": "run",
     "extract_many": "run",
-    "make_spec": "record",
+    "make_spec": "run",
     "prepare": "job",
     "run_plan": "job",
     "take_sample": "settings",

@@ -23,7 +23,7 @@ from featx.network_names import GROUP
 from featx.plugins import is_plugin
 from featx.progress import Reporter
 from featx.sources import Source
-from featx.sources.remembered import digest_file
+from featx.sources.places import digest_file
 from featx.store import Cache, find_caches, has_leftovers
 from featx.store.existing import has_rows
 

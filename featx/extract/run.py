@@ -1,30 +1,178 @@
-"""Filling cache files with the features of a source, resumable at any moment."""
+"""Filling cache files with the features of a source, resumable at any moment.
+
+Rows that are there already: the others are computed with the same batch size, or it is said.
+
+What made a cache: the identity that is fingerprinted, and the record beside it.
+"""
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featx.backbones import Backbone, BackboneGroup
 from featx.engines import Engine
-from featx.errors import SourceError
+from featx.errors import CacheError, SourceError
 from featx.extract.fill import fill
-from featx.extract.going_on import go_on
 from featx.extract.plan import make_folder
-from featx.extract.record import make_spec
 from featx.extract.report import ExtractReport
-from featx.extract.settings import Settings
+from featx.extract.settings import Settings, images_identity
+from featx.images import DECODER
 from featx.progress import SILENT, Reporter
 from featx.sources import Source
-from featx.store import CacheSpec, CacheWriter, note_seconds
+from featx.store import Cache, CacheSpec, CacheWriter, find_begun, note_seconds
 from featx.store.existing import is_reusable
 
-__all__ = ["extract", "extract_many"]
+__all__ = ["extract", "extract_many", "go_on", "make_spec"]
+
+SCHEMA = 1
+_RECORDED_PACKAGES = ("featx", "torch", "torchvision", "numpy", "h5py", "Pillow")
+
+
+def make_spec(
+    source: Source,
+    backbone: Backbone,
+    engine: Engine,
+    settings: Settings,
+    digests: np.ndarray,
+    content: str,
+) -> CacheSpec:
+    """Everything about a cache that is known before the first image."""
+    return CacheSpec(
+        identity=_identity(source, backbone, engine, settings, content),
+        meta=_record(source, backbone, engine, settings),
+        labels=source.labels,
+        class_names=source.class_names,
+        paths=source.paths,
+        n_features=backbone.n_features,
+        dtype=settings.store_dtype,
+        image_digests=digests,
+    )
+
+
+def _identity(
+    source: Source, backbone: Backbone, engine: Engine, settings: Settings, content: str
+) -> dict[str, Any]:
+    """Everything that changes the values of the features, and nothing else."""
+    return {
+        "schema": SCHEMA,
+        "source": images_identity(source, content),
+        "decoder": DECODER,
+        **backbone.identity(),
+        **engine.identity(),
+        "store_dtype": settings.store_dtype,
+    }
+
+
+def _packages(backbone: Backbone, engine: Engine) -> list[str]:
+    """Name the packages whose code has a part in the features."""
+    kinds = {type(module).__module__.partition(".")[0] for module in backbone.network.modules()}
+    others = {"timm": "timm" in kinds, "openvino": engine.runtime == "openvino"}
+    return [*_RECORDED_PACKAGES, *(name for name, is_used in others.items() if is_used)]
+
+
+def _record(
+    source: Source, backbone: Backbone, engine: Engine, settings: Settings
+) -> dict[str, Any]:
+    """Collect what a person, and a repair, want to know beside the identity."""
+    weights = backbone.weights
+    return {
+        "data": source.name,
+        "split": source.split,
+        "sample": settings.sample.record(),
+        "backbone": backbone.name,
+        "weights": {
+            "label": weights.label,
+            "file": weights.file,
+            "sha256": weights.sha256,
+            "file_sha256": weights.file_sha256,
+            "key": weights.key,
+        },
+        "layer": backbone.layer,
+        "pool": backbone.pool,
+        "input_size": backbone.input_size,
+        "preprocessing": {
+            **backbone.preprocessing.identity(),
+            "origin": backbone.preprocessing.origin,
+        },
+        "feature_shape": list(backbone.feature_shape),
+        "n_features": backbone.n_features,
+        "precision": engine.precision,
+        "store_dtype": settings.store_dtype,
+        "engine": engine.describe(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in _packages(backbone, engine)},
+        },
+        "request": dict(settings.request),
+        "splits": dict(settings.splits),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+_EARLIER = "earlier_batch_sizes"
+
+
+def go_on(
+    engine: Engine,
+    group: BackboneGroup,
+    targets: Sequence[Path],
+    specs: Sequence[CacheSpec],
+    reused: Sequence[Path | None],
+    *,
+    reporter: Reporter,
+) -> tuple[Engine, list[CacheSpec]]:
+    """Take up the batch size of the rows that a run resumes or reuses, and record any other.
+
+    Features of one image differ in their last digits between batch sizes: the kernels for
+    matrix products and convolutions depend on the shape.
+    """
+    known = [
+        _batch_sizes(target, spec, reuse)
+        for target, spec, reuse in zip(targets, specs, reused, strict=True)
+    ]
+    latest = [sizes[0] for sizes in known if sizes]
+    if latest:
+        engine = engine.going_on_with(group, latest[0])
+    if others := sorted({*latest} - {engine.batch_size}):
+        reporter.say(
+            f"some rows are there already, computed with batch size {', '.join(map(str, others))}; "
+            f"the rest is computed with {engine.batch_size}: the last digits of features depend on "
+            f"it. To go on as before, give  --batch-size {others[0]}"
+        )
+    recorded = []
+    for spec, sizes in zip(specs, known, strict=True):
+        earlier = sorted({*sizes} - {engine.batch_size})
+        record = engine.describe() | ({_EARLIER: earlier} if earlier else {})
+        recorded.append(replace(spec, meta={**spec.meta, "engine": record}))
+    return engine, recorded
+
+
+def _batch_sizes(target: Path, spec: CacheSpec, reuse: Path | None) -> list[int]:
+    """Give the batch sizes of the rows that are there, the last one first."""
+    meta = find_begun(target, spec)
+    if meta is None and reuse is not None:
+        try:
+            with Cache.open(reuse) as cache:
+                meta = cache.meta
+        except CacheError:  # missing, or damaged: its record is not believed
+            return []
+    record = (meta or {}).get("engine")
+    if not isinstance(record, Mapping):
+        return []
+    earlier = record.get(_EARLIER)
+    found = [record.get("batch_size"), *(earlier if isinstance(earlier, list) else [])]
+    return [n for n in found if isinstance(n, int) and n > 0]
 
 
 def extract(

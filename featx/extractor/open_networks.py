@@ -17,7 +17,7 @@ from featx.engines import LocalEngine
 from featx.errors import UsageError
 from featx.network_names import GROUP
 from featx.plugins import is_plugin, loaded_now
-from featx.sources.remembered import digest_file
+from featx.sources.places import digest_file
 from featx.words import check_scale
 
 __all__ = ["engine_once", "open_once"]

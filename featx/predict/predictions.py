@@ -1,21 +1,26 @@
-"""New images: found, classified by network and head some hundred at a time, written as a table."""
+"""New images: found, classified by network and head some hundred at a time, written as a table.
+
+What comes through a pipe: one image, or names of images, one a line.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
 import os
+import stat
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.errors import SourceError
+from featx.errors import SourceError, read_error
 from featx.predict.file import ModelFile
-from featx.predict.pipes import read_pipes
 from featx.progress import SILENT, Reporter
 from featx.sources import Source, from_arrays
 from featx.sources.archives import is_archive, open_unlabelled
@@ -27,7 +32,65 @@ if TYPE_CHECKING:
     from featx.engines import FeatureBatch
     from featx.predict.network import Network
 
-__all__ = ["DONE", "FORMATS", "Prediction", "iter_predictions", "open_images", "write_table"]
+__all__ = [
+    "DONE",
+    "FORMATS",
+    "Prediction",
+    "iter_predictions",
+    "open_images",
+    "read_pipes",
+    "write_table",
+]
+
+STANDARD_INPUT = "-"
+_MOST_BYTES = 1 << 30
+_LOOKED_AT = 1024
+
+
+def read_pipes(
+    words: Sequence[str | os.PathLike[str]],
+) -> tuple[list[str | os.PathLike[str]], list[Source]]:
+    """Put the names that come through pipes in their place; with a source for each image."""
+    plain: list[str | os.PathLike[str]] = []
+    images = []
+    for word in words:
+        came = _read(word) if _is_pipe(word) else [word]
+        if isinstance(came, Source):
+            images.append(came)
+        else:
+            plain += came
+    return plain, images
+
+
+def _is_pipe(word: str | os.PathLike[str]) -> bool:
+    """Whether a word is standard input, or a pipe that has a name."""
+    if os.fspath(word) == STANDARD_INPUT:
+        return True
+    try:
+        mode = Path(word).stat().st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+
+
+def _read(word: str | os.PathLike[str]) -> Source | list[str | os.PathLike[str]]:
+    """Read a pipe to its end: a source of one image, or the lines."""
+    name = os.fspath(word)
+    is_input = name == STANDARD_INPUT
+    try:
+        with nullcontext(sys.stdin.buffer) if is_input else Path(name).open("rb") as stream:
+            content = stream.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise read_error(name, error) from error
+    if len(content) > _MOST_BYTES:
+        raise SourceError(f"{name} gives more than {_MOST_BYTES:,} bytes: save it as files first")
+    if not content.strip():
+        raise SourceError(f"{name} gives nothing: it takes one image, or names of images")
+    # Every format of images has zeros in its first bytes, and no name of a file has any.
+    if b"\0" not in content[:_LOOKED_AT]:
+        return [os.fsdecode(line) for line in content.splitlines() if line.strip()]
+    return replace(from_arrays([content], name="images"), paths=(name,))
+
 
 DONE = "done"
 _BLOCK_ROWS, _BLOCK_BYTES = 256, 64 << 20

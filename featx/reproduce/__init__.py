@@ -2,7 +2,7 @@
 
 In: a recipe (a TOML file: data, network, heads, reported figures) and where data and weights lie.
 Out: a table for each source, as text and CSV. The way: `recipe` is read and checked, `needs` looks
-for what is missing, `run` extracts, fits, sweeps or trains, `outcome` and `lessons` set it beside
+for what is missing, `run` extracts, fits, sweeps or trains, `outcome` and `table` set it beside
 what was reported. Nothing in a recipe is run as code. Only commands may import this room.
 """
 
@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from featx.reproduce.library import all_recipes, find_recipes
 from featx.reproduce.needs import Needs
-from featx.reproduce.options import Options, read_pairs
 from featx.reproduce.outcome import Outcome
 from featx.reproduce.recipe import SCALES, Recipe, read_recipe
-from featx.reproduce.run import run_recipe
+from featx.reproduce.run import Options, read_pairs, run_recipe
 from featx.reproduce.table import SourceTable, format_outcomes, save_recipe, save_source
 
 __all__ = [

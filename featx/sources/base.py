@@ -17,7 +17,7 @@ from PIL import Image
 from featx.errors import ImageError, ReadError, SourceError
 from featx.images import decode
 from featx.progress import SILENT, Reporter
-from featx.sources.remembered import Remembered, Stamp
+from featx.sources.places import Remembered, Stamp
 
 __all__ = ["ArraySource", "Source", "content_of"]
 
@@ -209,7 +209,7 @@ class Source(ABC):
         """Hash every image as it is stored, in a few threads.
 
         Files that were hashed before and have not changed since (by size and times, see
-        `featx.sources.remembered`) are not read again.
+        `featx.sources.places`) are not read again.
 
         Parameters
         ----------

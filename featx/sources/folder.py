@@ -14,7 +14,7 @@ from featx.progress import SILENT, Reporter
 from featx.sources.base import Source
 from featx.sources.chosen import LayoutChoice
 from featx.sources.layout import ENDINGS, LAYOUT, list_images
-from featx.sources.remembered import Stamp, stamp_file
+from featx.sources.places import Stamp, stamp_file
 from featx.sources.tree import Entry, Tree, ending
 
 __all__ = ["ENDINGS", "MOST_IMAGE_BYTES", "DiskTree", "FolderSource", "open_folder", "read_file"]

@@ -18,7 +18,7 @@ from featx.sources.base import Source
 from featx.sources.chosen import LayoutChoice
 from featx.sources.folder import read_file
 from featx.sources.labels import number_labels
-from featx.sources.remembered import Stamp, stamp_file
+from featx.sources.places import Stamp, stamp_file
 from featx.sources.split_columns import divide, find_split
 from featx.sources.splits import split_of_folder
 from featx.sources.tables import find_column, read_numbered_table

@@ -21,14 +21,13 @@ from featx.sources.archives import (
 from featx.sources.base import Source
 from featx.sources.beside import check_tables, tables_in
 from featx.sources.chosen import LayoutChoice
-from featx.sources.digits import open_digits
 from featx.sources.folder import ENDINGS, DiskTree, open_folder
 from featx.sources.hub import HUB, fetch_dataset, is_hub_dataset, open_hub
 from featx.sources.manifest import open_manifest
 from featx.sources.official import is_official, open_official
 from featx.sources.places import default_data_dir
 from featx.sources.tables import TABLE_ENDINGS
-from featx.sources.torchvision_sets import SETS, open_torchvision
+from featx.sources.torchvision_sets import SETS, open_digits, open_torchvision
 from featx.sources.tree import View, some
 
 __all__ = ["FORMS", "available_data", "open_data"]

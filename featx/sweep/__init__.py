@@ -7,8 +7,6 @@ each fit an ordinary result. The room must not know commands.
 
 from __future__ import annotations
 
-from featx.sweep.axes import Axes
-from featx.sweep.run import SweepRow, sweep
-from featx.sweep.table import to_frame, to_table
+from featx.sweep.run import Axes, SweepRow, sweep, to_frame, to_table
 
 __all__ = ["Axes", "SweepRow", "sweep", "to_frame", "to_table"]

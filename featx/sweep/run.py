@@ -1,30 +1,123 @@
-"""Extract, fit and time every plan of a sweep."""
+"""Extract, fit and time every plan of a sweep.
+
+What a sweep varies, and the plans that this makes.
+
+The rows of a sweep as tables: one row a fit, and one row a system.
+"""
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
-from featx.errors import CacheError, FeatxError
-from featx.evaluate import FitResult, ResultsFolder, Settings, pair_caches, run_fit
+from featx.errors import CacheError, FeatxError, UsageError
+from featx.evaluate import FitResult, ResultsFolder, Settings, pair_caches, run_fit, summarise
 from featx.extract import NATIVE, Job, Plan, prepare
 from featx.progress import SILENT, Reporter
 from featx.sources import Source
 from featx.sources.splits import choose_splits
 from featx.stops import check
 from featx.store import Cache
-from featx.sweep.axes import Axes
 
 if TYPE_CHECKING:
     from featx.backbones import BackboneGroup
     from featx.engines import Engine
 
-__all__ = ["SweepRow", "sweep"]
+__all__ = ["Axes", "SweepRow", "sweep", "to_frame", "to_table"]
+
+_SYSTEM = ("backbone", "layer", "pool", "preprocess", "input_size", "is_native", "n_features")
+_FROM_SUMMARY = (
+    *("head", "per class", "repeats", "accuracy", "draws low", "draws high"),
+    *("test low", "test high", "test images", "seconds"),
+)
+
+
+def to_frame(rows: Sequence[SweepRow]) -> pd.DataFrame:
+    """Give one row for each fit, with everything that was varied."""
+    lines = []
+    for row in rows:
+        own = {name: getattr(row, name) for name in _SYSTEM}
+        own |= {"images_per_second": row.images_per_second, "problem": row.problem}
+        lines += [fit.row() | own for fit in row.fits] or [own]
+    return pd.DataFrame(lines)
+
+
+def to_table(rows: Sequence[SweepRow], varied: Sequence[str]) -> pd.DataFrame:
+    """Give one row for each system, head and size of subset."""
+    lines = []
+    for row in rows:
+        own: dict[str, object] = {"backbone": row.backbone}
+        own |= {_title(name): _value(row, name) for name in varied}
+        own |= {"dim": row.n_features, "images/s": row.images_per_second}
+        for _, line in summarise(row.fits).iterrows():
+            lines.append(own | {name: line[name] for name in _FROM_SUMMARY})
+    table = pd.DataFrame(lines)
+    table.attrs["notes"] = [
+        f"not run: {row.backbone} {' '.join(str(_value(row, name)) for name in varied)}: "
+        f"{row.problem}"
+        for row in rows
+        if row.problem
+    ]
+    return table
+
+
+def _title(name: str) -> str:
+    return {"input_size": "input"}.get(name, name)
+
+
+def _value(row: SweepRow, name: str) -> object:
+    if name == "input_size":
+        return f"native {row.input_size or ''}".strip() if row.is_native else str(row.input_size)
+    return getattr(row, name)
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The values of every choice that a sweep varies; one value, or none, leaves it fixed."""
+
+    input_size: tuple[int | str, ...] = ()
+    layer: tuple[str, ...] = ()
+    pool: tuple[str, ...] = ()
+    preprocess: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("input_size", "layer", "pool", "preprocess"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                flag = name.replace("_", "-")
+                raise UsageError(f"--{flag} has a value twice: {' '.join(map(str, values))}")
+
+    @property
+    def varied(self) -> tuple[str, ...]:
+        """Names of the choices that have several values."""
+        names = ("input_size", "layer", "pool", "preprocess")
+        return tuple(name for name in names if len(getattr(self, name)) > 1)
+
+    def plans(self, plan: Plan) -> Iterator[Plan]:
+        """Give the plan of every pass."""
+        choices = itertools.product(
+            dict.fromkeys(plan.backbone),
+            self.pool or (plan.pool,),
+            self.preprocess or (plan.preprocess,),
+            self.input_size or (plan.input_size,),
+        )
+        for backbone, pool, preprocess, size in choices:
+            yield replace(
+                plan,
+                backbone=(backbone,),
+                layer=self.layer or plan.layer,
+                pool=pool,
+                preprocess=preprocess,
+                input_size=size,
+            )
+
 
 _MOST_TIMED = 64  # batches
 _ENOUGH_SECONDS = 2.0

@@ -10,8 +10,7 @@ from __future__ import annotations
 from featx.weights.base import Weights, state_sha256
 from featx.weights.entries import few
 from featx.weights.files import StoredFile, WeightsFile, download, own_folder, stored
-from featx.weights.fitting import fill_from_file
-from featx.weights.loading import load_into
+from featx.weights.fitting import fill_from_file, load_into
 from featx.weights.reading import program_error, read_state_dict
 
 __all__ = [

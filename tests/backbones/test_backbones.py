@@ -18,8 +18,8 @@ from featx.backbones import (
     torchvision_models,
 )
 from featx.backbones.graph_taps import GraphTaps
-from featx.backbones.keras_names import keras_aliases
 from featx.backbones.pools import pool_features, pooled_shape
+from featx.backbones.torchvision_models import keras_aliases
 from featx.errors import BackboneError, UsageError, WeightsError
 from featx.preprocess import Preprocessing
 from featx.weights import stored

@@ -11,7 +11,7 @@ from featx.backbones.fake import without_values
 from featx.backbones.graph_taps import GraphTaps
 from featx.backbones.module_taps import ModuleTaps
 from featx.errors import BackboneError
-from featx.reference.tapping import tap
+from featx.reference.networks import tap
 
 
 def without(network, head):

@@ -17,7 +17,7 @@ from featx.backbones import list_layers, open_backbone
 from featx.errors import BackboneError, UsageError
 from featx.preprocess import Preprocessing
 from featx.reference import open_reference
-from featx.reference.tapping import tap
+from featx.reference.networks import tap
 
 PREPROCESSING = Preprocessing(24, 24, "bilinear", (0.5,) * 3, (0.25,) * 3, "mine")
 

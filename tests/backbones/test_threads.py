@@ -13,7 +13,7 @@ from torch import nn
 from featx import FeatureExtractor
 from featx.backbones import base, open_backbones
 from featx.backbones.module_taps import ModuleTaps
-from featx.engines.runtimes.folding import fold_batch_norms
+from featx.engines.runtimes.eager import fold_batch_norms
 from featx.extractor import open_networks
 from featx.preprocess import Preprocessing
 from featx.weights import Weights

@@ -8,7 +8,7 @@ from torch import nn
 
 from featx.backbones import open_backbones
 from featx.backbones.base import Backbone, BackboneGroup
-from featx.engines.runtimes.folding import fold_batch_norms, with_low_weights
+from featx.engines.runtimes.eager import fold_batch_norms, with_low_weights
 from featx.preprocess import Preprocessing
 from featx.weights import Weights
 

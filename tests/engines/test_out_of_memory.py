@@ -11,7 +11,8 @@ from torch import nn
 
 from featx.backbones import open_backbone
 from featx.backbones.base import Backbone, BackboneGroup
-from featx.engines import LocalEngine, SeveralDevices, memory, several
+from featx.engines import LocalEngine, SeveralDevices, several
+from featx.engines import local as memory
 from featx.engines.runtimes import eager
 from featx.engines.runtimes.base import Whole
 from featx.engines.runtimes.host import HostCopies

@@ -17,7 +17,7 @@ from featx.engines import (
     open_engine,
     resolve_devices,
 )
-from featx.engines.memory import images_that_fit, pixel_bytes
+from featx.engines.local import images_that_fit, pixel_bytes
 from featx.errors import UsageError
 from featx.memory import available_bytes
 from featx.sources import open_data

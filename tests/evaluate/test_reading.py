@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from featx.errors import ProtocolError
-from featx.evaluate import Settings, evaluate, reading
+from featx.evaluate import Settings, evaluate
+from featx.evaluate import run as reading
 from featx.heads import rowspace
 from featx.heads.base import RowsView
 from featx.heads.linear import space as linear_space

@@ -15,8 +15,8 @@ from sklearn.datasets import load_digits
 from featx.cli import main
 from featx.progress import SILENT
 from featx.reproduce import Options, Outcome, find_recipes, format_outcomes
-from featx.reproduce.lessons import lessons, order
 from featx.reproduce.needs import Needs
+from featx.reproduce.table import lessons, order
 
 FEATURES = """
 [system]

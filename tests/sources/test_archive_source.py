@@ -32,10 +32,9 @@ from featx.errors import FeatxError, ImageError, ReadError, SourceError
 from featx.progress import Reporter
 from featx.sources import Source
 from featx.sources.archives import members as members_module
-from featx.sources.archives.archive import is_archive, open_archive
+from featx.sources.archives.archive import ZipSource, index_zip, is_archive, open_archive
 from featx.sources.archives.members import clean_name
 from featx.sources.archives.tar import TarSource, index_tar, read_tar_member
-from featx.sources.archives.zip import ZipSource, index_zip
 from featx.sources.folder import open_folder
 
 PLAIN = (".zip", ".tar")
@@ -594,7 +593,7 @@ def test_too_many_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for kind in PLAIN:
         with pytest.raises(SourceError, match="has more than 1 files"):
             open_archive(pack(tmp_path / f"x{kind}", named(*TWO)))
-    monkeypatch.setattr("featx.sources.archives.zip._MOST_DIRECTORY_BYTES", 50)
+    monkeypatch.setattr("featx.sources.archives.archive._MOST_DIRECTORY_BYTES", 50)
     with pytest.raises(SourceError, match="has a list of members of more than 50 bytes"):
         open_archive(tmp_path / "x.zip")
 
@@ -625,7 +624,7 @@ def test_an_archive_that_changed_is_an_error_of_the_whole(tmp_path: Path, kind: 
 def test_hashes_are_remembered_while_the_archive_is_the_same(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("featx.sources.remembered._COARSEST_CLOCK_NS", 0)
+    monkeypatch.setattr("featx.sources.places._COARSEST_CLOCK_NS", 0)
     path = pack(tmp_path / f"x{kind}", named(*TWO))
     source = open_archive(path)["all"]
     before = source.content_id()

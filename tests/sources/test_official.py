@@ -21,7 +21,7 @@ from featx.sources import ArraySource, Source, open_data
 from featx.sources.official import folder as folder_module
 from featx.sources.official import is_official, open_official
 from featx.sources.official.formats import FORMATS
-from featx.sources.official.mapped import MappedSource
+from featx.sources.official.reader import MappedSource
 
 FOLDERS = [known.folder for known in FORMATS]
 NAMES = {

@@ -12,7 +12,7 @@ import pytest
 
 from featx.sources import open_folder
 from featx.sources.folder import FolderSource
-from featx.sources.remembered import Remembered, stamp_file
+from featx.sources.places import Remembered, stamp_file
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from test_source_contract import SourceContract
 from featx.errors import SourceError
 from featx.sources import Source, open_data
 from featx.sources.official.formats import FORMATS
-from featx.sources.official.mapped import MappedSource
+from featx.sources.official.reader import MappedSource
 from featx.sources.torchvision_sets import SETS
 
 NAMES = sorted(SETS)

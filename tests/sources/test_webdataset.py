@@ -14,8 +14,7 @@ from featx.errors import SourceError
 from featx.progress import Reporter
 from featx.sources import Source
 from featx.sources.archives.archive import open_archive
-from featx.sources.archives.shards import expand_braces
-from featx.sources.archives.webdataset import is_webdataset, open_webdataset
+from featx.sources.archives.webdataset import expand_braces, is_webdataset, open_webdataset
 from featx.sources.folder import open_folder
 from featx.sources.splits import split_of_shard
 

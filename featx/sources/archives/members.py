@@ -18,7 +18,7 @@ import numpy as np
 from featx.errors import ReadError, SourceError, read_error
 from featx.progress import Reporter
 from featx.sources.base import Source
-from featx.sources.remembered import Stamp, stamp_file
+from featx.sources.places import Stamp, stamp_file
 
 __all__ = [
     "MOST_MEMBERS",
