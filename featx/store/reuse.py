@@ -75,14 +75,15 @@ class OlderCache:
         return values
 
 
-def open_older(path: Path, spec: CacheSpec) -> OlderCache | str:
-    """Open a cache to take rows from it; say why not where it is damaged outside its rows."""
+def open_older(path: Path, spec: CacheSpec, tell: Callable[[str], object]) -> OlderCache | None:
+    """Open a cache to take rows from it; None, and a notice, where it is damaged outside them."""
     try:
         cache = Cache.open(path)
     except CacheError:
         start = first_bytes(path.resolve())
         if is_featx(start) and is_readable_version(start):
-            return f"not reused: {path} is damaged outside its features: all rows are computed"
+            tell(f"not reused: {path} is damaged outside its features: all rows are computed")
+            return None
         raise
     try:
         _require_same_settings(cache, spec)

@@ -6,7 +6,7 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -167,15 +167,11 @@ class CacheWriter:
             self._release()
             return
         self._layout = lay_out(self.spec)
-        older = None if old is None else open_older(old, self.spec)
-        if isinstance(older, OlderCache):
-            with closing(older):
-                self._take_up(resume, reporter)
+        older = None if old is None else open_older(old, self.spec, self.notices.append)
+        with nullcontext() if older is None else closing(older):
+            self._take_up(resume, reporter)
+            if older is not None:
                 self._reuse(older, reporter)
-            return
-        self._take_up(resume, reporter)
-        if older is not None:
-            self.notices.append(older)
 
     def _take_up(self, resume: bool, reporter: Reporter) -> None:
         found, notices = partials.adopt(self.target, self.spec, self._layout, reporter)
