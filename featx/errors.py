@@ -233,7 +233,9 @@ def unknown_name(kind: str, name: str, allowed: Iterable[str], *, see: str = "")
     names = sorted(allowed)
     message = f"unknown {kind} {name!r}"
     close = nearest(name, names)
-    if close:
+    if close and len(names) <= 6:
+        message += f": did you mean {', '.join(close)}? There are {', '.join(names)}"
+    elif close:
         message += f": did you mean {', '.join(close)}?"
     elif len(names) <= 20:
         message += f": choose from {', '.join(names)}"

@@ -110,7 +110,7 @@ def test_a_network_without_a_usable_classifier(capsys, tmp_path):
         (["verify"], 2, "either FILES of caches or --backbone NAME"),
         ([*SMALL, "a.h5"], 2, "either FILES of caches or --backbone NAME"),
         ([*SMALL, "--device", "gpu"], 2, "device 'gpu' is unknown"),
-        ([*SMALL, "--precision", "fp8"], 2, "precision 'fp8' is unknown"),
+        ([*SMALL, "--precision", "fp8"], 2, "unknown precision 'fp8'"),
         ([*SMALL, "--input-size", "nativ"], 2, "neither a whole number of at least 1 nor 'native'"),
         ([*SMALL, "--layer", "feature"], 2, "features"),
         ([*SMALL, "--photographs", "nowhere"], 1, "no such file or folder"),
