@@ -11,10 +11,9 @@ from PIL import Image
 
 from featx.cli import main
 from featx.errors import UsageError
-from featx.extract import Plan
+from featx.extract import Plan, images_per_second
 from featx.sweep import Axes, to_frame, to_table
 from featx.sweep.plot import save_plot
-from featx.sweep.run import images_per_second
 
 COMMON = ["--data", "photos", "--backbone", "squeezenet1_1", "--weights", "random:1", "-j", "0"]
 COMMON += ["-b", "4", "--quiet"]

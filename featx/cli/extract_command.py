@@ -84,20 +84,34 @@ __all__ = ["command"]
     show_default=True,
     help="Mark an image that cannot be decoded as failed, or stop.",
 )
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Say what would be computed, its bytes and how long it takes here; write nothing.",
+)
 @click.option("--profile", is_flag=True, help="Print where the time went, as a table.")
 @code_option
 @json_option
 @common_options
 def command(
-    reporter: Reporter, profile: bool, allow_code: tuple[str, ...], as_json: bool, **options: Any
+    reporter: Reporter,
+    dry_run: bool,
+    profile: bool,
+    allow_code: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Run a backbone once over a data set and cache its features.
 
     The same command again goes on where an interrupted one stopped.
     """
-    from featx.extract import Plan, run_plan
+    from featx.extract import Plan, estimate_plan, run_plan
 
     plan = Plan(**options, allow_code=(*options["backbone"], *allow_code))
+    if dry_run:
+        for line in estimate_plan(plan, reporter):
+            echo(line)
+        return
 
     def tell(text: str) -> None:
         for line in text.splitlines():

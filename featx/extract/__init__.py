@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from featx.extract.estimate import estimate_plan, images_per_second
     from featx.extract.job import Job, prepare, run_plan
     from featx.extract.plan import NATIVE, Plan
     from featx.extract.report import ExtractReport
@@ -28,8 +29,10 @@ _HOME = {
     "Settings": "settings",
     "StageTimes": "times",
     "cache_path": "settings",
+    "estimate_plan": "estimate",
     "extract": "run",
     "extract_many": "run",
+    "images_per_second": "estimate",
     "make_spec": "run",
     "prepare": "job",
     "run_plan": "job",
@@ -45,8 +48,10 @@ __all__ = [
     "Settings",
     "StageTimes",
     "cache_path",
+    "estimate_plan",
     "extract",
     "extract_many",
+    "images_per_second",
     "make_spec",
     "prepare",
     "run_plan",

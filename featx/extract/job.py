@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from featx.backbones import Backbone, BackboneGroup
     from featx.engines import Engine
     from featx.extract.report import ExtractReport
-    from featx.extract.settings import Sample
+    from featx.extract.settings import Sample, Settings
     from featx.sources import Source
 
 __all__ = ["Job", "prepare", "run_plan"]
@@ -183,29 +183,40 @@ class Job:
     ) -> list[ExtractReport]:
         """Extract one split."""
         from featx.extract.run import extract_many
-        from featx.extract.settings import Settings, cache_path
 
-        settings = Settings(
-            sample=self.sample,
-            store_dtype=self.plan.store_dtype,
-            overrides=self.plan.overrides(),
+        settings = replace(
+            self._settings(),
             overwrite=self.plan.overwrite,
             on_error=self.plan.on_error,
             reuse=self.plan.append,
             request=self._answered().request(group[0].name),
             splits=self.splits.record,
         )
-        folder = Path(self.plan.cache_dir)
-        paths = [cache_path(folder, source, member, self.engine, settings) for member in group]
-        targets = paths if target is None else [target]
         return extract_many(
             source,
             group,
             self.engine,
-            targets,
+            self.targets(group, source) if target is None else [target],
             settings,
             digests=self.splits.digests[source.split],
             reporter=self.reporter,
+        )
+
+    def targets(self, group: BackboneGroup, source: Source) -> list[Path]:
+        """Name the cache file of each feature point."""
+        from featx.extract.settings import cache_path
+
+        folder, settings = Path(self.plan.cache_dir), self._settings()
+        return [cache_path(folder, source, member, self.engine, settings) for member in group]
+
+    def _settings(self) -> Settings:
+        """Give what the name of a file depends on."""
+        from featx.extract.settings import Settings
+
+        return Settings(
+            sample=self.sample,
+            store_dtype=self.plan.store_dtype,
+            overrides=self.plan.overrides(),
         )
 
     def _answered(self) -> Plan:

@@ -8,7 +8,6 @@ The rows of a sweep as tables: one row a fit, and one row a system.
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,16 +18,14 @@ import pandas as pd
 
 from featx.errors import CacheError, FeatxError, UsageError
 from featx.evaluate import FitResult, ResultsFolder, Settings, pair_caches, run_fit, summarise
-from featx.extract import NATIVE, Job, Plan, prepare
+from featx.extract import NATIVE, Job, Plan, images_per_second, prepare
 from featx.progress import SILENT, Reporter
-from featx.sources import Source
 from featx.sources.splits import choose_splits
 from featx.stops import check
 from featx.store import Cache
 
 if TYPE_CHECKING:
-    from featx.backbones import BackboneGroup
-    from featx.engines import Engine
+    pass
 
 __all__ = ["Axes", "SweepRow", "sweep", "to_frame", "to_table"]
 
@@ -117,10 +114,6 @@ class Axes:
                 preprocess=preprocess,
                 input_size=size,
             )
-
-
-_MOST_TIMED = 64  # batches
-_ENOUGH_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -223,25 +216,6 @@ def _fit(
     finally:
         for cache in caches:
             cache.close()
-
-
-def images_per_second(
-    engine: Engine, group: BackboneGroup, source: Source, dtype: str = "float32"
-) -> float:
-    """Time some batches behind a first one that warms up."""
-    n_batches = min(_MOST_TIMED, len(source) // engine.batch_size)
-    if n_batches < 2:
-        return float("nan")
-    some = source.take(np.arange(n_batches * engine.batch_size))
-    times: list[float] = []
-    from featx.engines.loader import worker_deaths_named
-
-    with worker_deaths_named():
-        for _ in engine.run_many(group, some, range(n_batches), dtype=dtype):
-            times.append(time.perf_counter())
-            if times[-1] - times[0] > _ENOUGH_SECONDS:
-                break
-    return (len(times) - 1) * engine.batch_size / (times[-1] - times[0])
 
 
 def _name(plan: Plan) -> str:

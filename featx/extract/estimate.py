@@ -1,0 +1,101 @@
+"""What an extraction would compute and write, and how long it takes: nothing is written."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from math import isnan
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from featx.extract.job import prepare
+from featx.extract.plan import Plan
+from featx.progress import SILENT, Reporter
+from featx.text import size_text
+
+if TYPE_CHECKING:
+    from featx.backbones import BackboneGroup
+    from featx.engines import Engine
+    from featx.extract.job import Job
+    from featx.sources import Source
+
+__all__ = ["estimate_plan", "images_per_second"]
+
+_MOST_TIMED = 64  # batches
+_ENOUGH_SECONDS = 2.0
+_BYTES = {"float16": 2, "float32": 4}
+_UNITS = ((86_400, "days"), (3_600, "hours"), (60, "minutes"), (1, "seconds"))
+
+
+def images_per_second(
+    engine: Engine, group: BackboneGroup, source: Source, dtype: str = "float32"
+) -> float:
+    """Time some batches behind a first one that warms up; NaN for fewer than two batches."""
+    n_batches = min(_MOST_TIMED, len(source) // engine.batch_size)
+    if n_batches < 2:
+        return float("nan")
+    some = source.take(np.arange(n_batches * engine.batch_size))
+    times: list[float] = []
+    from featx.engines.loader import worker_deaths_named
+
+    with worker_deaths_named():
+        for _ in engine.run_many(group, some, range(n_batches), dtype=dtype):
+            times.append(time.perf_counter())
+            if times[-1] - times[0] > _ENOUGH_SECONDS:
+                break
+    return (len(times) - 1) * engine.batch_size / (times[-1] - times[0])
+
+
+def estimate_plan(plan: Plan, reporter: Reporter = SILENT) -> list[str]:
+    """Say what each file would hold, how many bytes that is, and how long it takes here.
+
+    Files that are there already count as missing: which of their rows are good is known only when
+    all images are hashed.
+    """
+    job = prepare(plan, reporter)
+    lines, n_bytes, seconds = [], 0, 0.0
+    for name in plan.backbone:
+        group = job.open(name)
+        fitted = job.fitted_to(group)
+        for source in job.sources:
+            made = _files(fitted, group, source)
+            lines += [text for text, _ in made]
+            n_bytes += sum(size for _, size in made)
+        largest = max(job.sources, key=len)
+        rate = images_per_second(fitted.engine, group, largest, plan.store_dtype)
+        seconds += sum(map(len, job.sources)) / rate
+        if not isnan(rate):
+            lines.append(f"{name}: {rate:,.1f} images/s here, measured on a few batches")
+    free = shutil.disk_usage(_there(Path(plan.cache_dir))).free
+    lines.append(f"together {size_text(n_bytes)}, of {size_text(free)} free in {plan.cache_dir}")
+    if n_bytes > free:
+        lines.append(
+            "that does not fit: give --pool avg, a smaller --input-size or an earlier --layer, or "
+            "another --cache"
+        )
+    lines.append(_time_text(seconds))
+    return lines
+
+
+def _files(job: Job, group: BackboneGroup, source: Source) -> list[tuple[str, int]]:
+    made = []
+    for path, member in zip(job.targets(group, source), group, strict=True):
+        size = len(source) * member.n_features * _BYTES[job.plan.store_dtype]
+        there = " (is there already: what is good of it is kept)" if path.exists() else ""
+        shape = f"{len(source):,} x {member.n_features:,} {job.plan.store_dtype}"
+        made.append((f"{path}: {shape}, {size_text(size)}{there}", size))
+    return made
+
+
+def _there(folder: Path) -> Path:
+    """Give the folder, or the first one around it that exists."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+
+
+def _time_text(seconds: float) -> str:
+    if isnan(seconds):
+        return "fewer than two batches of images: too few to say how long it takes"
+    size, unit = next((n, unit) for n, unit in _UNITS if seconds >= 2 * n or n == 1)
+    return f"about {seconds / size:,.0f} {unit} here"

@@ -1,0 +1,60 @@
+"""A dry run says what the run then does, and leaves nothing."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from featx.cli import main
+from featx.extract import estimate, estimate_plan
+from featx.extract.plan import Plan
+from featx.store import Cache
+
+WORDS = "extract --backbone squeezenet1_1 --weights random:3 --data pets --input-size 64 -b 4 -j 0"
+
+
+@pytest.fixture(autouse=True)
+def pets(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for i in range(10):
+            pixels = rng.integers(0, 256, (64, 64, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pets" / name / f"{i}.png")
+    return tmp_path
+
+
+def dry(capsys, *more):
+    assert main([*WORDS.split(), *more, "--dry-run", "-q"]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_what_a_dry_run_says_is_what_the_run_does(pets, capsys):
+    lines = dry(capsys, "--layer", "features.3", "features")
+    assert [path.name for path in pets.iterdir()] == ["pets"]
+    files = dict(line.split(": ") for line in lines if line.startswith("cache/"))
+    assert main([*WORDS.split(), "--layer", "features.3", "features", "-q"]) == 0
+    for path, what in files.items():
+        with Cache.open(path) as cache:
+            n, d = cache.X.shape
+            assert what == f"{n} x {d:,} float16, {n * d * 2 / 1e3:.1f} kB"
+    assert re.fullmatch(r"squeezenet1_1: [\d,.]+ images/s here, measured .*", lines[2])
+    assert re.fullmatch(r"about \d+ seconds here", lines[-1])
+    assert "is there already" in dry(capsys)[0]
+
+
+def test_what_does_not_fit_says_what_to_do(monkeypatch):
+    usage = estimate.shutil.disk_usage
+    monkeypatch.setattr(estimate.shutil, "disk_usage", lambda p: usage(p)._replace(free=1000))
+    plan = Plan(backbone="squeezenet1_1", weights="random", data="pets", input_size=64, workers=0)
+    assert any(
+        line.startswith("that does not fit: give --pool avg") for line in estimate_plan(plan)
+    )
+
+
+def test_too_few_images_are_not_timed(capsys):
+    assert dry(capsys, "--batch-size", "16")[-1].startswith("fewer than two batches of images")
