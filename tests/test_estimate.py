@@ -12,6 +12,7 @@ from featx.cli import main
 from featx.extract import estimate, estimate_plan
 from featx.extract.plan import Plan
 from featx.store import Cache
+from featx.text import size_text
 
 WORDS = "extract --backbone squeezenet1_1 --weights random:3 --data pets --input-size 64 -b 4 -j 0"
 
@@ -41,7 +42,7 @@ def test_what_a_dry_run_says_is_what_the_run_does(pets, capsys):
     for path, what in files.items():
         with Cache.open(path) as cache:
             n, d = cache.X.shape
-            assert what == f"{n} x {d:,} float16, {n * d * 2 / 1e3:.1f} kB"
+            assert what == f"{n} x {d:,} float16, {size_text(2 * n * d)}"
     assert re.fullmatch(r"squeezenet1_1: [\d,.]+ images/s here, measured .*", lines[2])
     assert re.fullmatch(r"about \d+ seconds here", lines[-1])
     assert "is there already" in dry(capsys)[0]
