@@ -39,6 +39,7 @@ def test_what_a_dry_run_says_is_what_the_run_does(pets, capsys):
     assert [path.name for path in pets.iterdir()] == ["pets"]
     files = dict(line.split(": ") for line in lines if line.startswith("cache/"))
     assert main([*WORDS.split(), "--layer", "features.3", "features", "-q"]) == 0
+    capsys.readouterr()
     for path, what in files.items():
         with Cache.open(path) as cache:
             n, d = cache.X.shape
