@@ -62,6 +62,15 @@ def test_float32_is_that_of_torch(squeezenet, source, runtime):
     assert np.abs(mine - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
+@NEEDS_OPENVINO
+def test_an_equal_mean_and_deviation_are_converted(source):
+    same = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "input_size": 64}
+    network = open_backbone("squeezenet1_1", weights="random:3", overrides=same)
+    wanted = features(LocalEngine(CPU, "fp32", 8, 0), network, source)
+    mine = features(LocalEngine(CPU, "fp32", 8, 0, runtime="openvino"), network, source)
+    assert np.abs(mine - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
 # OpenVINO asks the processor whether it has bfloat16, and this variable holds its kernels back.
 NEEDS_KERNELS = pytest.mark.skipif(
     "ONEDNN_MAX_CPU_ISA" in os.environ, reason="ONEDNN_MAX_CPU_ISA is set"

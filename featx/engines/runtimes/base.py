@@ -68,8 +68,9 @@ class Whole(nn.Module):
         self._group, self._dtype = group, dtype
         # Buffers move with the network: a number on the host keeps a program for a GPU waiting.
         mean, std = group.preprocessing.constants(torch.device("cpu"))
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
+        # Copies: where both are 0.5 they are one tensor, which a trace refuses.
+        self.register_buffer("mean", mean.clone())
+        self.register_buffer("std", std.clone())
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Normalise, compute, pool and flatten."""
