@@ -145,8 +145,6 @@ COMMANDS = [
     ("list layers tuned.safetensors", NET),
     ("verify --backbone net.safetensors --device cpu", NET),
     ("sweep --backbone net.safetensors --pool avg max --data pictures --per-class 2", NET),
-    ("bench --backbone net.safetensors --weights net.safetensors --images 64 --image-size 20 20 "
-     "--seconds 0.1 --rounds 1 --workers 0 --device cpu", NET),
     (f"train --network net.safetensors {TRAIN}", NET),
     ("predict --model direct-model.safetensors pictures/test/dark/1.png", NET),
     ("predict --model chain-model.safetensors pictures/test/dark/1.png", NET),

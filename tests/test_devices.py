@@ -96,9 +96,9 @@ def test_an_engine_takes_a_cpu_or_a_gpu():
 
 def test_commands_refuse_it_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    data = ["--backbone", "squeezenet1_1", "--weights", "random:0", "--data", "digits"]
-    for command in ("extract", "bench"):
-        assert main([command, *data, "--device", "mps", "--quiet"]) == 2
+    network = ["--backbone", "squeezenet1_1", "--weights", "random:0"]
+    for command in ("extract", "verify"):
+        assert main([command, *network, "--device", "mps", "--quiet"]) == 2
         assert capsys.readouterr().err.startswith("featx: device 'mps' is unknown: choose auto,")
 
 

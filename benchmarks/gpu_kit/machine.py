@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from PIL import features
 
-from featx.bench.ceilings import matmul_rate, write_rate
+from ceilings import matmul_rate, write_rate
 from featx.engines.machine import n_cores
 from featx.memory import available_bytes
 from gpu_kit.kit import Kit

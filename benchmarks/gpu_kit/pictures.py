@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from featx.bench import make_pictures
+from ceilings import make_pictures
 from featx.engines.machine import n_cores
 from featx.sources import Source
 from featx.sources.memory import from_arrays

@@ -15,7 +15,7 @@ import numpy as np
 from loops import Setting, Steady, bare, script, timm_loop
 
 from featx.backbones import BackboneGroup
-from featx.bench.ceilings import decode_rate, forward_rate, write_rate
+from ceilings import decode_rate, forward_rate, write_rate
 from featx.engines import LocalEngine
 from featx.extract import Settings, extract_many
 from featx.extract.times import StageTimes

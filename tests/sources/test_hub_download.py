@@ -60,7 +60,7 @@ def opened(tmp_path):
 
     def run(spec: str, files: dict[str, bytes], repository: str = "own/pets"):
         with serve_hub(repository, files) as (address, sent):
-            own = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hub")}
+            own = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
             command = [sys.executable, "-c", OPEN, spec]
             environment = {**os.environ, **own}
             done = subprocess.run(command, env=environment, capture_output=True, check=True)
