@@ -244,6 +244,7 @@ class LocalEngine(Engine):
         workers are started by this call.
         """
         runtime = self.open(group, dtype)
+        runtime.n_expected = len(batches)
         loading, resize = self.loading(group.preprocessing, source)
         pixels = iter_pixels(
             loading,

@@ -247,6 +247,120 @@ def test_runtimes_are_resolved_with_a_reason(monkeypatch):
         resolve_runtime("compile", CPU, "fp32")
 
 
+FORMS = openvino.Form.choices(4, 2)
+
+
+def runtime_of(squeezenet, *, n_expected=0):
+    """A runtime of two threads, so that it has forms to choose from on any machine."""
+    runtime = openvino.OpenVinoRuntime(
+        BackboneGroup.of(squeezenet), "fp32", torch.float32, n_rows=4, n_threads=2
+    )
+    runtime.n_expected = n_expected
+    return runtime
+
+
+@pytest.fixture
+def pixels():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (4, 224, 224, 3), generator=generator, dtype=torch.uint8)
+
+
+@pytest.fixture
+def timed(monkeypatch, tmp_path):
+    """Forms that are measured, with times of the test's; nothing is remembered before."""
+    monkeypatch.setenv("FEATX_DATA", str(tmp_path))
+    took, asked = dict(zip(FORMS, (0.02, 0.03, 0.01), strict=True)), []
+
+    def seconds(program, array):
+        asked.append(program.form)
+        return took[program.form]
+
+    monkeypatch.setattr(openvino, "_seconds", seconds)
+    return asked
+
+
+def test_forms_are_whole_batches_one_by_one_and_parts_of_them():
+    assert list(FORMS) == [
+        openvino.Form("LATENCY", 4),
+        openvino.Form("LATENCY", 2),
+        openvino.Form("THROUGHPUT", 2),
+    ]
+    assert openvino.Form.choices(16, 1) == [openvino.Form("LATENCY", 16)]
+    assert openvino.Form.choices(15, 4)[-1] == openvino.Form("THROUGHPUT", 3)
+    assert openvino.Form.choices(7, 64)[-1] == openvino.Form("THROUGHPUT", 1)
+
+
+@NEEDS_OPENVINO
+def test_the_fastest_form_is_found_once_and_remembered(squeezenet, pixels, timed):
+    usual = runtime_of(squeezenet, n_expected=5)
+    wanted = usual.start(pixels)()
+    assert (usual.form, timed) == (FORMS[0], [])  # so few batches do not repay it
+    first = runtime_of(squeezenet, n_expected=1000)
+    results = [first.start(pixels) for _ in range(3)]
+    assert first.form == FORMS[2]
+    assert {*timed} == {*FORMS}
+    timed.clear()
+    again = runtime_of(squeezenet, n_expected=1000)
+    assert again.form == FORMS[2]
+    results += [again.start(pixels), again.start(pixels)]
+    assert timed == []
+    for result in results:
+        assert np.array_equal(result()[0], wanted[0])
+    again.memory.path.write_text("{}")
+    anew = runtime_of(squeezenet, n_expected=1000)
+    anew.start(pixels)()
+    assert {*timed} == {*FORMS}
+
+
+@pytest.mark.parametrize(
+    "change", ["other hint", "another's", "cut", "[]", "null", "[" * 100_000, "\0"], ids=repr
+)
+def test_a_record_that_is_broken_or_anothers_is_no_memory(tmp_path, monkeypatch, change):
+    monkeypatch.setenv("FEATX_DATA", str(tmp_path))
+    memory, other = (openvino.FormMemory({"processor": name}) for name in "ab")
+    assert memory.recall() is None
+    for one in (memory, other):
+        one.keep(FORMS[1])
+        assert one.recall() == FORMS[1]
+    text = memory.path.read_text()
+    made = {
+        "other hint": text.replace('"LATENCY"', '"THROUGHPUT"'),
+        "another's": other.path.read_text(),
+        "cut": text[:40],
+    }
+    memory.path.write_text(made.get(change, change))
+    assert memory.recall() is None
+    memory.keep(FORMS[2])
+    assert memory.recall() == FORMS[2]
+
+
+@NEEDS_OPENVINO
+def test_a_form_whose_features_differ_in_a_bit_is_not_taken(squeezenet, pixels, timed, monkeypatch):
+    fetch = openvino._Program._fetch
+
+    def differing(program, requests, array):
+        [rows] = fetch(program, requests, array)
+        return [np.nextafter(rows, np.inf) if program.form == FORMS[2] else rows]
+
+    monkeypatch.setattr(openvino._Program, "_fetch", differing)
+    runtime = runtime_of(squeezenet, n_expected=1000)
+    runtime.start(pixels)()
+    assert runtime.form == FORMS[0]
+    assert FORMS[2] not in timed
+
+
+@NEEDS_OPENVINO
+@pytest.mark.parametrize("name", ["squeezenet1_0", "timm/efficientnet_lite0", "resnet18"])
+def test_every_form_gives_the_same_bits(name, pixels):
+    """Caches say the runtime and no form: a run goes on in any of them."""
+    backbone = open_backbone(name, weights="random", overrides={"input_size": 64})
+    network, small = runtime_of(backbone)._network, pixels[:, :64, :64].contiguous().numpy()
+    wanted, *others = [network.compiled(form).start(small)()[0] for form in FORMS]
+    assert wanted.any()
+    for found in others:
+        assert np.array_equal(found, wanted)
+
+
 @NEEDS_OPENVINO
 def test_a_transformer_makes_its_network_ready_once(monkeypatch):
     from featx import FeatureExtractor

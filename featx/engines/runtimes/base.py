@@ -45,6 +45,7 @@ class Runtime(ABC):
     """Computes the features of batches of one shape."""
 
     n_under_way: int = 0
+    n_expected: int = 0  # batches of the run: only many of them repay measuring
     has_given_up: bool = False
 
     @abstractmethod
