@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from ceilings import forward_rate
+
 from featx.engines import LocalEngine
 from featx.sources import open_data
 from gpu_kit.kit import Kit

@@ -15,9 +15,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from ceilings import matmul_rate, write_rate
 from PIL import features
 
-from ceilings import matmul_rate, write_rate
 from featx.engines.machine import n_cores
 from featx.memory import available_bytes
 from gpu_kit.kit import Kit

@@ -12,9 +12,9 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+from ceilings import make_pictures
 from PIL import Image
 
-from ceilings import make_pictures
 from featx.engines.machine import n_cores
 from featx.sources import Source
 from featx.sources.memory import from_arrays

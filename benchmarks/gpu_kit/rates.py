@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ceilings import decode_rate, forward_rate, write_rate
 from loops import Setting, Steady, bare, script, timm_loop
 
 from featx.backbones import BackboneGroup
-from ceilings import decode_rate, forward_rate, write_rate
 from featx.engines import LocalEngine
 from featx.extract import Settings, extract_many
 from featx.extract.times import StageTimes
