@@ -1,8 +1,6 @@
-"""A whole network beside the backbone that was cut from it.
+"""Whole networks and transforms as their libraries make them, and the features tapped from them.
 
-Features from a whole network, which runs as it is: nothing of it is traced.
-
-Whole networks and transforms, as torchvision, timm and the user's functions make them.
+The network runs as it is: nothing of it is traced or cut.
 """
 
 from __future__ import annotations

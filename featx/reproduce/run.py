@@ -1,8 +1,6 @@
 """Running a recipe: extraction and fits, sweeps, heads that move, and trainings.
 
-What the user decides about a run, and what is put in place of what a recipe names.
-
-How long extractions took, also those of earlier runs.
+Also what the user puts in place of what a recipe names.
 """
 
 from __future__ import annotations

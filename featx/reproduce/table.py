@@ -1,7 +1,4 @@
-"""The table of a source: reported beside measured, kept in the folder of the reports.
-
-What a table teaches, in words: where measured and reported agree, and where not.
-"""
+"""The table of a source: reported beside measured, and in words where the two agree or not."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""Extract, fit and time every plan of a sweep.
-
-What a sweep varies, and the plans that this makes.
-
-The rows of a sweep as tables: one row a fit, and one row a system.
-"""
+"""What a sweep varies, the run of its plans, and its rows as tables."""
 
 from __future__ import annotations
 
@@ -11,7 +6,6 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -24,9 +18,6 @@ from featx.sources.splits import choose_splits
 from featx.stops import check
 from featx.store import Cache
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["Axes", "SweepRow", "sweep", "to_frame", "to_table"]
 
 _SYSTEM = ("backbone", "layer", "pool", "preprocess", "input_size", "is_native", "n_features")
@@ -34,45 +25,6 @@ _FROM_SUMMARY = (
     *("head", "per class", "repeats", "accuracy", "draws low", "draws high"),
     *("test low", "test high", "test images", "seconds"),
 )
-
-
-def to_frame(rows: Sequence[SweepRow]) -> pd.DataFrame:
-    """Give one row for each fit, with everything that was varied."""
-    lines = []
-    for row in rows:
-        own = {name: getattr(row, name) for name in _SYSTEM}
-        own |= {"images_per_second": row.images_per_second, "problem": row.problem}
-        lines += [fit.row() | own for fit in row.fits] or [own]
-    return pd.DataFrame(lines)
-
-
-def to_table(rows: Sequence[SweepRow], varied: Sequence[str]) -> pd.DataFrame:
-    """Give one row for each system, head and size of subset."""
-    lines = []
-    for row in rows:
-        own: dict[str, object] = {"backbone": row.backbone}
-        own |= {_title(name): _value(row, name) for name in varied}
-        own |= {"dim": row.n_features, "images/s": row.images_per_second}
-        for _, line in summarise(row.fits).iterrows():
-            lines.append(own | {name: line[name] for name in _FROM_SUMMARY})
-    table = pd.DataFrame(lines)
-    table.attrs["notes"] = [
-        f"not run: {row.backbone} {' '.join(str(_value(row, name)) for name in varied)}: "
-        f"{row.problem}"
-        for row in rows
-        if row.problem
-    ]
-    return table
-
-
-def _title(name: str) -> str:
-    return {"input_size": "input"}.get(name, name)
-
-
-def _value(row: SweepRow, name: str) -> object:
-    if name == "input_size":
-        return f"native {row.input_size or ''}".strip() if row.is_native else str(row.input_size)
-    return getattr(row, name)
 
 
 @dataclass(frozen=True)
@@ -254,3 +206,38 @@ def _failed(plan: Plan, problem: str) -> SweepRow:
         fits=(),
         problem=problem.splitlines()[0],
     )
+
+
+def to_frame(rows: Sequence[SweepRow]) -> pd.DataFrame:
+    """Give one row for each fit, with everything that was varied."""
+    lines = []
+    for row in rows:
+        own = {name: getattr(row, name) for name in _SYSTEM}
+        own |= {"images_per_second": row.images_per_second, "problem": row.problem}
+        lines += [fit.row() | own for fit in row.fits] or [own]
+    return pd.DataFrame(lines)
+
+
+def to_table(rows: Sequence[SweepRow], varied: Sequence[str]) -> pd.DataFrame:
+    """Give one row for each system, head and size of subset."""
+    lines = []
+    for row in rows:
+        own: dict[str, object] = {"backbone": row.backbone}
+        own |= {"input" if name == "input_size" else name: _value(row, name) for name in varied}
+        own |= {"dim": row.n_features, "images/s": row.images_per_second}
+        for _, line in summarise(row.fits).iterrows():
+            lines.append(own | {name: line[name] for name in _FROM_SUMMARY})
+    table = pd.DataFrame(lines)
+    table.attrs["notes"] = [
+        f"not run: {row.backbone} {' '.join(str(_value(row, name)) for name in varied)}: "
+        f"{row.problem}"
+        for row in rows
+        if row.problem
+    ]
+    return table
+
+
+def _value(row: SweepRow, name: str) -> object:
+    if name == "input_size":
+        return f"native {row.input_size or ''}".strip() if row.is_native else str(row.input_size)
+    return getattr(row, name)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 
-from featx.errors import unknown_name
 from featx.train.plan import LOSSES, OPTIMIZERS, SCHEDULERS
+from featx.words import check_word
 
 __all__ = [
     "BinaryCrossEntropy",
@@ -47,8 +47,7 @@ class Optimizer:
 
 def get_optimizer(name: str, momentum: float | None = None, weight_decay: float = 0.0) -> Optimizer:
     """Choose an optimizer by its name."""
-    if name not in _CLASSES:
-        raise unknown_name("optimizer", name, OPTIMIZERS)
+    check_word("optimizer", name, OPTIMIZERS)
     settings: dict[str, Any] = {"weight_decay": weight_decay}
     if name == "Nesterov":
         settings |= {"nesterov": True, "momentum": _NESTEROV_MOMENTUM}
@@ -63,8 +62,7 @@ def make_scheduler(
     """Make what changes the learning rates after each epoch; None for ``none``."""
     from torch.optim import lr_scheduler
 
-    if name not in SCHEDULERS:
-        raise unknown_name("scheduler", name, SCHEDULERS)
+    check_word("scheduler", name, SCHEDULERS)
     if name == "step":
         return lr_scheduler.StepLR(optimizer, step_size, gamma)
     if name == "cosine":
@@ -139,6 +137,5 @@ def get_loss(name: str) -> type[nn.Module]:
         "cross-entropy": torch.nn.CrossEntropyLoss,
         "binary-cross-entropy": BinaryCrossEntropy,
     }
-    if name not in losses:
-        raise unknown_name("loss", name, LOSSES)
+    check_word("loss", name, LOSSES)
     return losses[name]

@@ -249,7 +249,6 @@ class TrainPlan:
         if self.network.partition("(")[0] not in SCRATCH:
             self._check_backbone()
         find_device(self.device)
-        check_word("precision", self.precision, PRECISIONS)
 
     def _check_backbone(self) -> None:
         try:
@@ -309,11 +308,11 @@ def _check_choices(plan: TrainPlan) -> None:
         "loss": (plan.loss, LOSSES),
         "normalise": (plan.normalise, NORMALISATIONS),
         "on_leak": (plan.on_leak, ("warn", "drop", "raise")),
-        "precision": (plan.precision, ("fp32", "bf16", "fp16", "auto")),
+        "precision": (plan.precision, PRECISIONS),
     }
     for what, (value, allowed) in choices.items():
-        if value is not None and value not in allowed:
-            raise unknown_name(what, value, allowed)
+        if value is not None:
+            check_word(what, value, allowed)
     if isinstance(plan.input_size, str) and plan.input_size != "native":
         raise UsageError(f"input_size is {plan.input_size!r}: give pixels, or 'native'")
     for k in plan.per_class:
