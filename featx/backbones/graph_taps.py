@@ -1,10 +1,8 @@
-"""Tap points of a network that torch.fx can trace.
+"""Tap points of a network that torch.fx can trace, and which of them is the default.
 
 The trace names every step, functional ones too (DenseNet's last ReLU is one), and
 what lies behind the tap is neither computed nor kept. Shapes come from one pass
 without values, which computes nothing.
-
-Which step of a traced network gives the features by default.
 """
 
 from __future__ import annotations

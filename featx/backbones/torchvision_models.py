@@ -1,9 +1,7 @@
 """All classification networks of torchvision, with their own weights and transforms.
 
-Keras's names for feature points, where the same point exists in torchvision's network.
-
-Only the networks of Keras that torchvision has too, and only points that correspond one to
-one: VGG16 and VGG19, ResNet50, 101 and 152, InceptionV3.
+Keras's names of layers are read too, for networks that torchvision has as well (VGG16 and VGG19,
+ResNet50, 101 and 152, InceptionV3) and for points that correspond one to one.
 """
 
 from __future__ import annotations

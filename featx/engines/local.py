@@ -1,6 +1,6 @@
 """One process with one device: a GPU where there is one, else the CPU.
 
-How many images fit into memory at once, and what pixels may take.
+The batch size, and what decoded pixels may take, follow from the memory that is free.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Two systems on the same draws and the same test images.
-
-Comparisons in words, and as a table.
-"""
+"""Two systems on the same draws and the same test images: the test, the table, the sentence."""
 
 from __future__ import annotations
 

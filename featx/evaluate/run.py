@@ -1,8 +1,6 @@
 """Fit every head on every subset of a pair of caches, and score each fit once.
 
-Several fits at once, with their results in order.
-
-Reading features for a fit, and refusing to score what was fitted on.
+Fits may run side by side; their results come in order. What was fitted on is never scored.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """From a folder of caches to fits in a folder of results: what commands and Python both call.
 
-Fit on one data set and test on another, over the classes that both have.
+Caches are paired by their data, or across two data sets over the classes that both have.
 """
 
 from __future__ import annotations

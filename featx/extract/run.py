@@ -1,8 +1,7 @@
 """Filling cache files with the features of a source, resumable at any moment.
 
-Rows that are there already: the others are computed with the same batch size, or it is said.
-
-What made a cache: the identity that is fingerprinted, and the record beside it.
+Missing rows are computed with the batch size of those that are there, or it is said that they are
+not. Each file records what made it: the identity that is fingerprinted, and more for people.
 """
 
 from __future__ import annotations

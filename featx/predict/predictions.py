@@ -1,6 +1,6 @@
-"""New images: found, classified by network and head some hundred at a time, written as a table.
+"""New images, classified by network and head some hundred at a time, written as a table.
 
-What comes through a pipe: one image, or names of images, one a line.
+They are files, folders, or what comes through a pipe: one image, or names of images, one a line.
 """
 
 from __future__ import annotations

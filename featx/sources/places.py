@@ -1,10 +1,9 @@
-"""Where featx keeps what it downloads and what it remembers of data sets.
+"""Where featx keeps what it downloads, and which image files it has hashed.
 
-Hashes of image files, remembered by size and times so that unchanged files are not read again.
-
-A file whose size, time of modification and time of change are as they were has the bytes
-that it had (as Git and make assume). Files that were changed less than two seconds before they
-were hashed are not remembered: on a coarse clock, a later change might not show.
+Digests are remembered by size and times, so that unchanged files are not read again: a file whose
+size, time of modification and time of change are as they were has the bytes that it had (as Git
+and make assume). Files that were changed less than two seconds before they were hashed are not
+remembered: on a coarse clock, a later change might not show.
 """
 
 from __future__ import annotations

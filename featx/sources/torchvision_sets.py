@@ -1,6 +1,6 @@
-"""CIFAR-10, CIFAR-100 and STL-10, by torchvision's addresses and checksums.
+"""The built-in data sets: CIFAR-10, CIFAR-100, STL-10, and scikit-learn's digits.
 
-scikit-learn's handwritten digits: no download, so it is there on every machine.
+The first three come from torchvision's addresses with its checksums; the digits need no download.
 """
 
 from __future__ import annotations

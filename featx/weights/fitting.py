@@ -1,10 +1,8 @@
-"""The part of a file that fits a network.
+"""The part of a file that fits a network, and filling the network with it.
 
 Training programs write a network as a part of another one (``model.``, ``backbone.`` beside a
 head, ``encoder_q.`` beside ``encoder_k.``) and below names of their own. Where what is usually
 taken does not fit, every part of the file is tried that holds most of the network's names.
-
-Filling a network with weights that must fit it.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """PyTorch as it is: channels last, batch normalisations folded, autocast below float32.
 
-Networks made cheaper to run, with the same outputs.
-
 A batch normalisation behind a convolution is a change of the convolution's weights. Which one
-follows which is seen in a real pass, so that traced networks and any others are treated alike; that
-nothing else reads what lies between is held by comparing the outputs.
+follows which is seen in a real pass, so that traced networks and any others are treated alike.
+That nothing else reads what lies between is checked by comparing the outputs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Images inside an archive, read in place: the layouts of folders, or WebDataset.
 
-Zip archives: the list of their members by `zipfile`, and images read in place.
+Members of zip archives are listed by `zipfile`.
 """
 
 from __future__ import annotations

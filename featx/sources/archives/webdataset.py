@@ -1,6 +1,6 @@
 """WebDataset: tar archives (shards) with the files of one sample under one key, read in place.
 
-Which shards a WebDataset has, from a pattern with braces or a folder, and their splits.
+Shards are given by a pattern with braces or by a folder; their names may say the split.
 """
 
 from __future__ import annotations

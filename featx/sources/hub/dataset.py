@@ -1,9 +1,7 @@
 """Data sets of Hugging Face that lie on this machine: saved by `datasets`, or Parquet files.
 
 The files are read by pyarrow alone. No code that comes with a data set is run, nothing is
-downloaded, and no file of these kinds holds pickles.
-
-The files of a data set of Hugging Face, and the split that each belongs to.
+downloaded, and no file of these kinds holds pickles. Names of files say their splits.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Read the official files of CIFAR-10, CIFAR-100 and STL-10; pixels are mapped, not loaded.
-
-Images of one size that lie uncompressed in files: mapped, never copied.
-"""
+"""The official files of CIFAR-10, CIFAR-100 and STL-10; pixels are mapped, not loaded."""
 
 from __future__ import annotations
 
