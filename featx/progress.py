@@ -14,6 +14,7 @@ from featx.text import visible
 __all__ = ["SILENT", "Bar", "Reporter"]
 
 _SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BETWEEN_NOTES = 0.5
 
 
 class Bar:
@@ -50,7 +51,9 @@ class Bar:
         self._note = visible(note, keep="") or self._note
         if self._tqdm is not None:
             if note:
-                self._tqdm.set_postfix_str(self._note, refresh=False)
+                is_alone = n == 0 and time.monotonic() - self._printed >= _SECONDS_BETWEEN_NOTES
+                self._printed = time.monotonic() if is_alone else self._printed
+                self._tqdm.set_postfix_str(self._note, refresh=is_alone)
             self._tqdm.update(n)
         elif self.done < self.total and self._is_due():
             self._line()

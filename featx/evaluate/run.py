@@ -124,6 +124,7 @@ def evaluate(
         job = _Job(Question(pair, settings, reporter, on_leaks, known), known)
         results = []
         with reporter.bar(job.n_fits, pair.name, "fit", initial=len(job.answered)) as bar:
+            job.tick = partial(bar.update, 0)
             for result, fit in job.run():
                 results.append(result)
                 if result.fit_id in job.answered:
@@ -154,6 +155,7 @@ class _Job:
         self.n_fits = len(question.subsets) * len(self.settings.heads)
         self.test = RowsView(as_stored(self.pair.test.X), question.test_rows)
         self.answered = dict(self._answers(known)) if known is not None else {}
+        self.tick: Callable[[str], object] = str  # says what a fit does now
 
     def _answers(self, known: ResultsFolder) -> Iterator[tuple[str, FitResult]]:
         for subset, name in itertools.product(self.question.subsets, self.settings.heads):
@@ -222,6 +224,7 @@ class _Job:
             groups,
             self.settings.scale,
             self.settings.class_weight,
+            self.tick,
         )
         labels = np.asarray(self.pair.train.y)[subset.rows]
         with nullcontext() if isinstance(head, LinearHead) else _one_at_a_time:

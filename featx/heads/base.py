@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -106,6 +106,8 @@ class FitOptions:
     groups: NDArray[np.int64] | None = field(default=None, compare=False)
     scale: str = NONE
     class_weight: str | None = None
+    tick: Callable[[str], object] = field(default=str, compare=False)
+    """Is called again and again while a fit goes on, with what it does now."""
 
     def __post_init__(self) -> None:
         if self.C is not None:

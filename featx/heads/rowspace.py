@@ -147,6 +147,18 @@ class RowSpace:
         pool = Pool(whitening.rows, self.pool.device, self.pool.tell)
         return RowSpace(pool, every, whitening=whitening)
 
+    def part(self, which: NDArray[np.int64]) -> RowSpace:
+        """Give some of the rows alone, under a scaling that is fitted on none."""
+        return RowSpace(self.pool, self.index[which], self.scaling)
+
+    def products(self, others: RowSpace) -> Array:
+        """Inner products with rows of the same pool and scaling, of rows, (n_rows, n_others)."""
+        products = self.pool.gram(self.scaling)[np.ix_(self.index, others.index)]
+        if self.norms is None or others.norms is None:
+            return products
+        own, theirs = (np.where(n > 0, n, 1.0) for n in (self.norms, others.norms))
+        return np.asarray(products / own[:, None] / theirs)
+
     @property
     def is_fitted(self) -> bool:
         """Whether the scaling was fitted on rows, so that each fold has its own."""
@@ -212,13 +224,8 @@ class RowSpace:
         """Gram matrix of the scaled rows, float64, shape (n_rows, n_rows)."""
         if not self.scaling.is_of_rows:
             return self.pool.gram_of(self.n_rows, self._stored, self.scaling)
-        gram = self.pool.gram(self.scaling)
-        if not isinstance(self._where, slice):
-            gram = gram[np.ix_(self.index, self.index)]
-        if self.norms is None:
-            return gram
-        norms = np.where(self.norms > 0, self.norms, 1.0)
-        return np.asarray(gram / norms[:, None] / norms)
+        is_plain = isinstance(self._where, slice) and self.norms is None
+        return self.pool.gram(self.scaling) if is_plain else self.products(self)
 
     @cached_property
     def dense(self) -> Array:

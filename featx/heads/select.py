@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from featx.heads.base import labels_of
-from featx.heads.scaling import Array
 
-__all__ = ["Folds", "fold_rows", "has_lone_classes", "lone_note", "shares_right"]
+__all__ = ["Folds", "fold_rows", "has_lone_classes", "lone_note", "share_right"]
 
 Folds = list[tuple[NDArray[np.int64], NDArray[np.int64]]]
 """Rows fitted and left out, fold by fold."""
@@ -72,12 +71,8 @@ def _units_of_classes(codes: NDArray[np.int64], units: NDArray[np.int64]) -> dic
     return dict(zip(classes.tolist(), counts.tolist(), strict=True))
 
 
-def shares_right(scores: NDArray[Any], codes: NDArray[np.int64], folds: Folds) -> Array:
-    """Accuracy of each fold on its left-out rows."""
-    n_classes = max(scores.shape[2], 2)
-    right = np.empty(len(folds))
-    for fold, (_, left_out) in enumerate(folds):
-        of_fold = scores[left_out, fold]
-        flat = of_fold[:, 0] if scores.shape[2] == 1 else of_fold
-        right[fold] = (labels_of(flat, np.arange(n_classes)) == codes[left_out]).mean()
-    return right
+def share_right(scores: NDArray[Any], codes: NDArray[np.int64]) -> float:
+    """Accuracy of scores, (n_rows, n_outputs)."""
+    n_outputs = scores.shape[1]
+    flat = scores[:, 0] if n_outputs == 1 else scores
+    return float((labels_of(flat, np.arange(max(n_outputs, 2))) == codes).mean())

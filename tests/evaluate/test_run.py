@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from threading import current_thread
 
 import numpy as np
@@ -238,3 +239,13 @@ def test_class_weights_are_refused_before_the_first_fit_where_a_head_has_none():
     assert Settings(heads=("svm", "mlp-torch"), class_weight="balanced").class_weight
     with pytest.raises(UsageError, match="knn cannot weight its classes"):
         Settings(heads=("svm", "knn"), class_weight="balanced")
+
+
+def test_a_fit_says_what_it_does_while_it_goes_on(pair, monkeypatch):
+    monkeypatch.setattr("featx.progress._SECONDS_BETWEEN_LINES", 0.0)
+    stream = io.StringIO()
+    settings = Settings(heads=("svm",), per_class=(5,), repeats=1)
+    evaluate(pair, settings, reporter=Reporter(stream=stream))
+    said = stream.getvalue()
+    assert re.search(r"0/1.*\(svm: folds 1 to \d of \d, penalty 1 of 9\)", said)
+    assert "(svm: last fit)" in said

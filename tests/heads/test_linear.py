@@ -28,6 +28,7 @@ from featx.heads.device import TorchMatrix, choose_device
 from featx.heads.linear import LOGREG, SVM, path
 from featx.heads.linear import space as linear_space
 from featx.heads.linear.space import LinearSpace
+from featx.heads.select import fold_rows
 
 # rows, features, classes: wide, square, tall, tall with dead columns, binary, many classes
 SHAPES = [
@@ -182,6 +183,45 @@ def test_the_faster_search_for_many_rows_finds_the_same(name, monkeypatch):
     fast = get_head(name).fit(space_of(X), y, FitOptions())
     assert np.abs(np.array(fast.cv.mean) - slow.cv.mean).max() <= 1.01 / 200
     assert fast.cv.C == slow.cv.C
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("scale", ["none", "l2", "power"])
+@pytest.mark.parametrize("shape", [(60, 120, 3), (70, 200, 2), (160, 30, 4)], ids=str)
+def test_folds_that_see_their_own_rows_alone_find_the_same(name, scale, shape, monkeypatch):
+    X, y = features(*shape, noise=4.0)
+    options = FitOptions(seed=2, scale=scale)
+    together = get_head(name).fit(space_of(X), y, options)
+    monkeypatch.setattr(path, "_MANY_OUTPUTS", 1)
+    seen = []
+    solve = path.solve
+    monkeypatch.setattr(
+        path, "solve", lambda g, *a, **k: seen.append(g.n_rows) or solve(g, *a, **k)
+    )
+    alone = get_head(name).fit(space_of(X), y, options)
+    assert max(seen[:-1]) < len(X) == seen[-1]
+    assert alone.cv == together.cv
+    expected = together.model.decision_function(X)
+    found = alone.model.decision_function(X)
+    assert np.abs(found - expected).max() <= 1e-6 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(("name", "n_features"), [("svm", 20), ("svm", 400), ("logreg", 15)])
+def test_many_classes_of_few_images(name, n_features):
+    """Far more outputs than rows of a class: curve and scores are scikit-learn's."""
+    X, y = features(210, n_features, 70)
+    steps = []
+    fit = get_head(name).fit(space_of(X), y, FitOptions(tick=steps.append))
+    assert {f"{name}: fold {i} of 3, penalty {c} of 9" for i in (1, 2, 3) for c in (1, 9)} <= set(
+        steps
+    )
+    for C, found in zip(fit.cv.C[2:7:2], fit.cv.accuracy[2:7:2], strict=True):
+        for (fitted, left_out), share in zip(fold_rows(y, 5, 0), found, strict=True):
+            plain, axes = oracle(name, C, X[fitted], y[fitted])
+            assert plain.score(X[left_out].astype(np.float64) @ axes, y[left_out]) == share
+    plain, axes = oracle(name, fit.C, X, y)
+    expected = plain.decision_function(X.astype(np.float64) @ axes)
+    assert np.abs(fit.train_scores - expected).max() <= 1e-6 * np.abs(expected).max()
 
 
 def test_the_smallest_of_equal_penalties_wins_and_an_edge_is_told():

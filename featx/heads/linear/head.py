@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,8 @@ class LinearHead:
         classes, codes = codes_of(y)
         linear = self._space(space)
         n_outputs = 1 if len(classes) == 2 else len(classes)
-        problem = Problem(linear, codes, self._losses(codes, options.class_weight), n_outputs)
+        tick = partial(_tell, options.tick, self.name)
+        problem = Problem(linear, codes, self._losses(options.class_weight), n_outputs, tick)
         C, cv, start, notes = self._penalty(problem, options)
         everything = [np.arange(len(codes))]
         solution = problem.solve(linear.geometry(np.float64), C, everything, _FINAL_TOL, start)
@@ -84,11 +86,15 @@ class LinearHead:
         return LinearSpace(space, is_free=True) if linear.scale < _TINY else linear
 
     def _losses(
-        self, codes: NDArray[np.int64], class_weight: str | None
-    ) -> Callable[[float, Sequence[NDArray[np.int64]], Any], Loss]:
-        n_classes = int(codes.max()) + 1
-
-        def make(penalty: float, fitted: Sequence[NDArray[np.int64]], dtype: Any) -> Loss:
+        self, class_weight: str | None
+    ) -> Callable[[NDArray[np.int64], float, Sequence[NDArray[np.int64]], Any], Loss]:
+        def make(
+            codes: NDArray[np.int64],
+            penalty: float,
+            fitted: Sequence[NDArray[np.int64]],
+            dtype: Any,
+        ) -> Loss:
+            n_classes = int(codes.max()) + 1
             weights = np.zeros((len(codes), len(fitted)))
             by_class = np.ones((len(fitted), n_classes))
             for fold, rows in enumerate(fitted):
@@ -120,6 +126,10 @@ class LinearHead:
         if best in (0, len(grid) - 1):
             notes.append(f"C at the {'lower' if best == 0 else 'upper'} edge of the grid")
         return float(grid[best]), cv, path.guess(best), notes
+
+
+def _tell(tick: Callable[[str], object], name: str, step: str) -> None:
+    tick(f"{name}: {step}")
 
 
 def _indicators(codes: NDArray[np.int64], n_classes: int) -> Array:

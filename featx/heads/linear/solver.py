@@ -21,6 +21,7 @@ The objective is 1-strongly convex in w, so |w - w*| <= |gradient|: the stopping
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,8 @@ _LINE_ACCURACY = 1e-3
 # The preconditioner (I + s K)^-1 uses s = penalty times curvature, but no more than this over
 # the mean squared norm (1 here): beyond, only the rows inside the margin count, which K ignores.
 _LARGEST_STIFFNESS = 0.3
+_SINGULAR = 1e-10
+_MANY_OUTPUTS = 64
 # Rounds without progress before rounding is blamed.
 _PATIENCE = 5
 
@@ -84,6 +87,7 @@ def solve(
     is_free: bool = False,
     is_rough: bool = False,
     start: Solution | None = None,
+    tick: Callable[[], object] = int,
 ) -> Solution:
     """Solve every problem of `loss` to the relative accuracy `tol`."""
     n_problems = loss.weights.shape[1]
@@ -92,7 +96,7 @@ def solve(
         # Scores that were averaged, or are of another precision, are not those of u.
         out.u[...], out.intercept[...] = start.u, start.intercept
         out.scores[...] = geometry.scores(_flat(out.u)).reshape(out.scores.shape) + out.intercept
-    newton = _Newton(geometry, loss, out, is_free)
+    newton = _Newton(geometry, loss, out, is_free, tick)
     for _ in range(_MAX_ROUNDS):
         newton.look(tol, is_rough=is_rough)
         if not newton.index.size:
@@ -110,7 +114,15 @@ class _Newton:
     its scores, where w is represented by numbers a.
     """
 
-    def __init__(self, geometry: Geometry, loss: Loss, out: Solution, is_free: bool) -> None:
+    def __init__(
+        self,
+        geometry: Geometry,
+        loss: Loss,
+        out: Solution,
+        is_free: bool,
+        tick: Callable[[], object],
+    ) -> None:
+        self.tick = tick
         self.geometry, self.loss, self.out, self.is_free = geometry, loss, out, is_free
         self.index = np.arange(loss.weights.shape[1])
         self.k = loss.n_outputs
@@ -186,6 +198,7 @@ class _Newton:
 
     def step(self, tol: float) -> None:
         """One step of Newton's method, whole or shortened."""
+        self.tick()
         target = solve_directly(self.geometry, self.loss, self.problems(self.f))
         if target is not None:
             d, db = target[0] - self.u, target[1] - self.b
@@ -212,7 +225,7 @@ class _Newton:
         geometry, dtype = self.geometry, self.geometry.dtype
         weights = self.loss.weights.max(axis=0)[:, 0]
         stiff = np.minimum(self.loss.typical_curvature * weights, _LARGEST_STIFFNESS)
-        system = _System(geometry, self.curvature, self.elimination, self.k)
+        system = _System(geometry, self.curvature, self.elimination, self.k, self.tick)
         r, rs = -self.g, -self.gs if geometry.is_dual else None
         if self.elimination is not None:
             pushed = _flat(self.elimination.push(self.gb))
@@ -266,8 +279,7 @@ class _Elimination:
 
     def __init__(self, curvature: Curvature) -> None:
         self.curvature = curvature
-        total = curvature.total().astype(np.float64)
-        self.inverse = np.linalg.pinv(total, rcond=1e-10, hermitian=True)
+        self.inverse = _inverse(curvature.total().astype(np.float64))
 
     def _shift(self, sums: Floats) -> Floats:
         """M^+ of (p, k)."""
@@ -287,6 +299,19 @@ class _Elimination:
         return -self._shift(gb + self.curvature.times(ds).sum(axis=0))
 
 
+def _inverse(total: Floats) -> Floats:
+    """M^+ of (p, k, k), up to a multiple of the identity of 1e-10 of M where k is large.
+
+    Outputs of a softmax have the sum 0 in all that M is applied to, and M 1 = 0: with 1 1^T added
+    M has an inverse, which takes a tenth of the time of the eigenvalues that M^+ takes.
+    """
+    k = total.shape[1]
+    size = np.trace(total, axis1=1, axis2=2)[:, None, None] / k
+    if k < _MANY_OUTPUTS or not (size > 0).all():
+        return np.asarray(np.linalg.pinv(total, rcond=_SINGULAR, hermitian=True))
+    return np.asarray(np.linalg.inv(total + size * (1.0 / k + _SINGULAR * np.eye(k))))
+
+
 class _System:
     """(I + X^T D X) d = r, for all problems, D without its intercept part."""
 
@@ -296,7 +321,9 @@ class _System:
         curvature: Curvature,
         elimination: _Elimination | None,
         n_outputs: int,
+        tick: Callable[[], object],
     ) -> None:
+        self.tick = tick
         self.geometry, self.curvature, self.k = geometry, curvature, n_outputs
         self.elimination = elimination
 
@@ -342,6 +369,7 @@ class _System:
         for _ in range(_MAX_INNER):
             if not active.any():
                 break
+            self.tick()
             s, q, qs = self._times(p, ps)
             with np.errstate(divide="ignore", invalid="ignore"):
                 alpha = np.where(active, rz / inner(p, q, qs), 0)

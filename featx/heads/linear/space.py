@@ -154,16 +154,29 @@ class LinearSpace:
 
     def model_of(self, solution: Solution) -> tuple[Array, Array]:
         """Coefficients and intercepts of the scaled features."""
+        u, b = self._plain(solution)
+        return (self.space.combine(u).T if self.is_dual else u.T), b
+
+    def scores(self, solution: Solution, others: RowSpace) -> Array:
+        """Scores of other rows of the same pool and scaling, (n, n_columns)."""
+        u, b = self._plain(solution)
+        if self.is_dual:
+            return np.asarray(others.products(self.space) @ u + b)
+        height = max(1, _BLOCK_BYTES // (8 * self.space.n_features))
+        blocks = others.row_blocks(height, np.float64)
+        return np.concatenate([rows @ u for _, rows in blocks]) + b
+
+    def _plain(self, solution: Solution) -> tuple[Array, Array]:
+        """Coefficients w of the scaled features, or numbers a with w = X^T a, and intercepts."""
         u = solution.u.reshape(len(solution.u), -1).astype(np.float64)
         b = solution.intercept.ravel().astype(np.float64)
-        n_features = self.space.n_features
         if not self.is_dual:
             b = b + self._constant * u[-1] if self._mean is None else b - self._mean @ u
-            return (u[:n_features] / np.sqrt(self.scale)).T, b
+            return u[: self.space.n_features] / np.sqrt(self.scale), b
         if not self.is_free:
-            return self.space.combine(u / self.scale).T, b + self._constant**2 * u.sum(axis=0)
+            return u / self.scale, b + self._constant**2 * u.sum(axis=0)
         dual = (u - u.mean(axis=0)) / self.scale
-        return self.space.combine(dual).T, b - self.space.gram.mean(axis=0) @ dual
+        return dual, b - self.space.gram.mean(axis=0) @ dual
 
 
 def _cast(leading: Leading, dtype: type[np.float32 | np.float64]) -> Leading:
