@@ -158,7 +158,7 @@ _NO_FILE: Final = frozenset({errno.EISDIR, errno.ENXIO})
 
 def read_error(path: str | os.PathLike[str], error: OSError) -> ReadError | ImageError:
     """Make an error of the disk, the network or a permission one that ends the run."""
-    reason = error.strerror or str(error) or type(error).__name__
+    reason = _cause(error)
     if error.errno in _NO_FILE:
         return ImageError(f"cannot be read: {reason}")
     return ReadError(
@@ -178,9 +178,13 @@ _MENDS = {
 }
 
 
+def _cause(error: OSError) -> str:
+    return error.strerror or str(error) or type(error).__name__
+
+
 def reason_of(error: OSError) -> str:
     """Say why the system refused, and what to do about it where that is known."""
-    reason = error.strerror or str(error) or type(error).__name__
+    reason = _cause(error)
     mend = _MENDS.get(error.errno or 0, "")
     return f"{reason}: {mend}" if mend else reason
 

@@ -19,6 +19,7 @@ __all__ = [
     "GROUP",
     "PACKAGED",
     "PACKAGED_TAG",
+    "PROGRAMS",
     "SCRATCH",
     "TIMM",
     "canonical_prefix",
@@ -44,7 +45,8 @@ PACKAGED_TAG = "EMBEDDED"
 _HUB = re.compile(r"(?:timm/)?hf[-_]hub:timm/")
 _REGISTERED = re.compile(r"^@register_model\b[^\n]*\n(?:(?!def )[^\n]*\n)*?def (\w+)\(", re.M)
 _WEIGHTS = (".pth", ".pt", ".bin", ".safetensors")
-_FILES = (*_WEIGHTS, ".pt2", ".onnx")
+PROGRAMS = (".pt", ".pth", ".pt2", ".onnx", ".bin")
+"""Endings of files that may hold a network as code, which is never loaded."""
 _MOST_DIGITS = 18  # what torch takes as a seed
 
 
@@ -91,7 +93,7 @@ def _may_be_there(name: str) -> bool:
         if find_spec("timm") is None:
             raise MissingExtraError("timm", "timm", "a backbone of timm")
         return f"def {architecture}(" in _source("timm") or _is_older(bare)
-    is_file = Path(name).suffix in _FILES or Path(name).is_file()
+    is_file = Path(name).suffix in (*_WEIGHTS, *PROGRAMS) or Path(name).is_file()
     is_own = name in PACKAGED or is_plugin(name, GROUP)
     return is_file or is_own or f"def {name}(" in _source("torchvision") or _is_older(bare)
 
@@ -105,7 +107,8 @@ def unknown_network(name: str) -> UsageError:
     """Error for a name that no library has, with the nearest that one has."""
     in_timm = [TIMM + other for other in networks_of("timm")]
     if name.startswith(TIMM):
-        name = name.partition(".")[0] if name.partition(".")[0] not in in_timm else name
+        architecture = name.partition(".")[0]
+        name = name if architecture in in_timm else architecture
         return unknown_name("backbone", name, in_timm, see="featx list backbones timm")
     architecture = TIMM + name.rpartition("/")[2].partition(".")[0]
     own = [*networks_of("torchvision"), *PACKAGED, *offered(GROUP)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields
 from numbers import Integral, Number
 from typing import Any
@@ -47,7 +47,7 @@ values in 0 to 1/255 (as weights see values in 0 to 1 that want 0 to 255), colou
 OpenCV and Caffe, values in 0 to 255; and none."""
 
 
-def check_word(kind: str, word: Any, allowed: Any) -> None:
+def check_word(kind: str, word: Any, allowed: Collection[str]) -> None:
     """Refuse a word that is none of those allowed."""
     if word not in allowed:
         raise unknown_name(kind, str(word), allowed)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
 import pytest
-from PIL import Image
+from small_photos import make_photos
 
 from featx.cli import main
 from featx.extract import estimate, estimate_plan
@@ -20,12 +19,7 @@ WORDS = "extract --backbone squeezenet1_1 --weights random:3 --data pets --input
 @pytest.fixture(autouse=True)
 def pets(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    rng = np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        (tmp_path / "pets" / name).mkdir(parents=True)
-        for i in range(10):
-            pixels = rng.integers(0, 256, (64, 64, 3), np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "pets" / name / f"{i}.png")
+    make_photos(tmp_path / "pets", {"cat": (64, 64), "dog": (64, 64)}, n=10)
     return tmp_path
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_photos import make_photos
 
 import featx
 from featx.catalog import open_complete
@@ -31,16 +32,6 @@ BASE = {"backbone": ("squeezenet1_1",), "weights": "random:3", "workers": 0, "ba
 def photos(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return make_photos(tmp_path / "photos", {"cat": (40, 40), "dog": (40, 40)})
-
-
-def make_photos(root, sizes, n=5):
-    rng = np.random.default_rng(0)
-    for name, (width, height) in sizes.items():
-        (root / name).mkdir(parents=True)
-        for i in range(n):
-            pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{i}.png")
-    return root
 
 
 def run(**options):

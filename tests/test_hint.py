@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from heard import Log
-from PIL import Image
+from small_photos import make_photos
 
 from featx.backbones import open_backbones
 from featx.cli import main
@@ -30,12 +30,7 @@ FASTER = (
 @pytest.fixture
 def pets(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    rng = np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        (tmp_path / "pets" / name).mkdir(parents=True)
-        for i in range(10):
-            pixels = rng.integers(0, 256, (64, 64, 3), np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "pets" / name / f"{i}.png")
+    make_photos(tmp_path / "pets", {"cat": (64, 64), "dog": (64, 64)}, n=10)
     return "pets"
 
 

@@ -7,9 +7,8 @@ import fcntl
 import tarfile
 import threading
 
-import numpy as np
 import pytest
-from PIL import Image
+from small_photos import make_photos
 
 import featx
 from featx.atomic import locked
@@ -28,12 +27,7 @@ def no_locks(request, monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    rng = np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        (tmp_path / "pets" / name).mkdir(parents=True)
-        for i in range(6):
-            pixels = rng.integers(0, 256, (20, 20, 3), np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "pets" / name / f"{i}.png")
+    make_photos(tmp_path / "pets", {"cat": (20, 20), "dog": (20, 20)}, n=6)
     with tarfile.open(tmp_path / "pets.tar.gz", "w:gz") as archive:
         archive.add(tmp_path / "pets", "pets")
     monkeypatch.setenv("FEATX_DATA", str(tmp_path / "downloads"))

@@ -23,7 +23,14 @@ from featx.backbones.taps import TapPoint, Taps
 from featx.backbones.trained import TrainedNetwork, open_trained
 from featx.backbones.trained_file import TrainedRecord, is_trained, read_trained, save_trained
 from featx.errors import FeatxError, UsageError, WeightsError
-from featx.network_names import PACKAGED, PACKAGED_TAG, TIMM, parse_random, unknown_network
+from featx.network_names import (
+    PACKAGED,
+    PACKAGED_TAG,
+    PROGRAMS,
+    TIMM,
+    parse_random,
+    unknown_network,
+)
 from featx.progress import SILENT, Reporter
 from featx.weights import program_error
 from featx.words import POOLS, as_only, as_text, with_side
@@ -225,7 +232,7 @@ def _loader(name: str, allow_code: Collection[str]) -> _Loader:
         return embedded.load
     if is_trained(name):
         return partial(trained.load, allow_code=allow_code)
-    if Path(name).suffix in _PROGRAMS:
+    if Path(name).suffix in PROGRAMS:
         raise program_error(Path(name), "a program in a file")
     if factories.is_factory(name):
         return partial(factories.load, allow_code=allow_code)
@@ -241,9 +248,6 @@ def _moved(name: str) -> str:
     except FeatxError:
         return ""
     return current if current != TIMM + name else ""
-
-
-_PROGRAMS = (".pt", ".pth", ".pt2", ".onnx", ".bin")
 
 
 def load_network(

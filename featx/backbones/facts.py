@@ -95,11 +95,10 @@ def _torchvision_facts(name: str) -> Facts:
 
 def _timm_facts(pattern: str) -> list[Facts]:
     timm = timm_models.import_timm()
-    prefix = TIMM
-    pattern = prefix if pattern == prefix.rstrip("/") else pattern
+    pattern = TIMM if pattern == TIMM.rstrip("/") else pattern
     is_by_tag = "." in pattern
     names = timm.list_pretrained() if is_by_tag else pinned_tags()
-    chosen = sorted(_matching((prefix + name for name in names), pattern))
+    chosen = sorted(_matching((TIMM + name for name in names), pattern))
     return [
         _one_of_timm(name, is_by_tag, is_measured=len(chosen) <= MOST_MEASURED) for name in chosen
     ]

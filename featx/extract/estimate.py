@@ -25,7 +25,6 @@ __all__ = ["estimate_plan", "images_per_second"]
 
 _MOST_TIMED = 64  # batches
 _ENOUGH_SECONDS = 2.0
-_BYTES = {"float16": 2, "float32": 4}
 _UNITS = ((86_400, "days"), (3_600, "hours"), (60, "minutes"), (1, "seconds"))
 
 
@@ -33,13 +32,13 @@ def images_per_second(
     engine: Engine, group: BackboneGroup, source: Source, dtype: str = "float32"
 ) -> float:
     """Time some batches behind a first one that warms up; NaN for fewer than two batches."""
+    from featx.engines.loader import worker_deaths_named
+
     n_batches = min(_MOST_TIMED, len(source) // engine.batch_size)
     if n_batches < 2:
         return float("nan")
     some = source.take(np.arange(n_batches * engine.batch_size))
     times: list[float] = []
-    from featx.engines.loader import worker_deaths_named
-
     with worker_deaths_named():
         for _ in engine.run_many(group, some, range(n_batches), dtype=dtype):
             times.append(time.perf_counter())
@@ -82,8 +81,8 @@ def estimate_plan(plan: Plan, reporter: Reporter = SILENT) -> list[str]:
 def _files(job: Job, group: BackboneGroup, source: Source) -> list[tuple[str, int]]:
     made = []
     for path, member in zip(job.targets(group, source), group, strict=True):
-        size = len(source) * member.n_features * _BYTES[job.plan.store_dtype]
-        there = " (is there already: what is good of it is kept)" if path.exists() else ""
+        size = len(source) * member.n_features * np.dtype(job.plan.store_dtype).itemsize
+        there = " (is there already: rows that are good are kept)" if path.exists() else ""
         shape = f"{len(source):,} x {member.n_features:,} {job.plan.store_dtype}"
         made.append((f"{path}: {shape}, {size_text(size)}{there}", size))
     return made

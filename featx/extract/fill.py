@@ -67,9 +67,7 @@ def fill(
             times.finish()
         except BaseException as error:
             # Interrupted or failed: what was computed is kept for the next run.
-            for writer in writers:
-                with suppress(FeatxError):
-                    pool.submit(writer.commit).result()
+            _keep(writers, pool)
             n_kept = min(len(source) - int(writer.missing().sum()) for writer in writers)
             if isinstance(error, FeatxError) and n_kept:
                 error.add_note(
@@ -78,6 +76,13 @@ def fill(
                 )
             raise
     return times
+
+
+def _keep(writers: Sequence[CacheWriter], pool: ThreadPoolExecutor) -> None:
+    """Make what was written durable, behind what waits."""
+    for writer in writers:
+        with suppress(FeatxError):
+            pool.submit(writer.commit).result()
 
 
 def _check(batch: FeatureBatch, source: Source, digests: np.ndarray, on_error: str) -> None:

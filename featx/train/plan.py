@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -302,7 +302,7 @@ class TrainPlan:
 
 
 def _check_choices(plan: TrainPlan) -> None:
-    choices: dict[str, tuple[str | None, Iterable[str]]] = {
+    choices: dict[str, tuple[str | None, Collection[str]]] = {
         "optimizer": (plan.optimizer, OPTIMIZERS),
         "scheduler": (plan.scheduler, SCHEDULERS),
         "loss": (plan.loss, LOSSES),

@@ -36,9 +36,7 @@ def fetch_dataset(spec: str, reporter: Reporter) -> tuple[Path, str]:
         from huggingface_hub import snapshot_download
     except ModuleNotFoundError as error:
         raise MissingExtraError("huggingface_hub", "hf", "data of the Hugging Face Hub") from error
-    reporter.say(
-        f"fetching the data set {repository} of the Hugging Face Hub, where it is not here"
-    )
+    reporter.say(f"data set {repository} of the Hugging Face Hub: fetching files not here yet")
     try:
         root = snapshot_download(
             repository,
@@ -60,9 +58,7 @@ def fetch_dataset(spec: str, reporter: Reporter) -> tuple[Path, str]:
 def _place(root: Path, spec: str) -> Path:
     """Give the folder of the data: the only one, where a data set has parts in folders."""
     if not root.is_dir():
-        raise SourceError(
-            f"{spec} has no files of data that featx reads (Parquet, images, archives)"
-        )
+        raise SourceError(f"{spec} has no Parquet files, no images and no archives")
     parts = sorted(path for path in root.iterdir() if path.is_dir() and [*path.glob("*.parquet")])
     is_plain = [*root.glob("*.parquet")] or any(path.name == "data" for path in parts)
     if is_plain or not parts or any((root / name).is_dir() for name in ("train", "test")):
