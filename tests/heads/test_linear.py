@@ -25,7 +25,7 @@ from featx.heads import (
 )
 from featx.heads.base import RowsView
 from featx.heads.device import TorchMatrix, choose_device
-from featx.heads.linear import LOGREG, SVM, path
+from featx.heads.linear import LOGREG, SVM, geometry, newton_system, path
 from featx.heads.linear import space as linear_space
 from featx.heads.linear.space import LinearSpace
 from featx.heads.select import fold_rows
@@ -353,6 +353,42 @@ def test_rows_that_do_not_fit_into_memory_are_read_in_blocks(name, scale, shape,
     assert pytest.approx(within.C) == without.C
     found, expected = (fit.model.decision_function(X) for fit in (without, within))
     assert np.abs(found - expected).max() <= 1e-6 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_with_many_rows_all_eigenpairs_save_most_products(name, monkeypatch):
+    rng = np.random.default_rng(0)
+    X, y = features(1500, 40, 4, noise=4.0)
+    X = X * np.logspace(0, -2, 40, dtype=np.float32)[rng.permutation(40)]
+    products = []
+    product = geometry.RowGeometry.normal_product
+    monkeypatch.setattr(
+        geometry.RowGeometry,
+        "normal_product",
+        lambda self, u, middle: products.append(1) or product(self, u, middle),
+    )
+    counts, scores = [], []
+    for whole in (linear_space._WHOLE, 0):
+        monkeypatch.setattr(linear_space, "_WHOLE", whole)
+        products.clear()
+        fit = get_head(name).fit(space_of(X), y, FitOptions(C=100 / mean_square(X)))
+        counts.append(len(products))
+        scores.append(fit.model.decision_function(X))
+    assert np.abs(scores[0] - scores[1]).max() <= 1e-6 * np.abs(scores[1]).max()
+    assert counts[0] < counts[1] / 2
+
+
+@pytest.mark.parametrize("k", [3, 10, 80])
+def test_an_intercept_s_eigenvalue_of_0_stays_0_in_float32(k):
+    rng = np.random.default_rng(k)
+    p = rng.dirichlet(np.ones(k), 500).astype(np.float32)
+    total = np.diag(p.sum(axis=0)) - p.T @ p
+    rounded = (total + 1e-6 * rng.normal(size=(k, k)) * total.max()).astype(np.float32)
+    inverse = newton_system._inverse((rounded + rounded.T)[None].astype(np.float64) / 2)[0]
+    sums = rng.normal(size=k)
+    sums -= sums.mean()
+    expected = np.linalg.pinv(total.astype(np.float64), rcond=1e-4) @ sums
+    assert np.abs(inverse @ sums - expected).max() <= 1e-2 * np.abs(expected).max()
 
 
 def test_settings_are_part_of_a_head_s_name():

@@ -22,11 +22,16 @@ Floats = NDArray[Any]
 
 @dataclass(frozen=True)
 class Leading:
-    """Leading eigenpairs, for preconditioning: any orthonormal vectors are allowed."""
+    """Leading eigenpairs, or all, for preconditioning: any orthonormal vectors are allowed."""
 
     values: Floats
     vectors: Floats
     scores: Floats | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether these are all eigenpairs of X^T X."""
+        return self.scores is None and len(self.values) == len(self.vectors)
 
     def precondition(
         self, g: Floats, g_scores: Floats | None, stiff: Floats
@@ -34,6 +39,8 @@ class Leading:
         """(I + s X^T X)^-1 g by the leading eigenvectors, s by column, and its scores."""
         part = self.vectors.T @ g
         ratio = self.values[:, None] * stiff
+        if self.is_whole:  # without the difference below, which loses digits where s is large
+            return self.vectors @ (part / (1 + ratio)), None
         part *= ratio / (1 + ratio)
         z = g - self.vectors @ part
         if self.scores is None or g_scores is None:
@@ -70,10 +77,10 @@ class Geometry(Protocol):
     def scores(self, u: Floats) -> Floats:
         """Scores X w of represented w: (n_numbers, m) -> (n_rows, m)."""
 
-    def pull(self, slopes: Floats) -> Floats:
+    def adjoint(self, slopes: Floats) -> Floats:
         """Representation of X^T slopes: (n_rows, m) -> (n_numbers, m)."""
 
-    def through(
+    def normal_product(
         self, u: Floats, middle: Callable[[Floats, slice], Floats]
     ) -> tuple[Floats, Floats]:
         """Scores s of u, and the representation of X^T middle(s), in one pass over the rows.
@@ -102,16 +109,16 @@ class GramGeometry:
         """K u."""
         return self.matrix.times(u)
 
-    def pull(self, slopes: Floats) -> Floats:
+    def adjoint(self, slopes: Floats) -> Floats:
         """Give the numbers themselves, without the part that means nothing."""
         return slopes - slopes.mean(axis=0) if self.is_centred else slopes
 
-    def through(
+    def normal_product(
         self, u: Floats, middle: Callable[[Floats, slice], Floats]
     ) -> tuple[Floats, Floats]:
         """K u, and what `middle` makes of it."""
         scores = self.scores(u)
-        return scores, self.pull(middle(scores, slice(None)))
+        return scores, self.adjoint(middle(scores, slice(None)))
 
 
 Blocks = Callable[[], Iterator[tuple[slice, Matrix]]]
@@ -139,36 +146,41 @@ class RowGeometry:
 
     def scores(self, u: Floats) -> Floats:
         """X u."""
-        return self.through(u, lambda s, _: s[:, :0])[0]
+        w, shift = self._of_features(u)
+        scores = np.empty((self.n_rows, u.shape[1]), self.dtype)
+        for rows, block in self.blocks():
+            scores[rows] = block.times(w) + shift
+        return scores
 
-    def pull(self, slopes: Floats) -> Floats:
+    def adjoint(self, slopes: Floats) -> Floats:
         """X^T slopes."""
         out = np.zeros((self.n_numbers, slopes.shape[1]), self.dtype)
         for rows, block in self.blocks():
             self._add(out, block, slopes[rows])
         return self._finish(out, slopes.sum(axis=0))
 
-    def through(
+    def normal_product(
         self, u: Floats, middle: Callable[[Floats, slice], Floats]
     ) -> tuple[Floats, Floats]:
         """X u, and X^T middle(X u)."""
+        w, shift = self._of_features(u)
         scores = np.empty((self.n_rows, u.shape[1]), self.dtype)
-        w = u[: self.n_features] / self.dtype.type(self.divisor)
-        shift = self.constant * u[-1] if self.constant else np.zeros(u.shape[1], self.dtype)
-        if self.mean is not None:
-            shift = shift - self.mean @ u[: self.n_features]
-        parts: list[tuple[Floats, Floats]] = []
+        out = np.zeros((self.n_numbers, u.shape[1]), self.dtype)
+        total = np.zeros(u.shape[1], self.dtype)
         for rows, block in self.blocks():
             scores[rows] = block.times(w) + shift
-            bent = middle(scores[rows], rows)
-            if not parts:
-                parts.append(
-                    (np.zeros((self.n_numbers, bent.shape[1]), self.dtype), bent[:0].sum(0))
-                )
-            out, total = parts[0]
-            self._add(out, block, bent)
-            total += bent.sum(axis=0)
-        return scores, self._finish(*parts[0])
+            slopes = middle(scores[rows], rows)
+            self._add(out, block, slopes)
+            total += slopes.sum(axis=0)
+        return scores, self._finish(out, total)
+
+    def _of_features(self, u: Floats) -> tuple[Floats, Floats]:
+        """Coefficients of the features as they are stored, and the constant part of the scores."""
+        w = u[: self.n_features]
+        shift = self.constant * u[-1] if self.constant else np.zeros(u.shape[1], self.dtype)
+        if self.mean is not None:
+            shift = shift - self.mean @ w
+        return w / self.dtype.type(self.divisor), shift
 
     def _add(self, out: Floats, block: Matrix, slopes: Floats) -> None:
         out[: self.n_features] += block.pull(slopes)
