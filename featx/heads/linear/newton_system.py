@@ -26,6 +26,7 @@ _MAX_INNER = 2_000
 _LARGEST_STIFFNESS = 0.3
 _SINGULAR = 1e-10
 _MANY_OUTPUTS = 64
+_FEW_OUTPUTS = 16
 
 
 class Elimination:
@@ -35,22 +36,22 @@ class Elimination:
         self.curvature = curvature
         self.inverse = _inverse(curvature.total().astype(np.float64))
 
-    def _shift(self, sums: Floats) -> Floats:
+    def shift(self, sums: Floats) -> Floats:
         """M^+ of (p, k)."""
         solved = np.einsum("pkl,pl->pk", self.inverse, sums.astype(np.float64))
         return np.asarray(solved, sums.dtype)
 
     def squared(self, gb: Floats) -> Floats:
         """Square of the intercept's gradient, in its own metric."""
-        return np.asarray(np.einsum("pk,pk->p", gb, self._shift(gb)))
+        return np.asarray(np.einsum("pk,pk->p", gb, self.shift(gb)))
 
     def push(self, sums: Floats) -> Floats:
         """D 1 M^+ sums, (n, p, k): for the sums 1^T D s, the intercept's part of D s."""
-        return self.curvature.times(self._shift(sums)[None])
+        return self.curvature.times(self.shift(sums)[None])
 
     def intercept(self, gb: Floats, ds: Floats) -> Floats:
         """Step of the intercept."""
-        return -self._shift(gb + self.curvature.times(ds).sum(axis=0))
+        return -self.shift(gb + self.curvature.times(ds).sum(axis=0))
 
 
 def _inverse(total: Floats) -> Floats:
@@ -113,6 +114,7 @@ class NewtonSystem:
         self.geometry, self.curvature, self.elimination = geometry, curvature, elimination
         self.preconditioner = _Preconditioner(geometry, loss, curvature)
         self.k, self.tick = loss.n_outputs, tick
+        self._columns = self._intercept_columns()
 
     def direction(
         self, g: Floats, gs: Floats, gb: Floats, accuracy: Floats
@@ -125,12 +127,28 @@ class NewtonSystem:
         if self.elimination is None:
             d, ds = self._solve(r, rs, accuracy)
             return d, ds, np.zeros_like(gb)
-        r = r + self.geometry.adjoint(flat(self.elimination.push(gb)))
+        r = r + self._pushed(self.elimination, gb)
         d, ds = self._solve(r, self._scores(r), accuracy)
         return d, ds, self.elimination.intercept(gb, ds.reshape(len(ds), -1, self.k))
 
     def _scores(self, r: Floats) -> Floats | None:
         return self.geometry.scores(r) if self.geometry.is_dual else None
+
+    def _intercept_columns(self) -> Floats | None:
+        """X^T D 1, (k, n_numbers, p, k), in one pass that saves one in every step."""
+        if self.elimination is None or self.geometry.is_dual or self.k > _FEW_OUTPUTS:
+            return None
+        ones = np.eye(self.k, dtype=self.geometry.dtype)[:, None, None]
+        n_problems = self.elimination.inverse.shape[0]
+        each = [self.curvature.times(np.repeat(one, n_problems, axis=1)) for one in ones]
+        columns = self.geometry.adjoint(flat(np.stack(each, axis=1)))
+        return columns.reshape(len(columns), self.k, n_problems, self.k).transpose(1, 0, 2, 3)
+
+    def _pushed(self, elimination: Elimination, sums: Floats) -> Floats:
+        """X^T D 1 M^+ sums."""
+        if self._columns is None:
+            return self.geometry.adjoint(flat(elimination.push(sums)))
+        return flat(np.einsum("ldpk,pl->dpk", self._columns, elimination.shift(sums)))
 
     def _weighted(self, s: Floats, rows: slice) -> Floats:
         """D s, for some rows."""
@@ -154,8 +172,7 @@ class NewtonSystem:
 
         s, product = self.geometry.normal_product(p, weighted_and_summed)
         if self.elimination is not None:
-            pushed = self.elimination.push(sums.reshape(-1, self.k))
-            product = product - self.geometry.adjoint(flat(pushed))
+            product = product - self._pushed(self.elimination, sums.reshape(-1, self.k))
         return s, p + product, None
 
     def _solve(self, r: Floats, rs: Floats | None, accuracy: Floats) -> tuple[Floats, Floats]:
