@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from featx.catalog import load
     from featx.concat import concat_caches
     from featx.errors import FeatxError
-    from featx.evaluate.lines import results
+    from featx.evaluate.table import results
     from featx.experiment import fit
     from featx.extractor import FeatureExtractor
     from featx.fewshot import draw_subset
@@ -40,7 +40,7 @@ _HOME = {
     "load_model": "featx.predict",
     "open_backbone": "featx.backbones",
     "open_data": "featx.sources",
-    "results": "featx.evaluate.lines",
+    "results": "featx.evaluate.table",
     "write_cache": "featx.own_features",
 }
 

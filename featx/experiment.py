@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from featx.errors import CacheError
 from featx.evaluate import CacheChoice, Pair, ResultsFolder, Settings, run_fit
-from featx.evaluate.lines import frame_of
+from featx.evaluate.table import frame_of
 from featx.progress import SILENT, Reporter
 from featx.sources import ClassChoice
 from featx.store import Cache

@@ -17,8 +17,8 @@ import pandas as pd
 
 from featx.errors import MissingExtraError, UsageError
 from featx.evaluate import FitResult
-from featx.evaluate.lines import Lines, class_rows, extraction_seconds, lines_of, read_lines
 from featx.evaluate.systems import by_size
+from featx.evaluate.table import Lines, class_rows, extraction_seconds, lines_of, read_lines
 
 if TYPE_CHECKING:
     from altair import Chart, FacetChart, LayerChart

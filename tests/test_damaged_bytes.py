@@ -189,15 +189,15 @@ def test_no_answer_comes_of_damaged_features_nor_outlives_their_repair(
     assert not list((tmp_path / "wrong").rglob("*.json"))
     # The answer of a featx that did not look, of before the repair.
     (path,) = (tmp_path / "right" / "fits").glob("*.json")
-    record = featx.evaluate.records.read_record("fit", path)
+    record = featx.records.read_record("fit", path)
     del record["features_checked"]
     record["fit"] |= {"acc1": 0.2, "created": "2026-01-01T00:00:00+00:00"}
     stem = tmp_path / "wrong" / "fits" / path.stem
-    featx.evaluate.records.write_record(stem, "fit", record)
+    featx.records.write_record(stem, "fit", record)
     assert main(["repair", str(train)]) == 0
     assert accuracy(tmp_path, "wrong") == wanted
     assert len(list((tmp_path / "wrong" / "fits").iterdir())) == 2
     # One of after it goes on answering.
     record["fit"]["created"] = "2999-01-01T00:00:00+00:00"
-    featx.evaluate.records.write_record(tmp_path / "old" / "fits" / path.stem, "fit", record)
+    featx.records.write_record(tmp_path / "old" / "fits" / path.stem, "fit", record)
     assert accuracy(tmp_path, "old") == 0.2

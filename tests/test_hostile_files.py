@@ -17,8 +17,8 @@ from torchvision import models
 from featx.backbones import open_backbone, open_trained
 from featx.backbones.trained_file import _FILES
 from featx.errors import CodeError, FeatxError, UsageError, WeightsError
-from featx.evaluate.records import RecordError, read_record
 from featx.networks import get_network
+from featx.records import RecordError, read_record
 from featx.reproduce import find_recipes
 from featx.sources import open_data
 from featx.store.journal import read_journal

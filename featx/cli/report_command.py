@@ -13,7 +13,7 @@ from featx.progress import Reporter
 from featx.text import count_of
 
 if TYPE_CHECKING:
-    from featx.evaluate.lines import Lines
+    from featx.evaluate.table import Lines
 
 __all__ = ["command"]
 
@@ -55,7 +55,7 @@ def command(
     network. A page that is there is replaced. It needs  pip install 'featx[report]'; the tables
     do not.
     """
-    from featx.evaluate.lines import read_lines
+    from featx.evaluate.table import read_lines
     from featx.report.tables import format_lines
 
     lines = read_lines(reports_dir, data=data, reporter=reporter)

@@ -39,7 +39,7 @@ def list_command(measures: tuple[str, ...], reports_dir: str, reporter: Reporter
     own.
     """
     from featx.evaluate import ResultsFolder, format_table, read_results, summarise
-    from featx.evaluate.pruning import find_idle
+    from featx.evaluate.systems import find_idle
 
     results = ResultsFolder(_folder(reports_dir), reporter)
     table = summarise(read_results(reports_dir, reporter=reporter), measures)
@@ -73,7 +73,7 @@ def prune_command(
     """
     from featx.catalog import fingerprints
     from featx.evaluate import ResultsFolder
-    from featx.evaluate.pruning import find_idle, find_named
+    from featx.evaluate.systems import find_idle, find_named
 
     if gone and systems:
         raise UsageError("--gone is for fits of any system: leave the words out, or --gone")

@@ -8,18 +8,16 @@ in a folder of results; tables, comparisons with intervals. The way: `run_fit` p
 
 from __future__ import annotations
 
-from featx.evaluate.groups import add_groups
+from featx.evaluate.comparison import compare, format_comparison
 from featx.evaluate.leak_report import save_leak_sheet
 from featx.evaluate.leaks import Leaks, find_leaks
-from featx.evaluate.output import ResultsFolder, read_results
-from featx.evaluate.paired import compare, format_comparison
-from featx.evaluate.pairs import CacheLike, Pair, pair_caches
+from featx.evaluate.pair import CacheLike, Pair, add_groups, choose_classes
+from featx.evaluate.pairing import CacheChoice, cross_pairs, pair_caches
 from featx.evaluate.result import COLUMNS, FitResult
-from featx.evaluate.run import evaluate
-from featx.evaluate.run_fit import CacheChoice, cross_pairs, run_fit
+from featx.evaluate.results_folder import ResultsFolder, read_results
+from featx.evaluate.run import evaluate, run_fit
 from featx.evaluate.settings import Settings
 from featx.evaluate.table import format_table, summarise
-from featx.evaluate.views import choose_classes
 
 __all__ = [
     "COLUMNS",

@@ -12,7 +12,7 @@ from PIL import Image
 
 from featx.errors import ProtocolError
 from featx.evaluate.leaks import KINDS, SAME_GROUP, Conflict, Leak, Leaks
-from featx.evaluate.pairs import CacheLike
+from featx.evaluate.pair import CacheLike
 from featx.progress import SILENT, Reporter
 from featx.sheet import contact_sheet, save_sheet
 from featx.sources.album import Albums

@@ -1,8 +1,11 @@
-"""What is asked of one pair of caches: all that is known before features are read for a fit."""
+"""What is asked of one pair: test rows, leaks, subsets and names, before a fit reads features."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shlex
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -10,26 +13,219 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.evaluate.base import BaseQuestion
-from featx.evaluate.draws import Subset
-from featx.evaluate.leak_memory import leaks_key, recall_leaks, record_leaks
-from featx.evaluate.leaks import Leaks, find_leaks
-from featx.evaluate.output import ResultsFolder
-from featx.evaluate.pairs import Pair
-from featx.evaluate.records import RecordError, made
+from featx.errors import ProtocolError
+from featx.evaluate.leak_report import guard, leak_record, leak_remark
+from featx.evaluate.leaks import Leaks, find_leaks, leaks_key, recall_leaks, record_leaks
+from featx.evaluate.pair import CacheLike, ClassView, Pair, count_unusable, images_sha256
 from featx.evaluate.result import FitResult
+from featx.evaluate.results_folder import ResultsFolder
 from featx.evaluate.settings import NEAR_OFF, Settings
-from featx.evaluate.views import ClassView
-from featx.fewshot import DRAWS_VERSION
+from featx.fewshot import DRAWS_VERSION, draw_subsets, name_images, subset_hash
 from featx.fingerprint import fingerprint
 from featx.heads import find_head
 from featx.heads.foreign import ForeignHead
 from featx.heads.select import has_lone_classes
 from featx.progress import Reporter
+from featx.records import RecordError, made
 from featx.store import seconds_of
 from featx.words import ALL
 
-__all__ = ["Question"]
+__all__ = ["BaseQuestion", "Question", "Subset", "check_classes", "draw_all", "share_reads"]
+
+_MOST_NAMED = 12
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Rows of one draw."""
+
+    per_class: int | str
+    repeat: int
+    seed: int
+    rows: NDArray[np.int64]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the rows."""
+        return subset_hash(self.rows)
+
+
+def check_classes(
+    train: CacheLike, drawable: NDArray[np.bool_], test: CacheLike, test_rows: NDArray[np.int64]
+) -> list[str]:
+    """Compare the classes that can be fitted with those that are tested."""
+    fitted = {train.class_names[label] for label in np.unique(np.asarray(train.y)[drawable])}
+    tested = {test.class_names[label] for label in np.unique(np.asarray(test.y)[test_rows])}
+    if lacking := [name for name in test.class_names if name in tested - fitted]:
+        raise ProtocolError(
+            f"{len(lacking)} of {len(tested)} tested classes have no usable training image, so "
+            f"that every answer about them would be wrong: {_some(lacking)}. Add images, or leave "
+            f"them out:  --drop {shlex.join(lacking)}"
+        )
+    idle = [name for name in train.class_names if name in fitted - tested]
+    if not idle:
+        return []
+    return [
+        f"{len(idle)} of {len(fitted)} classes have no test image and are never tested, the scores "
+        f"are of the other {len(tested)}: {_some(idle)}"
+    ]
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
+
+
+def draw_all(
+    cache: CacheLike, drawable: NDArray[np.bool_], settings: Settings
+) -> tuple[list[Subset], list[str]]:
+    """Draw every subset; equal subsets of one size are kept once."""
+    sizes = [None if k == ALL else int(k) for k in settings.per_class]
+    images = name_images(cache.image_digests, cache.paths)
+    subsets: list[Subset] = []
+    seen: dict[tuple[int | str, str], int] = {}
+    for repeat in range(settings.repeats):
+        seed = settings.seed + repeat
+        drawn = draw_subsets(
+            cache.y,
+            sizes,
+            seed=seed,
+            valid=drawable,
+            class_names=cache.class_names,
+            images=images,
+        )
+        for per_class, rows in zip(settings.per_class, drawn, strict=True):
+            subset = Subset(per_class, repeat, seed, rows)
+            key = (per_class, subset.sha256)
+            seen[key] = seen.get(key, 0) + 1
+            if seen[key] == 1:
+                subsets.append(subset)
+    notices = [
+        f"{k} per class is all there is: {n} draws would be the same one, which is fitted once"
+        for (k, _), n in seen.items()
+        if n > 1 and k != ALL
+    ]
+    return subsets, notices
+
+
+def share_reads(subsets: list[Subset]) -> list[list[Subset]]:
+    """Group subsets whose rows are read, and multiplied, together.
+
+    The Gram matrix of n rows costs n^2. One of the union of all draws serves them all; where the
+    draws hardly overlap, one for each draw is cheaper and smaller.
+    """
+    by_draw: dict[int, list[Subset]] = {}
+    for subset in subsets:
+        by_draw.setdefault(subset.repeat, []).append(subset)
+    apart = sum(len(union_of(group)) ** 2 for group in by_draw.values())
+    together = len(union_of(subsets)) ** 2
+    return [subsets] if together <= apart else list(by_draw.values())
+
+
+def union_of(subsets: list[Subset]) -> NDArray[np.int64]:
+    """Rows of any of the subsets, ascending."""
+    return np.unique(np.concatenate([subset.rows for subset in subsets]))
+
+
+class BaseQuestion(ABC):
+    """One pair, its subsets and its test rows."""
+
+    def __init__(self, pair: Pair, settings: Settings, reporter: Reporter) -> None:
+        self.pair, self.settings, self.reporter = pair, settings, reporter
+        self.notices: list[str] = []
+        drawable, self.test_rows = pair.split(settings.holdout, settings.holdout_seed)
+        if not self.test_rows.size:
+            raise ProtocolError(f"{pair.name}: no test image is labelled and usable")
+        idle = check_classes(pair.train, drawable, pair.test, self.test_rows)
+        self._tell([*pair.notices, *self._unusable(), *idle])
+        self.leaks = self._find_leaks(drawable)
+        least = max([k for k in settings.per_class if isinstance(k, int)], default=1)
+        drawable = guard(self.leaks, settings.on_leak, drawable, self._tell, reporter, least)
+        check_classes(pair.train, drawable, pair.test, self.test_rows)  # of what is left
+        self.subsets, notices = draw_all(pair.train, drawable, settings)
+        self._tell(notices)
+        self.remarks = [*self._split_remarks(), *pair.notices, *idle]
+        self.remarks += leak_remark(self.leaks, settings.on_leak)
+        self.truth = np.asarray(pair.test.y)[self.test_rows]
+
+    @abstractmethod
+    def names(self) -> dict[str, Any]:
+        """Columns of the table that say what is fitted, in the words of today."""
+
+    @abstractmethod
+    def question_id(self, head: str, subset: Subset) -> str:
+        """Name what all draws of one size have in common."""
+
+    @abstractmethod
+    def _find_leaks(self, drawable: NDArray[np.bool_]) -> Leaks:
+        """Compare the rows that may be drawn with `test_rows`."""
+
+    def _tell(self, notices: Iterable[str]) -> None:
+        for notice in notices:
+            self.notices.append(notice)
+            self.reporter.warn(f"{self.pair.name}: {notice}")
+
+    def _unusable(self) -> Iterator[str]:
+        splits = [self.pair.train] if self.pair.is_holdout else [self.pair.train, self.pair.test]
+        for split in splits:
+            if left_out := count_unusable(split):
+                yield f"{left_out} rows of {split.path} are unusable or unlabelled and left out"
+
+    def _split_remarks(self) -> Iterator[str]:
+        if self.pair.is_holdout:
+            what = (
+                "of each class" if self.pair.groups is None else "of each class, in whole groups,"
+            )
+            share = f"{self.settings.holdout:.0%} {what} held out"
+            yield f"no test split: {share} (seed {self.settings.holdout_seed})"
+        elif self.pair.tested != "test":
+            yield f"tested on the split {self.pair.tested}"
+
+    @cached_property
+    def _test_images(self) -> str:
+        return images_sha256(self.pair.test, self.test_rows)
+
+    def _images(self, subset: Subset) -> dict[str, str]:
+        return {
+            "train_images_sha256": images_sha256(self.pair.train, subset.rows),
+            "test_images_sha256": self._test_images,
+        }
+
+    def _n_drawn_leaks(self, subset: Subset) -> int:
+        return int(np.isin(subset.rows, self.leaks.train_rows).sum())
+
+    def _leaks(self, subset: Subset) -> dict[str, Any]:
+        told = {"on_leak": self.settings.on_leak, "n_drawn": self._n_drawn_leaks(subset)}
+        return leak_record(self.leaks) | told
+
+    def record(self, subset: Subset) -> dict[str, Any]:
+        """Give what a fit's JSON keeps of the question."""
+        is_choice = len(self.test_rows) < len(self.pair.test.y)
+        return {
+            "train_rows": subset.rows.tolist(),
+            "test_rows": self.test_rows.tolist() if is_choice else "all",
+            **self._images(subset),
+            "test_labels": self.truth.tolist(),
+            "is_holdout": self.pair.is_holdout,
+            "draws_version": DRAWS_VERSION,
+            "notices": list(self.notices),
+            "leaks": self._leaks(subset),
+        }
+
+    def asked(self, head: str, subset: Subset) -> dict[str, Any]:
+        """Give what a fit's JSON keeps of how it was asked."""
+        question = self.question_id(head, subset)
+        return {"settings": self.settings.record(), "question": question}
+
+    def as_asked(self, result: FitResult, head: str, subset: Subset) -> FitResult:
+        """Give an answer under the names of this question, whatever it was kept under."""
+        detail = {**result.detail, **self.asked(head, subset)}
+        asked = replace(result, **self.names(), repeat=subset.repeat, detail=detail)
+        if asked.key != result.key:
+            return asked
+        kept = {**result.detail, "question": detail["question"]}
+        return replace(result, repeat=subset.repeat, detail=kept)
+
 
 _VERSION = 2
 """Part of every fit's name; to be raised when the same question gets another answer."""

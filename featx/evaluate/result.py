@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from featx.evaluate.intervals import share_interval
-from featx.evaluate.records import RecordError
+from featx.records import RecordError
 
 __all__ = [
     "COLUMNS",

@@ -9,7 +9,7 @@ import itertools
 import platform
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,12 +24,11 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from featx.errors import FitError, ProtocolError
-from featx.evaluate.draws import Subset, share_reads, union_of
 from featx.evaluate.leaks import Leaks
-from featx.evaluate.output import ResultsFolder
-from featx.evaluate.pairs import Pair
-from featx.evaluate.question import Question
+from featx.evaluate.pair import Pair
+from featx.evaluate.question import Question, Subset, share_reads, union_of
 from featx.evaluate.result import FitResult, joined
+from featx.evaluate.results_folder import ResultsFolder
 from featx.evaluate.scores import MEASURES, score
 from featx.evaluate.settings import Settings
 from featx.heads import Fit, FitOptions, Head, Pool, RowSpace, find_head
@@ -47,6 +46,7 @@ __all__ = [
     "hold_rows",
     "in_order",
     "require_unseen",
+    "run_fit",
 ]
 
 
@@ -318,3 +318,40 @@ def _detail(fit: Fit) -> dict[str, Any]:
 def _versions() -> dict[str, str]:
     own = {package: version(package) for package in _RECORDED_PACKAGES}
     return {"python": platform.python_version(), **own}
+
+
+def run_fit(
+    pairs: Iterable[Pair],
+    settings: Settings,
+    results: ResultsFolder | None,
+    *,
+    refit: bool = False,
+    on_leaks: Callable[[Leaks], object] | None = None,
+    reporter: Reporter = SILENT,
+) -> tuple[list[FitResult], int]:
+    """Fit and score on pairs of caches, and keep each fit in a folder as soon as it is there.
+
+    Fits that the folder holds already are read, unless `refit`. Returns all fits in order, and how
+    many of them are new.
+    """
+    fits: list[FitResult] = []
+    n_new = 0
+
+    def keep(pair: Pair, result: FitResult, fit: Fit | None) -> None:
+        nonlocal n_new
+        n_new += 1
+        if results is not None:
+            results.keep(pair, result, fit)
+
+    for pair in pairs:
+        fits += evaluate(
+            pair,
+            settings,
+            reporter=reporter,
+            sink=partial(keep, pair),
+            on_leaks=on_leaks,
+            known=None if refit else results,
+        )
+    if results is not None:
+        results.complete(fits)
+    return fits, n_new

@@ -11,8 +11,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.neighbors import NearestNeighbors
 
 from featx.errors import CacheError, MissingExtraError
-from featx.evaluate.near import near_within
-from featx.evaluate.sketch import WIDTH, mean_row, sketch_rows, unit_length
+from featx.evaluate.near import WIDTH, mean_row, near_within, sketch_rows, unit_length
 from featx.heads.base import RowsView, check_finite
 from featx.heads.classifier import Classifier
 from featx.progress import SILENT, Reporter
@@ -67,7 +66,7 @@ def look_at(
     """Find the neighbours of some rows of a cache: of all, or of `limit` that are drawn.
 
     The features are those rows less their mean, at length 1. Where they take more than 1 GB,
-    sketches of 1,024 values stand for them (`featx.evaluate.sketch`).
+    sketches of 1,024 values stand for them (`featx.evaluate.near`).
     """
     rows = np.flatnonzero(np.asarray(cache.status) == 1)
     if len(rows) < 3:

@@ -17,7 +17,7 @@ from featx.atomic import replace_text
 from featx.errors import FeatxError
 from featx.evaluate import FitResult, ResultsFolder, compare
 from featx.evaluate.intervals import format_ends
-from featx.evaluate.lines import Lines
+from featx.evaluate.table import Lines
 from featx.progress import SILENT, Reporter
 from featx.report.details import Picture, Pictures, details_of, read_fits, wrong_pictures
 from featx.report.html import alt, assets, chart_spec, environment, to_json

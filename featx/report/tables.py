@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pandas as pd
 
-from featx.evaluate.lines import Lines
 from featx.evaluate.systems import by_size
+from featx.evaluate.table import Lines
 from featx.text import csv_text
 
 __all__ = ["class_table", "format_lines", "markdown_text"]

@@ -21,11 +21,11 @@ from featx.evaluate import (
     pair_caches,
     run_fit,
 )
-from featx.evaluate.records import RecordError, read_older_too
 from featx.extract import ExtractReport, Plan, run_plan
 from featx.networks import count, is_network
 from featx.plugins import named_by
 from featx.progress import Reporter
+from featx.records import RecordError, read_older_too
 from featx.reproduce.outcome import FINE_TUNED, FROZEN, SCRATCH, Cost, Outcome, outcomes_of
 from featx.reproduce.recipe import FULL, PRETRAINED, SCALES, Recipe
 from featx.sources import ClassChoice

@@ -12,8 +12,8 @@ import pandas as pd
 
 from featx.atomic import replace_text
 from featx.evaluate.intervals import format_ends
-from featx.evaluate.records import RecordError, read_older_too, record_text
 from featx.progress import Reporter
+from featx.records import RecordError, read_older_too, record_text
 from featx.reproduce.outcome import FINE_TUNED, FROZEN, OUTCOME_COLUMNS, SCRATCH, Outcome
 from featx.reproduce.recipe import SMALL, Recipe
 from featx.text import text_table

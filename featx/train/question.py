@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from featx.errors import ProtocolError
 from featx.evaluate import Leaks, Pair, Settings
-from featx.evaluate.base import BaseQuestion
-from featx.evaluate.draws import Subset
-from featx.evaluate.images import images_sha256
 from featx.evaluate.leaks import find_copies
+from featx.evaluate.pair import images_sha256
+from featx.evaluate.question import BaseQuestion, Subset
 from featx.evaluate.settings import NEAR_OFF
 from featx.extract.settings import Sample, take_sample
 from featx.fingerprint import fingerprint

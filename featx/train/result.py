@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from featx.atomic import replace_text
 from featx.errors import FeatxError
 from featx.evaluate import FitResult
-from featx.evaluate.draws import Subset
+from featx.evaluate.question import Subset
 from featx.evaluate.result import joined
 from featx.evaluate.scores import score
 from featx.heads.base import labels_of, softmax_of

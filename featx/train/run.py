@@ -19,7 +19,7 @@ from featx.backbones.trained_file import read_contents
 from featx.engines import resolve_device, resolve_precision
 from featx.errors import WeightsError
 from featx.evaluate import FitResult, ResultsFolder
-from featx.evaluate.draws import Subset
+from featx.evaluate.question import Subset
 from featx.memory import available_bytes
 from featx.networks import count
 from featx.progress import SILENT, Bar, Reporter

@@ -16,14 +16,13 @@ from sklearn.model_selection import ParameterSampler
 
 from featx.atomic import replace_text, set_aside
 from featx.errors import ProtocolError, UsageError
-from featx.evaluate.draws import Subset
-from featx.evaluate.records import RecordError, read_record, record_text
+from featx.evaluate.question import Subset
 from featx.fewshot import split_holdout
 from featx.fingerprint import fingerprint
 from featx.memory import is_out_of_memory
 from featx.networks import SEARCH_SPACE, get_network
 from featx.progress import Reporter
-from featx.records import ENDING
+from featx.records import ENDING, RecordError, read_record, record_text
 from featx.stops import check
 from featx.train.checkpoint import Checkpoint
 from featx.train.classifier import DivergedError

@@ -19,7 +19,7 @@ from sklearn.svm import LinearSVC
 import featx
 from featx.cli import main
 from featx.errors import CacheError
-from featx.evaluate.run_fit import _only
+from featx.evaluate.pairing import _only
 
 CLASSES = ("airplane", "cat", "ship", "truck")
 

@@ -13,7 +13,7 @@ import pytest
 from small_caches import CIFAR, write
 
 from featx.cli import main
-from featx.evaluate.output import read_results
+from featx.evaluate.results_folder import read_results
 
 WORDS = ["fit", "--clf", "svm", "logreg", "--per-class", "4", "8", "--repeats", "3", "--quiet"]
 N_FITS = 12
@@ -22,16 +22,16 @@ TIMES = ["fit_seconds", "predict_seconds", "created"]
 KILLED = """
 import os, signal, sys
 from featx.cli import main
-from featx.evaluate.output import read_results
-from featx.evaluate import output
+from featx.evaluate.results_folder import read_results
+from featx.evaluate import results_folder
 name, left = sys.argv[1], [int(sys.argv[2])]
-real = getattr(output, name)
+real = getattr(results_folder, name)
 def die(*words):
     left[0] -= 1
     if left[0] == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*words)
-setattr(output, name, die)
+setattr(results_folder, name, die)
 main(sys.argv[3:])
 """
 

@@ -17,7 +17,7 @@ from small_caches import write
 import featx
 from featx.cli import main
 from featx.evaluate import compare
-from featx.evaluate.lines import read_lines
+from featx.evaluate.table import read_lines
 
 CLASSES = ("automobile", "</script><b>frog", "$ship_&|\u202e")
 
@@ -253,7 +253,7 @@ def test_confident_mistakes_are_those_of_the_record_with_their_pictures(digits_p
 
 def test_the_time_of_the_extraction_is_known(digits_page, digits_folder):
     plot = pytest.importorskip("featx.plot")
-    from featx.evaluate.lines import extraction_seconds
+    from featx.evaluate.table import extraction_seconds
 
     lines = read_lines(digits_page.parent)
     seconds = json.loads((digits_folder / "cache" / ".seconds.json").read_text())

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from statistics_by_hand import squared_parts
 
-from featx.evaluate.crossed import estimate_mean, holm, interval_of_mean
+from featx.evaluate.intervals import estimate_mean, holm, interval_of_mean
 
 N_SAMPLES = 1000
 # Of all cases together, one in a thousand would be outside by chance alone at these true values.

@@ -10,8 +10,8 @@ from memory_cache import make_cache
 
 from featx.errors import ProtocolError
 from featx.evaluate import Pair, Settings, choose_classes, evaluate
-from featx.evaluate.draws import Subset, draw_all, share_reads, union_of
-from featx.evaluate.views import ClassView
+from featx.evaluate.pair import ClassView
+from featx.evaluate.question import Subset, draw_all, share_reads, union_of
 from featx.fewshot import draw_subset, name_images, subset_hash
 from featx.progress import Reporter
 from featx.sources.select import ClassChoice

@@ -11,10 +11,10 @@ from memory_cache import make_cache
 
 from featx.errors import ProtocolError, UsageError
 from featx.evaluate import Pair, ResultsFolder, Settings, compare, evaluate, format_table, summarise
-from featx.evaluate.pruning import find_idle
-from featx.evaluate.records import record_text
+from featx.evaluate.systems import find_idle
 from featx.heads import FitOptions, canonical_name
 from featx.progress import Reporter
+from featx.records import record_text
 
 EVERY = ("svm", "logreg", "ridge", "mlp", "mlp-torch(device=cpu)", "knn", "ncm", "lda")
 LARGEST = 2**32 - 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from memory_cache import make_cache
 
-from featx.evaluate.images import images_sha256
+from featx.evaluate.pair import images_sha256
 
 ROWS = np.array([3, 5, 8])
 

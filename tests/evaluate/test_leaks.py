@@ -15,7 +15,7 @@ from featx.errors import ProtocolError, UsageError
 from featx.evaluate import Pair, Settings, evaluate
 from featx.evaluate.leak_report import leak_lines, leak_record, save_leak_sheet, summary
 from featx.evaluate.leaks import Conflict, Leak, find_leaks
-from featx.evaluate.output import json_text
+from featx.evaluate.results_folder import json_text
 from featx.progress import Reporter
 
 

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featx.evaluate import near as near_module
-from featx.evaluate.near import DEFAULT_RATIO, find_near
-from featx.evaluate.sketch import mean_row, sketch_rows
+from featx.evaluate.near import DEFAULT_RATIO, find_near, mean_row, sketch_rows
 
 F32 = np.dtype("float32")
 

@@ -15,9 +15,16 @@ import pandas as pd
 import pytest
 
 from featx.atomic import locked
-from featx.evaluate import COLUMNS, ResultsFolder, Settings, evaluate, read_results, rows
-from featx.evaluate.records import write_record
+from featx.evaluate import (
+    COLUMNS,
+    ResultsFolder,
+    Settings,
+    evaluate,
+    read_results,
+    results_folder,
+)
 from featx.progress import SILENT, Reporter
+from featx.records import write_record
 
 
 @pytest.fixture
@@ -167,12 +174,12 @@ def test_a_record_of_other_content_with_a_good_digest(results, tmp_path, change)
 def test_rows_are_remembered_for_as_long_as_the_files_stay(results, tmp_path, monkeypatch):
     folder = ResultsFolder(tmp_path)
     paths = [folder.add(result) for result in results]
-    monkeypatch.setattr(rows, "_RECENT_SECONDS", -60.0)  # as if a minute had passed
+    monkeypatch.setattr(results_folder, "_RECENT_SECONDS", -60.0)  # as if a minute had passed
     folder.complete()
     text = (tmp_path / ".rows").read_text(encoding="utf-8")
     read = []
-    real = rows.read_record
-    monkeypatch.setattr(rows, "read_record", lambda *a: read.append(a[1]) or real(*a))
+    real = results_folder.read_record
+    monkeypatch.setattr(results_folder, "read_record", lambda *a: read.append(a[1]) or real(*a))
     assert ids_of(tmp_path) == [result.fit_id for result in results]
     assert read == []
     paths[2].write_text(paths[2].read_text(encoding="utf-8") + " ", encoding="utf-8")

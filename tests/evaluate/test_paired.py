@@ -10,7 +10,7 @@ from memory_cache import make_cache
 
 from featx.errors import ProtocolError, UsageError
 from featx.evaluate import Pair, ResultsFolder, Settings, compare, evaluate, format_comparison
-from featx.evaluate.crossed import estimate_mean, holm
+from featx.evaluate.intervals import estimate_mean, holm
 
 
 def fits_of(heads=("svm", "logreg"), noise=2.0, n_test=45, roll=0, settings=(), **meta):

@@ -10,7 +10,7 @@ from memory_cache import make_cache
 
 from featx.errors import ProtocolError, UsageError
 from featx.evaluate import Settings, evaluate, pair_caches
-from featx.evaluate.pairs import with_enough_images
+from featx.evaluate.pairing import with_enough_images
 
 
 def test_train_and_test_of_the_same_data_and_network_are_a_pair():

@@ -18,7 +18,7 @@ from sklearn.svm import LinearSVC
 
 from featx.errors import ProtocolError, UsageError
 from featx.evaluate import Pair, Settings, evaluate
-from featx.evaluate.output import json_text
+from featx.evaluate.results_folder import json_text
 from featx.evaluate.run import require_unseen
 from featx.progress import Reporter
 

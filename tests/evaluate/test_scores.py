@@ -22,7 +22,7 @@ from sklearn.metrics import (
 from statistics_by_hand import calibration_error
 
 from featx.evaluate import Pair, Settings, evaluate
-from featx.evaluate.output import json_text
+from featx.evaluate.results_folder import json_text
 from featx.evaluate.scores import expected_calibration_error, score
 from featx.progress import Reporter
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from featx.errors import ProtocolError
-from featx.evaluate.sketch import WIDTH, sketch_rows
+from featx.evaluate.near import WIDTH, sketch_rows
 from featx.heads.base import RowsView
 
 F16, F32 = np.dtype("float16"), np.dtype("float32")

@@ -10,7 +10,7 @@ from memory_cache import make_cache
 
 from featx.errors import UsageError
 from featx.evaluate import Pair, Settings, choose_classes, evaluate
-from featx.evaluate.views import ClassView, count_unusable, describe
+from featx.evaluate.pair import ClassView, count_unusable, describe
 from featx.progress import Reporter
 from featx.sources.select import ClassChoice
 

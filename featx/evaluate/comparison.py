@@ -15,9 +15,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from featx.errors import ProtocolError, UsageError
-from featx.evaluate.crossed import Estimate, estimate_mean, holm
-from featx.evaluate.output import ResultsFolder
+from featx.evaluate.intervals import Estimate, estimate_mean, holm
 from featx.evaluate.result import FitResult
+from featx.evaluate.results_folder import ResultsFolder
 from featx.evaluate.systems import (
     OWN_COLUMNS,
     SYSTEM_COLUMNS,
@@ -140,7 +140,7 @@ def compare(
 
     Every test image of every draw gives the difference of being right, 1, 0 or -1; its mean is
     the difference in accuracy, and its interval accounts for both the draws and the test images
-    being samples; see `featx.evaluate.crossed.estimate_mean`. With one draw, interval and p are
+    being samples; see `featx.evaluate.intervals.estimate_mean`. With one draw, interval and p are
     about that training subset alone; two to four draws make wide intervals. Two fits are paired
     if everything agrees but what the two systems name: data, seed, training images, test images,
     head, settings. Weights, layer and input size belong to the backbone and may differ where

@@ -1,14 +1,12 @@
-"""From a folder of caches to fits in a folder of results: what commands and Python both call.
-
-Caches are paired by their data, or across two data sets over the classes that both have.
-"""
+"""Which caches make pairs: of one data set, or across two over the classes that both have."""
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +14,197 @@ import numpy as np
 
 from featx.catalog import open_complete
 from featx.errors import CacheError, ProtocolError, UsageError, unknown_name
-from featx.evaluate.groups import add_groups
-from featx.evaluate.leaks import Leaks
-from featx.evaluate.output import ResultsFolder
-from featx.evaluate.pairs import CacheLike, Pair, pair_caches, with_enough_images
-from featx.evaluate.result import FitResult
-from featx.evaluate.run import evaluate
-from featx.evaluate.settings import Settings
-from featx.evaluate.views import ClassView, choose_classes, describe
-from featx.fingerprint import fingerprint
-from featx.heads import Fit
+from featx.evaluate.pair import (
+    CacheLike,
+    ClassView,
+    Pair,
+    add_groups,
+    choose_classes,
+    describe,
+)
+from featx.fingerprint import differences, fingerprint
 from featx.progress import SILENT, Reporter
 from featx.sources.select import ClassChoice
-from featx.sources.splits import read_split
+from featx.sources.splits import choose_splits, read_split
 
-__all__ = [
-    "CacheChoice",
-    "cross_pairs",
-    "run_fit",
-]
+__all__ = ["CacheChoice", "cross_pairs", "pair_caches", "with_enough_images"]
+
+
+def pair_caches(
+    caches: Iterable[CacheLike], test_split: str | None = None
+) -> tuple[list[Pair], list[str]]:
+    """Find the caches that every train cache is tested on."""
+    groups: dict[str, list[CacheLike]] = {}
+    for cache in caches:
+        groups.setdefault(_point(cache), []).append(cache)
+    pairs, notices = [], []
+    for group in groups.values():
+        by_split = _by_split(group)
+        whole = by_split.pop("all", [])
+        if by_split:
+            found, alone = _pair_splits(by_split, test_split)
+            pairs += found
+            notices += alone
+        if whole and test_split is not None:
+            notices += [f"{_where(c)}: left out, it has no splits to test on" for c in whole]
+        else:
+            pairs += [Pair(cache, cache) for cache in whole]
+    return pairs, notices
+
+
+def with_enough_images(
+    pairs: Sequence[Pair], per_class: Iterable[int | str]
+) -> tuple[list[Pair], list[str]]:
+    """Leave out pairs whose sample is smaller than the subsets, where others are large enough."""
+    most = max((k for k in per_class if isinstance(k, int)), default=0)
+    sizes = [_part(pair.train.meta, str(pair.train.meta["split"]))[0] or math.inf for pair in pairs]
+    enough = min(most, max(sizes, default=0))
+    few = f"left out, it has fewer than {most} images a class"
+    both = list(zip(pairs, sizes, strict=True))
+    return (
+        [pair for pair, size in both if size >= enough],
+        [f"{_where(pair.train)}: {few}" for pair, size in both if size < enough],
+    )
+
+
+def _pair_splits(
+    by_split: dict[str, list[CacheLike]], test_split: str | None
+) -> tuple[list[Pair], list[str]]:
+    """Pair the caches of data with splits."""
+    try:
+        fitted, tested = choose_splits(by_split, test_split)
+    except ProtocolError as error:
+        caches = itertools.chain.from_iterable(by_split.values())
+        return [], [f"{_where(cache)}: left out, {error}" for cache in caches]
+    couples = list(itertools.product(by_split[fitted], by_split[tested]))
+    couples = [couple for couple in couples if _is_asked_together(*couple)]
+    paired = {id(cache) for couple in couples for cache in couple}
+    why = {split: f"split {split!r} is not used" for split in by_split}
+    why[fitted] = f"there is no cache of its {tested} split with this sample"
+    why[tested] = f"there is no cache of its {fitted} split with this sample"
+    if "val" in by_split and tested != "val":
+        why["val"] = f"left for choices: heads are tested on {tested} (or  --test-split val)"
+    notices = [
+        f"{_where(cache)}: left out, {why[split]}"
+        for split, caches in by_split.items()
+        for cache in caches
+        if id(cache) not in paired
+    ]
+    return [_checked(*couple) for couple in couples], notices
+
+
+def _point(cache: CacheLike) -> str:
+    """Everything that partners share: data, classes, and how features were made."""
+    classes = _record(cache.meta, "sample").get("classes")
+    return fingerprint({"data": cache.meta["data"], "classes": classes, "identity": _how(cache)})
+
+
+def _how(cache: CacheLike) -> dict[str, Any]:
+    """Give how features were made, without from which images."""
+    return {k: v for k, v in cache.meta["identity"].items() if k != "source"}
+
+
+def _part(meta: Mapping[str, Any], split: str) -> tuple[int | None, int | None]:
+    """Give the images a class and the seed that the run which made a cache took of a split."""
+    sample = _record(meta, "sample")
+    n = sample.get("per_class" if split in ("train", "all") else "test_per_class")
+    return n, None if n is None else sample.get("seed")
+
+
+def _is_asked_together(train: CacheLike, test: CacheLike) -> bool:
+    """Whether a run that made one of them asked for the other too."""
+    return any(
+        _part(train.meta, str(of.meta["split"])) == _part(test.meta, str(of.meta["split"]))
+        for of in (train, test)
+    )
+
+
+def _by_split(group: Sequence[CacheLike]) -> dict[str, list[CacheLike]]:
+    """Give the caches of each split, one of each part of it."""
+    parts: dict[str, dict[Any, CacheLike]] = {}
+    for cache in sorted(group, key=lambda cache: str(cache.meta["split"])):
+        split = str(cache.meta["split"])
+        first = parts.setdefault(split, {}).setdefault(_part(cache.meta, split), cache)
+        if first.fingerprint != cache.fingerprint:
+            error = ProtocolError(
+                f"two caches are the {split} split of {first.meta['data']!r}: {first.path} and "
+                f"{cache.path}; name the one to use"
+            )
+            for line in differences(first.meta["identity"], cache.meta["identity"]):
+                error.add_note(line)
+            raise error
+    return {split: list(caches.values()) for split, caches in parts.items()}
+
+
+def _checked(train: CacheLike, test: CacheLike) -> Pair:
+    if list(train.class_names) != list(test.class_names):
+        odd = sorted(set(train.class_names) ^ set(test.class_names))[:5]
+        raise ProtocolError(
+            f"{train.path} and {test.path} have different classes"
+            + (f" ({', '.join(odd)})" if odd else " (the order differs)")
+            + ": extract both splits of the same data"
+        )
+    if train.X.shape[1] != test.X.shape[1]:
+        raise ProtocolError(
+            f"{train.path} has {train.X.shape[1]:,} features, {test.path} {test.X.shape[1]:,}"
+        )
+    _require_other_images(train, test)
+    notice = _why_not_one_source(train, test)
+    return Pair(train, test, notices=(notice,) if notice else ())
+
+
+def _require_other_images(train: CacheLike, test: CacheLike) -> None:
+    if train.fingerprint == test.fingerprint:
+        raise ProtocolError(
+            f"{train.path} and {test.path} were made from the same images: a head would be "
+            "scored on rows it was fitted on"
+        )
+
+
+def _why_not_one_source(train: CacheLike, test: CacheLike) -> str | None:
+    """Say so where the data changed between the runs that made two caches.
+
+    It is enough if one of the two runs saw the other split as it is here: a cache is reused where
+    its split did not change. Caches of older versions do not say what their runs saw.
+    """
+    seen = [_has_seen(*couple) for couple in ((train, test), (test, train))]
+    if True in seen or False not in seen:
+        return None
+    told = [
+        f"{Path(one.path).name} of {one.meta.get('created')} beside "
+        f"{_seen(one, other).get('n_images')} images of {other.meta['split']}"
+        for one, other in ((train, test), (test, train))
+        if _seen(one, other)
+    ]
+    here = f"{len(train.y)} of {train.meta['split']}, {len(test.y)} of {test.meta['split']}"
+    return (
+        f"train and test are not of one state of the data (made: {', '.join(told)}, here: {here}): "
+        "extract both again (featx extract --overwrite)"
+    )
+
+
+def _has_seen(one: CacheLike, other: CacheLike) -> bool | None:
+    """Whether the run that made a cache saw the other's images; None where it does not say."""
+    seen, own = _seen(one, other), _seen(other, other)
+    if "content" in seen:
+        return bool(seen["content"] == other.meta["identity"].get("source", {}).get("content"))
+    # It saw the names of the images alone, with  --split.
+    return seen["listed"] == own["listed"] if "listed" in seen and "listed" in own else None
+
+
+def _seen(one: CacheLike, other: CacheLike) -> Mapping[str, Any]:
+    """Give what a cache records of another's split."""
+    return _record(_record(one.meta, "splits"), str(other.meta["split"]))
+
+
+def _record(meta: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Give what is recorded under a name; nothing where another program wrote something else."""
+    found = meta.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _where(cache: CacheLike) -> str:
+    return f"{Path(cache.path).name} ({cache.meta['data']}, {cache.meta['split']})"
 
 
 _TEST = ("test", "val", "all")
@@ -58,7 +228,7 @@ def cross_pairs(
     pairs: list[Pair] = []
     notices = []
     for train in _of_split(caches, train_data, ("train", "all")):
-        alike = [test for test in tests if _point(test) == _point(train)]
+        alike = [test for test in tests if _weights_and_layer(test) == _weights_and_layer(train)]
         partners = _best([test for test in alike if _width(test) == _width(train)], train)
         pairs += [_pair(train, test, choice) for test in partners]
         if not partners:
@@ -83,7 +253,7 @@ def _of_split(caches: Sequence[CacheLike], data: str, splits: Sequence[str]) -> 
     return found
 
 
-def _point(cache: CacheLike) -> tuple[Any, ...]:
+def _weights_and_layer(cache: CacheLike) -> tuple[Any, ...]:
     identity = cache.meta["identity"]
     weights = identity.get("weights_sha256", identity.get("weights"))
     return cache.meta["backbone"], weights, cache.meta["layer"], cache.meta["pool"]
@@ -91,10 +261,6 @@ def _point(cache: CacheLike) -> tuple[Any, ...]:
 
 def _width(cache: CacheLike) -> int:
     return int(cache.X.shape[1])
-
-
-def _how(cache: CacheLike) -> dict[str, Any]:
-    return {k: v for k, v in cache.meta["identity"].items() if k != "source"}
 
 
 def _best(tests: list[CacheLike], train: CacheLike) -> list[CacheLike]:
@@ -120,11 +286,8 @@ def _why_alone(train: CacheLike, alike: list[CacheLike], test_data: str) -> str:
 
 def _pair(train: CacheLike, test: CacheLike, choice: ClassChoice) -> Pair:
     is_one = train.path == test.path
-    if train.fingerprint == test.fingerprint and not is_one:
-        raise ProtocolError(
-            f"{train.path} and {test.path} were made from the same images: a head would be "
-            "scored on rows it was fitted on"
-        )
+    if not is_one:
+        _require_other_images(train, test)
     shared, notice = _shared(train, test, choice)
     train_view = ClassView(train, _for(train, shared, choice))
     test_view = train_view if is_one else ClassView(test, _for(test, shared, choice))
@@ -257,43 +420,6 @@ class CacheChoice:
                 + ", ".join(sorted({Path(cache.path).name for cache in chosen}))
             )
         return [add_groups(pair, self.groups) for pair in pairs] if self.groups else pairs
-
-
-def run_fit(
-    pairs: Iterable[Pair],
-    settings: Settings,
-    results: ResultsFolder | None,
-    *,
-    refit: bool = False,
-    on_leaks: Callable[[Leaks], object] | None = None,
-    reporter: Reporter = SILENT,
-) -> tuple[list[FitResult], int]:
-    """Fit and score on pairs of caches, and keep each fit in a folder as soon as it is there.
-
-    Fits that the folder holds already are read, unless `refit`. Returns all fits in order, and how
-    many of them are new.
-    """
-    fits: list[FitResult] = []
-    n_new = 0
-
-    def keep(pair: Pair, result: FitResult, fit: Fit | None) -> None:
-        nonlocal n_new
-        n_new += 1
-        if results is not None:
-            results.keep(pair, result, fit)
-
-    for pair in pairs:
-        fits += evaluate(
-            pair,
-            settings,
-            reporter=reporter,
-            sink=partial(keep, pair),
-            on_leaks=on_leaks,
-            known=None if refit else results,
-        )
-    if results is not None:
-        results.complete(fits)
-    return fits, n_new
 
 
 def _only(
