@@ -157,7 +157,7 @@ class _Sheet:
         self.n_drawn = 0
 
     def add(self, leaks: Leaks) -> None:
-        from featx.evaluate import save_leak_sheet
+        from featx.report.leak_sheet import save_leak_sheet
 
         self.found.append(leaks)
         if self.path is not None:

@@ -9,7 +9,6 @@ in a folder of results; tables, comparisons with intervals. The way: `run_fit` p
 from __future__ import annotations
 
 from featx.evaluate.comparison import compare, format_comparison
-from featx.evaluate.leak_report import save_leak_sheet
 from featx.evaluate.leaks import Leaks, find_leaks
 from featx.evaluate.pair import CacheLike, Pair, add_groups, choose_classes
 from featx.evaluate.pairing import CacheChoice, cross_pairs, pair_caches
@@ -39,6 +38,5 @@ __all__ = [
     "pair_caches",
     "read_results",
     "run_fit",
-    "save_leak_sheet",
     "summarise",
 ]

@@ -1,10 +1,11 @@
-"""Images that are both in what may be fitted on and in what is tested on."""
+"""Images that are both in what may be fitted on and in what is tested on: found and described."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,16 +25,22 @@ __all__ = [
     "Leaks",
     "find_copies",
     "find_leaks",
+    "leak_lines",
+    "leak_record",
     "leaks_key",
     "recall_leaks",
     "record_leaks",
 ]
 
-SAME_FILE = "same file"
-KINDS = (SAME_FILE, "equal features", "near")
-"""How a test image can have a twin, the surest first."""
+SAME_FILE, EQUAL_FEATURES, NEAR = KINDS = ("same file", "equal features", "near")
+"""How a test image can be a training image too, the surest first."""
 
 SAME_GROUP = "same group"
+
+_SHOWN, _RECORDED = 3, 50
+
+T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -73,25 +80,58 @@ class Leaks:
         return np.unique(np.array([leak.train for leak in self.found], np.int64))
 
     @property
-    def counts(self) -> dict[str, int]:
-        """Test images by the surest kind of their twins; `SAME_GROUP` is counted apart."""
-        kind_of: dict[int, str] = {}
-        for leak in self.twins:
-            kind_of.setdefault(leak.test, leak.kind)
-        kinds = list(kind_of.values())
-        counts = {kind: kinds.count(kind) for kind in KINDS}
-        in_groups = {leak.test for leak in self.found if leak.kind == SAME_GROUP}
-        return counts | {SAME_GROUP: len(in_groups)}
-
-    @property
-    def twins(self) -> list[Leak]:
+    def duplicates(self) -> list[Leak]:
         """All but those of the kind `SAME_GROUP`."""
         return [leak for leak in self.found if leak.kind != SAME_GROUP]
 
     @property
+    def counts(self) -> dict[str, int]:
+        """Test images by their surest kind; those in a group of training images apart."""
+        n = Counter(leak.kind for leak in one_per_test_image(self.duplicates))
+        in_groups = {leak.test for leak in self.found if leak.kind == SAME_GROUP}
+        return {**{kind: n[kind] for kind in KINDS}, SAME_GROUP: len(in_groups)}
+
+    @property
     def n_twins(self) -> int:
-        """Test images that have a twin."""
-        return len({leak.test for leak in self.twins})
+        """Test images that are, or nearly are, a training image."""
+        return len({leak.test for leak in self.duplicates})
+
+    @property
+    def summary(self) -> str:
+        """What was found, in one line; empty where nothing was."""
+        counts, parts = self.counts, []
+        if self.n_twins:
+            kinds = ", ".join(f"{counts[kind]:,} {kind}" for kind in KINDS if counts[kind])
+            parts.append(
+                f"{self.n_twins:,} of {self.n_test:,} test images have a twin among the "
+                f"{self.n_train:,} training images: {kinds}"
+            )
+        if counts[SAME_GROUP]:
+            column = self.pair.groups.column if self.pair.groups else ""
+            parts.append(
+                f"{counts[SAME_GROUP]:,} of {self.n_test:,} test images are in a group "
+                f"({column}) of training images"
+            )
+        return " and ".join(parts)
+
+    def name(self, part: str, row: int) -> str:
+        """Name an image and its class."""
+        cache = self.pair.train if part == "train" else self.pair.test
+        label = int(cache.y[row])
+        return f"{cache.paths[row]} ({cache.class_names[label] if label >= 0 else 'unknown'})"
+
+
+def one_per_test_image(found: Iterable[Leak]) -> list[Leak]:
+    """Keep the first of each test image."""
+    return list(_first_of(found, lambda leak: leak.test).values())
+
+
+def _first_of(items: Iterable[T], key: Callable[[T], K]) -> dict[K, T]:
+    """Give the first item of each key, in the order in which the keys come."""
+    found: dict[K, T] = {}
+    for item in items:
+        found.setdefault(key(item), item)
+    return found
 
 
 def find_leaks(
@@ -122,32 +162,19 @@ def find_leaks(
         If a test row holds NaN or infinity.
     """
     parts = _Parts(pair, np.flatnonzero(drawable).astype(np.int64), test_rows)
-    sketches = _sketch_both(parts, with_sketch=settings.near != NEAR_OFF)
-    keys: dict[str, tuple[Sequence[Hashable], Sequence[Hashable]]] = {
-        SAME_FILE: (_files(pair.train, parts.train), _files(pair.test, test_rows)),
-        "equal features": (sketches[0][1].digests, sketches[1][1].digests),
-    }
-    found = [leak for kind, both in keys.items() for leak in parts.equal(kind, *both)]
+    is_near_wanted = settings.near != NEAR_OFF
+    sketches = _sketch_both(parts, with_sketch=is_near_wanted)
     near = None
-    if settings.near != NEAR_OFF and len(parts.train) and len(test_rows):
+    if is_near_wanted and len(parts.train) and len(test_rows):
         near = find_near(*sketches, None if isinstance(settings.near, str) else settings.near)
-        found += parts.near(near)
-    found = _surest(found)
-    inside = [c for kind, both in keys.items() for c in parts.conflicts_inside(kind, both[0])]
-    conflicts = {(c.first, c.second): c for c in [*parts.conflicts_across(found), *inside][::-1]}
-    if pair.groups is not None:
-        found += parts.equal(SAME_GROUP, *pair.groups.of(parts.train, test_rows))
-    sure_first = tuple(conflicts.values())[::-1]
-    return Leaks(pair, len(parts.train), len(test_rows), tuple(found), sure_first, near)
+    digests = sketches[0][1].digests, sketches[1][1].digests
+    return parts.compare({SAME_FILE: parts.files(), EQUAL_FEATURES: digests}, near)
 
 
 def find_copies(pair: Pair, drawable: NDArray[np.bool_], test_rows: NDArray[np.int64]) -> Leaks:
     """Compare the files of images alone; features are not read."""
     parts = _Parts(pair, np.flatnonzero(drawable).astype(np.int64), test_rows)
-    files = _files(pair.train, parts.train), _files(pair.test, test_rows)
-    found = parts.equal(SAME_FILE, *files)
-    conflicts = [*parts.conflicts_across(found), *parts.conflicts_inside(SAME_FILE, files[0])]
-    return Leaks(pair, len(parts.train), len(test_rows), tuple(found), tuple(conflicts))
+    return parts.compare({SAME_FILE: parts.files()})
 
 
 def _sketch_both(
@@ -165,10 +192,8 @@ def _sketch_both(
     )
 
 
-def _files(cache: CacheLike, rows: NDArray[np.int64]) -> list[Hashable]:
-    """Digest of each image; None, which equals nothing, where it is not known."""
-    digests = np.asarray(cache.image_digests)[rows]
-    return [row.tobytes() if row.any() else None for row in digests]
+_Keys = tuple[Sequence[Hashable], Sequence[Hashable]]
+"""What is compared of the rows of both parts; None equals nothing."""
 
 
 @dataclass(frozen=True)
@@ -179,29 +204,46 @@ class _Parts:
     train: NDArray[np.int64]
     test: NDArray[np.int64]
 
-    def equal(self, kind: str, train: Sequence[Hashable], test: Sequence[Hashable]) -> list[Leak]:
+    def files(self) -> _Keys:
+        """Digest of each image."""
+        return _files(self.pair.train, self.train), _files(self.pair.test, self.test)
+
+    def compare(self, keys: Mapping[str, _Keys], near: NearPairs | None = None) -> Leaks:
+        """Find leaks by the keys of each kind, the surest kind first, and label conflicts."""
+        found = [leak for kind, both in keys.items() for leak in self._equal(kind, *both)]
+        found = _surest(found, self._near(near) if near is not None else [])
+        conflicts = self._conflicts_across(found)
+        for kind, (train, _) in keys.items():
+            conflicts += self._conflicts_inside(kind, train)
+        if self.pair.groups is not None:
+            found += self._equal(SAME_GROUP, *self.pair.groups.of(self.train, self.test))
+        n_train, n_test = len(self.train), len(self.test)
+        return Leaks(self.pair, n_train, n_test, tuple(found), _each_once(conflicts), near)
+
+    def _equal(self, kind: str, train: Sequence[Hashable], test: Sequence[Hashable]) -> list[Leak]:
         """Pair every row whose key is in the other part with the first row that has it."""
-        in_train, in_test = _first(train), _first(test)
-        cosine = 1.0 if kind == "equal features" else None
+        in_train, in_test = _first_rows(train), _first_rows(test)
+        cosine = 1.0 if kind == EQUAL_FEATURES else None
         couples = {(in_train[key], j) for j, key in enumerate(test) if key in in_train}
         couples |= {(i, in_test[key]) for i, key in enumerate(train) if key in in_test}
-        rows = [(int(self.train[i]), int(self.test[j])) for i, j in sorted(couples)]
-        return [Leak(kind, i, j, cosine) for i, j in rows]
+        return [
+            Leak(kind, int(self.train[i]), int(self.test[j]), cosine) for i, j in sorted(couples)
+        ]
 
-    def near(self, pairs: NearPairs) -> list[Leak]:
+    def _near(self, pairs: NearPairs) -> list[Leak]:
         columns = (self.train[pairs.train], self.test[pairs.test], pairs.cosine, pairs.ratio)
         rows = zip(*(column.tolist() for column in columns), strict=True)
-        return [Leak("near", *row) for row in rows]
+        return [Leak(NEAR, *row) for row in rows]
 
-    def conflicts_across(self, found: Iterable[Leak]) -> list[Conflict]:
+    def _conflicts_across(self, found: Iterable[Leak]) -> list[Conflict]:
         return [
             Conflict(leak.kind, ("train", leak.train), ("test", leak.test))
             for leak in found
             if self.pair.train.y[leak.train] != self.pair.test.y[leak.test]
         ]
 
-    def conflicts_inside(self, kind: str, train: Sequence[Hashable]) -> list[Conflict]:
-        first, labels = _first(train), np.asarray(self.pair.train.y)[self.train]
+    def _conflicts_inside(self, kind: str, train: Sequence[Hashable]) -> list[Conflict]:
+        first, labels = _first_rows(train), np.asarray(self.pair.train.y)[self.train]
         return [
             Conflict(kind, ("train", int(self.train[first[key]])), ("train", int(self.train[i])))
             for i, key in enumerate(train)
@@ -209,33 +251,37 @@ class _Parts:
         ]
 
 
-def _first(keys: Sequence[Hashable]) -> dict[Hashable, int]:
-    found: dict[Hashable, int] = {}
-    for i, key in enumerate(keys):
-        if key is not None:
-            found.setdefault(key, i)
-    return found
+def _files(cache: CacheLike, rows: NDArray[np.int64]) -> list[Hashable]:
+    digests = np.asarray(cache.image_digests)[rows]
+    return [row.tobytes() if row.any() else None for row in digests]  # zeros: not known
 
 
-def _surest(found: list[Leak]) -> list[Leak]:
-    """Keep a pair of rows once, and a near pair only where one of the two has no surer twin."""
-    sure = [leak for leak in found if leak.kind != "near"]
+def _first_rows(keys: Sequence[Hashable]) -> dict[Hashable, int]:
+    """Find the first row of each key."""
+    known = [i for i, key in enumerate(keys) if key is not None]
+    return _first_of(known, keys.__getitem__)
+
+
+def _surest(sure: list[Leak], near: list[Leak]) -> list[Leak]:
+    """Keep a pair of rows once, and a near pair only where one of the two has no surer pair."""
     train, test = {leak.train for leak in sure}, {leak.test for leak in sure}
-    near = [
-        leak
-        for leak in found
-        if leak.kind == "near" and not (leak.train in train and leak.test in test)
-    ]
-    kept: dict[tuple[int, int], Leak] = {}
-    for leak in [*sure, *near]:
-        kept.setdefault((leak.train, leak.test), leak)
-    return list(kept.values())
+    near = [leak for leak in near if not (leak.train in train and leak.test in test)]
+    return list(_first_of([*sure, *near], lambda leak: (leak.train, leak.test)).values())
+
+
+def _each_once(conflicts: Iterable[Conflict]) -> tuple[Conflict, ...]:
+    """Keep two rows once: as the first kind, which is the surest, in the place of the last."""
+    kept: dict[tuple[object, object], Conflict] = {}
+    for conflict in conflicts:
+        rows = conflict.first, conflict.second
+        kept[rows] = kept.pop(rows, conflict)
+    return tuple(kept.values())
 
 
 # 2: the images are part of the key, and the features were compared with their digests.
-# 3: near twins are those of centred rows.
+# 3: near pairs are those of centred rows.
 _VERSION = 3
-_ARRAYS = ("train", "test", "cosine", "ratio")
+_ARRAYS = {"train": np.int64, "test": np.int64, "cosine": np.float64, "ratio": np.float64}
 
 
 def leaks_key(
@@ -258,19 +304,16 @@ def leaks_key(
 
 def record_leaks(leaks: Leaks) -> dict[str, Any]:
     """Give everything that was found as plain values."""
-    near = leaks.near
+    near = None
+    if leaks.near is not None:
+        lists = {name: getattr(leaks.near, name).tolist() for name in _ARRAYS}
+        near = lists | {"rule": asdict(leaks.near.rule), "n_sketched": leaks.near.n_sketched}
     return {
         "n_train": leaks.n_train,
         "n_test": leaks.n_test,
         "found": [list(astuple(leak)) for leak in leaks.found],
         "conflicts": [[c.kind, list(c.first), list(c.second)] for c in leaks.conflicts],
-        "near": None
-        if near is None
-        else {
-            **{name: getattr(near, name).tolist() for name in _ARRAYS},
-            "rule": asdict(near.rule),
-            "n_sketched": near.n_sketched,
-        },
+        "near": near,
     }
 
 
@@ -278,19 +321,65 @@ def recall_leaks(record: dict[str, Any], pair: Pair) -> Leaks:
     """Rebuild what `record_leaks` wrote."""
     near = record["near"]
     if near is not None:
-        near = NearPairs(
-            train=np.array(near["train"], np.int64),
-            test=np.array(near["test"], np.int64),
-            cosine=np.array(near["cosine"], np.float64),
-            ratio=np.array(near["ratio"], np.float64),
-            rule=NearRule(**near["rule"]),
-            n_sketched=near["n_sketched"],
-        )
-    return Leaks(
-        pair,
-        record["n_train"],
-        record["n_test"],
-        tuple(Leak(*values) for values in record["found"]),
-        tuple(Conflict(kind, tuple(a), tuple(b)) for kind, a, b in record["conflicts"]),
-        near,
-    )
+        arrays: dict[str, Any] = {
+            name: np.array(near[name], dtype) for name, dtype in _ARRAYS.items()
+        }
+        near = NearPairs(**arrays, rule=NearRule(**near["rule"]), n_sketched=near["n_sketched"])
+    found = tuple(Leak(*values) for values in record["found"])
+    conflicts = tuple(Conflict(kind, tuple(a), tuple(b)) for kind, a, b in record["conflicts"])
+    return Leaks(pair, record["n_train"], record["n_test"], found, conflicts, near)
+
+
+def leak_lines(leaks: Leaks) -> list[str]:
+    """Describe the first pairs and the first label conflicts."""
+    lines = []
+    for kind in (*KINDS, SAME_GROUP):
+        pairs = one_per_test_image(leak for leak in leaks.found if leak.kind == kind)
+        lines += [_pair_line(leaks, leak) for leak in pairs[:_SHOWN]]
+        lines += [f"{kind}: and {len(pairs) - _SHOWN:,} more"] * (len(pairs) > _SHOWN)
+    lines += [conflict_line(leaks, conflict) for conflict in leaks.conflicts[:_SHOWN]]
+    n_more = len(leaks.conflicts) - _SHOWN
+    return lines + [f"label conflict: and {n_more:,} more"] * (n_more > 0)
+
+
+def conflict_line(leaks: Leaks, conflict: Conflict) -> str:
+    """Describe two labels of one image."""
+    names = [leaks.name(part, row) for part, row in (conflict.first, conflict.second)]
+    return f"label conflict, {conflict.kind}: {names[0]} and {names[1]}"
+
+
+def _pair_line(leaks: Leaks, leak: Leak) -> str:
+    names = leaks.name("test", leak.test), leaks.name("train", leak.train)
+    like = "" if leak.kind != NEAR else f" (cosine {leak.cosine:.3f})"
+    return f"{leak.kind}{like}: {names[0]} and {names[1]}"
+
+
+def leak_record(leaks: Leaks) -> dict[str, Any]:
+    """Give what was found as plain values, for a fit's JSON."""
+    near: Any = "off"
+    if leaks.near is not None:
+        rule = leaks.near.rule
+        near = {"ratio": rule.ratio, "is_default": rule.is_default, "spread": rule.spread}
+        near["n_by_sketch_only"] = leaks.near.n_sketched
+    return {
+        "n_train": leaks.n_train,
+        "n_test": leaks.n_test,
+        "n_twins": leaks.n_twins,
+        "test_images": leaks.counts,
+        "n_train_images": len(leaks.train_rows),
+        "near": near,
+        "n_pairs": len(leaks.found),
+        "pairs": [_pair_record(leaks, leak) for leak in leaks.found[:_RECORDED]],
+        "n_label_conflicts": len(leaks.conflicts),
+        "label_conflicts": [conflict_line(leaks, c) for c in leaks.conflicts[:_RECORDED]],
+    }
+
+
+def _pair_record(leaks: Leaks, leak: Leak) -> dict[str, Any]:
+    return {
+        "kind": leak.kind,
+        "train": leaks.name("train", leak.train),
+        "test": leaks.name("test", leak.test),
+        "cosine": leak.cosine,
+        "ratio": leak.ratio,
+    }

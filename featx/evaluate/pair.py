@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -76,6 +75,11 @@ class CacheLike(Protocol):
         """The file."""
 
 
+def usable_rows(cache: CacheLike) -> NDArray[np.bool_]:
+    """Rows with features and a known label, shape (N,)."""
+    return np.asarray((np.asarray(cache.status) == _DONE) & (np.asarray(cache.y) >= 0))
+
+
 @dataclass(frozen=True)
 class Pair:
     """Rows that may be fitted on, and rows that are tested on."""
@@ -109,15 +113,11 @@ class Pair:
         """Split that is tested on; ``all`` where rows are held out."""
         return str(self.test.meta.get("split", "test"))
 
-    def usable(self, cache: CacheLike) -> NDArray[np.bool_]:
-        """Rows with features and a known label, shape (N,)."""
-        return np.asarray((np.asarray(cache.status) == _DONE) & (np.asarray(cache.y) >= 0))
-
     def split(self, fraction: float, seed: int) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
         """Rows that may be drawn, and rows that are tested."""
-        usable = self.usable(self.train)
+        usable = usable_rows(self.train)
         if not self.is_holdout:
-            return usable, np.flatnonzero(self.usable(self.test)).astype(np.int64)
+            return usable, np.flatnonzero(usable_rows(self.test)).astype(np.int64)
         groups = self.groups
         train_rows, test_rows = split_holdout(
             self.train.y,
@@ -151,64 +151,15 @@ def images_sha256(cache: CacheLike, rows: NDArray[np.int64]) -> str:
 _LONGEST = 40
 
 
-@dataclass(frozen=True, eq=False)
 class ClassView:
     """A cache whose classes were renamed or left out; the rows stay where they are."""
 
-    base: CacheLike
-    choice: ClassChoice
-
-    def __post_init__(self) -> None:
-        _ = self._chosen  # now, not in the middle of a fit
-
-    @cached_property
-    def _chosen(self) -> tuple[NDArray[np.int64], list[str]]:
-        return self.choice.apply(np.asarray(self.base.y), self.base.class_names)
-
-    @property
-    def y(self) -> NDArray[np.int64]:
-        """New labels, (N,), -1 where unknown or left out."""
-        return self._chosen[0]
-
-    @property
-    def class_names(self) -> list[str]:
-        """Classes that stay, by their new labels."""
-        return self._chosen[1]
-
-    @property
-    def X(self) -> Rows:  # noqa: N802
-        """Features, (N, D)."""
-        return self.base.X
-
-    @property
-    def status(self) -> NDArray[np.uint8]:
-        """1 where the row can be used, (N,)."""
-        return self.base.status
-
-    @property
-    def paths(self) -> Sequence[str]:
-        """One path an image."""
-        return self.base.paths
-
-    @property
-    def image_digests(self) -> NDArray[np.uint8]:
-        """SHA-256 of each image's bytes, (N, 32)."""
-        return self.base.image_digests
-
-    @property
-    def meta(self) -> dict[str, Any]:
-        """What was recorded at extraction."""
-        return self.base.meta
-
-    @property
-    def fingerprint(self) -> str:
-        """That of the cache: the features are the same."""
-        return self.base.fingerprint
-
-    @property
-    def path(self) -> Path:
-        """The file."""
-        return self.base.path
+    def __init__(self, base: CacheLike, choice: ClassChoice) -> None:
+        self.base, self.choice = base, choice
+        self.y, self.class_names = choice.apply(np.asarray(base.y), base.class_names)
+        self.X, self.status, self.paths = base.X, base.status, base.paths
+        self.image_digests, self.meta = base.image_digests, base.meta
+        self.fingerprint, self.path = base.fingerprint, base.path
 
     @property
     def left_out(self) -> list[str]:
@@ -235,9 +186,11 @@ def choose_classes(pair: Pair, choice: ClassChoice) -> Pair:
     except UsageError as error:
         raise UsageError(f"{pair.data_name}: {error}") from error
     test = train if pair.test is pair.train else ClassView(pair.test, choice)
-    n, total = len(train.class_names), len(pair.train.class_names)
-    left_out = f", left out: {', '.join(train.left_out)}" if train.left_out else ""
-    notice = f"{n} classes of {total}{left_out}" + _renamed(choice)
+    notice = f"{len(train.class_names)} classes of {len(pair.train.class_names)}"
+    if train.left_out:
+        notice += f", left out: {', '.join(train.left_out)}"
+    if choice.rename:
+        notice += f", {', '.join(f'{old} as {new}' for old, new in choice.rename.items())}"
     return replace(
         pair,
         train=train,
@@ -252,19 +205,12 @@ def describe(choice: ClassChoice) -> str:
     words = [f"{old}={new}" for old, new in choice.rename.items()]
     words += [f"+{name}" for name in choice.keep] + [f"-{name}" for name in choice.drop]
     text = " ".join(words)
-    record = {"keep": choice.keep, "drop": choice.drop, "rename": dict(choice.rename)}
-    return text if len(text) <= _LONGEST else f"[classes {fingerprint(record)[:6]}]"
-
-
-def _renamed(choice: ClassChoice) -> str:
-    words = [f"{old} as {new}" for old, new in choice.rename.items()]
-    return f", {', '.join(words)}" if words else ""
+    return text if len(text) <= _LONGEST else f"[classes {fingerprint(choice.record())[:6]}]"
 
 
 def count_unusable(cache: CacheLike) -> int:
     """Rows without features or without a known label; classes left out by choice do not count."""
-    base = cache.base if isinstance(cache, ClassView) else cache
-    return int(((np.asarray(base.status) != 1) | (np.asarray(base.y) < 0)).sum())
+    return int((~usable_rows(cache.base if isinstance(cache, ClassView) else cache)).sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,7 +218,6 @@ class Groups:
     """The group of every row of a pair of caches."""
 
     column: str
-    tables: tuple[str, str]
     names: tuple[str, ...]
     train: NDArray[np.int64]
     test: NDArray[np.int64]
@@ -302,8 +247,7 @@ def add_groups(pair: Pair, words: str) -> Pair:
     names = sorted({name for part in found for name in part if name})
     index = {name: i for i, name in enumerate(names)}
     codes = [np.array([index.get(name, -1) for name in part], np.int64) for part in found]
-    groups = Groups(column, (str(files[0]), str(files[-1])), tuple(names), codes[0], codes[-1])
-    return replace(pair, groups=groups)
+    return replace(pair, groups=Groups(column, tuple(names), codes[0], codes[-1]))
 
 
 def _own_table(cache: CacheLike, column: str) -> Path:
@@ -318,7 +262,7 @@ def _names_of(cache: CacheLike, file: Path, column: str) -> list[str]:
     """Name of each row's group, in row order; "" for unusable rows that have none."""
     group_of = _read(file, column, _root(cache))
     names = [_group(group_of, _plain(path)) for path in cache.paths]
-    is_needed = (np.asarray(cache.status) == 1) & (np.asarray(cache.y) >= 0)
+    is_needed = usable_rows(cache)
     lost = [
         path for path, name, n in zip(cache.paths, names, is_needed, strict=True) if n and not name
     ]

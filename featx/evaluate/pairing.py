@@ -21,6 +21,7 @@ from featx.evaluate.pair import (
     add_groups,
     choose_classes,
     describe,
+    usable_rows,
 )
 from featx.fingerprint import differences, fingerprint
 from featx.progress import SILENT, Reporter
@@ -229,7 +230,7 @@ def cross_pairs(
     notices = []
     for train in _of_split(caches, train_data, ("train", "all")):
         alike = [test for test in tests if _weights_and_layer(test) == _weights_and_layer(train)]
-        partners = _best([test for test in alike if _width(test) == _width(train)], train)
+        partners = _best([test for test in alike if test.X.shape[1] == train.X.shape[1]], train)
         pairs += [_pair(train, test, choice) for test in partners]
         if not partners:
             notices.append(_why_alone(train, alike, test_data))
@@ -259,10 +260,6 @@ def _weights_and_layer(cache: CacheLike) -> tuple[Any, ...]:
     return cache.meta["backbone"], weights, cache.meta["layer"], cache.meta["pool"]
 
 
-def _width(cache: CacheLike) -> int:
-    return int(cache.X.shape[1])
-
-
 def _best(tests: list[CacheLike], train: CacheLike) -> list[CacheLike]:
     same = [c for c in tests if fingerprint(_how(c)) == fingerprint(_how(train))] or tests
     return [c for c in same if c.meta.get("sample") == train.meta.get("sample")] or same
@@ -276,9 +273,9 @@ def _why_alone(train: CacheLike, alike: list[CacheLike], test_data: str) -> str:
             f"{Path(train.path).name}: extract it with the same flags"
         )
     size = train.meta["input_size"]
-    sizes = ", ".join(f"{_width(c):,} (input size {c.meta['input_size']})" for c in alike)
+    sizes = ", ".join(f"{c.X.shape[1]:,} (input size {c.meta['input_size']})" for c in alike)
     return (
-        f"{what}: {train.meta['data']} has {_width(train):,} features (input size {size}), "
+        f"{what}: {train.meta['data']} has {train.X.shape[1]:,} features (input size {size}), "
         f"{test_data} {sizes}: extract {test_data} with --input-size {size}, or both with "
         "--pool avg"
     )
@@ -319,8 +316,8 @@ def _for(cache: CacheLike, shared: list[str], choice: ClassChoice) -> ClassChoic
 
 def _with_images(cache: CacheLike) -> list[str]:
     """Classes of a cache that have a usable image."""
-    labels = np.asarray(cache.y)[np.asarray(cache.status) == 1]
-    return [cache.class_names[label] for label in np.unique(labels[labels >= 0])]
+    labels = np.unique(np.asarray(cache.y)[usable_rows(cache)])
+    return [cache.class_names[label] for label in labels]
 
 
 def _shared(train: CacheLike, test: CacheLike, choice: ClassChoice) -> tuple[list[str], str]:

@@ -14,8 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.errors import ProtocolError
-from featx.evaluate.leak_report import guard, leak_record, leak_remark
-from featx.evaluate.leaks import Leaks, find_leaks, leaks_key, recall_leaks, record_leaks
+from featx.evaluate.leaks import (
+    Leaks,
+    find_leaks,
+    leak_lines,
+    leak_record,
+    leaks_key,
+    recall_leaks,
+    record_leaks,
+)
 from featx.evaluate.pair import CacheLike, ClassView, Pair, count_unusable, images_sha256
 from featx.evaluate.result import FitResult
 from featx.evaluate.results_folder import ResultsFolder
@@ -32,7 +39,7 @@ from featx.words import ALL
 
 __all__ = ["BaseQuestion", "Question", "Subset", "check_classes", "draw_all", "share_reads"]
 
-_MOST_NAMED = 12
+_MOST_NAMED, _SHOWN = 12, 3
 
 
 @dataclass(frozen=True)
@@ -82,11 +89,10 @@ def draw_all(
     """Draw every subset; equal subsets of one size are kept once."""
     sizes = [None if k == ALL else int(k) for k in settings.per_class]
     images = name_images(cache.image_digests, cache.paths)
-    subsets: list[Subset] = []
-    seen: dict[tuple[int | str, str], int] = {}
+    drawn: dict[tuple[int | str, str], list[Subset]] = {}
     for repeat in range(settings.repeats):
         seed = settings.seed + repeat
-        drawn = draw_subsets(
+        each = draw_subsets(
             cache.y,
             sizes,
             seed=seed,
@@ -94,18 +100,16 @@ def draw_all(
             class_names=cache.class_names,
             images=images,
         )
-        for per_class, rows in zip(settings.per_class, drawn, strict=True):
+        for per_class, rows in zip(settings.per_class, each, strict=True):
             subset = Subset(per_class, repeat, seed, rows)
-            key = (per_class, subset.sha256)
-            seen[key] = seen.get(key, 0) + 1
-            if seen[key] == 1:
-                subsets.append(subset)
+            drawn.setdefault((per_class, subset.sha256), []).append(subset)
     notices = [
-        f"{k} per class is all there is: {n} draws would be the same one, which is fitted once"
-        for (k, _), n in seen.items()
-        if n > 1 and k != ALL
+        f"{k} per class is all there is: {len(same)} draws would be the same one, which is "
+        "fitted once"
+        for (k, _), same in drawn.items()
+        if len(same) > 1 and k != ALL
     ]
-    return subsets, notices
+    return [same[0] for same in drawn.values()], notices
 
 
 def share_reads(subsets: list[Subset]) -> list[list[Subset]]:
@@ -139,13 +143,14 @@ class BaseQuestion(ABC):
         idle = check_classes(pair.train, drawable, pair.test, self.test_rows)
         self._tell([*pair.notices, *self._unusable(), *idle])
         self.leaks = self._find_leaks(drawable)
-        least = max([k for k in settings.per_class if isinstance(k, int)], default=1)
-        drawable = guard(self.leaks, settings.on_leak, drawable, self._tell, reporter, least)
+        drawable = self._apply_leak_policy(drawable)
         check_classes(pair.train, drawable, pair.test, self.test_rows)  # of what is left
         self.subsets, notices = draw_all(pair.train, drawable, settings)
         self._tell(notices)
         self.remarks = [*self._split_remarks(), *pair.notices, *idle]
-        self.remarks += leak_remark(self.leaks, settings.on_leak)
+        if found := self.leaks.summary:
+            is_dropped = settings.on_leak == "drop"
+            self.remarks.append(f"{found} (left out of training)" if is_dropped else found)
         self.truth = np.asarray(pair.test.y)[self.test_rows]
 
     @abstractmethod
@@ -173,13 +178,50 @@ class BaseQuestion(ABC):
 
     def _split_remarks(self) -> Iterator[str]:
         if self.pair.is_holdout:
-            what = (
-                "of each class" if self.pair.groups is None else "of each class, in whole groups,"
-            )
-            share = f"{self.settings.holdout:.0%} {what} held out"
+            whole = "" if self.pair.groups is None else ", in whole groups,"
+            share = f"{self.settings.holdout:.0%} of each class{whole} held out"
             yield f"no test split: {share} (seed {self.settings.holdout_seed})"
         elif self.pair.tested != "test":
             yield f"tested on the split {self.pair.tested}"
+
+    def _apply_leak_policy(self, drawable: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Warn about leaks, refuse them, or leave them out: give what may still be drawn."""
+        leaks, found, lines = self.leaks, self.leaks.summary, leak_lines(self.leaks)
+        if found and self.settings.on_leak == "raise":
+            error = ProtocolError(f"{self.pair.name}: {found}")
+            for line in lines:
+                error.add_note(line)
+            raise error
+        self._tell([found] if found else [])
+        for line in lines:
+            self.reporter.warn(f"  {line}")
+        if not found or self.settings.on_leak != "drop":
+            return drawable
+        kept = drawable & ~np.isin(np.arange(len(drawable)), leaks.train_rows)
+        self._require_enough(drawable, kept)
+        self._tell([f"{len(leaks.train_rows):,} training images that leak are left out"])
+        return kept
+
+    def _require_enough(self, before: NDArray[np.bool_], after: NDArray[np.bool_]) -> None:
+        """Refuse to leave too few images of a class that had enough."""
+        least = max([k for k in self.settings.per_class if isinstance(k, int)], default=1)
+        labels, names = np.asarray(self.pair.train.y), self.pair.train.class_names
+        n_before, n_after = (
+            np.bincount(labels[kept], minlength=len(names)) for kept in (before, after)
+        )
+        short = np.flatnonzero((n_before >= least) & (n_after < least))
+        if not short.size:
+            return
+        of_classes = [f"{n_after[i]:,} of {n_before[i]:,} images of {names[i]}" for i in short]
+        more = f" and {len(short) - _SHOWN} more classes" * (len(short) > _SHOWN)
+        kinds = ", ".join(f"{n:,} {kind}" for kind, n in self.leaks.counts.items() if n)
+        raise ProtocolError(
+            f"{self.pair.name}: leaving out what leaks ({kinds}) would keep only "
+            f"{', '.join(of_classes[:_SHOWN])}{more}, fewer than the {least} per class asked for: "
+            "look at the pairs (--on-leak warn); if they are not the same image, --near 0.3 is "
+            "stricter and --no-near compares files and features alone; if they are, fit fewer "
+            "images per class"
+        )
 
     @cached_property
     def _test_images(self) -> str:

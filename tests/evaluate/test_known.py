@@ -11,8 +11,7 @@ import pytest
 from memory_cache import make_cache
 
 from featx.evaluate import Pair, ResultsFolder, Settings, add_groups, evaluate, find_leaks
-from featx.evaluate.leak_report import leak_record
-from featx.evaluate.leaks import leaks_key, recall_leaks, record_leaks
+from featx.evaluate.leaks import leak_record, leaks_key, recall_leaks, record_leaks
 from featx.evaluate.result import FitResult
 from featx.heads.mlp import MlpHead
 from featx.heads.torch_mlp import TorchMlpHead

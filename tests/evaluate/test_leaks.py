@@ -13,10 +13,10 @@ from PIL import Image
 
 from featx.errors import ProtocolError, UsageError
 from featx.evaluate import Pair, Settings, evaluate
-from featx.evaluate.leak_report import leak_lines, leak_record, save_leak_sheet, summary
-from featx.evaluate.leaks import Conflict, Leak, find_leaks
+from featx.evaluate.leaks import Conflict, Leak, find_leaks, leak_lines, leak_record
 from featx.evaluate.results_folder import json_text
 from featx.progress import Reporter
+from featx.report.leak_sheet import save_leak_sheet
 
 
 def search(pair, **settings):
@@ -49,7 +49,7 @@ def test_each_kind_is_found(leaky):
     assert leaks.counts == {"same file": 1, "equal features": 1, "near": 1, "same group": 0}
     assert leaks.train_rows.tolist() == [10, 20, 33]
     assert leaks.found[2].cosine == pytest.approx(1, abs=1e-4)
-    assert summary(leaks) == (
+    assert leaks.summary == (
         "3 of 45 test images have a twin among the 60 training images: "
         "1 same file, 1 equal features, 1 near"
     )
@@ -58,7 +58,7 @@ def test_each_kind_is_found(leaky):
 def test_without_leaks_there_is_nothing_to_tell(pair):
     leaks = search(pair)
     assert leaks.found == leaks.conflicts == ()
-    assert summary(leaks) == ""
+    assert leaks.summary == ""
     assert leak_lines(leaks) == []
     assert leaks.train_rows.tolist() == []
 
@@ -91,13 +91,13 @@ def test_all_copies_of_an_image_leak(pair, n):
 def test_near_can_be_widened_narrowed_and_switched_off(leaky):
     noise = np.random.default_rng(0).normal(size=100).astype(np.float16)
     leaky.test.X[4] = leaky.train.X[40] + np.float16(1.2) * noise
-    by_ratio = {r: {k.test for k in search(leaky, near=r).twins} for r in (0.01, 0.5, 0.9)}
+    by_ratio = {r: {k.test for k in search(leaky, near=r).duplicates} for r in (0.01, 0.5, 0.9)}
     assert by_ratio[0.01] == {1, 2, 3}
     assert by_ratio[0.01] < by_ratio[0.9]
     assert by_ratio[0.5] <= by_ratio[0.9]
     off = search(leaky, near="off")
     assert off.near is None
-    assert {leak.test for leak in off.twins} == {1, 2}
+    assert {leak.test for leak in off.duplicates} == {1, 2}
 
 
 def test_rows_that_may_not_be_drawn_or_tested_do_not_leak(leaky):
