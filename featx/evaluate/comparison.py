@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -228,25 +229,18 @@ Row = Mapping[str, Any]
 
 def _rows(reports: Any, reporter: Reporter) -> tuple[list[Row], _Read, list[Row]]:
     """Give the rows of all fits that have an accuracy, what reads one whole, and failed rows."""
+    every: list[tuple[Row, Callable[[], FitResult]]]
     if isinstance(reports, str | os.PathLike):
         folder, where = ResultsFolder(reports, reporter), os.fspath(reports)
-        every = folder.rows()
-        names = [name for name, row in every.items() if row["acc1"] is not None]
-        rows: list[Row] = [every[name].as_dict() for name in names]
-        failed: list[Row] = [row.as_dict() for row in every.values() if row["acc1"] is None]
-
-        def read(i: int) -> FitResult:
-            return folder.read(names[i])
-
-        found: _Read = read
+        every = [(row.as_dict(), partial(folder.read, n)) for n, row in folder.rows().items()]
     else:
-        reports, where = list(reports), "what was given"
-        fits = [fit for fit in reports if fit.acc1 is not None]
-        rows, found = [fit.row() for fit in fits], fits.__getitem__
-        failed = [fit.row() for fit in reports if fit.acc1 is None]
-    if not rows:
+        fits, where = list(reports), "what was given"
+        every = [(fit.row(), partial(fits.__getitem__, i)) for i, fit in enumerate(fits)]
+    scored = [fit for fit in every if fit[0]["acc1"] is not None]
+    if not scored:
         raise ProtocolError(f"{where} holds no fits: run  featx fit  first")
-    return rows, found, failed
+    failed = [row for row, _ in every if row["acc1"] is None]
+    return [row for row, _ in scored], lambda i: scored[i][1](), failed
 
 
 @dataclass(frozen=True)

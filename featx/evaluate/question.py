@@ -237,8 +237,8 @@ class BaseQuestion(ABC):
         return int(np.isin(subset.rows, self.leaks.train_rows).sum())
 
     def _leaks(self, subset: Subset) -> dict[str, Any]:
-        told = {"on_leak": self.settings.on_leak, "n_drawn": self._n_drawn_leaks(subset)}
-        return leak_record(self.leaks) | told
+        n_drawn = self._n_drawn_leaks(subset)
+        return leak_record(self.leaks) | {"on_leak": self.settings.on_leak, "n_drawn": n_drawn}
 
     def record(self, subset: Subset) -> dict[str, Any]:
         """Give what a fit's JSON keeps of the question."""
@@ -363,14 +363,14 @@ class Question(BaseQuestion):
 
     def answer(self, head: str, subset: Subset, known: ResultsFolder) -> FitResult | None:
         """Find a fit that was made before."""
-        told = _told(self._leaks(subset))
+        leaks = _what_matters(self._leaks(subset))
         images = self._images(subset)
         # A fit is named by row numbers; where data came in another order, these are other images.
         found = (
             result
             for result in known.find(self.fit_id(head, subset))
             if self._is_sound(result)
-            and _told(result.detail.get("leaks")) == told
+            and _what_matters(result.detail.get("leaks")) == leaks
             and all(result.detail.get(name) in (None, images[name]) for name in images)
         )
         asked = ((result, self.as_asked(result, head, subset)) for result in found)
@@ -417,7 +417,7 @@ class Question(BaseQuestion):
         return {"extract_seconds": sum(known)} if len(known) == len(seconds) else {}
 
 
-def _told(leaks: Any) -> dict[str, Any]:
+def _what_matters(leaks: Any) -> dict[str, Any]:
     """Leave out, where there are no leaks, what was to be done about them and how near is near."""
     if not isinstance(leaks, dict):
         return {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, get_type_hints
 
 from featx.evaluate.intervals import share_interval
 from featx.records import RecordError
@@ -248,21 +248,16 @@ _OLDER_FIELDS = tuple(name for name in _FIELDS if name not in NEW_COLUMNS)
 COLUMNS = (*_FIELDS, "acc1_low", "acc1_high", *_ASKED, "question", "train_images", "error")
 """Columns of ``results.csv``."""
 
-_PLAIN: dict[str, tuple[type, ...]] = {
-    "float": (float, int),
-    "int": (int,),
-    "str": (str,),
-    "bool": (bool,),
-}
-_TYPES = _PLAIN | {f"{name} | None": (*types, type(None)) for name, types in _PLAIN.items()}
+_HINTS = {name: hint for name, hint in get_type_hints(FitResult).items() if name in _FIELDS}
+# JSON writes 1.0 as a float, and other programs as 1.
+_TYPES = {name: hint | int if isinstance(0.0, hint) else hint for name, hint in _HINTS.items()}
 
 
 def _check_types(result: FitResult) -> None:
     """Refuse what another program may have written, before it is in a table."""
-    for item in fields(FitResult):
-        value, types = getattr(result, item.name), _TYPES.get(str(item.type))
-        if types is not None and not isinstance(value, types):
-            raise TypeError(f"{item.name} is {value!r}")
+    for name, hint in _TYPES.items():
+        if not isinstance(getattr(result, name), hint):
+            raise TypeError(f"{name} is {getattr(result, name)!r}")
     hash(result.key)
     kept = [result.detail[name] for name in ("predictions", "test_labels") if name in result.detail]
     if any(not isinstance(part, list) or len(part) != result.n_test for part in kept):

@@ -23,7 +23,7 @@ from featx.evaluate.pair import Pair
 from featx.evaluate.result import COLUMNS, KEY_COLUMNS, NEW_COLUMNS, FitResult
 from featx.heads import Fit
 from featx.progress import SILENT, Reporter
-from featx.records import RecordError, made, parse_json, read_record, record_text, write_record
+from featx.records import RecordError, made, parse_json, read_record, write_record
 
 __all__ = [
     "RecordRows",
@@ -226,8 +226,8 @@ class ResultsFolder:
         """
         with self._lock:
             rows = self._records.refresh()
-            twins = (name for name, row in rows.items() if self._is_twin(name, row, result))
-            name = next(twins, None)
+            same = (name for name, row in rows.items() if self._is_same(name, row, result))
+            name = next(same, None)
             path = self._write(result) if name is None else self.folder / "fits" / name
             self._write_table(self._records.note(path, result) if name is None else rows)
         return path
@@ -237,14 +237,10 @@ class ResultsFolder:
         del pair, fit
         return self.add(result)
 
-    def _is_twin(self, name: str, row: Row, result: FitResult) -> bool:
+    def _is_same(self, name: str, row: Row, result: FitResult) -> bool:
         """Whether it is the same failure, or another process has added the same meanwhile."""
-        is_new = name not in self._seen
-        return (
-            (is_new or bool(result.error))
-            and row.key == result.key
-            and row["error"] == result.error
-        )
+        is_same = row.key == result.key and row["error"] == result.error
+        return is_same and (name not in self._seen or bool(result.error))
 
     def _write(self, result: FitResult) -> Path:
         path = write_record(self.folder / "fits" / _file_stem(result), _FIT, result.record())
@@ -372,11 +368,6 @@ def _named(fit_id: str, record: dict[str, Any]) -> FitResult:
     if result.fit_id != fit_id:
         raise RecordError(f"its name is that of another fit, it is {result.fit_id}")
     return result
-
-
-def json_text(result: FitResult) -> str:
-    """Everything about a fit as JSON."""
-    return record_text(_FIT, result.record())
 
 
 def read_results(path: str | os.PathLike[str], *, reporter: Reporter | None = None) -> pd.DataFrame:

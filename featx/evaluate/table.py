@@ -109,7 +109,6 @@ _WHERE_DIFFERENT = (
     *("weights", "pool", "input", "precision", "scale", "class weight"),
     *(*_ASKED.values(), *_DIGESTS.values()),
 )
-_LAST_RESORT = tuple(_DIGESTS.values())
 
 
 def _distinct(table: pd.DataFrame) -> pd.DataFrame:
@@ -117,7 +116,7 @@ def _distinct(table: pd.DataFrame) -> pd.DataFrame:
     for name in _WHERE_DIFFERENT[::-1]:
         rest = table.loc[:, :"repeats"].columns.drop(["repeats", name])
         alike = table.duplicated([*rest, "test images"], keep=False)
-        is_idle = name in _LAST_RESORT and not alike.any()
+        is_idle = name in _DIGESTS.values() and not alike.any()
         if is_idle or table[name].nunique(dropna=False) == 1:
             table = table.drop(columns=name)
     return table
@@ -374,8 +373,5 @@ def _images_per_class(frame: pd.DataFrame, groups: Sequence[pd.DataFrame]) -> li
 def _both(line: pd.Series[Any]) -> tuple[float, float]:
     if pd.isna(line["accuracy"]):
         return float("nan"), float("nan")
-    pairs: Iterable[tuple[float, float] | None] = (
-        None if pd.isna(line[f"{what} low"]) else (line[f"{what} low"], line[f"{what} high"])
-        for what in ("draws", "test")
-    )
-    return both_intervals(float(line["accuracy"]), *pairs)
+    every = ((line[f"{what} low"], line[f"{what} high"]) for what in ("draws", "test"))
+    return both_intervals(float(line["accuracy"]), *(e for e in every if not pd.isna(e[0])))

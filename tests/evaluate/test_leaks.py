@@ -14,8 +14,8 @@ from PIL import Image
 from featx.errors import ProtocolError, UsageError
 from featx.evaluate import Pair, Settings, evaluate
 from featx.evaluate.leaks import Conflict, Leak, find_leaks, leak_lines, leak_record
-from featx.evaluate.results_folder import json_text
 from featx.progress import Reporter
+from featx.records import record_text
 from featx.report.leak_sheet import save_leak_sheet
 
 
@@ -152,7 +152,7 @@ def test_warn_tells_pairs_and_fits_all_rows(leaky):
     assert result.n_train == 60
     assert result.n_test == 45
     assert "3 of 45 test images have a twin" in result.notes
-    record = json.loads(json_text(result))["leaks"]
+    record = json.loads(record_text("fit", result.record()))["leaks"]
     assert record["on_leak"] == "warn"
     assert record["n_drawn"] == 3
     assert record["test_images"]["near"] == 1

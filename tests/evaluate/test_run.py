@@ -18,9 +18,9 @@ from sklearn.svm import LinearSVC
 
 from featx.errors import ProtocolError, UsageError
 from featx.evaluate import Pair, Settings, evaluate
-from featx.evaluate.results_folder import json_text
 from featx.evaluate.run import require_unseen
 from featx.progress import Reporter
+from featx.records import record_text
 
 
 def run(pair, **settings):
@@ -36,7 +36,7 @@ def test_a_reported_score_can_be_computed_again_from_what_was_stored(pair, split
         whole = make_cache(90, split="all")
         pair = Pair(whole, whole)
     results, _ = run(pair, per_class=(k,), repeats=2, seed=3)
-    record = json.loads(json_text(results[1]))
+    record = json.loads(record_text("fit", results[1].record()))
     rows, test_rows = np.array(record["train_rows"]), record["test_rows"]
     test_rows = np.arange(45) if test_rows == "all" else np.array(test_rows)
     assert len(rows) == 3 * k

@@ -22,9 +22,9 @@ from sklearn.metrics import (
 from statistics_by_hand import calibration_error
 
 from featx.evaluate import Pair, Settings, evaluate
-from featx.evaluate.results_folder import json_text
 from featx.evaluate.scores import expected_calibration_error, score
 from featx.progress import Reporter
+from featx.records import record_text
 
 
 @dataclass
@@ -175,7 +175,7 @@ def test_the_columns_of_a_fit_are_those_of_its_model(pair, fits):
             assert result.log_loss == pytest.approx(log_loss(pair.test.y, p))
             right = guess == pair.test.y
             assert result.ece == pytest.approx(calibration_error(right, p.max(axis=1)))
-        record = json.loads(json_text(result))
+        record = json.loads(record_text("fit", result.record()))
         assert record["predictions"] == guess.tolist()
         assert record["test_labels"] == pair.test.y.tolist()
 
