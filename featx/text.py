@@ -13,6 +13,7 @@ __all__ = [
     "csv_text",
     "shared_columns",
     "size_text",
+    "some_of",
     "table_width",
     "text_table",
     "visible",
@@ -51,6 +52,11 @@ def size_text(n_bytes: float) -> str:
 def count_of(n: int, word: str) -> str:
     """Write a number of things: 1 file, 2 files."""
     return f"{n:,} {word}{'s' * (n != 1)}"
+
+
+def some_of(names: Sequence[str], n: int = 12) -> str:
+    """Name the first of many things, and how many more there are."""
+    return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
 
 
 def as_utf8(name: str) -> str:

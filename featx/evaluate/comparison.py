@@ -127,6 +127,7 @@ _MENDS = {
     "test_images": "test both on the same images",
 }
 _MOST_EXPLAINED = 200
+_NO_WORDS = {column: "" for column in SYSTEM_COLUMNS if column not in OWN_COLUMNS}
 
 
 def compare(
@@ -258,19 +259,11 @@ class _Side:
         return kept if "cache" in self.words else of_today(kept, self.today)
 
 
-@dataclass(frozen=True)
-class _Comparison:
-    """Two systems, what they share, and their difference in accuracy."""
-
-    first: str
-    second: str
-    shared: Mapping[str, str]
-    estimate: Estimate
-
-
 def _compare_two(
     first: _Side, second: _Side, systems: pd.DataFrame, read: _Read
-) -> Iterator[_Comparison]:
+) -> Iterator[dict[str, Any]]:
+    """Yield a line of the table for each value of what both systems share."""
+    typed = (first, second)
     sides = (first.of(systems), second.of(systems))
     varied = {*first.words, *second.words}
     shared = [c for c in SYSTEM_COLUMNS if c not in {*varied, *OWN_COLUMNS}]
@@ -280,15 +273,10 @@ def _compare_two(
         shared = [c for c in shared if c not in (*_OF_BACKBONE, *own)]
     # Subsets of two sizes are other images; those of one seed are nested.
     draw = ["seed"] if "per_class" in varied else ["seed", "train_images"]
-    by_stratum = [dict(list(side.groupby([*shared, "test_images"], sort=False))) for side in sides]
+    strata = [dict(list(side.groupby([*shared, "test_images"], sort=False))) for side in sides]
     is_empty = True
-    for stratum, rows in by_stratum[0].items():
-        if stratum not in by_stratum[1]:
-            continue
-        both = (
-            _draws(first, rows, draw, read),
-            _draws(second, by_stratum[1][stratum], draw, read),
-        )
+    for stratum in (one for one in strata[0] if one in strata[1]):
+        both = [_draws(t, of[stratum], draw, read) for t, of in zip(typed, strata, strict=True)]
         common = [key for key in both[0] if key in both[1]]
         if common:
             is_empty = False
@@ -297,7 +285,8 @@ def _compare_two(
                 for side in both
             ]
             words = {name: str(value) for name, value in zip(shared, stratum, strict=False)}
-            yield _Comparison(first.text, second.text, words, estimate_mean(right[0] - right[1]))
+            estimate = estimate_mean(right[0] - right[1])
+            yield {"A": first.text, "B": second.text, **_NO_WORDS, **words, **_points(estimate)}
     if is_empty:
         raise ProtocolError(_why_apart(first, second, sides, [*shared, *draw, "test_images"]))
 
@@ -331,8 +320,7 @@ def _where(fit: FitResult) -> str:
 
 def _is_right(fit: FitResult) -> NDArray[np.bool_]:
     guess, truth = (np.array(fit.detail[name]) for name in ("predictions", "test_labels"))
-    is_right: NDArray[np.bool_] = guess == truth
-    return is_right
+    return np.asarray(guess == truth)
 
 
 def _why_apart(
@@ -354,27 +342,21 @@ def _why_apart(
     )
 
 
-def _to_frame(found: Sequence[_Comparison]) -> pd.DataFrame:
-    adjusted = holm([c.estimate.p for c in found])
-    columns = [c for c in SYSTEM_COLUMNS if c not in OWN_COLUMNS]
-    lines = []
-    for comparison, p_holm in zip(found, adjusted, strict=True):
-        e = comparison.estimate
-        lines.append(
-            {
-                "A": comparison.first,
-                "B": comparison.second,
-                **{column: comparison.shared.get(column, "") for column in columns},
-                "difference_points": 100 * e.mean,
-                "low_points": 100 * e.low,
-                "high_points": 100 * e.high,
-                "p": e.p,
-                "p_holm": float(p_holm),
-                "n_draws": e.n_draws,
-                "n_images": e.n_images,
-            }
-        )
-    frame = pd.DataFrame(lines)
-    telling = [column for column in columns if frame[column].nunique() > 1]
+def _points(estimate: Estimate) -> dict[str, Any]:
+    return {
+        "difference_points": 100 * estimate.mean,
+        "low_points": 100 * estimate.low,
+        "high_points": 100 * estimate.high,
+        "p": estimate.p,
+        "p_holm": np.nan,  # known when all are compared
+        "n_draws": estimate.n_draws,
+        "n_images": estimate.n_images,
+    }
+
+
+def _to_frame(found: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    frame = pd.DataFrame(found)
+    frame["p_holm"] = holm(frame["p"])
+    telling = [column for column in _NO_WORDS if frame[column].nunique() > 1]
     frame["statement"] = [statement(line, telling, len(frame)) for _, line in frame.iterrows()]
     return frame

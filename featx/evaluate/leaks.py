@@ -335,11 +335,15 @@ def leak_lines(leaks: Leaks) -> list[str]:
     lines = []
     for kind in (*KINDS, SAME_GROUP):
         pairs = one_per_test_image(leak for leak in leaks.found if leak.kind == kind)
-        lines += [_pair_line(leaks, leak) for leak in pairs[:_SHOWN]]
-        lines += [f"{kind}: and {len(pairs) - _SHOWN:,} more"] * (len(pairs) > _SHOWN)
-    lines += [conflict_line(leaks, conflict) for conflict in leaks.conflicts[:_SHOWN]]
-    n_more = len(leaks.conflicts) - _SHOWN
-    return lines + [f"label conflict: and {n_more:,} more"] * (n_more > 0)
+        lines += _first_lines(kind, [_pair_line(leaks, leak) for leak in pairs])
+    return lines + _first_lines(
+        "label conflict", [conflict_line(leaks, c) for c in leaks.conflicts]
+    )
+
+
+def _first_lines(kind: str, lines: list[str]) -> list[str]:
+    n_more = len(lines) - _SHOWN
+    return lines[:_SHOWN] + [f"{kind}: and {n_more:,} more"] * (n_more > 0)
 
 
 def conflict_line(leaks: Leaks, conflict: Conflict) -> str:
@@ -349,18 +353,20 @@ def conflict_line(leaks: Leaks, conflict: Conflict) -> str:
 
 
 def _pair_line(leaks: Leaks, leak: Leak) -> str:
-    names = leaks.name("test", leak.test), leaks.name("train", leak.train)
-    like = "" if leak.kind != NEAR else f" (cosine {leak.cosine:.3f})"
-    return f"{leak.kind}{like}: {names[0]} and {names[1]}"
+    like = f" (cosine {leak.cosine:.3f})" if leak.kind == NEAR else ""
+    names = _names(leaks, leak)
+    return f"{leak.kind}{like}: {names['test']} and {names['train']}"
+
+
+def _names(leaks: Leaks, leak: Leak) -> dict[str, str]:
+    return {part: leaks.name(part, getattr(leak, part)) for part in ("train", "test")}
 
 
 def leak_record(leaks: Leaks) -> dict[str, Any]:
     """Give what was found as plain values, for a fit's JSON."""
     near: Any = "off"
     if leaks.near is not None:
-        rule = leaks.near.rule
-        near = {"ratio": rule.ratio, "is_default": rule.is_default, "spread": rule.spread}
-        near["n_by_sketch_only"] = leaks.near.n_sketched
+        near = asdict(leaks.near.rule) | {"n_by_sketch_only": leaks.near.n_sketched}
     return {
         "n_train": leaks.n_train,
         "n_test": leaks.n_test,
@@ -369,17 +375,7 @@ def leak_record(leaks: Leaks) -> dict[str, Any]:
         "n_train_images": len(leaks.train_rows),
         "near": near,
         "n_pairs": len(leaks.found),
-        "pairs": [_pair_record(leaks, leak) for leak in leaks.found[:_RECORDED]],
+        "pairs": [asdict(leak) | _names(leaks, leak) for leak in leaks.found[:_RECORDED]],
         "n_label_conflicts": len(leaks.conflicts),
         "label_conflicts": [conflict_line(leaks, c) for c in leaks.conflicts[:_RECORDED]],
-    }
-
-
-def _pair_record(leaks: Leaks, leak: Leak) -> dict[str, Any]:
-    return {
-        "kind": leak.kind,
-        "train": leaks.name("train", leak.train),
-        "test": leaks.name("test", leak.test),
-        "cosine": leak.cosine,
-        "ratio": leak.ratio,
     }

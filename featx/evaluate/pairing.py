@@ -286,8 +286,8 @@ def _pair(train: CacheLike, test: CacheLike, choice: ClassChoice) -> Pair:
     if not is_one:
         _require_other_images(train, test)
     shared, notice = _shared(train, test, choice)
-    train_view = ClassView(train, _for(train, shared, choice))
-    test_view = train_view if is_one else ClassView(test, _for(test, shared, choice))
+    train_view = _view(train, shared, choice)
+    test_view = train_view if is_one else _view(test, shared, choice)
     notices = [f"{len(shared)} shared classes{notice}"]
     if differing := list(_differing(_how(train), _how(test))):
         notices.append(
@@ -308,10 +308,10 @@ def _differing(train: Any, test: Any, name: str = "") -> Iterator[str]:
         yield f"{name} {train} and {test}"
 
 
-def _for(cache: CacheLike, shared: list[str], choice: ClassChoice) -> ClassChoice:
-    """Choose the shared classes, with the new names of those that this cache has."""
+def _view(cache: CacheLike, shared: list[str], choice: ClassChoice) -> ClassView:
+    """Keep the shared classes, with the new names of those that this cache has."""
     rename = {old: new for old, new in choice.rename.items() if old in cache.class_names}
-    return ClassChoice(keep=tuple(shared), rename=rename)
+    return ClassView(cache, ClassChoice(keep=tuple(shared), rename=rename))
 
 
 def _with_images(cache: CacheLike) -> list[str]:

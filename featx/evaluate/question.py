@@ -35,11 +35,12 @@ from featx.heads.select import has_lone_classes
 from featx.progress import Reporter
 from featx.records import RecordError, made
 from featx.store import seconds_of
+from featx.text import some_of
 from featx.words import ALL
 
 __all__ = ["BaseQuestion", "Question", "Subset", "check_classes", "draw_all", "share_reads"]
 
-_MOST_NAMED, _SHOWN = 12, 3
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -66,21 +67,16 @@ def check_classes(
     if lacking := [name for name in test.class_names if name in tested - fitted]:
         raise ProtocolError(
             f"{len(lacking)} of {len(tested)} tested classes have no usable training image, so "
-            f"that every answer about them would be wrong: {_some(lacking)}. Add images, or leave "
-            f"them out:  --drop {shlex.join(lacking)}"
+            f"that every answer about them would be wrong: {some_of(lacking)}. Add images, or "
+            f"leave them out:  --drop {shlex.join(lacking)}"
         )
     idle = [name for name in train.class_names if name in fitted - tested]
     if not idle:
         return []
     return [
         f"{len(idle)} of {len(fitted)} classes have no test image and are never tested, the scores "
-        f"are of the other {len(tested)}: {_some(idle)}"
+        f"are of the other {len(tested)}: {some_of(idle)}"
     ]
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(names[:_MOST_NAMED]) + more
 
 
 def draw_all(
@@ -299,7 +295,7 @@ class Question(BaseQuestion):
         """Search, unless an earlier run did."""
         pair, known = self.pair, self._known
         key = leaks_key(pair, drawable, self.test_rows, self.settings)
-        leaks = self._recalled(None if known is None else known.find_leaks(key))
+        leaks = self._recalled(known.find_leaks(key)) if known is not None else None
         if leaks is None:
             leaks, self._new_leaks = find_leaks(pair, drawable, self.test_rows, self.settings), key
         if self._on_leaks is not None:

@@ -103,8 +103,7 @@ def _column_of(word: str, systems: pd.DataFrame) -> tuple[str, str]:
         close = nearest(name, SYSTEM_COLUMNS)
         hint = f"did you mean {', '.join(close)}?" if close else "choose from"
         raise UsageError(f"there is no column {name!r}: {hint} ({', '.join(SYSTEM_COLUMNS)})")
-    values = {str(value) for column in SYSTEM_COLUMNS for value in systems[column]}
-    close = nearest(word, values)
+    close = nearest(word, {value for column in SYSTEM_COLUMNS for value in systems[column]})
     hint = f": did you mean {', '.join(close)}?" if close else ":"
     raise UsageError(f"no fit has {word!r}{hint} There are {_what_there_is(systems)}")
 
@@ -126,7 +125,7 @@ def by_size(values: Iterable[str]) -> list[str]:
 def _what_there_is(systems: pd.DataFrame) -> str:
     parts = []
     for column in ("data", "backbone", "layer", "input_size", "clf", "scale", "per_class"):
-        values = by_size(str(value) for value in systems[column].unique())
+        values = by_size(systems[column].unique())
         more = ", ..." if len(values) > _MOST_NAMED else ""
         parts.append(f"{column} {', '.join(values[:_MOST_NAMED])}{more}")
     return "; ".join(parts)
@@ -140,13 +139,12 @@ def of_today(systems: pd.DataFrame, today: Iterable[str]) -> pd.DataFrame:
 
 
 def choose(systems: pd.DataFrame, where: Mapping[str, Iterable[str]]) -> pd.DataFrame:
-    """Keep the fits that have some values."""
+    """Keep the fits that have one of the values of each column; no values are all."""
     kept = systems
     for column, values in where.items():
-        wanted = [str(value) for value in values]
-        for value in wanted:
-            _check_value(column, value, systems)
-        if wanted:
+        if wanted := [str(value) for value in values]:
+            for value in wanted:
+                _check_value(column, value, systems)
             kept = kept[kept[column].isin(wanted)]
     return kept
 

@@ -12,6 +12,7 @@ from featx.errors import UsageError, nearest
 from featx.fingerprint import fingerprint
 from featx.sources.base import Source
 from featx.sources.labels import clean
+from featx.text import some_of
 
 __all__ = ["ClassChoice"]
 
@@ -98,10 +99,8 @@ def _find(flag: str, wanted: Iterable[str], present: Sequence[str]) -> list[str]
     for name in wanted:
         if clean(name) not in written:
             close = nearest(name, present)
-            hint = f"did you mean {' or '.join(close)}?" if close else f"there are {_some(present)}"
+            hint = (
+                f"did you mean {' or '.join(close)}?" if close else f"there are {some_of(present)}"
+            )
             raise UsageError(f"{flag}: there is no class {name!r}: {hint}")
     return [name if name in present else written[clean(name)] for name in wanted]
-
-
-def _some(names: Sequence[str], n: int = 12) -> str:
-    return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
