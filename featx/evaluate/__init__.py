@@ -1,9 +1,10 @@
 """Comparing heads on cached features, honestly: draws, fits, scores and tables.
 
 In: finished caches and `Settings`. Out: a `FitResult` for each head, size of subset and draw, kept
-in a folder of results; tables, comparisons with intervals. The way: `run_fit` pairs caches and runs
-`run`; before it leaks are sought and draws made; `output` keeps records; `table`, `lines` and
-`paired` read them. The room must not know images' pixels, networks or commands.
+in a folder of results; tables, comparisons with intervals. The way: `pairing` finds the caches of a
+`pair`; `question` has its test rows, `leaks` (`near` finds those that are not equal) and draws;
+`run` fits and `scores`; `results_folder` keeps each `result`; `table`, and `comparison` by the
+words of `systems`, read them, with `intervals`. It must not know images' pixels, networks, commands.
 """
 
 from __future__ import annotations

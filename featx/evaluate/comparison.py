@@ -163,7 +163,7 @@ def compare(
         Fingerprints of the train caches that are there: of a system that was fitted on several
         caches (images were added), the fits on these are compared.
     reporter : Reporter, optional
-        Is told which files are damaged.
+        Warns of files that are damaged.
 
     Returns
     -------
@@ -299,14 +299,14 @@ def _draws(
     if columns:
         column = next((c for c in columns if c != "cache"), "cache")
         values = by_size(rows[column].unique())
-        told = ", ".join(values)
+        choices = ", ".join(values)
         if column == "cache":
             firsts = [rows.index[rows["cache"] == value][0] for value in values]
-            told = "; ".join(
+            choices = "; ".join(
                 f"{v} ({_where(read(i))})" for v, i in zip(values, firsts, strict=True)
             )
         raise UsageError(
-            f"{side.text!r} names {len(values)} systems, with {column} {told}: say "
+            f"{side.text!r} names {len(values)} systems, with {column} {choices}: say "
             f"which, as in  {side.text},{column}={values[0]}"
         )
     return {tuple(row): index for index, row in zip(rows.index, rows[draw].values, strict=True)}

@@ -92,7 +92,7 @@ class Leaks:
         return {**{kind: n[kind] for kind in KINDS}, SAME_GROUP: len(in_groups)}
 
     @property
-    def n_twins(self) -> int:
+    def n_duplicates(self) -> int:
         """Test images that are, or nearly are, a training image."""
         return len({leak.test for leak in self.duplicates})
 
@@ -100,10 +100,10 @@ class Leaks:
     def summary(self) -> str:
         """What was found, in one line; empty where nothing was."""
         counts, parts = self.counts, []
-        if self.n_twins:
+        if self.n_duplicates:
             kinds = ", ".join(f"{counts[kind]:,} {kind}" for kind in KINDS if counts[kind])
             parts.append(
-                f"{self.n_twins:,} of {self.n_test:,} test images have a twin among the "
+                f"{self.n_duplicates:,} of {self.n_test:,} test images have a twin among the "
                 f"{self.n_train:,} training images: {kinds}"
             )
         if counts[SAME_GROUP]:
@@ -370,7 +370,7 @@ def leak_record(leaks: Leaks) -> dict[str, Any]:
     return {
         "n_train": leaks.n_train,
         "n_test": leaks.n_test,
-        "n_twins": leaks.n_twins,
+        "n_twins": leaks.n_duplicates,
         "test_images": leaks.counts,
         "n_train_images": len(leaks.train_rows),
         "near": near,

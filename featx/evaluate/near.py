@@ -81,7 +81,7 @@ def sketch_rows(
     Dasgupta, Langford, Smola and Attenberg, "Feature hashing for large scale multitask
     learning", ICML 2009, lemma 2). The cosine of two sketches of m values is that of the rows
     with a standard deviation of about (1 - c^2) / sqrt(m), like a correlation of m samples: for
-    twins, where c is near 1, that is little.
+    near-duplicates, where c is near 1, that is little.
     """
     n_rows, n_features = (int(n) for n in X.shape)
     is_exact = n_features <= WIDTH
@@ -170,7 +170,7 @@ class NearPairs:
 def find_near(
     train: tuple[Rows, Sketch], test: tuple[Rows, Sketch], ratio: float | None = None
 ) -> NearPairs:
-    r"""Find near twins across two parts.
+    r"""Find near-duplicates across two parts.
 
     The distance of two rows is d = 1 - cosine, of rows less the mean row: an offset that all share
     makes no two alike. What is close depends on the network, the layer
@@ -187,8 +187,8 @@ def find_near(
     distances to the j-th and the k-th obey E[m log(d_k / d_j)] = 1/j + ... + 1/(k - 1) (Levina
     and Bickel, "Maximum likelihood estimation of intrinsic dimension", NIPS 2004), and
     d_1 < q d_k has the probability 1 - (1 - q^m)^(k - 1), about (k - 1) q^m. m is taken from the
-    median of log(d_k / d_2), which one twin of each row does not move, and q so that the
-    probability is 0.001.
+    median of log(d_k / d_2), which one near-duplicate of each row does not change, and q so that
+    the probability is 0.001.
 
     What it finds, of 200 images of CIFAR-10 that were changed and sought among 5,000 (maps are
     the last ones, flattened):
@@ -215,9 +215,9 @@ def find_near(
 
     To the eye, 8 of the 9 are the same photograph, 7 of the 10, and 7 of the first 8. Of
     scikit-learn's digits none is flagged. **Mirrored images are mostly missed in maps**; so are
-    other crops, another picture of the same thing, and images with more than about 10 near
-    twins, which make one another's distances usual. A person must look before an image is
-    called a duplicate: Barz and Denzler, "Do we train on test data? Purging CIFAR of
+    other crops, another picture of the same thing, and images with more than about 10
+    near-duplicates, which make one another's distances usual. Look at the images before you call
+    one a duplicate: Barz and Denzler, "Do we train on test data? Purging CIFAR of
     near-duplicates", J. Imaging 6(6), 2020, so found 3.3 % of CIFAR-10's test images among its
     50,000 training images.
     """
@@ -241,9 +241,10 @@ def find_near(
 
 
 def near_within(neighbours: NDArray[np.int64], cosine: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Find near twins within one part, by the rule of `find_near`: (n_pairs, 2), nearest first.
+    """Find near-duplicates within one part, by the rule of `find_near`.
 
-    Takes the nearest other rows of each row, nearest first, and their cosines, both (n, k).
+    Takes the nearest other rows of each row, nearest first, and their cosines, both (n, k). Gives
+    (n_pairs, 2), nearest first.
     """
     usual = np.maximum(1 - cosine.mean(axis=1), _LEAST_DISTANCE)
     share = (1 - cosine) / ((usual[:, None] + usual[neighbours]) / 2)

@@ -171,7 +171,7 @@ def _why_not_one_source(train: CacheLike, test: CacheLike) -> str | None:
     seen = [_has_seen(*couple) for couple in ((train, test), (test, train))]
     if True in seen or False not in seen:
         return None
-    told = [
+    runs = [
         f"{Path(one.path).name} of {one.meta.get('created')} beside "
         f"{_seen(one, other).get('n_images')} images of {other.meta['split']}"
         for one, other in ((train, test), (test, train))
@@ -179,7 +179,7 @@ def _why_not_one_source(train: CacheLike, test: CacheLike) -> str | None:
     ]
     here = f"{len(train.y)} of {train.meta['split']}, {len(test.y)} of {test.meta['split']}"
     return (
-        f"train and test are not of one state of the data (made: {', '.join(told)}, here: {here}): "
+        f"train and test are not of one state of the data (made: {', '.join(runs)}, here: {here}): "
         "extract both again (featx extract --overwrite)"
     )
 
@@ -222,7 +222,7 @@ def cross_pairs(
 
     Partners have the same backbone, weights, layer and pooling, and as many features. Where one
     of them is made exactly alike (input size, precision, preprocessing, sample), it is taken;
-    else all that fit are, and what differs is told.
+    else all that fit are, and a notice says what differs.
     """
     caches = list(caches)
     tests = _of_split(caches, test_data, [read_split(test_split)] if test_split else _TEST)
@@ -321,7 +321,7 @@ def _with_images(cache: CacheLike) -> list[str]:
 
 
 def _shared(train: CacheLike, test: CacheLike, choice: ClassChoice) -> tuple[list[str], str]:
-    """Classes that both have, in the order asked for, and what is to be told of the others."""
+    """Classes that both have, in the order asked for, and a notice about the others."""
     either = list(dict.fromkeys([*train.class_names, *test.class_names]))
     _, wanted = choice.apply(np.zeros(0, np.int64), either)
     names = [{choice.rename.get(name, name) for name in _with_images(c)} for c in (train, test)]

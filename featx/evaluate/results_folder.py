@@ -41,7 +41,7 @@ _CREATED = COLUMNS.index("created")
 _RECENT_SECONDS = 2.0
 """A file that changed since may change again within one tick of the clock of its file system."""
 
-_MOST_UNTOLD = 200  # records that are read without a bar
+_MOST_SILENT = 200  # records that are read without a bar
 
 Stamp = tuple[int, int, int]
 
@@ -104,7 +104,7 @@ class RecordRows:
 
     def _read(self, names: list[str], stamps: Mapping[str, Stamp]) -> dict[str, Row]:
         found = {}
-        shown = self.reporter if len(names) > _MOST_UNTOLD else Reporter(quiet=True)
+        shown = self.reporter if len(names) > _MOST_SILENT else Reporter(quiet=True)
         with shown.bar(len(names), f"reading {self.folder}", "fit") as bar:
             for name in names:
                 try:
@@ -379,7 +379,7 @@ def read_results(path: str | os.PathLike[str], *, reporter: Reporter | None = No
         A folder of results, or its ``results.csv``: then the JSON files are read, whose digests
         tell damage. Or a CSV file that lies somewhere else.
     reporter : Reporter, optional
-        Is told which files or lines are damaged and left out; on standard error by default.
+        Warns of files or lines that are damaged and left out; on standard error by default.
 
     Returns
     -------

@@ -255,7 +255,7 @@ def results(
     folder : path-like, default="reports"
         What ``featx fit``, ``train``, ``sweep`` and ``reproduce`` wrote into.
     reporter : Reporter, optional
-        Is told which records are damaged; they are left out.
+        Warns of records that are damaged; they are left out.
 
     Returns
     -------
@@ -342,15 +342,15 @@ def _systems(frame: pd.DataFrame) -> list[str]:
     """Name each line by what tells the lines of one data set and number of images apart."""
     columns = frame.loc[:, "data":"repeats"].columns.drop("repeats")
     rest = [name for name in columns if name not in (*_FIRST, *_NOT_SYSTEM)]
-    shared, told = ["data", "per class"], [*_FIRST]
+    shared, telling = ["data", "per class"], [*_FIRST]
     for name in rest:
         # The weights, say, often follow from the backbone: then they tell nothing more.
-        if (frame.groupby([*shared, *told], dropna=False)[name].nunique(dropna=False) > 1).any():
-            told.append(name)
+        if (frame.groupby([*shared, *telling], dropna=False)[name].nunique(dropna=False) > 1).any():
+            telling.append(name)
     if frame["data"].nunique() > 1:
-        told.insert(0, "data")
+        telling.insert(0, "data")
     return [
-        ", ".join(_named(name, line[name]) for name in told if line[name] not in ("", "none"))
+        ", ".join(_named(name, line[name]) for name in telling if line[name] not in ("", "none"))
         for _, line in frame.iterrows()
     ]
 

@@ -77,7 +77,7 @@ def test_a_group_on_both_sides_is_a_leak(parted):
     (result,), text, leaks = run(grouped)
     assert leaks.counts[SAME_GROUP] == 2
     assert leaks.train_rows.tolist() == [15, 16, 17, 18, 19]
-    assert leaks.n_twins == 0
+    assert leaks.n_duplicates == 0
     assert "2 of 45 test images are in a group (patient) of training images" in text
     assert "same group: test/0000.jpg (ant) and train/0015.jpg (ant)" in text
     assert "(patient)" in result.notes

@@ -12,7 +12,6 @@ from memory_cache import make_cache
 
 from featx.evaluate import Pair, ResultsFolder, Settings, add_groups, evaluate, find_leaks
 from featx.evaluate.leaks import leak_record, leaks_key, recall_leaks, record_leaks
-from featx.evaluate.result import FitResult
 from featx.heads.mlp import MlpHead
 from featx.heads.torch_mlp import TorchMlpHead
 from featx.progress import Reporter
@@ -141,19 +140,8 @@ def test_an_interrupted_question_goes_on_and_ends_up_the_same(desk, tmp_path, n_
     assert [r.acc1 for r in found] == [r.acc1 for r in expected]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"scale": "l2"},
-        {"class_weight": "balanced"},
-        {"C": 0.5},
-        {"folds": 3},
-        {"seed": 7},
-        {"near": 0.3},
-        {"on_leak": "drop"},
-    ],
-)
-def test_another_question_is_fitted(desk, change):
+@pytest.mark.parametrize("change", [{"near": 0.3}, {"on_leak": "drop"}])
+def test_what_was_done_about_leaks_is_part_of_the_question(desk, change):
     settings = Settings(per_class=(18,), repeats=1)
     desk.ask(settings)
     desk.ask(replace(settings, **change))
@@ -177,10 +165,11 @@ def test_a_head_that_computes_something_else_now_is_fitted_again(desk, head, mon
 
 
 def test_other_features_are_another_question(desk):
-    desk.ask()
+    small = Settings(per_class=(4,), repeats=1)
+    desk.ask(small)
     desk.pair.train.fingerprint = "changed"
-    desk.ask()
-    assert len(desk.fitted) == 12
+    desk.ask(small)
+    assert len(desk.fitted) == 1
 
 
 def test_what_to_do_about_leaks_is_idle_without_leaks(pair, tmp_path):
@@ -207,24 +196,18 @@ def test_a_fit_without_leaks_answers_whatever_was_near_then(pair, tmp_path):
 def damage(path, how):
     text = path.read_text(encoding="utf-8")
     record = json.loads(text)
-    if how == "torn":
-        text = text[: len(text) // 2]
-    elif how == "a number changed":
+    if how == "a number changed":
         record["fit"]["acc1"] = 0.999
         text = json.dumps(record)
     elif how == "another fit":
         text = next(p for p in path.parent.iterdir() if p != path).read_text(encoding="utf-8")
-    elif how == "foreign":
-        text = '{"fit": {"fit_id": "0"}}'
     else:
-        text = "[1, 2]" if how == "a list" else ""
+        text = '{"fit": {"fit_id": "0"}}'
     path.write_text(text, encoding="utf-8")
     return text
 
 
-@pytest.mark.parametrize(
-    "how", ["torn", "a number changed", "another fit", "foreign", "a list", "empty"]
-)
+@pytest.mark.parametrize("how", ["a number changed", "another fit", "foreign"])
 def test_a_damaged_or_foreign_file_is_neither_trusted_nor_overwritten(desk, how):
     first = desk.ask()
     path = desk.files[3]
@@ -259,18 +242,6 @@ def test_fitting_again_keeps_both_and_the_latest_answers(desk):
     assert [r.fit_id for r in first] == [r.fit_id for r in again]
 
 
-def test_a_line_that_a_crash_kept_from_the_table_is_added(desk):
-    desk.ask()
-    table = desk.folder / "results.csv"
-    text = table.read_text(encoding="utf-8")
-    table.write_text("".join(text.splitlines(keepends=True)[:-3]) + "torn,li", encoding="utf-8")
-    desk.ask()
-    assert sorted(line for line in desk.lines if line != "torn,li") == sorted(text.splitlines()[1:])
-    table.unlink()
-    desk.ask()
-    assert sorted(desk.lines) == sorted(text.splitlines()[1:])
-
-
 def test_leaks_are_recalled_as_they_were(pair, tmp_path):
     pair.test.X[[2, 4, 6]] = pair.train.X[[2, 4, 5]]
     pair.test.X[9] = pair.train.X[9] * np.float16(1.01)
@@ -302,14 +273,6 @@ def test_searches_that_differ_have_other_names(pair):
     keys.append(key(moved))
     assert len(set(keys)) == 6
     assert key(pair, heads=("mlp",), on_leak="drop", C=1.0) == keys[0]
-
-
-def test_every_column_is_kept_with_its_type(desk):
-    for result in desk.ask():
-        back = FitResult.from_record(json.loads(json.dumps(result.record())))
-        assert {k: (type(v), v) for k, v in back.row().items()} == {
-            k: (type(v), v) for k, v in result.row().items()
-        }
 
 
 def test_names_that_are_no_text_are_kept(desk):

@@ -66,7 +66,7 @@ def test_without_leaks_there_is_nothing_to_tell(pair):
 def test_unknown_digests_are_no_equal_files(pair):
     assert not pair.train.image_digests.any()
     assert not pair.test.image_digests.any()
-    assert search(pair).n_twins == 0
+    assert search(pair).n_duplicates == 0
 
 
 def test_a_test_image_counts_once_as_the_surest_kind(leaky):
@@ -74,7 +74,7 @@ def test_a_test_image_counts_once_as_the_surest_kind(leaky):
     leaky.train.X[13] = leaky.train.X[10] * np.float16(1.01)
     leaks = search(leaky)
     assert leaks.counts["same file"] == 1
-    assert leaks.n_twins == 3
+    assert leaks.n_duplicates == 3
     assert {10, 13} <= set(leaks.train_rows.tolist())
 
 
@@ -136,6 +136,17 @@ def test_one_image_with_two_classes_is_a_conflict(leaky):
     lines = [line for line in leak_lines(leaks) if "conflict" in line]
     assert len(lines) == 3
     assert any("train/0006.jpg (ant) and train/0007.jpg (bee)" in line for line in lines)
+
+
+def test_a_conflict_found_twice_is_of_the_surest_kind_in_the_place_of_the_last(pair):
+    """Rows 3, 7 and 10 are one picture of three classes; only 3 and 10 are the same file."""
+    pair.train.X[[7, 10]] = pair.train.X[3]
+    pair.train.y[[3, 7, 10]] = 0, 1, 2
+    pair.train.image_digests[[3, 10]] = 9
+    assert search(pair, near="off").conflicts == (
+        Conflict("equal features", ("train", 3), ("train", 7)),
+        Conflict("same file", ("train", 3), ("train", 10)),
+    )
 
 
 def run(pair, **settings):

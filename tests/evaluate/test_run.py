@@ -84,17 +84,6 @@ def test_one_result_for_every_head_size_and_draw(pair):
         assert min(result.fit_seconds, result.predict_seconds) > 0
 
 
-def test_results_repeat(pair):
-    first, second = (run(pair, heads=("logreg", "mlp"), per_class=(5,), repeats=1)[0] for _ in "ab")
-    for one, two in zip(first, second, strict=True):
-        assert (one.fit_id, one.acc1, one.C, one.n_iter) == (
-            two.fit_id,
-            two.acc1,
-            two.C,
-            two.n_iter,
-        )
-
-
 @pytest.mark.parametrize("n_jobs", [3, -1])
 def test_fits_side_by_side_give_the_same_in_the_same_order(pair, n_jobs):
     threads = []
@@ -191,18 +180,6 @@ def test_a_head_is_never_scored_on_rows_it_was_fitted_on(pair, monkeypatch):
         run(same, per_class=(5,))
 
 
-def test_twins_across_the_splits_are_counted(pair):
-    pair.test.X[[2, 4, 6]] = pair.train.X[[2, 4, 4]]
-    results, text = run(pair, per_class=("all",))
-    said = "3 of 45 test images have a twin among the 60 training images: 3 equal features"
-    assert said in text
-    assert any(said in notice for notice in results[0].detail["notices"])
-    assert said in results[0].notes
-    assert results[0].detail["leaks"]["n_drawn"] == 2
-    clean = Pair(make_cache(), make_cache(45, split="test"))
-    assert "twin" not in run(clean, per_class=("all",))[1]
-
-
 def test_too_few_images_name_the_class(pair):
     with pytest.raises(ProtocolError, match="'ant' has 20 .* largest number that works is 20"):
         run(pair, per_class=(21,))
@@ -220,11 +197,6 @@ def test_no_test_rows(pair):
         ({"heads": ("swm",)}, "did you mean svm"),
         ({"per_class": (0,)}, "per_class is 0"),
         ({"per_class": ("some",)}, "per_class is 'some'"),
-        ({"repeats": 0}, "repeats is 0"),
-        ({"seed": -1}, "seed is -1"),
-        ({"folds": 1}, "folds is 1"),
-        ({"C": 0.0}, "C is 0"),
-        ({"holdout": 1.0}, "holdout is 1"),
         ({"scale": "l1"}, "unknown scale 'l1'"),
         ({"class_weight": "equal"}, "class_weight is 'equal': give 'balanced'"),
         ({"n_jobs": 0}, "n_jobs is 0: give 1 or more, or -1"),

@@ -11,7 +11,6 @@ from scipy import stats
 
 from featx.errors import UsageError
 from featx.evaluate import Settings, evaluate, format_table, summarise
-from featx.evaluate.intervals import both_intervals, mean_interval, share_interval
 from featx.evaluate.result import QUESTION_COLUMNS, joined
 
 
@@ -34,23 +33,6 @@ def test_intervals_over_draws_and_over_test_images(results):
     assert (line["test low"], line["test high"]) == pytest.approx((ends.low, ends.high))
     assert line["test images"] == 100
     assert (line["repeats"], line["C"], line["seconds"]) == (3, 10.0, 1.0)
-
-
-@pytest.mark.parametrize(("right", "n"), [(8, 8), (0, 8), (1, 3), (500, 1000), (999, 1000)])
-def test_the_interval_of_one_accuracy_is_wilsons_and_bounded(right, n):
-    low, high = share_interval(right / n, n)
-    ends = stats.binomtest(right, n).proportion_ci(method="wilson")
-    assert (low, high) == pytest.approx((ends.low, ends.high), abs=1e-12)
-    assert 0 <= low <= right / n <= high <= 1
-
-
-def test_the_interval_of_few_draws_is_cut_off_at_0_and_1():
-    assert mean_interval([0.4, 0.8]) == (0.0, 1.0)
-    assert mean_interval([0.9]) is None
-    assert mean_interval([1.0, 1.0, 1.0]) == (1.0, 1.0)
-    assert both_intervals(0.9, (0.87, 0.98), None) == pytest.approx((0.87, 0.98))
-    assert both_intervals(0.6, (0.57, 0.64), (0.56, 0.63)) == pytest.approx((0.55, 0.65))
-    assert both_intervals(0.9, (0.8, 1.0), (0.8, 1.0)) == pytest.approx((0.9 - 0.02**0.5, 1.0))
 
 
 @pytest.mark.parametrize("column", QUESTION_COLUMNS)

@@ -157,13 +157,15 @@ def test_what_cannot_be_paired_says_why(other, text):
         assert "fit both with the same --seed" in str(caught.value)
 
 
-def test_equal_row_numbers_of_other_images_are_no_pair():
-    """The same rows, labels and paths of two data sets whose files differ."""
+def test_equal_row_numbers_of_other_training_images_are_no_pair():
+    """The same rows, labels and paths of two data sets whose training files differ."""
     whole = {"settings": {"per_class": ("all",)}.items()}
-    apart = [*fits_of(("svm",), **whole), *fits_of(("svm",), backbone="other", roll=3, **whole)]
-    assert apart[0].subset_sha256 == apart[1].subset_sha256
-    with pytest.raises(ProtocolError, match="images"):
-        compare(["net", "other"], apart)
+    one, other = fits_of(("svm",), **whole), fits_of(("svm",), backbone="other", roll=3, **whole)
+    tested = one[0].detail["test_images_sha256"]
+    other = [replace(fit, detail={**fit.detail, "test_images_sha256": tested}) for fit in other]
+    assert one[0].subset_sha256 == other[0].subset_sha256
+    with pytest.raises(ProtocolError, match="differ in train images: fit both on the same images"):
+        compare(["net", "other"], [*one, *other])
 
 
 @pytest.mark.parametrize(

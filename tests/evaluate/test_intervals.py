@@ -1,4 +1,4 @@
-"""The crossed estimate: by hand, by other routes, and by simulation of its coverage."""
+"""Intervals: by hand, by other routes, and by simulation of their coverage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ import pytest
 from scipy import stats
 from statistics_by_hand import squared_parts
 
-from featx.evaluate.intervals import estimate_mean, holm, interval_of_mean
+from featx.evaluate.intervals import (
+    both_intervals,
+    estimate_mean,
+    holm,
+    interval_of_mean,
+    mean_interval,
+    share_interval,
+)
 
 N_SAMPLES = 1000
 # Of all cases together, one in a thousand would be outside by chance alone at these true values.
@@ -171,3 +178,20 @@ def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03]).tolist() == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9]).tolist() == [1.0, 1.0]
     assert holm([]).tolist() == []
+
+
+@pytest.mark.parametrize(("right", "n"), [(8, 8), (0, 8), (1, 3), (500, 1000), (999, 1000)])
+def test_the_interval_of_one_accuracy_is_wilsons_and_bounded(right, n):
+    low, high = share_interval(right / n, n)
+    ends = stats.binomtest(right, n).proportion_ci(method="wilson")
+    assert (low, high) == pytest.approx((ends.low, ends.high), abs=1e-12)
+    assert 0 <= low <= right / n <= high <= 1
+
+
+def test_the_interval_of_few_draws_is_cut_off_at_0_and_1():
+    assert mean_interval([0.4, 0.8]) == (0.0, 1.0)
+    assert mean_interval([0.9]) is None
+    assert mean_interval([1.0, 1.0, 1.0]) == (1.0, 1.0)
+    assert both_intervals(0.9, (0.87, 0.98), None) == pytest.approx((0.87, 0.98))
+    assert both_intervals(0.6, (0.57, 0.64), (0.56, 0.63)) == pytest.approx((0.55, 0.65))
+    assert both_intervals(0.9, (0.8, 1.0), (0.8, 1.0)) == pytest.approx((0.9 - 0.02**0.5, 1.0))

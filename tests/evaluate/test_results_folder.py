@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from threading import Thread
@@ -245,24 +243,3 @@ def test_a_writer_waits_for_another(results, tmp_path):
         assert not folder.table.exists()
     writer.join(10)
     assert len(read_results(folder.table)) == 1
-
-
-def test_a_killed_run_keeps_what_it_has(tmp_path):
-    code = """
-import os, sys
-sys.path[:0] = [sys.argv[1]]
-from memory_cache import make_cache
-from featx.evaluate import Pair, ResultsFolder, Settings, evaluate
-folder = ResultsFolder(sys.argv[2])
-count = []
-def sink(result, fit):
-    folder.add(result)
-    count.append(1)
-    if len(count) == 3:
-        os._exit(9)
-evaluate(Pair(make_cache(), make_cache(split="test")), Settings(per_class=(2,)), sink=sink)
-"""
-    here = __file__.rsplit("/", 1)[0]
-    done = subprocess.run([sys.executable, "-c", code, here, str(tmp_path)], check=False)
-    assert done.returncode == 9
-    assert read_results(tmp_path / "results.csv")["repeat"].tolist() == [0, 1, 2]

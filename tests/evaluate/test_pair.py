@@ -1,4 +1,4 @@
-"""Classes chosen at the fit, without another extraction."""
+"""The rows of a pair: classes chosen at the fit, and which images they are."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from memory_cache import make_cache
 
 from featx.errors import UsageError
 from featx.evaluate import Pair, Settings, choose_classes, evaluate
-from featx.evaluate.pair import ClassView, count_unusable, describe
+from featx.evaluate.pair import ClassView, count_unusable, describe, images_sha256
 from featx.progress import Reporter
 from featx.sources.select import ClassChoice
 
@@ -106,3 +106,28 @@ def test_a_long_choice_has_a_short_name_of_its_own():
     assert first != second
     assert len(first) < 20
     assert describe(ClassChoice(drop=("frog",))) == "-frog"
+
+
+ROWS = np.array([3, 5, 8])
+
+
+def test_images_are_known_by_digest_else_by_path_and_by_class():
+    cache = make_cache()
+    by_path = images_sha256(cache, ROWS)
+    assert by_path == images_sha256(make_cache(seed=4, backbone="other"), ROWS)
+    assert by_path != images_sha256(cache, ROWS[::-1])
+    assert by_path != images_sha256(make_cache(split="test"), ROWS)
+    digests = np.random.default_rng(0).integers(1, 255, (60, 32), np.uint8)
+    cache.image_digests = digests
+    by_digest = images_sha256(cache, ROWS)
+    assert by_digest != by_path
+    moved = make_cache(seed=1)
+    moved.paths = [f"elsewhere/{path}" for path in moved.paths]
+    moved.image_digests = digests
+    assert images_sha256(moved, ROWS) == by_digest
+    shifted = make_cache()
+    shifted.image_digests, shifted.y = np.roll(digests, 3, axis=0), np.roll(cache.y, 3)
+    assert images_sha256(shifted, ROWS) != by_digest
+    assert images_sha256(shifted, ROWS + 3) == by_digest
+    cache.class_names = ["wasp", "bee", "cow"]
+    assert images_sha256(cache, ROWS) != by_digest
