@@ -4,7 +4,7 @@ In: finished caches and `Settings`. Out: a `FitResult` for each head, size of su
 in a folder of results; tables, comparisons with intervals. The way: `pairing` finds the caches of a
 `pair`; `question` has its test rows, `leaks` (`near` finds those that are not equal) and draws;
 `run` fits and `scores`; `results_folder` keeps each `result`; `table`, and `comparison` by the
-words of `systems`, read them, with `intervals`. It must not know images' pixels, networks, commands.
+words of `systems`, read them, with `intervals`. It must not know pixels, networks or commands.
 """
 
 from __future__ import annotations

@@ -33,11 +33,7 @@ from featx.evaluate.table import format_table
 from featx.progress import SILENT, Reporter
 from featx.text import count_of
 
-__all__ = [
-    "compare",
-    "format_comparison",
-    "statement",
-]
+__all__ = ["compare", "format_comparison"]
 
 
 _ALPHA = 0.05
@@ -53,7 +49,7 @@ _TITLES = {
 }
 
 
-def statement(line: pd.Series[Any], telling: Sequence[str], n_compared: int) -> str:
+def _statement(line: pd.Series[Any], telling: Sequence[str], n_compared: int) -> str:
     """Say what a comparison shows."""
     first, second, sign = line["A"], line["B"], 1
     if line["difference_points"] < 0:
@@ -358,5 +354,5 @@ def _to_frame(found: Sequence[dict[str, Any]]) -> pd.DataFrame:
     frame = pd.DataFrame(found)
     frame["p_holm"] = holm(frame["p"])
     telling = [column for column in _NO_WORDS if frame[column].nunique() > 1]
-    frame["statement"] = [statement(line, telling, len(frame)) for _, line in frame.iterrows()]
+    frame["statement"] = [_statement(line, telling, len(frame)) for _, line in frame.iterrows()]
     return frame

@@ -123,8 +123,8 @@ def estimate_mean(values: NDArray[np.float64]) -> Estimate:
     McNemar's, and about this draw alone: how much draws differ is not in it.
 
     The draws are a sample of those from one pool of training images. Coverage is held by simulation
-    (`tests/evaluate/test_intervals.py`); where accuracies are above 0.98 and draws differ by half the
-    errors, the effects of draws are so skewed that it can fall to 92 %.
+    (`tests/evaluate/test_intervals.py`); where accuracies are above 0.98 and draws differ by half
+    the errors, the effects of draws are so skewed that it can fall to 92 %.
     """
     n_draws, n_images = values.shape
     low, high = interval_of_mean(values)

@@ -38,7 +38,7 @@ from featx.store import seconds_of
 from featx.text import some_of
 from featx.words import ALL
 
-__all__ = ["BaseQuestion", "Question", "Subset", "check_classes", "draw_all", "share_reads"]
+__all__ = ["BaseQuestion", "Question", "Subset", "draw_all", "share_reads", "union_of"]
 
 _SHOWN = 3
 
@@ -58,7 +58,7 @@ class Subset:
         return subset_hash(self.rows)
 
 
-def check_classes(
+def _check_classes(
     train: CacheLike, drawable: NDArray[np.bool_], test: CacheLike, test_rows: NDArray[np.int64]
 ) -> list[str]:
     """Compare the classes that can be fitted with those that are tested."""
@@ -136,11 +136,11 @@ class BaseQuestion(ABC):
         drawable, self.test_rows = pair.split(settings.holdout, settings.holdout_seed)
         if not self.test_rows.size:
             raise ProtocolError(f"{pair.name}: no test image is labelled and usable")
-        idle = check_classes(pair.train, drawable, pair.test, self.test_rows)
+        idle = _check_classes(pair.train, drawable, pair.test, self.test_rows)
         self._tell([*pair.notices, *self._unusable(), *idle])
         self.leaks = self._find_leaks(drawable)
         drawable = self._apply_leak_policy(drawable)
-        check_classes(pair.train, drawable, pair.test, self.test_rows)  # of what is left
+        _check_classes(pair.train, drawable, pair.test, self.test_rows)  # of what is left
         self.subsets, notices = draw_all(pair.train, drawable, settings)
         self._tell(notices)
         self.remarks = [*self._split_remarks(), *pair.notices, *idle]

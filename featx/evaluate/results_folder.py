@@ -25,15 +25,7 @@ from featx.heads import Fit
 from featx.progress import SILENT, Reporter
 from featx.records import RecordError, made, parse_json, read_record, write_record
 
-__all__ = [
-    "RecordRows",
-    "ResultsFolder",
-    "Row",
-    "latest",
-    "older_table_text",
-    "read_results",
-    "table_text",
-]
+__all__ = ["ResultsFolder", "Row", "read_results"]
 
 _MEMORY = ".rows"
 _KEY = [COLUMNS.index(name) for name in KEY_COLUMNS]
