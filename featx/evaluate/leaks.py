@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -335,15 +336,13 @@ def leak_lines(leaks: Leaks) -> list[str]:
     lines = []
     for kind in (*KINDS, SAME_GROUP):
         pairs = one_per_test_image(leak for leak in leaks.found if leak.kind == kind)
-        lines += _first_lines(kind, [_pair_line(leaks, leak) for leak in pairs])
-    return lines + _first_lines(
-        "label conflict", [conflict_line(leaks, c) for c in leaks.conflicts]
-    )
+        lines += _first_lines(kind, pairs, partial(_pair_line, leaks))
+    return lines + _first_lines("label conflict", leaks.conflicts, partial(conflict_line, leaks))
 
 
-def _first_lines(kind: str, lines: list[str]) -> list[str]:
-    n_more = len(lines) - _SHOWN
-    return lines[:_SHOWN] + [f"{kind}: and {n_more:,} more"] * (n_more > 0)
+def _first_lines(kind: str, found: Sequence[T], line: Callable[[T], str]) -> list[str]:
+    n_more = len(found) - _SHOWN
+    return [line(one) for one in found[:_SHOWN]] + [f"{kind}: and {n_more:,} more"] * (n_more > 0)
 
 
 def conflict_line(leaks: Leaks, conflict: Conflict) -> str:
