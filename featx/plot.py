@@ -17,6 +17,7 @@ import pandas as pd
 
 from featx.errors import MissingExtraError, UsageError
 from featx.evaluate import FitResult
+from featx.evaluate.scores import confusion_of, has_confusion
 from featx.evaluate.systems import by_size
 from featx.evaluate.table import Lines, class_rows, extraction_seconds, lines_of, read_lines
 
@@ -161,7 +162,8 @@ def confusion(fit: FitResult | Mapping[str, Any]) -> Chart:
     Parameters
     ----------
     fit : FitResult or mapping
-        A fit, or one with ``class_names`` and ``confusion_matrix`` (images, rows are true classes).
+        A fit, or one with ``class_names`` and ``confusion_matrix`` (images, rows are true classes)
+        or ``confusion_cells`` (true class, predicted class, images).
 
     Returns
     -------
@@ -342,16 +344,11 @@ _TOOLTIP = [
 
 def confusion_cells(detail: Mapping[str, Any]) -> list[dict[str, Any]]:
     """List the cells of a confusion matrix that are not empty."""
-    names, matrix = detail["class_names"], np.asarray(detail["confusion_matrix"])
+    names, matrix = detail["class_names"], confusion_of(detail)
     totals = matrix.sum(axis=1)
     return [
-        {
-            "true": names[i],
-            "predicted": names[j],
-            "images": int(matrix[i, j]),
-            "share": float(matrix[i, j] / totals[i]),
-        }
-        for i, j in zip(*np.nonzero(matrix), strict=True)
+        {"true": names[i], "predicted": names[j], "images": int(n), "share": float(n / totals[i])}
+        for i, j, n in zip(matrix.row, matrix.col, matrix.data, strict=True)
     ]
 
 
@@ -442,6 +439,6 @@ def _frame(results: Results) -> pd.DataFrame:
 
 def _detail(fit: FitResult | Mapping[str, Any]) -> Mapping[str, Any]:
     detail = fit.detail if isinstance(fit, FitResult) else fit
-    if "confusion_matrix" not in detail:
+    if not has_confusion(detail):
         raise UsageError("this fit has no scores: it failed, or it is not a fit")
     return detail

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
-    confusion_matrix,
     precision_recall_fscore_support,
     roc_auc_score,
 )
@@ -19,7 +20,15 @@ from featx.heads import Model
 from featx.heads.base import labels_of
 from featx.heads.scaling import Array
 
-__all__ = ["ECE_BINS", "MEASURES", "Scores", "expected_calibration_error", "score"]
+__all__ = [
+    "ECE_BINS",
+    "MEASURES",
+    "Scores",
+    "confusion_of",
+    "expected_calibration_error",
+    "has_confusion",
+    "score",
+]
 
 ECE_BINS = 15
 """Bins of equal width, as in Guo et al."""
@@ -31,6 +40,7 @@ MEASURES = (
 
 _TOP = 5
 _MOST_WRONG = 50
+_CONFUSION, _CELLS = "confusion_matrix", "confusion_cells"
 
 
 @dataclass(frozen=True)
@@ -59,8 +69,9 @@ class Scores:
     ece : float or None
         See `expected_calibration_error`; None where the head gives no probabilities.
     detail : dict
-        ``confusion_matrix`` (rows are true classes), and for every class ``precision``,
-        ``recall``, ``f1`` and ``support``; all plain lists.
+        ``confusion_matrix`` (rows are true classes) or, where that is shorter,
+        ``confusion_cells``, and for every class ``precision``, ``recall``, ``f1`` and
+        ``support``; all plain lists. See `confusion_of`.
     """
 
     guess: NDArray[np.int64]
@@ -113,7 +124,7 @@ def score(
         ece=ece,
         detail={
             "class_names": list(class_names),
-            "confusion_matrix": confusion_matrix(truth, guess, labels=labels).tolist(),
+            **_confusion(truth, guess, len(labels)),
             "per_class": {
                 "precision": precision.tolist(),
                 "recall": recall.tolist(),
@@ -123,6 +134,35 @@ def score(
             **_confidences(truth != guess, decisions, probabilities),
         },
     )
+
+
+def _confusion(
+    truth: NDArray[np.int64], guess: NDArray[np.int64], n_classes: int
+) -> dict[str, list[Any]]:
+    """Count the pairs of true and guessed class: a matrix, or its cells, whichever is shorter.
+
+    The number of test images decides, and no score: all fits of a question have one form.
+    """
+    cells, counts = np.unique(np.column_stack([truth, guess]), axis=0, return_counts=True)
+    if 3 * len(truth) < n_classes**2:
+        return {_CELLS: np.column_stack([cells, counts]).tolist()}
+    return {_CONFUSION: coo_array((counts, cells.T), shape=(n_classes,) * 2).toarray().tolist()}
+
+
+def confusion_of(detail: Mapping[str, Any]) -> coo_array:
+    """Read the confusions of a record, (n_classes, n_classes): rows are true classes.
+
+    ``confusion_cells`` holds (true class, guessed class, number of images), each pair once.
+    """
+    if _CONFUSION in detail:
+        return coo_array(np.asarray(detail[_CONFUSION]))
+    true, guessed, counts = np.array(detail[_CELLS]).T
+    return coo_array((counts, (true, guessed)), shape=(len(detail["class_names"]),) * 2)
+
+
+def has_confusion(detail: Mapping[str, Any]) -> bool:
+    """Whether a record has the confusions of a fit; one that failed has none."""
+    return _CONFUSION in detail or _CELLS in detail
 
 
 def _top_share(

@@ -13,6 +13,7 @@ import numpy as np
 
 from featx.errors import FeatxError
 from featx.evaluate import FitResult, ResultsFolder
+from featx.evaluate.scores import confusion_of
 from featx.progress import SILENT, Reporter
 from featx.sources.album import Albums, thumbnail_url
 from featx.store import open_any
@@ -72,12 +73,13 @@ def details_of(fits: Sequence[FitResult], pictures: Pictures | None = None) -> d
 def _of_classes(fits: Sequence[FitResult]) -> dict[str, Any]:
     """Sum the confusions of all draws."""
     names = fits[0].detail["class_names"]
-    matrix = np.sum([fit.detail["confusion_matrix"] for fit in fits], axis=0)
-    right, true, guessed = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
+    matrix = sum(confusion_of(fit.detail) for fit in fits).tocoo()
+    right, true, guessed = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
+    numbers = (matrix.row, matrix.col, matrix.data)
+    cells = sorted(zip(*(each.tolist() for each in numbers), strict=True))
     recall, precision = (right / np.maximum(total, 1) for total in (true, guessed))
     f1 = 2 * right / np.maximum(true + guessed, 1)
-    pairs = [(int(matrix[i, j]), i, j) for i, j in zip(*np.nonzero(matrix), strict=True) if i != j]
-    pairs.sort(key=lambda pair: (-pair[0], pair[1:]))
+    pairs = sorted((-n, i, j) for i, j, n in cells if i != j)
     return {
         "classes": [
             {
@@ -90,15 +92,13 @@ def _of_classes(fits: Sequence[FitResult]) -> dict[str, Any]:
             for i, name in enumerate(names)
         ],
         # Rows and columns by number: names would take most of the page.
-        "cells": [
-            [int(i), int(j), int(matrix[i, j])] for i, j in zip(*np.nonzero(matrix), strict=True)
-        ],
+        "cells": [list(cell) for cell in cells],
         "confused": [
             {
                 "true": names[i],
                 "predicted": names[j],
-                "images": round(n / len(fits), 2),
-                "share": round(n / int(true[i]), 4),
+                "images": round(-n / len(fits), 2),
+                "share": round(-n / int(true[i]), 4),
             }
             for n, i, j in pairs[:_MOST_CONFUSED]
         ],

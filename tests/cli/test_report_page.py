@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from small_caches import write
 
 import featx
 from featx.cli import main
-from featx.evaluate import compare
+from featx.evaluate import ResultsFolder, compare
 from featx.evaluate.table import read_lines
 
 CLASSES = ("automobile", "</script><b>frog", "$ship_&|\u202e")
@@ -129,6 +130,26 @@ def test_charts_are_pictures(folder, tmp_path):
         plot.settings_curve(lines, "input")
     with pytest.raises(featx.FeatxError, match="nothing to draw"):
         plot.cost(lines, "extraction")
+
+
+def test_confusions_are_shown_the_same_from_both_forms(folder):
+    plot = pytest.importorskip("featx.plot")
+    from featx.report.details import details_of, read_fits
+
+    results = ResultsFolder(folder / "reports")
+    fits = read_fits(results, [name for name, row in results.rows().items() if not row["error"]])
+    both = []
+    for fit in fits[:2]:
+        detail = dict(fit.detail)
+        matrix = np.array(detail.pop("confusion_matrix"))
+        at = np.nonzero(matrix)
+        detail["confusion_cells"] = np.column_stack([*at, matrix[at]]).tolist()
+        assert plot.confusion_cells(detail) == plot.confusion_cells(fit.detail)
+        both.append(replace(fit, detail=detail))
+    told, of_cells = details_of(fits[:2]), details_of(both)
+    for name in ("classes", "cells", "confused"):
+        assert told[name] == of_cells[name]
+    assert sum(n for _, _, n in told["cells"]) == sum(fit.n_test for fit in both)
 
 
 @pytest.fixture(scope="module")

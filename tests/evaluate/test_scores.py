@@ -14,6 +14,7 @@ from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
     balanced_accuracy_score,
+    confusion_matrix,
     f1_score,
     log_loss,
     roc_auc_score,
@@ -22,7 +23,7 @@ from sklearn.metrics import (
 from statistics_by_hand import calibration_error
 
 from featx.evaluate import Pair, Settings, evaluate
-from featx.evaluate.scores import expected_calibration_error, score
+from featx.evaluate.scores import confusion_of, expected_calibration_error, score
 from featx.progress import Reporter
 from featx.records import record_text
 
@@ -64,6 +65,19 @@ def test_every_measure_is_scikit_learns(n_classes):
     assert found.log_loss == pytest.approx(log_loss(truth, p))
     assert found.ece == pytest.approx(calibration_error(truth == guess, p.max(axis=1)))
     assert 0 < found.ece < 1
+
+
+@pytest.mark.parametrize(("n_classes", "form"), [(12, "matrix"), (500, "cells")])
+def test_confusions_take_the_shorter_form_and_read_the_same(n_classes, form):
+    truth, decisions, names = question(n_classes)
+    detail = score(truth, decisions, Softmax(np.arange(n_classes)), names).detail
+    assert [name for name in detail if name.startswith("confusion_")] == [f"confusion_{form}"]
+    counted = confusion_matrix(truth, decisions.argmax(axis=1), labels=np.arange(n_classes))
+    older = {"class_names": names, "confusion_matrix": counted.tolist()}
+    for record in (json.loads(json.dumps(detail)), older):
+        assert np.array_equal(confusion_of(record).toarray(), counted)
+    # 500 x 500 numbers take 750 kB.
+    assert len(json.dumps(detail)) < 70_000
 
 
 def test_two_classes_have_one_column_of_scores():
