@@ -182,22 +182,30 @@ class _Job:
             return []
         # All rows of the group, so that a fit gives the same bits when others are known.
         rows = union_of(group)
-        pool = self._pool(group, rows)
+        pool = self._pool(group, rows, {name for _, name in missing})
         return [
             partial(self._fit, name, subset, RowSpace(pool, np.searchsorted(rows, subset.rows)))
             for subset, name in missing
         ]
 
-    def _pool(self, group: list[Subset], rows: NDArray[np.int64]) -> Pool:
-        """Rows in memory, with the Gram matrix that the fits share."""
+    def _pool(self, group: list[Subset], rows: NDArray[np.int64], heads: set[str]) -> Pool:
+        """Rows in memory, with the Gram matrix that the fits share, where one needs it."""
         device = self.settings.device
         if device != AUTO:
             choose_device(device)  # a wrong name is told, whatever the heads make of it
         pool = Pool(hold_rows(self.pair.train.X, rows), device, self.question.reporter.warn)
-        is_wide = any(len(subset.rows) < pool.shape[1] for subset in group)
-        if is_wide and self.settings.scale != STANDARD and pool.holds_gram():
+        if self._shares_gram(group, pool, heads) and pool.holds_gram():
             pool.gram(Scaling(self.settings.scale))
         return pool
+
+    def _shares_gram(self, group: list[Subset], pool: Pool, heads: set[str]) -> bool:
+        """Whether fits take parts of one Gram matrix."""
+        scale, n_features = self.settings.scale, pool.shape[1]
+        if scale == STANDARD or all(len(subset.rows) >= n_features for subset in group):
+            return False
+        found = (find_head(name, self.settings.allow_code) for name in heads)
+        needed = (getattr(head, "needs_gram", True) for head in found)
+        return not Scaling(scale).is_of_rows or any(needed)
 
     def _fit(self, name: str, subset: Subset, space: RowSpace) -> tuple[FitResult, Fit | None]:
         train, test, test_rows = self.pair.train, self.pair.test, self.question.test_rows

@@ -30,6 +30,7 @@ class NcmHead(Configurable):
     """
 
     has_class_weight: ClassVar[bool] = False
+    needs_gram: ClassVar[bool] = False
 
     name: str = "ncm"
     estimator: str = "sklearn.neighbors.NearestCentroid"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 from uuid import uuid4
 
 import joblib
@@ -89,6 +89,8 @@ class ForeignHead(Configurable):
     `class_weight` of the options, and their seed as `random_state` unless it has one. It is
     fitted on the scaled rows in memory: float32, or float64 where the features are.
     """
+
+    needs_gram: ClassVar[bool] = False
 
     name: str
     estimator: str

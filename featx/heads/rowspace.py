@@ -44,6 +44,7 @@ class Pool:
     ) -> None:
         self.X, self.device, self._tell = X, device, tell
         self._grams: dict[bool, Array] = {}
+        self._norms: dict[bool, Array] = {}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -102,6 +103,17 @@ class Pool:
 
             self._grams[is_bent] = self.gram_of(self.shape[0], blocks, scaling)
         return self._grams[is_bent]
+
+    def norms(self, scaling: Scaling) -> Array:
+        """Norms of all rows, bent as the scaling wants, (n_pool,)."""
+        is_bent = scaling.name == POWER
+        if is_bent not in self._norms:
+            squares = np.zeros(self.shape[0])
+            for columns in _column_blocks(*self.X.shape):
+                block = scaling.bend(self.X[:, columns])
+                squares += np.einsum("ij,ij->i", block, block)
+            self._norms[is_bent] = np.sqrt(squares)
+        return self._norms[is_bent]
 
 
 @dataclass(frozen=True)
@@ -199,15 +211,7 @@ class RowSpace:
     @cached_property
     def norms(self) -> Array | None:
         """Norms by which the scaling divides the rows, (n_rows,); None where it does not."""
-        if not self.scaling.has_norms:
-            return None
-        if self.is_wide:
-            return np.sqrt(np.diag(self.pool.gram(self.scaling))[self.index])
-        squares = np.zeros(self.n_rows)
-        for columns in _column_blocks(self.n_rows, self.n_features):
-            block = self.scaling.bend(self.pool.X[self._where, columns])
-            squares += np.einsum("ij,ij->i", block, block)
-        return np.sqrt(squares)
+        return self.pool.norms(self.scaling)[self.index] if self.scaling.has_norms else None
 
     def _stored(self) -> Blocks:
         for columns in _column_blocks(self.n_rows, self.n_features):

@@ -77,6 +77,12 @@ class TorchMlpHead(Configurable):
                 "hidden layers: give one for all, or one for each"
             )
 
+    @property
+    def needs_gram(self) -> bool:
+        """Whether the first layer sees the axes of the rows."""
+        has_norm = self.batch_norm in ("input", "before")
+        return self.inputs == "axes" or (self.inputs == "auto" and not has_norm)
+
     def fit(self, space: RowSpace, y: NDArray[np.int64], options: FitOptions) -> Fit:
         """Train on the rows."""
         check_options(self.name, options, has_weights=True)
@@ -111,8 +117,7 @@ class TorchMlpHead(Configurable):
 
     def _inputs(self, space: RowSpace) -> tuple[NDArray[np.float32], ToFeatures]:
         """Rows as the first layer sees them, and how its weights become those of features."""
-        has_norm = self.batch_norm in ("input", "before")
-        if not (self.inputs == "features" or (self.inputs == "auto" and has_norm)):
+        if self.needs_gram:
             return unit_axes(space)
         rows = rows_in_memory(space, np.float32)
         mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)

@@ -19,6 +19,7 @@ from sklearn.svm import LinearSVC
 from featx.errors import ProtocolError, UsageError
 from featx.evaluate import Pair, Settings, evaluate
 from featx.evaluate.run import require_unseen
+from featx.heads import rowspace
 from featx.progress import Reporter
 from featx.records import record_text
 
@@ -134,6 +135,35 @@ def test_scaling_is_that_of_scikit_learn_and_has_its_own_fits(pair, scale):
     model = make_pipeline(*steps[scale], LinearSVC(C=result.C, tol=1e-8, max_iter=100_000))
     model.fit(pair.train.X[rows].astype(float), pair.train.y[rows])
     assert result.acc1 == model.score(pair.test.X.astype(float), pair.test.y)
+
+
+@pytest.mark.parametrize("scale", ["none", "l2", "power", "whiten"])
+@pytest.mark.parametrize(
+    ("heads", "is_needed"),
+    [
+        (
+            ("ncm", "sklearn.naive_bayes:GaussianNB", "mlp-torch(inputs=features max_epochs=1)"),
+            False,
+        ),
+        (("ncm", "ridge"), True),
+    ],
+)
+def test_a_gram_matrix_is_made_once_where_a_head_or_whitening_needs_it(
+    pair, monkeypatch, scale, heads, is_needed
+):
+    made = []
+
+    def counted(*args):
+        made.append(args)
+        return gram_of(*args)
+
+    gram_of = rowspace.gram_of
+    monkeypatch.setattr(rowspace, "gram_of", counted)
+    results, _ = run(
+        pair, heads=heads, per_class=(9,), repeats=1, scale=scale, allow_code=(heads[1],)
+    )
+    assert not any(result.error for result in results)
+    assert len(made) == (is_needed or scale == "whiten")
 
 
 def test_the_test_split_has_no_part_in_the_fit(pair):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from head_data import features
 from sklearn.neighbors import NearestCentroid
-from sklearn.preprocessing import StandardScaler
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
 
 from featx.errors import UsageError
 from featx.heads import FitOptions, RowSpace
@@ -18,16 +19,22 @@ SHAPES = [(60, 300, 3), (60, 300, 2), (90, 20, 3), (200, 20, 2), (10, 50, 10)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("scale", ["none", "standard"])
+@pytest.mark.parametrize("scale", ["none", "standard", "l2", "power"])
 def test_labels_are_those_of_scikit_learn(shape, scale):
     X, y = features(*shape)
     new, _ = features(200, *shape[1:], seed=1)
     model = NCM.fit(RowSpace.of(X), y, FitOptions(scale=scale)).model
-    scaler = StandardScaler(with_mean=scale == "standard", with_std=scale == "standard")
+    scaler = {
+        "none": FunctionTransformer(),
+        "standard": StandardScaler(),
+        "l2": Normalizer(),
+        "power": make_pipeline(FunctionTransformer(np.sqrt), Normalizer()),  # none is negative
+    }[scale]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of constant columns and single rows, in what is not used
         plain = NearestCentroid().fit(scaler.fit_transform(X.astype(np.float64)), y)
-    assert np.array_equal(model.predict(new), plain.predict(scaler.transform(new)))
+    scaled = scaler.transform(new.astype(np.float64))
+    assert np.array_equal(model.predict(new), plain.predict(scaled))
     if shape[2] > 2:
         assert np.allclose(model.coef_, plain.centroids_)
 
