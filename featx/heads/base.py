@@ -29,6 +29,7 @@ __all__ = [
     "RowsView",
     "as_stored",
     "check_finite",
+    "flat",
     "labels_of",
     "linear_model",
     "raw_product",
@@ -194,8 +195,7 @@ class LinearModel:
 
     def decision_function(self, X: Rows) -> Array:
         """Scores: (n_rows, n_classes), or (n_rows,) for the second of two classes."""
-        scores = raw_product(X, self.coef_.T, self.scaling) + self.intercept_
-        return scores[:, 0] if scores.shape[1] == 1 else scores
+        return flat(raw_product(X, self.coef_.T, self.scaling) + self.intercept_)
 
     def probabilities(self, scores: Array) -> Array | None:
         """Probabilities, (n_rows, n_classes), where there is a link."""
@@ -204,6 +204,11 @@ class LinearModel:
     def predict(self, X: Rows) -> NDArray[np.int64]:
         """Labels of the largest scores, shape (n_rows,)."""
         return labels_of(self.decision_function(X), self.classes_)
+
+
+def flat(scores: Array) -> Array:
+    """Scores as a `Model` gives them: one column becomes (n_rows,)."""
+    return scores[:, 0] if scores.shape[1] == 1 else scores
 
 
 def linear_model(

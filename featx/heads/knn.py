@@ -63,12 +63,24 @@ class KnnModel:
             check_finite(block, rows.start, X.rows if isinstance(X, RowsView) else None)
             new = self.scaling.apply(block)
             own = _squares(new) if self.temperature else None
-            distances = _distances(new @ known.T, squares, own)
-            found = _votes(
-                distances, self.codes, self.n_neighbors, len(self.classes_), self.temperature
-            )[:, -1]
-            shares[rows] = found / found.sum(axis=1, keepdims=True)
+            shares[rows] = self._shares(_distances(new @ known.T, squares, own))
         return shares[:, 1] - 0.5 if len(self.classes_) == 2 else shares
+
+    def scores_of_own(self, space: RowSpace) -> Array:
+        """Scores of the training rows, which are those of `space`."""
+        n, every, is_cosine = len(self.codes), np.arange(len(self.codes)), bool(self.temperature)
+        width = self.n_neighbors * len(self.classes_)
+        shares = np.empty((n, len(self.classes_)))
+        for rows, distances in _of_left_out(space, every, every, width, is_cosine):
+            shares[rows] = self._shares(distances)
+        return shares[:, 1] - 0.5 if len(self.classes_) == 2 else shares
+
+    def _shares(self, distances: Array) -> Array:
+        """Shares of the votes from distances to the training rows, (n_rows, n_classes)."""
+        found = _votes(
+            distances, self.codes, self.n_neighbors, len(self.classes_), self.temperature
+        )[:, -1]
+        return np.asarray(found / found.sum(axis=1, keepdims=True))
 
     def predict(self, X: Rows) -> NDArray[np.int64]:
         """Labels with most votes, the first among equals, shape (n_rows,)."""
@@ -130,7 +142,8 @@ class KnnHead(Configurable):
         model = KnnModel(
             classes, rows, codes, k, space.full_scaling, self.link, temperature=self._temperature
         )
-        return Fit(model, cv=found.cv, notes=found.notes)
+        scores = model.scores_of_own(space)
+        return Fit(model, cv=found.cv, notes=found.notes, train_scores=scores)
 
 
 @dataclass(frozen=True)

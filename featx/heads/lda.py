@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from featx.configurable import Configurable, setting
-from featx.heads.base import SOFTMAX, Fit, FitOptions, linear_model
+from featx.heads.base import SOFTMAX, Fit, FitOptions, flat, linear_model
 from featx.heads.centroid import class_weights, second_against_first
 from featx.heads.rowspace import RowSpace
 from featx.heads.scaling import Array
@@ -76,14 +76,22 @@ class LdaHead(Configurable):
             notes += ("rows do not differ from the means of their classes: nearest class mean",)
         coef, intercept = second_against_first(*gaussians.discriminants(found.value))
         intercept = intercept - coef @ gaussians.mean
-        coef = coef if dual is None else space.combine(dual @ coef.T).T
+        columns = coef.T
         if len(classes) > 2:
             # scikit-learn's scores have more, the same for all classes; two classes cancel it.
             shared = gaussians.of_mean(found.value)
             intercept = intercept - 0.5 * gaussians.mean @ shared
-            coef = coef + (shared if dual is None else space.combine(dual @ shared[:, None]).T)
+            columns = np.column_stack([columns, shared])
+        scores = flat(_with_shared(rows @ columns, len(coef)) + intercept)
+        weights = columns if dual is None else space.combine(dual @ columns)
+        coef = _with_shared(weights, len(coef)).T
         model = linear_model(space, classes, coef, intercept, SOFTMAX)
-        return Fit(model, cv=found.cv, notes=notes)
+        return Fit(model, cv=found.cv, notes=notes, train_scores=scores)
+
+
+def _with_shared(columns: Array, n_own: int) -> Array:
+    """Add what all classes share, which may be large: it is rounded once, alike for all."""
+    return np.asarray(columns[:, :n_own] + columns[:, n_own:].sum(axis=1, keepdims=True))
 
 
 def _accuracies(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from featx.configurable import Configurable, setting
 from featx.errors import FitError
-from featx.heads.base import SOFTMAX, CvCurve, Fit, FitOptions, linear_model
+from featx.heads.base import SOFTMAX, CvCurve, Fit, FitOptions, flat, linear_model
 from featx.heads.centroid import second_against_first
 from featx.heads.rowspace import RowSpace
 from featx.heads.scaling import Array
@@ -69,9 +69,10 @@ class LinearProbeHead(Configurable):
         if not (np.isfinite(weights).all() and np.isfinite(biases).all()):
             raise self._diverged()
         coef, intercept = second_against_first(weights[0].T, biases[0])
+        scores = flat(rows @ coef.T + intercept)
         coef = coef if dual is None else space.combine(dual @ coef.T).T
         model = linear_model(space, classes, coef, intercept, SOFTMAX)
-        return Fit(model, cv=cv, n_iter=self.max_iter, notes=notes)
+        return Fit(model, cv=cv, n_iter=self.max_iter, notes=notes, train_scores=scores)
 
     def _choose(
         self, space: RowSpace, rows: Rows32, codes: NDArray[np.int64], options: FitOptions

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -12,10 +12,26 @@ from scipy.special import erf, expit
 from sklearn.neural_network import MLPClassifier
 
 from featx.configurable import Configurable, setting
-from featx.heads.base import SOFTMAX, Fit, FitOptions, Rows, labels_of, raw_product, softmax_of
+from featx.heads.base import (
+    SOFTMAX,
+    Fit,
+    FitOptions,
+    Rows,
+    flat,
+    labels_of,
+    raw_product,
+    softmax_of,
+)
 from featx.heads.rowspace import RowSpace
 from featx.heads.scaling import UNSCALED, Array, Scaling
-from featx.heads.training import Caught, catch_warnings, check_options, codes_of, unit_axes
+from featx.heads.training import (
+    Caught,
+    ToFeatures,
+    catch_warnings,
+    check_options,
+    codes_of,
+    unit_axes,
+)
 
 __all__ = ["ACTIVATIONS", "MLP", "MlpHead", "MlpModel"]
 
@@ -46,7 +62,18 @@ class MlpModel:
         scores = raw_product(X, self.coefs_[0], self.scaling) + self.intercepts_[0]
         for weights, bias in zip(self.coefs_[1:], self.intercepts_[1:], strict=True):
             scores = ACTIVATIONS[self.activation](scores) @ weights + bias
-        return scores[:, 0] if scores.shape[1] == 1 else scores
+        return flat(scores)
+
+    def of_features(self, space: RowSpace, to_features: ToFeatures) -> MlpModel:
+        """Give the same network for raw features, where this one was fitted on rows of a space."""
+        weights, shift = to_features(self.coefs_[0])
+        weights, of_scaling = space.to_features(weights)
+        return replace(
+            self,
+            coefs_=(weights, *self.coefs_[1:]),
+            intercepts_=(self.intercepts_[0] + shift + of_scaling, *self.intercepts_[1:]),
+            scaling=space.scaling,
+        )
 
     def predict(self, X: Rows) -> NDArray[np.int64]:
         """Labels of the largest logits, shape (n_rows,)."""
@@ -55,9 +82,6 @@ class MlpModel:
     def probabilities(self, scores: Array) -> Array:
         """Softmax of the logits, (n_rows, n_classes)."""
         return softmax_of(scores)
-
-
-# MLPClassifier's own default.
 
 
 @dataclass(frozen=True)
@@ -99,14 +123,16 @@ class MlpHead(Configurable):
             network.fit(rows, codes)
         if any(_STOPPED in note for note in caught.notes):
             raise KeyboardInterrupt  # which scikit-learn swallows: this is half a fit
-        weights = [np.asarray(layer, dtype=np.float64) for layer in network.coefs_]
-        biases = [np.asarray(bias, dtype=np.float64) for bias in network.intercepts_]
-        weights[0], shift = to_features(weights[0])
-        weights[0], of_scaling = space.to_features(weights[0])
-        biases[0] = biases[0] + shift + of_scaling
-        model = MlpModel(classes, tuple(weights), tuple(biases), space.scaling)
-        n_iter = int(network.n_iter_)
-        return Fit(model, n_iter=n_iter, converged=caught.has_converged, notes=self._notes(caught))
+        weights = tuple(np.asarray(layer, dtype=np.float64) for layer in network.coefs_)
+        biases = tuple(np.asarray(bias, dtype=np.float64) for bias in network.intercepts_)
+        of_axes = MlpModel(classes, weights, biases)
+        return Fit(
+            of_axes.of_features(space, to_features),
+            n_iter=int(network.n_iter_),
+            converged=caught.has_converged,
+            notes=self._notes(caught),
+            train_scores=of_axes.decision_function(rows),
+        )
 
     def _notes(self, caught: Caught) -> tuple[str, ...]:
         if caught.has_converged:

@@ -101,19 +101,17 @@ class TorchMlpHead(Configurable):
                 f"lower lr (it was {self.lr:g}), or scale the features"
             )
         weights, biases = zip(*layers, strict=True)
-        first, shift = to_features(weights[0])
-        first, of_scaling = space.to_features(first)
-        weights, biases = (first, *weights[1:]), (biases[0] + shift + of_scaling, *biases[1:])
         last, bias = second_against_first(weights[-1].T, biases[-1])
-        model = MlpModel(
+        network = MlpModel(
             classes,
             (*weights[:-1], np.ascontiguousarray(last.T)),
             (*biases[:-1], bias),
-            space.scaling,
-            self.activation,
+            activation=self.activation,
         )
+        scores = network.decision_function(rows)
+        model = network.of_features(space, to_features)
         notes, converged = self._notes(trained, len(watching), len(codes))
-        return Fit(model, n_iter=trained.n_epochs, converged=converged, notes=notes)
+        return Fit(model, None, None, trained.n_epochs, converged, notes, scores)
 
     def _inputs(self, space: RowSpace) -> tuple[NDArray[np.float32], ToFeatures]:
         """Rows as the first layer sees them, and how its weights become those of features."""

@@ -44,6 +44,27 @@ def test_perceptrons_learn(name, offset, shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("scale", ["none", "l2", "standard", "whiten=15"])
+@pytest.mark.parametrize("n_classes", [2, 5])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("svm", "logreg", "ridge", "lda", "knn", "knn-dino", "linear-probe(max_iter=50)", "mlp"),
+        *PERCEPTRONS[1:],
+    ],
+)
+def test_scores_of_fitted_rows_that_a_fit_knows_are_those_of_its_model(
+    name, n_classes, scale, shape
+):
+    X, y = classes_apart(*SHAPES[shape], 3, distance=0.1)
+    X, y = X[y < n_classes], y[y < n_classes]
+    fit = find_head(name, ()).fit(RowSpace.of(X), y, FitOptions(scale=scale))
+    scores = fit.model.decision_function(X)
+    assert fit.train_scores.shape == scores.shape
+    assert np.abs(fit.train_scores - scores).max() <= 1e-4 * np.abs(scores).max()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("offset", OFFSETS)
 @pytest.mark.parametrize(
     ("name", "plain", "C"),
