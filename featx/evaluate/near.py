@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from featx.halves import convert
 from featx.heads.base import Rows, RowsView, check_finite, row_blocks
-from featx.heads.scaling import N_CORES
+from featx.heads.scaling import N_CORES, Scratch
 
 __all__ = [
     "DEFAULT_RATIO",
@@ -53,13 +53,16 @@ class Sketch:
 def mean_row(*parts: Rows) -> NDArray[np.float32]:
     """Average finite rows of all parts, up to 512 of each, which lie evenly: (n_features,)."""
     n_features = int(parts[0].shape[1])
-    total, n = np.zeros(n_features), 0
+    total, n, scratch = np.zeros(n_features), 0, Scratch()
     for X in parts:
         n_rows = int(X.shape[0])
         chosen = np.unique(np.linspace(0, n_rows - 1, min(n_rows, _MOST_AVERAGED)).astype(np.int64))
         for some in row_blocks(len(chosen), n_features):
-            block = np.asarray(X[chosen[some]]).astype(np.float64)
-            block = block[np.isfinite(block).all(axis=1)]
+            rows = np.asarray(X[chosen[some]])
+            block = scratch.take(rows.shape, np.dtype(np.float64))
+            convert(rows, block)
+            if not np.isfinite(block.sum(axis=0)).all():
+                block = block[np.isfinite(block).all(axis=1)]
             total, n = total + block.sum(axis=0), n + len(block)
     mean: NDArray[np.float32] = (total / max(n, 1)).astype(np.float32)
     return mean

@@ -14,7 +14,7 @@ from featx.configurable import check_number
 from featx.errors import ProtocolError
 from featx.halves import is_finite
 from featx.heads.rowspace import RowSpace
-from featx.heads.scaling import NONE, UNSCALED, Array, Scaling
+from featx.heads.scaling import NONE, UNSCALED, Array, Scaling, Scratch
 
 __all__ = [
     "LARGEST_SEED",
@@ -243,11 +243,11 @@ def raw_product(X: Rows, weights: Array, scaling: Scaling = UNSCALED) -> Array:
             f"the head was fitted on {len(weights):,} features, these rows have {n_features:,}"
         )
     weights = np.ascontiguousarray(weights)
-    out = np.empty((n_rows, weights.shape[1]))
+    out, scratch = np.empty((n_rows, weights.shape[1])), Scratch()
     for rows in row_blocks(n_rows, n_features):
         block = np.asarray(X[rows])
         check_finite(block, rows.start, X.rows if isinstance(X, RowsView) else None)
-        out[rows] = scaling.apply(block) @ weights
+        out[rows] = scaling.apply(block, scratch=scratch) @ weights
     return out
 
 

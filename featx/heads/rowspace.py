@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 
 from featx.errors import ProtocolError
 from featx.heads.device import CPU, gram_of, on_device
-from featx.heads.scaling import POWER, STANDARD, UNSCALED, Array, Scaling, check_scale
+from featx.heads.scaling import POWER, STANDARD, UNSCALED, Array, Scaling, Scratch, check_scale
 from featx.heads.whitening import Whitening
 from featx.memory import available_bytes
 
@@ -29,7 +29,7 @@ __all__ = ["Pool", "RowSpace", "require_memory"]
 T = TypeVar("T")
 Blocks = Iterator[NDArray[Any]]
 
-_BLOCK_BYTES = 128 << 20
+_BLOCK_BYTES = 64 << 20
 # On a GPU: one as it is stored, one in float64, and what scaling makes of it.
 _BLOCKS_THERE = 4
 # Of the available memory, for a Gram matrix and what is made of it.
@@ -108,9 +108,9 @@ class Pool:
         """Norms of all rows, bent as the scaling wants, (n_pool,)."""
         is_bent = scaling.name == POWER
         if is_bent not in self._norms:
-            squares = np.zeros(self.shape[0])
+            squares, scratch = np.zeros(self.shape[0]), Scratch()
             for columns in _column_blocks(*self.X.shape):
-                block = scaling.bend(self.X[:, columns])
+                block = scaling.bend(self.X[:, columns], scratch=scratch)
                 squares += np.einsum("ij,ij->i", block, block)
             self._norms[is_bent] = np.sqrt(squares)
         return self._norms[is_bent]
@@ -218,10 +218,11 @@ class RowSpace:
             yield self.pool.X[self._where, columns]
 
     def blocks(self) -> Iterator[tuple[slice, Array]]:
-        """Yield the scaled rows by columns, float64, and which columns they are."""
+        """Yield the scaled rows by columns, float64, each in the memory of the block before."""
+        scratch = Scratch()
         for columns in _column_blocks(self.n_rows, self.n_features):
             block = self.pool.X[self._where, columns]
-            yield columns, self.scaling.apply(block, columns, self.norms)
+            yield columns, self.scaling.apply(block, columns, self.norms, scratch=scratch)
 
     @cached_property
     def gram(self) -> Array:

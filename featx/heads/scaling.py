@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ __all__ = [
     "UNSCALED",
     "WHITEN",
     "Scaling",
+    "Scratch",
     "check_scale",
     "copy_rows",
     "n_components_of",
@@ -67,16 +69,22 @@ class Scaling:
         """Whether rows are divided by their norms."""
         return self.name in (L2, POWER)
 
-    def bend(self, block: NDArray[Any], dtype: Any = np.float64) -> NDArray[Any]:
-        """Do what is done to every number by itself, and convert."""
-        values = _convert(block, np.dtype(dtype))
+    def bend(
+        self, block: NDArray[Any], dtype: Any = np.float64, scratch: Scratch | None = None
+    ) -> NDArray[Any]:
+        """Do what is done to every number by itself, and convert, into `scratch` if it is given."""
+        values = _convert(block, np.dtype(dtype), scratch or Scratch())
         return np.sign(values) * np.sqrt(np.abs(values)) if self.name == POWER else values
 
     def centred(
-        self, block: NDArray[Any], columns: slice = slice(None), dtype: Any = np.float64
+        self,
+        block: NDArray[Any],
+        columns: slice = slice(None),
+        dtype: Any = np.float64,
+        scratch: Scratch | None = None,
     ) -> NDArray[Any]:
         """Do all that needs no other columns of the rows: bend, then centre and divide."""
-        values = self.bend(block, dtype)
+        values = self.bend(block, dtype, scratch)
         if self.mean is not None and self.std is not None:
             values -= self.mean[columns].astype(dtype)
             values /= self.std[columns].astype(dtype)
@@ -88,9 +96,10 @@ class Scaling:
         columns: slice = slice(None),
         norms: Array | None = None,
         dtype: Any = np.float64,
+        scratch: Scratch | None = None,
     ) -> NDArray[Any]:
         """Scale rows, or some columns of them."""
-        values = self.centred(block, columns, dtype)
+        values = self.centred(block, columns, dtype, scratch)
         if self.axes is not None and self.mean is not None:
             return np.asarray((values - self.mean.astype(dtype)) @ self.axes.T.astype(dtype))
         if self.has_norms:
@@ -104,13 +113,24 @@ UNSCALED = Scaling()
 """Features as they are."""
 
 
-def _convert(block: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+class Scratch:
+    """Memory for one converted block after the other: new pages cost more than the conversion."""
+
+    def __init__(self) -> None:
+        self._flat: NDArray[Any] = np.empty(0)
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Give an array, in the memory of the one before."""
+        size = math.prod(shape)
+        if self._flat.dtype != dtype or self._flat.size < size:
+            self._flat = np.empty(size, dtype)
+        return self._flat[:size].reshape(shape)
+
+
+def _convert(block: NDArray[Any], dtype: np.dtype[Any], scratch: Scratch) -> NDArray[Any]:
     """Convert on all cores: NumPy takes half as long for it as for the products that follow."""
-    is_small = block.size < _MANY
-    if block.dtype == dtype or (is_small and block.dtype != np.float16):
-        return block.astype(dtype)
-    out = np.empty(block.shape, dtype)
-    (convert if is_small else copy_rows)(block, out)
+    out = scratch.take(block.shape, dtype)
+    (convert if block.size < _MANY else copy_rows)(block, out)
     return out
 
 

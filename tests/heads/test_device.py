@@ -71,7 +71,7 @@ def test_what_does_not_fit_on_the_device_is_computed_here_and_told_once(
     told: list[str] = []
     there = get_head(head).fit(everything(X, STAND_IN, told), y, FitOptions(scale="standard"))
     (sentence,) = told
-    assert f"60 rows needs 0.5 GB of the memory of {STAND_IN}, 0.0 GB are free" in sentence
+    assert f"60 rows needs 0.3 GB of the memory of {STAND_IN}, 0.0 GB are free" in sentence
     assert sentence.endswith("computed on the CPU")
     within = get_head(head).fit(RowSpace.of(X), y, FitOptions(scale="standard"))
     assert np.array_equal(there.model.decision_function(X), within.model.decision_function(X))

@@ -41,6 +41,18 @@ def test_a_subset_of_the_pool_fits_as_if_it_were_alone():
     assert np.allclose(of_pool.model.coef_, alone.model.coef_, atol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_blocks_take_the_memory_of_the_block_before(dtype):
+    X, _ = features(40, 100, 4, dtype=dtype)
+    blocks = RowSpace.of(X).blocks()
+    columns, first = next(blocks)
+    assert not np.shares_memory(first, X)
+    assert np.array_equal(first, X[:, columns])
+    columns, second = next(blocks)
+    assert np.shares_memory(first, second)
+    assert np.array_equal(second, X[:, columns])
+
+
 def test_coordinates_are_an_isometry_without_null_directions():
     X, _ = features(40, 200, 4)
     X[7], X[8] = X[6], 0
