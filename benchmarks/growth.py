@@ -34,9 +34,6 @@ from PIL import Image
 
 import featx
 from cache import make_spec
-from featx.backbones import open_backbones
-from featx.engines import LocalEngine
-from featx.extract import Settings, extract_many
 from featx.heads import FitOptions, RowSpace, get_head
 from featx.sources import open_data, open_folder
 from featx.store import CacheWriter
@@ -49,6 +46,10 @@ BLOCK_ROWS = 256
 def images(n: int, args: argparse.Namespace, folder: Path) -> Work:
     """Extract n images of 32 pixels."""
     import torch
+
+    from featx.backbones import open_backbones
+    from featx.engines import LocalEngine
+    from featx.extract import Settings, extract_many
 
     rng = np.random.default_rng(0)
     for i in range(n):
