@@ -62,7 +62,7 @@ class Pool:
             n_rows, n_features = self.shape
             raise ProtocolError(
                 f"{n_rows:,} x {n_features:,} training rows do not fit into memory, where this "
-                "head needs them: take svm, logreg or ridge, which read them in blocks, fewer "
+                "head needs them: take svm, logreg, ridge or ncm, which read them in blocks, fewer "
                 "images per class, or features of a lower dimension (--pool avg)"
             )
 
@@ -306,9 +306,14 @@ class RowSpace:
 
     def combine(self, dual: Array) -> Array:
         """Combine the scaled rows: X^T A, float64, shape (n_features, n_columns)."""
-        out = np.empty((self.n_features, dual.shape[1]))
-        for columns, block in self.blocks():
-            out[columns] = block.T @ dual
+        out = np.zeros((self.n_features, dual.shape[1]))
+        if self.pool.is_in_memory:
+            for columns, block in self.blocks():
+                out[columns] = block.T @ dual
+            return out
+        height = max(1, _BLOCK_BYTES // (8 * self.n_features))
+        for rows, block in self.row_blocks(height, np.float64):
+            out += block.T @ dual[rows]
         return out
 
 

@@ -12,7 +12,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
 
 from featx.errors import UsageError
-from featx.heads import FitOptions, RowSpace
+from featx.heads import FitOptions, Pool, RowSpace, rowspace
+from featx.heads.base import RowsView
 from featx.heads.centroid import NCM
 
 SHAPES = [(60, 300, 3), (60, 300, 2), (90, 20, 3), (200, 20, 2), (10, 50, 10)]
@@ -37,6 +38,19 @@ def test_labels_are_those_of_scikit_learn(shape, scale):
     assert np.array_equal(model.predict(new), plain.predict(scaled))
     if shape[2] > 2:
         assert np.allclose(model.coef_, plain.centroids_)
+
+
+@pytest.mark.parametrize("scale", ["none", "standard", "l2", "power"])
+def test_rows_on_the_disk_are_read_in_blocks(scale, monkeypatch):
+    X, y = features(90, 40, 3)
+    monkeypatch.setattr(rowspace, "_BLOCK_BYTES", 8 * 40 * 17)
+    on_disk = RowsView(np.vstack([X, X]), np.arange(90) + 90)
+    some = np.arange(0, 90, 2)
+    options = FitOptions(scale=scale)
+    found = NCM.fit(RowSpace(Pool(on_disk), some), y[some], options).model
+    wanted = NCM.fit(RowSpace(Pool(X), some), y[some], options).model
+    assert np.allclose(found.coef_, wanted.coef_)
+    assert np.allclose(found.intercept_, wanted.intercept_)
 
 
 def test_scores_by_hand():
