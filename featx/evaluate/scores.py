@@ -9,12 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
-from sklearn.metrics import (
-    accuracy_score,
-    average_precision_score,
-    precision_recall_fscore_support,
-    roc_auc_score,
-)
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from featx.heads import Model
 from featx.heads.base import labels_of
@@ -187,9 +182,25 @@ def _rankings(
         decisions = np.column_stack([-second, second])
     scores = np.zeros((len(truth), int(max(tested[-1], classes[-1])) + 1))  # 0 if never fitted
     scores[:, classes] = decisions
-    pairs = [(truth == label, scores[:, label]) for label in tested]
-    areas = [roc_auc_score(*pair) for pair in pairs]
-    return float(np.mean(areas)), float(np.mean([average_precision_score(*p) for p in pairs]))
+    areas = [_areas(truth == label, scores[:, label]) for label in tested]
+    auroc, average_precision = np.mean(areas, axis=0).tolist()
+    return auroc, average_precision
+
+
+def _areas(is_class: NDArray[np.bool_], scores: Array) -> tuple[float, float]:
+    """Area under the ROC curve, and average precision, of one class against the rest.
+
+    The first is the share of pairs of a row of the class and one of the rest whose scores are in
+    the right order, ties counting half. The second is the mean, over rows of the class, of the
+    precision among rows that score as high or higher. Both are scikit-learn's; its functions take
+    a millisecond a class for checks.
+    """
+    every, own = np.sort(scores), np.sort(scores[is_class])
+    below, own_below = np.searchsorted(every, own), np.searchsorted(own, own)
+    not_above = np.searchsorted(every, own, "right") - np.searchsorted(own, own, "right")
+    n_rest = len(every) - len(own)
+    area = float((below - own_below + not_above).mean() / 2 / n_rest)
+    return area, float(((len(own) - own_below) / (len(every) - below)).mean())
 
 
 def _confidences(

@@ -67,6 +67,16 @@ def test_every_measure_is_scikit_learns(n_classes):
     assert 0 < found.ece < 1
 
 
+def test_rankings_with_many_equal_scores_are_scikit_learns():
+    truth, decisions, names = question(7, 300)
+    decisions = np.round(decisions)
+    found = score(truth, decisions, Softmax(np.arange(7)), names)
+    columns = [(truth == label, decisions[:, label]) for label in range(7)]
+    assert found.auroc == pytest.approx(np.mean([roc_auc_score(*c) for c in columns]))
+    averages = [average_precision_score(*c) for c in columns]
+    assert found.average_precision == pytest.approx(np.mean(averages))
+
+
 @pytest.mark.parametrize(("n_classes", "form"), [(12, "matrix"), (500, "cells")])
 def test_confusions_take_the_shorter_form_and_read_the_same(n_classes, form):
     truth, decisions, names = question(n_classes)
