@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torchvision import models
 
 from featx.backbones import open_backbone, open_trained
-from featx.backbones.trained_file import _FILES
+from featx.backbones.trained import _FILES
 from featx.errors import CodeError, FeatxError, UsageError, WeightsError
 from featx.networks import get_network
 from featx.records import RecordError, read_record

@@ -2,7 +2,7 @@
 
 In: a name (torchvision, timm, packaged, a trained file, a function of the user's), weights, layer,
 pooling and changes to the preprocessing. Out: a `Backbone`: the network up to its feature point,
-its preprocessing, the shape of a feature, the identity of its weights. The way: a loader for each
+its preprocessing, the shape of a feature, the identity of its weights. The way: the recipe of a
 library gives a `LoadedNetwork`; taps find its layers; `base` cuts it. The room must not know
 images, devices, caches or commands.
 """
@@ -10,29 +10,28 @@ images, devices, caches or commands.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from featx.backbones import embedded, factories, timm_models, torchvision_models, trained
-from featx.backbones.base import OUTLINE, Backbone, BackboneGroup, LoadedNetwork
+from featx.backbones import factories, timm_models, torchvision_models, trained
+from featx.backbones.base import Backbone, BackboneGroup
+from featx.backbones.libraries import find_library, load_from_library, refuse_key
 from featx.backbones.own_code import check_own_code
 from featx.backbones.pools import pooled_shape
+from featx.backbones.recipe import OUTLINE, LoadedNetwork
 from featx.backbones.taps import TapPoint, Taps
-from featx.backbones.trained import TrainedNetwork, open_trained
-from featx.backbones.trained_file import TrainedRecord, is_trained, read_trained, save_trained
-from featx.errors import FeatxError, UsageError, WeightsError
-from featx.network_names import (
-    PACKAGED,
-    PACKAGED_TAG,
-    PROGRAMS,
-    TIMM,
-    parse_random,
-    unknown_network,
+from featx.backbones.trained import (
+    TrainedNetwork,
+    TrainedRecord,
+    is_trained,
+    open_trained,
+    read_trained,
+    save_trained,
 )
+from featx.errors import UsageError, WeightsError
+from featx.network_names import PACKAGED, PACKAGED_TAG, TIMM
 from featx.progress import SILENT, Reporter
-from featx.weights import program_error
 from featx.words import POOLS, as_only, as_text, with_side
 
 __all__ = [
@@ -52,8 +51,6 @@ __all__ = [
     "open_trained",
     "save_trained",
 ]
-
-_Loader = Callable[..., LoadedNetwork]
 
 
 def available_backbones() -> tuple[str, ...]:
@@ -216,38 +213,12 @@ def outline(
 def check_backbone(name: str | os.PathLike[str]) -> None:
     """Refuse a name that `open_backbone` would not know, without loading anything."""
     name = timm_models.canonical(as_text(name))
-    _loader(name, ())
-    if is_trained(name):
-        read_trained(Path(name))
     if name.startswith(TIMM):
         timm_models.resolve(name)
-
-
-def _loader(name: str, allow_code: Collection[str]) -> _Loader:
-    if name.startswith(TIMM):
-        return timm_models.load
-    if name in torchvision_models.available():
-        return torchvision_models.load
-    if name in PACKAGED:
-        return embedded.load
-    if is_trained(name):
-        return partial(trained.load, allow_code=allow_code)
-    if Path(name).suffix in PROGRAMS:
-        raise program_error(Path(name), "a program in a file")
-    if factories.is_factory(name):
-        return partial(factories.load, allow_code=allow_code)
-    if current := _moved(name):
-        raise UsageError(f"unknown backbone {name!r}: timm calls it {current} today")
-    raise unknown_network(name)
-
-
-def _moved(name: str) -> str:
-    """Give timm's name of today for one of older days, where timm is there."""
-    try:
-        current = timm_models.canonical(TIMM + name)
-    except FeatxError:
-        return ""
-    return current if current != TIMM + name else ""
+    elif is_trained(name):
+        read_trained(Path(name))
+    else:
+        find_library(name)
 
 
 def load_network(
@@ -259,16 +230,11 @@ def load_network(
     weights_key: str | None = None,
 ) -> LoadedNetwork:
     """Load a whole network, not cut off yet."""
-    name, weights = str(as_text(name)), as_text(weights)
+    name, weights = str(as_text(name)), None if weights is None else str(as_text(weights))
     if not name.startswith(TIMM):
         name = timm_models.canonical(name)
-    loader = _loader(name, allow_code)
-    if weights_key is None:
-        return loader(name, weights, overrides, reporter)
-    has_none = name in PACKAGED or is_trained(name)
-    if weights is None or parse_random(str(weights)) is not None or has_none:
-        raise UsageError(
-            "--weights-key (weights_key) names an entry of a checkpoint: give its file with "
-            "--weights FILE, or leave it out"
-        )
-    return loader(name, weights, overrides, reporter, weights_key)
+    if name.startswith(TIMM) or not is_trained(name):
+        return load_from_library(name, weights, overrides, reporter, allow_code, weights_key)
+    if weights_key is not None:
+        raise refuse_key()
+    return trained.load(name, weights, overrides, allow_code)

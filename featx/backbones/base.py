@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -11,31 +11,12 @@ import torch
 from torch import nn
 
 from featx.backbones.pools import flatten_features, pool_features, pooled_shape
-from featx.backbones.taps import Taps
 from featx.preprocess import Preprocessing
 from featx.weights import Weights
 
-__all__ = ["OUTLINE", "Backbone", "BackboneGroup", "LoadedNetwork"]
+__all__ = ["Backbone", "BackboneGroup"]
 
 Shape = tuple[int, ...]
-
-OUTLINE = "<outline>"
-"""In place of weights: the network without any values, on torch's meta device, to look at only."""
-
-
-@dataclass(frozen=True)
-class LoadedNetwork:
-    """What an adapter of `featx.backbones` hands over."""
-
-    name: str
-    network: nn.Module
-    weights: Weights
-    preprocessing: Preprocessing
-    tap: Callable[[int], Taps]
-    unfilled: tuple[str, ...] = ()
-    variant: str = ""
-    is_own_code: bool = False
-    source_sha256: str = ""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from statistics import mode
 from typing import Any
@@ -36,30 +37,23 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
-from featx.backbones.base import LoadedNetwork
 from featx.backbones.graph_taps import GraphTaps
-from featx.backbones.local_files import as_preprocessing, preprocessing_from_options
 from featx.backbones.module_taps import ModuleTaps
 from featx.backbones.own_code import steps_of
 from featx.backbones.programs import Holder, ProgramTaps, is_program
+from featx.backbones.recipe import Filled, LoadedNetwork, Recipe, State, preprocessing_from_options
 from featx.backbones.taps import Layout, Taps
 from featx.backbones.timm_taps import TimmTaps, is_like_timm
 from featx.backbones.torchvision_models import check_input, classifiers
 from featx.errors import BackboneError, FeatxError, UsageError
-from featx.network_names import GROUP, check_exists, parse_random
+from featx.network_names import GROUP, check_exists
 from featx.plugins import Imported, import_named, is_plugin, offered
+from featx.preprocess import Preprocessing
 from featx.progress import Reporter
-from featx.weights import (
-    Weights,
-    few,
-    fill_from_file,
-    load_into,
-    state_sha256,
-    stored,
-)
+from featx.weights import StoredFile, Weights, few, load_into, state_sha256, stored
 from featx.words import as_only
 
-__all__ = ["available", "is_factory", "load"]
+__all__ = ["FactoryRecipe", "available", "is_factory"]
 
 _CONTRACT = "it must return (network, preprocessing) or (network, preprocessing, layer)"
 
@@ -74,69 +68,66 @@ def is_factory(name: str) -> bool:
     return is_plugin(name, GROUP)
 
 
-def load(
-    name: str,
-    weights: str | None,
-    overrides: Mapping[str, Any],
-    reporter: Reporter,
-    weights_key: str | None = None,
-    *,
-    allow_code: Collection[str],
-) -> LoadedNetwork:
-    """Call the user's function, and fill its network from a file where one is given.
+class FactoryRecipe(Recipe):
+    """Calls the user's function, and fills its network from a file where one is given."""
 
-    Parameters
-    ----------
-    name : str
-        ``module:function``, the module found as Python finds it or in the current folder,
-        or the name of an entry point.
-    weights : str or None
-        Path of a file; None for what the function itself has loaded.
-    overrides : mapping
-        Keyword arguments of `Preprocessing.override`.
-    reporter : Reporter
-        Shows what is done.
-    weights_key : str, optional
-        Entry of the file, see `read_state_dict`.
-    allow_code : collection of str
-        What may be imported.
+    def __init__(
+        self, name: str, weights: str | None, reporter: Reporter, *, allow_code: Collection[str]
+    ) -> None:
+        super().__init__(name, weights, reporter)
+        if self.seed is not None:
+            raise UsageError(f"{name} makes its own weights: leave --weights out, or give a file")
+        code = import_named(name, GROUP, "--backbone", "function", allow_code)
+        self._made, given, self._layer = _call(name, code)
+        self._given = _as_preprocessing(given, name)
+        self._source_sha256 = _sha256(code, self._made)
 
-    Returns
-    -------
-    LoadedNetwork
-        In evaluation mode, on the CPU.
+    def preprocess(self, overrides: Mapping[str, Any]) -> Preprocessing:
+        """Give what the function returned, changed, or what the user typed."""
+        if self._given is None:
+            return preprocessing_from_options(self.name, overrides)
+        return self._given.override(**overrides)
 
-    Raises
-    ------
-    UsageError
-        If there is no such function, or it brings no preprocessing and the flags do not either.
-    BackboneError
-        If the function fails or returns something else.
-    WeightsError
-        If the file does not fit.
-    """
-    if weights and parse_random(weights) is not None:
-        raise UsageError(f"{name} makes its own weights: leave --weights out, or give a file")
-    code = import_named(name, GROUP, "--backbone", "function", allow_code)
-    network, given, layer = _call(name, code)
-    known = as_preprocessing(given, name)
-    preprocessing = (
-        known.override(**overrides) if known else preprocessing_from_options(name, overrides)
-    )
-    source_sha256 = _sha256(code, network)
-    network = _runnable(name, network, preprocessing.crop_px, reporter)
-    check_input(name, network, preprocessing, reporter)
-    record, unfilled = _fill(name, network, weights, weights_key, reporter)
-    return LoadedNetwork(
-        name=name,
-        network=network,
-        weights=record,
-        preprocessing=preprocessing,
-        tap=lambda input_px: make_taps(network, input_px, layer),
-        unfilled=unfilled,
-        is_own_code=True,
-        source_sha256=source_sha256,
-    )
+    def build(self, input_px: int, seed: int = 0) -> nn.Module:
+        """Make the network of the function ready to run; its values are its own."""
+        self._made = _runnable(self.name, self._made, input_px, self.reporter)
+        return self._made
+
+    def own(self, input_px: int, weights_key: str | None) -> tuple[Weights, State, Filled]:
+        """Take the values that the function gave."""
+        network = self.build(input_px)
+        _check_values(self.name, network)
+        state = network.output.tensors() if isinstance(network, Holder) else network.state_dict()
+        return Weights("own", state_sha256(state), is_default=True), {}, Filled(network)
+
+    def choose(self, spec: str, overrides: Mapping[str, Any]) -> StoredFile:
+        """Take a file of the user's, for a network whose preprocessing the function gave."""
+        path = Path(spec).expanduser()
+        check_exists(path)
+        return stored(path)
+
+    def outline(self, input_px: int) -> nn.Module:
+        """Give the network as it is: a function need not build it without values."""
+        return self.build(input_px)
+
+    def fill(self, state: State, input_px: int, path: Path) -> Filled:
+        """Fill the network of the function; its classifier may be another one."""
+        network = self.build(input_px)
+        left = load_into(network, state, str(path), heads=classifiers(network))
+        said = (
+            f"its classifier is another one than that of {self.name} and is not used "
+            f"({', '.join(left)})"
+        )
+        return Filled(network, left, said if left else "")
+
+    def check(self, loaded: LoadedNetwork, overrides: Mapping[str, Any]) -> LoadedNetwork:
+        """Warn of a network that normalises its input by itself, and note whose code made it."""
+        check_input(self.name, loaded.network, loaded.preprocessing, self.reporter)
+        return replace(loaded, is_own_code=True, source_sha256=self._source_sha256)
+
+    def tap(self, network: nn.Module, input_px: int) -> Taps:
+        """Find the points of a network of which nothing is known."""
+        return make_taps(network, input_px, self._layer)
 
 
 def make_taps(network: nn.Module, input_px: int, default: str | None) -> Taps:
@@ -192,31 +183,6 @@ def _trace_or_watch(network: nn.Module, input_px: int, default: str | None) -> T
     if traced.default not in [point.name for point in watched.points]:
         watched.default = None
     return watched
-
-
-def _fill(
-    name: str, network: nn.Module, weights: str | None, weights_key: str | None, reporter: Reporter
-) -> tuple[Weights, tuple[str, ...]]:
-    if weights is None:
-        _check_values(name, network)
-        state = network.output.tensors() if isinstance(network, Holder) else network.state_dict()
-        return Weights("own", state_sha256(state), is_default=True), ()
-    path = Path(weights).expanduser()
-    check_exists(path)
-    heads = classifiers(network)
-    record, _, left = fill_from_file(
-        stored(path),
-        weights_key,
-        lambda state: load_into(network, state, str(path), heads=heads),
-        network.state_dict,
-        reporter,
-    )
-    if left:
-        reporter.say(
-            f"{path}: its classifier is another one than that of {name} and is not used "
-            f"({', '.join(left)})"
-        )
-    return record, left
 
 
 def _sha256(code: Imported, network: nn.Module) -> str:
@@ -301,3 +267,24 @@ def _takes(network: nn.Module, image: torch.Tensor) -> bool:
 
 def _names(dtypes: Collection[torch.dtype]) -> str:
     return " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+
+
+def _as_preprocessing(value: Any, origin: str) -> Preprocessing | None:
+    """Read the preprocessing that a user's function returned."""
+    if value is None or isinstance(value, Preprocessing):
+        return value
+    try:
+        if isinstance(value, Mapping):
+            return Preprocessing.from_timm(value, origin)
+        if hasattr(value, "crop_size") and hasattr(value, "resize_size"):
+            return Preprocessing.from_torchvision(value, origin)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(
+            f"the preprocessing that {origin} returns lacks {error}: it needs input_size, "
+            "crop_pct, interpolation, mean and std"
+        ) from error
+    raise UsageError(
+        f"{origin} returns a {type(value).__name__} as its preprocessing: return a "
+        "featx.preprocess.Preprocessing, a torchvision ImageClassification preset, or a mapping "
+        "with input_size, crop_pct, interpolation, mean and std"
+    )

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
 from featx.backbones import factories, outline, timm_models, torchvision_models
-from featx.backbones.base import LoadedNetwork
+from featx.backbones.recipe import LoadedNetwork
 from featx.backbones.timm_weights import pinned_tags
 from featx.errors import FeatxError
 from featx.network_names import PACKAGED, PACKAGED_TAG, TIMM

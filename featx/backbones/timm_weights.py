@@ -43,12 +43,7 @@ def find_weights(cfg: Mapping[str, Any], reporter: Reporter) -> StoredFile:
         return stored(own)
     if repository:
         return _from_hub(name, repository, cfg.get("hf_hub_filename"), reporter)
-    return download(_file_of(str(cfg["url"])), reporter=reporter)
-
-
-def _file_of(url: str) -> WeightsFile:
-    prefix = re.search(r"-([0-9a-f]{8,})\.", url)
-    return WeightsFile(url, 0, prefix.group(1) if prefix else "")
+    return download(WeightsFile.at(str(cfg["url"])), reporter=reporter)
 
 
 def _from_hub(name: str, repository: str, file: str | None, reporter: Reporter) -> StoredFile:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,35 +18,24 @@ from torch import nn
 from torchvision import models
 from torchvision.models.vision_transformer import interpolate_embeddings
 
-from featx.backbones.base import OUTLINE, LoadedNetwork
-from featx.backbones.fake import without_values
 from featx.backbones.graph_taps import GraphTaps
-from featx.backbones.local_files import assume, note_positions
-from featx.backbones.taps import Layout
+from featx.backbones.recipe import Filled, LoadedNetwork, Recipe, State
+from featx.backbones.taps import Layout, Taps
 from featx.errors import BackboneError
-from featx.network_names import choose_file, parse_random
 from featx.preprocess import Preprocessing
 from featx.progress import Reporter
-from featx.weights import (
-    StoredFile,
-    Weights,
-    WeightsFile,
-    download,
-    fill_from_file,
-    load_into,
-    state_sha256,
-    stored,
-)
+from featx.weights import Weights, WeightsFile, download, load_into
 
 __all__ = [
     "PLAIN_INPUT",
+    "TorchvisionRecipe",
     "available",
     "check_input",
     "classifiers",
     "default_tag",
     "feed_plainly",
+    "is_fed_plainly",
     "keras_aliases",
-    "load",
 ]
 
 
@@ -92,7 +83,6 @@ def _inception() -> dict[str, str]:
 # With weights, torchvision builds these so that they turn an input which was normalised by the mean
 # and std of ImageNet into one normalised by 0.5 and 0.5 (``transform_input``).
 _TRANSFORMS_INPUT = ("googlenet", "inception_v3")
-_NO_VALUES = {name: {"init_weights": False} for name in _TRANSFORMS_INPUT}
 PLAIN_INPUT = "transform_input=False"
 """What is different in a network of these that takes its input as it comes."""
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -118,95 +108,70 @@ def _entries(name: str) -> dict[str, Any]:
     return {entry.name: entry for entry in models.get_model_weights(name)}
 
 
-def load(
-    name: str,
-    weights: str | None,
-    overrides: Mapping[str, Any],
-    reporter: Reporter,
-    weights_key: str | None = None,
-) -> LoadedNetwork:
-    """Build a network of torchvision and fill it.
+class TorchvisionRecipe(Recipe):
+    """Builds a network of torchvision and fills it from one of its weights entries, or a file."""
 
-    Parameters
-    ----------
-    name : str
-        One of `available`.
-    weights : str or None
-        Name of an entry, path of a file, ``random`` or ``random:SEED``; None for `default_tag`.
-    overrides : mapping
-        Keyword arguments of `Preprocessing.override`.
-    reporter : Reporter
-        Shows downloads.
-    weights_key : str, optional
-        Entry of a file, see `read_state_dict`.
+    def __init__(self, name: str, weights: str | None, reporter: Reporter) -> None:
+        super().__init__(name, weights, reporter)
+        self._entries = _entries(name)
+        self.tags, self.default_tag = list(self._entries), default_tag(name)
+        self.tag = weights if weights in self._entries else self.default_tag
+        self.origin = f"{name} {self.tag}"
 
-    Returns
-    -------
-    LoadedNetwork
-        In evaluation mode, on the CPU.
+    def preprocess(self, overrides: Mapping[str, Any]) -> Preprocessing:
+        """Give the preprocessing of the weights entry, changed."""
+        transforms = self._entries[self.tag].transforms()
+        return Preprocessing.from_torchvision(transforms, self.origin).override(**overrides)
 
-    Raises
-    ------
-    WeightsError
-        If the weights are missing, damaged or of another network.
-    BackboneError
-        If the network cannot be built for the input size.
-    """
-    entries, usual = _entries(name), default_tag(name)
-    spec = weights or usual
-    seed, tag = parse_random(spec), spec if spec in entries else usual
-    assumed = Preprocessing.from_torchvision(entries[tag].transforms(), f"{name} {tag}")
-    preprocessing = assumed.override(**overrides)
-    if spec == OUTLINE:
-        network = _outline(name, preprocessing.crop_px)
-        return _loaded(name, network, Weights(OUTLINE, ""), preprocessing)
-    if seed is not None:
-        network = _build(name, preprocessing.crop_px, seed=seed)
-        record = Weights(f"random:{seed}", state_sha256(network.state_dict()))
-        return _loaded(name, network, record, preprocessing)
-    if spec == tag:
-        found = download(_file_of(entries[tag]), reporter=reporter)
-    else:
-        found = stored(choose_file(name, spec, [*entries, "random"]))
-        assume(found.path, assumed.origin, overrides, reporter)
-    px = preprocessing.crop_px
-    record, state, (network, heads) = fill_from_file(
-        found,
-        weights_key,
-        lambda state: _filled(name, state, px, str(found.path)),
-        lambda: _outline(name, px).state_dict(),
-        reporter,
-        tag=tag if spec == tag else "",
-        default=usual,
-    )
-    preprocessing = note_positions(preprocessing, state, network)
-    if heads:
-        reporter.say(
-            f"{found.path}: its classifier ({', '.join(heads)}) is another one than {name}'s, or "
+    def build(self, input_px: int, seed: int = 0) -> nn.Module:
+        """Build the network with seeded random values."""
+        return _build(self.name, input_px, seed)
+
+    def own(self, input_px: int, weights_key: str | None) -> tuple[Weights, State, Filled]:
+        """Fill the network from the weights entry."""
+        entry = self._entries[self.tag]
+        file = WeightsFile.at(entry.url, int(entry.meta.get("_file_size", 0) * 2**20))
+        return self.read(download(file, reporter=self.reporter), input_px, weights_key)
+
+    def fill(self, state: State, input_px: int, path: Path) -> Filled:
+        """Build the network for a state dict; its classifier may be another one, or empty."""
+        options: dict[str, Any] = {}
+        if self.name in _TRANSFORMS_INPUT:
+            has_aux = any(key.startswith(_AUXILIARY_HEADS) for key in state)
+            options = {"aux_logits": has_aux, "init_weights": False}
+        network = _build(self.name, input_px, **options)
+        unfilled = _load_body(network, _converted(self.name, state, network), str(path))
+        said = (
+            f"its classifier ({', '.join(unfilled)}) is another one than {self.name}'s, or "
             "empty, and is not used; everything else is loaded"
         )
-    if spec != tag and _is_fed_plainly(name, found, overrides):
+        return Filled(network, unfilled, said if unfilled else "")
+
+    def check(self, loaded: LoadedNetwork, overrides: Mapping[str, Any]) -> LoadedNetwork:
+        """Take images as they come where mean and std are given for a file of the user's."""
+        weights, network = loaded.weights, loaded.network
+        if self.is_own or not is_fed_plainly(self.name, weights.file_sha256, overrides):
+            check_input(self.name, network, loaded.preprocessing, self.reporter)
+            return loaded
         feed_plainly(network)
-        reporter.say(
-            f"{found.path}: the network takes images as --mean and --std make them "
+        self.reporter.say(
+            f"{weights.file}: the network takes images as --mean and --std make them "
             "(transform_input is off). Where it was trained with it, as torchvision's own weights "
             "are, leave --mean and --std out"
         )
-        return _loaded(name, network, record, preprocessing, heads, PLAIN_INPUT)
-    check_input(name, network, preprocessing, reporter)
-    return _loaded(name, network, record, preprocessing, heads)
+        return replace(loaded, variant=PLAIN_INPUT)
+
+    def tap(self, network: nn.Module, input_px: int) -> Taps:
+        """Find the tap points of the trace, which Keras's names stand for too."""
+        return GraphTaps(network, input_px, keras_aliases(self.name, network), _layout(network))
 
 
-def _outline(name: str, input_px: int) -> nn.Module:
-    return without_values(lambda: _build(name, input_px, options=_NO_VALUES.get(name)))
-
-
-def _is_fed_plainly(name: str, found: StoredFile, overrides: Mapping[str, Any]) -> bool:
+def is_fed_plainly(name: str, file_sha256: str, overrides: Mapping[str, Any]) -> bool:
     """Whether mean and std were given for weights that are not torchvision's own."""
     if name not in _TRANSFORMS_INPUT or not {"mean", "std"} & set(overrides):
         return False
-    prefixes = (_file_of(entry).sha256_prefix for entry in _entries(name).values())
-    return not any(prefix and found.sha256.startswith(prefix) for prefix in prefixes)
+    prefixes = (WeightsFile.at(entry.url).sha256_prefix for entry in _entries(name).values())
+    return not any(prefix and file_sha256.startswith(prefix) for prefix in prefixes)
 
 
 def feed_plainly(network: Any) -> None:
@@ -227,51 +192,19 @@ def check_input(
         )
 
 
-def _loaded(
-    name: str,
-    network: nn.Module,
-    weights: Weights,
-    preprocessing: Preprocessing,
-    unfilled: tuple[str, ...] = (),
-    variant: str = "",
-) -> LoadedNetwork:
-    aliases, layout = keras_aliases(name, network), _layout(network)
-    return LoadedNetwork(
-        name=name,
-        network=network,
-        weights=weights,
-        preprocessing=preprocessing,
-        tap=lambda input_px: GraphTaps(network, input_px, aliases, layout),
-        unfilled=unfilled,
-        variant=variant,
-    )
-
-
-def _file_of(entry: Any) -> WeightsFile:
-    prefix = re.search(r"-([0-9a-f]{8,})\.", entry.url)
-    return WeightsFile(
-        url=entry.url,
-        size_bytes=int(float(entry.meta.get("_file_size", 0)) * 2**20),
-        sha256_prefix=prefix.group(1) if prefix else "",
-    )
-
-
-def _build(
-    name: str, input_px: int, *, seed: int = 0, options: Mapping[str, Any] | None = None
-) -> nn.Module:
+def _build(name: str, input_px: int, seed: int = 0, **options: Any) -> nn.Module:
     """Build a network with seeded random values; the caller's generator is left alone."""
-    chosen = dict(options or {})
     if name in _TRANSFORMS_INPUT:
-        chosen = {"transform_input": True, "init_weights": True} | chosen
+        options = {"transform_input": True, "init_weights": True} | options
     if name.startswith("vit_"):
         _check_multiple(name, input_px, int(name.rsplit("_", 1)[1]), "its patches")
-        chosen["image_size"] = input_px
+        options["image_size"] = input_px
     if name.startswith("maxvit_") and input_px != _MAXVIT_PX:
         _check_multiple(name, input_px, _MAXVIT_PX, "its windows, after five halvings,")
-        chosen["input_size"] = (input_px, input_px)
+        options["input_size"] = (input_px, input_px)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network: nn.Module = models.get_model(name, weights=None, **chosen)
+        network: nn.Module = models.get_model(name, weights=None, **options)
     return network.eval()
 
 
@@ -288,25 +221,18 @@ def _check_multiple(name: str, input_px: int, step: int, what: str) -> None:
         )
 
 
-def _filled(
-    name: str, state: Mapping[str, torch.Tensor], input_px: int, source: str
-) -> tuple[nn.Module, tuple[str, ...]]:
-    """Build a network for a state dict; with the modules of a classifier that did not fit."""
-    options: dict[str, Any] = {}
-    if name in _TRANSFORMS_INPUT:
-        has_aux = any(key.startswith(_AUXILIARY_HEADS) for key in state)
-        options = {"aux_logits": has_aux, "init_weights": False}
-    network = _build(name, input_px, options=options)
+def _load_body(network: nn.Module, state: State, source: str) -> tuple[str, ...]:
+    """Load a state dict; return the modules of the classifier that it does not fill."""
     levels = classifiers(network)
     heads = [(*level, *(head.rstrip(".") for head in _AUXILIARY_HEADS)) for level in levels]
-    left = load_into(network, _converted(name, state, network), source, heads=heads)[:1]
+    left = load_into(network, state, source, heads=heads)[:1]
     # In VGG16's IMAGENET1K_FEATURES the classifier has NaN for values.
     values = network.named_parameters()
     empty = {key for key, value in values if _is_in(key, levels[-1]) and not value.isfinite().all()}
     if not left and not empty:
-        return network, ()
+        return ()
     start = levels.index(left) if left else 0
-    return network, next(level for level in levels[start:] if all(_is_in(k, level) for k in empty))
+    return next(level for level in levels[start:] if all(_is_in(k, level) for k in empty))
 
 
 def _is_in(key: str, level: Sequence[str]) -> bool:
@@ -331,18 +257,14 @@ _OLD_DENSE_KEY = re.compile(
 )
 
 
-def _converted(
-    name: str, state: Mapping[str, torch.Tensor], network: nn.Module
-) -> Mapping[str, torch.Tensor]:
+def _converted(name: str, state: State, network: nn.Module) -> State:
     if name.startswith("densenet"):
         return {_OLD_DENSE_KEY.sub(r"\1\2", key): value for key, value in state.items()}
     if name.startswith("vit_"):
         key = "encoder.pos_embedding"
         image_size, patch_size = int(network.image_size), int(network.patch_size)  # type: ignore[arg-type]
         if key in state and state[key].shape != network.state_dict()[key].shape:
-            resized: Mapping[str, torch.Tensor] = interpolate_embeddings(
-                image_size, patch_size, dict(state)
-            )
+            resized: State = interpolate_embeddings(image_size, patch_size, dict(state))
             return resized
     return state
 

