@@ -127,9 +127,7 @@ def write_cache(  # noqa: PLR0913 - an array each, as the file has them
     ...     cache.class_names, cache.X[:2].shape
     (['cat', 'dog'], (2, 4))
     """
-    X = X if hasattr(X, "shape") and hasattr(X, "dtype") else np.asarray(X)
-    if len(X.shape) != 2 or not all(X.shape) or np.dtype(X.dtype).kind not in "fiub":
-        raise UsageError(f"X must be numbers of shape (N, D), not {X.dtype} {tuple(X.shape)}")
+    X = _numbers(X)
     check_names(backbone=backbone, data=data)
     split = read_split(split)
     n = X.shape[0]
@@ -138,9 +136,7 @@ def write_cache(  # noqa: PLR0913 - an array each, as the file has them
     paths = [str(path) for path in paths] if paths is not None else _numbered(split, n)
     if len(paths) != n or len(set(paths)) != n:
         raise UsageError(f"paths must be {n:,} different names, one for each row of X")
-    digests = np.zeros((n, 32), np.uint8) if image_digests is None else np.asarray(image_digests)
-    if digests.shape != (n, 32) or digests.dtype != np.uint8:
-        raise UsageError(f"image_digests must be uint8 of shape ({n}, 32)")
+    digests = _digests(image_digests, n)
     if images is not None:
         if not given or image_digests is not None:
             raise UsageError("images needs paths, and takes the place of image_digests")
@@ -162,6 +158,20 @@ def write_cache(  # noqa: PLR0913 - an array each, as the file has them
     spec = CacheSpec(identity, meta, labels, names, paths, int(X.shape[1]), stored.name, digests)
     target = cache_file(folder, data, split, backbone)
     return fill_cache(target, spec, blocks, overwrite=overwrite, reporter=reporter)
+
+
+def _numbers(X: Any) -> Any:
+    X = X if hasattr(X, "shape") and hasattr(X, "dtype") else np.asarray(X)
+    if len(X.shape) != 2 or not all(X.shape) or np.dtype(X.dtype).kind not in "fiub":
+        raise UsageError(f"X must be numbers of shape (N, D), not {X.dtype} {tuple(X.shape)}")
+    return X
+
+
+def _digests(given: np.ndarray | None, n: int) -> np.ndarray:
+    digests = np.zeros((n, 32), np.uint8) if given is None else np.asarray(given)
+    if digests.shape != (n, 32) or digests.dtype != np.uint8:
+        raise UsageError(f"image_digests must be uint8 of shape ({n}, 32)")
+    return digests
 
 
 def is_own(identity: Mapping[str, Any]) -> bool:

@@ -206,6 +206,7 @@ def outline(
     name: str, overrides: Mapping[str, Any], allow_code: Collection[str] = ()
 ) -> LoadedNetwork:
     """Load a network to look at: without values where that is possible."""
+    name = timm_models.canonical(name)  # "hf_hub:timm/NAME" has the colon of "module:function"
     weights = None if factories.is_factory(name) else OUTLINE
     return load_network(name, weights, overrides, SILENT, allow_code)
 

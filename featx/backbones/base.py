@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from featx.backbones.pools import flatten_features, pool_features, pooled_shape
+from featx.backbones.taps import Repeated
 from featx.preprocess import Preprocessing
 from featx.weights import Weights
 
@@ -144,7 +145,7 @@ class BackboneGroup(Sequence[Backbone]):
     @classmethod
     def of(cls, backbone: Backbone) -> BackboneGroup:
         """Make a group of one."""
-        return cls((backbone,), _AsTuple(backbone.network))
+        return cls((backbone,), Repeated(backbone.network, 1))
 
     def __len__(self) -> int:
         return len(self.members)
@@ -170,14 +171,3 @@ class BackboneGroup(Sequence[Backbone]):
         outputs = self.network(images)
         pairs = zip(self.members, outputs, strict=True)
         return tuple(member.pooled(output, dtype) for member, output in pairs)
-
-
-class _AsTuple(nn.Module):
-    """Gives the output of a network as a tuple of one."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
-        return (self.network(images),)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -74,11 +74,12 @@ def _works(pass_at: Callable[[int], object], input_px: int) -> bool:
 def _pass(run: Callable[[nn.Module, torch.Tensor], T], network: nn.Module, px: int) -> T:
     """Try a copy on the meta device, which is fastest, then fake tensors, then real ones."""
     shape = (N_FAKE, 3, px, px)
-    # A network need not allow to be copied, nor to run on the meta device.
-    is_empty = any(parameter.is_meta for parameter in network.parameters())
-    ignored = () if is_empty else (Exception,)
-    with suppress(*ignored), torch.device("meta"), torch.no_grad():
-        return run(_emptied_copy(network), torch.empty(shape))
+    try:
+        with torch.device("meta"), torch.no_grad():
+            return run(_emptied_copy(network), torch.empty(shape))
+    except Exception:  # deepcopy or the meta device may fail
+        if any(parameter.is_meta for parameter in network.parameters()):
+            raise  # a network without values has no other way
     try:
         with (
             _quiet(),

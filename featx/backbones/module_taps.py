@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from featx.backbones.fake import N_FAKE, run_fake
-from featx.backbones.taps import Layout, TapPoint, Taps, channels_first
+from featx.backbones.taps import Layout, TapPoint, Taps, in_order
 from featx.errors import BackboneError
 
 __all__ = ["ModuleTaps"]
@@ -205,9 +205,4 @@ class _StopAt(nn.Module):
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         with Catcher(self.network, self.calls) as catcher:
             self.network(images)
-        return tuple(
-            channels_first(catcher.caught[name])
-            if name in self.channels_last
-            else catcher.caught[name]
-            for name in self.names
-        )
+        return in_order(catcher.caught, self.names, self.channels_last)

@@ -32,6 +32,16 @@ _TOLERANCE = 1e-3
 """Of the largest feature. The kernels for one image and for two round otherwise, by some 1e-6 of
 it; a batch normalisation without running averages, or a dropout, moves it by 1e-2 and more."""
 
+_MEND_TRAINING = "its forward pass puts itself into training mode: take out train()"
+_MEND_CHANCE = (
+    "take out what is random in forward. A dropout must stop in evaluation mode: nn.Dropout, or "
+    "F.dropout(x, training=self.training)"
+)
+_MEND_BATCH = (
+    "normalise by running averages (BatchNorm with track_running_stats=True, in evaluation mode), "
+    "not by the batch, and keep the first dimension (flatten(1), not squeeze())"
+)
+
 
 def steps_of(
     network: nn.Module,
@@ -105,31 +115,16 @@ def check_own_code(group: BackboneGroup) -> None:
         is_drawn = random_states() != before
         beside = [features(0, image, other), features(1, -other, image)]
         is_training = _training(group.network)
-    mend = (
-        "its forward pass puts itself into training mode: take out train()"
-        if is_training != _training(group.network)
-        else ""
-    )
+    mend = "" if is_training == _training(group.network) else _MEND_TRAINING
     if is_drawn or not all(_are_same(first, outputs) for outputs in again):
         what = "draws random numbers" if is_drawn else "gives other features each time"
         raise BackboneError(
-            f"{name} {what} for the same image, so it cannot be cached: "
-            + (
-                mend
-                or "take out what is random in forward. A dropout must stop in evaluation mode: "
-                "nn.Dropout, or F.dropout(x, training=self.training)"
-            )
+            f"{name} {what} for the same image, so it cannot be cached: {mend or _MEND_CHANCE}"
         )
     if not all(_are_same(first, outputs) for outputs in beside):
         raise BackboneError(
             f"the features of an image by {name} depend on the other images of the batch, so they "
-            "cannot be cached: "
-            + (
-                mend
-                or "normalise by running averages (BatchNorm with track_running_stats=True, in "
-                "evaluation mode), not by the batch, and keep the first dimension (flatten(1), not "
-                "squeeze())"
-            )
+            f"cannot be cached: {mend or _MEND_BATCH}"
         )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from featx.backbones.fake import N_FAKE
-from featx.backbones.taps import TapPoint, Taps
+from featx.backbones.taps import Repeated, TapPoint, Taps
 from featx.errors import BackboneError
 
 __all__ = ["Holder", "ProgramTaps", "is_program"]
@@ -123,14 +123,4 @@ class ProgramTaps(Taps):
 
     def cut_many(self, names: Sequence[str]) -> nn.Module:
         """Give its output, see `Taps.cut_many`."""
-        return _Outputs(self._network, len(names))
-
-
-class _Outputs(nn.Module):
-    def __init__(self, network: nn.Module, n: int) -> None:
-        super().__init__()
-        self.network = network
-        self.n = n
-
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return (self.network(images),) * self.n
+        return Repeated(self._network, len(names))

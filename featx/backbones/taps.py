@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -17,7 +17,7 @@ from torch import nn
 
 from featx.errors import UsageError, unknown_name
 
-__all__ = ["CLASS_TOKEN", "Layout", "TapPoint", "Taps", "channels_first"]
+__all__ = ["CLASS_TOKEN", "Layout", "Repeated", "TapPoint", "Taps", "in_order"]
 
 Shape = tuple[int, ...]
 
@@ -113,9 +113,27 @@ class Taps(ABC):
         return bool(inside) and names.index(name) >= min(inside)
 
 
-def channels_first(output: torch.Tensor) -> torch.Tensor:
-    """Put the channels of a map before its rows."""
-    return output.permute(0, 3, 1, 2)
+def in_order(
+    outputs: Mapping[str, torch.Tensor], names: Sequence[str], channels_last: Collection[str]
+) -> tuple[torch.Tensor, ...]:
+    """Give outputs by name, each with its channels before its rows."""
+    return tuple(
+        outputs[name].permute(0, 3, 1, 2) if name in channels_last else outputs[name]
+        for name in names
+    )
+
+
+class Repeated(nn.Module):
+    """Gives the output of a network several times over, as a tuple."""
+
+    def __init__(self, network: nn.Module, n_times: int) -> None:
+        super().__init__()
+        self.network = network
+        self.n_times = n_times
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Compute the output once."""
+        return (self.network(images),) * self.n_times
 
 
 class _One(nn.Module):

@@ -54,7 +54,7 @@ def _import(module: str, extra: str, wanted_by: str) -> Any:
 
 
 def canonical(name: str) -> str:
-    """Give the name that timm uses today: of ``hf_hub:timm/NAME``, and of names that moved."""
+    """Give the name that timm uses today: of ``hf_hub:timm/NAME``, and of older names."""
     name = canonical_prefix(name)
     if not name.startswith(TIMM):
         return name

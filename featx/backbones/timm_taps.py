@@ -16,7 +16,7 @@ from torch import nn
 
 from featx.backbones.fake import N_FAKE
 from featx.backbones.module_taps import Catcher, describe, watch
-from featx.backbones.taps import CLASS_TOKEN, Layout, Taps, channels_first
+from featx.backbones.taps import CLASS_TOKEN, Layout, Taps, in_order
 
 __all__ = ["TimmTaps", "is_like_timm"]
 
@@ -116,11 +116,7 @@ class _Halves(nn.Module):
         calls = {name: (name, 0) for name in self.names if name not in own}
         with Catcher(self.network, calls, is_whole=bool(own)) as catcher:
             self._run(images, own, caught, catcher)
-        outputs = catcher.caught | caught
-        return tuple(
-            channels_first(outputs[name]) if name in self.channels_last else outputs[name]
-            for name in self.names
-        )
+        return in_order(catcher.caught | caught, self.names, self.channels_last)
 
     def _run(
         self,

@@ -179,8 +179,8 @@ def open_trained(
     path: str | os.PathLike[str], *, allow_code: Collection[str] = ()
 ) -> TrainedNetwork:
     """Open a trained network with its classifier."""
-    opened = _open(Path(path), allow_code)
-    return TrainedNetwork(opened.parts.network, opened.record)
+    contents, parts = _open(Path(path), allow_code)
+    return TrainedNetwork(parts.network, contents.record)
 
 
 def load(
@@ -196,16 +196,16 @@ def load(
             f"{name} has its own weights: leave --weights out, or give the path of a copy"
         )
     path = Path(name if weights in (None, OUTLINE) else str(weights)).expanduser()
-    opened = _open(path, allow_code)
-    preprocessing = opened.record.preprocessing.override(**overrides)
+    contents, parts = _open(path, allow_code)
+    preprocessing = contents.record.preprocessing.override(**overrides)
     return LoadedNetwork(
         name=os.path.normpath(name),
-        network=opened.parts.at_size(preprocessing.crop_px),
-        weights=Weights(path.stem, opened.sha256, str(path), True, stored(path).sha256),
+        network=parts.at_size(preprocessing.crop_px),
+        weights=Weights(path.stem, contents.sha256, str(path), True, stored(path).sha256),
         preprocessing=preprocessing,
-        tap=opened.parts.tap,
-        unfilled=opened.parts.unfilled,
-        source_sha256=opened.parts.source_sha256,
+        tap=parts.tap,
+        unfilled=parts.unfilled,
+        source_sha256=parts.source_sha256,
     )
 
 
@@ -223,20 +223,13 @@ class _Parts:
     source_sha256: str = ""
 
 
-@dataclass(frozen=True)
-class _Opened:
-    record: TrainedRecord
-    parts: _Parts
-    sha256: str
-
-
-def _open(path: Path, allow_code: Collection[str]) -> _Opened:
+def _open(path: Path, allow_code: Collection[str]) -> tuple[Contents, _Parts]:
     contents = read_contents(path)
     with named_by(path):
         parts = _rebuilt(contents.record, allow_code)
     load_into(parts.network, contents.state, str(path))
     parts.network.eval()
-    return _Opened(contents.record, parts, contents.sha256)
+    return contents, parts
 
 
 def _rebuilt(record: TrainedRecord, allow_code: Collection[str]) -> _Parts:

@@ -50,10 +50,11 @@ def test_many_points_equal_the_single_cuts_bit_for_bit(make, names):
         ("resnet18", [None, "layer1.0.bn1", "layer2"], "avg"),
         ("vit_b_32", [None, "encoder", "encoder"], ["none", "avg", "avg+cls"]),
         ("efficientnet_lite0", ["blocks.2", None], ["max", "none"]),
+        ("timm/resnet18", [None, "layer1", "pre_logits", "layer2.0.bn1", "global_pool"], "none"),
     ],
 )
 def test_a_group_equals_its_members_alone(name, layers, pools):
-    if name == "efficientnet_lite0":
+    if name in ("efficientnet_lite0", "timm/resnet18"):
         pytest.importorskip("timm")
     overrides = {} if name == "vit_b_32" else {"input_size": 64}
     pools = [pools] * len(layers) if isinstance(pools, str) else pools

@@ -153,15 +153,6 @@ def test_swins_inner_maps_have_their_channels_first():
     assert not any("attn.qkv" in name for name in shapes if name.startswith("layers.0"))
 
 
-def test_many_points_equal_single_ones_in_both_halves():
-    layers = [None, "layer1", "pre_logits", "layer2.0.bn1", "global_pool"]
-    group = open_backbones("timm/resnet18", layers=layers, weights="random")
-    images = torch.randn(2, 3, 64, 64)
-    with torch.inference_mode():
-        for member, together in zip(group, group.features_many(images), strict=True):
-            assert torch.equal(together, member.features(images))
-
-
 def test_a_layer_that_gives_no_tensor_is_explained():
     with pytest.raises(UsageError, match="'forward_features' gives (list|tuple), not a tensor"):
         open_backbone("timm/crossvit_9_240", layer="forward_features", weights="random")
@@ -208,13 +199,20 @@ def test_names_are_checked_before_anything_is_built():
             check_backbone(name)
 
 
-def test_a_missing_timm_is_named(monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "extra"), [("timm/resnet18", "timm"), ("efficientnet_lite0", "demo")]
+)
+def test_a_missing_extra_is_named(monkeypatch, name, extra):
     def missing(name):
         raise ModuleNotFoundError(name)
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(FeatxError, match=r"featx\[timm\]"):
-        open_backbone("timm/resnet18")
+    with pytest.raises(FeatxError, match=rf"featx\[{extra}\]"):
+        open_backbone(name)
+
+
+def test_layers_are_listed_without_weights_under_either_prefix(offline):
+    assert list_layers("hf_hub:timm/resnet10t") == list_layers("timm/resnet10t")
 
 
 def test_fixed_sizes_are_explained():
