@@ -14,7 +14,7 @@ from featx.store import Cache, find_caches, open_any
 __all__ = ["DEFAULT_FOLDER", "fingerprints", "load", "open_complete"]
 
 DEFAULT_FOLDER = "cache"
-_SUFFIXES = (".h5", ".hdf5")
+_SUFFIXES = (".h5", ".hdf5", ".shards")
 _USUAL_SPLIT = "train"
 
 
@@ -29,7 +29,7 @@ def open_complete(folder: str | os.PathLike[str]) -> tuple[list[Cache], list[str
     caches, notices = [], []
     for file in find_caches(path):
         try:
-            caches.append(Cache.open(file))
+            caches.append(open_any(file))
         except CacheError as error:
             notices.append(f"left out: {error}")
     return caches, notices
@@ -63,7 +63,7 @@ def load(  # noqa: PLR0913
     Parameters
     ----------
     spec : str or path-like
-        Path of a file, also of a packed one, or the name of a backbone.
+        Path of a file, also of a packed one, or of a place of shards; or the name of a backbone.
     data : str, optional
         Name of the data set; may be left out where the folder holds only one.
     split : str, optional

@@ -369,12 +369,11 @@ def _content(
     digests: np.ndarray, paths: Sequence[str], labels: np.ndarray, names: Sequence[str]
 ) -> str:
     """Content of images and classes; an image that is not known counts by its path."""
-    classes = [names[label] if label >= 0 else "" for label in labels.tolist()]
-    known = (
-        bytes(digest) if digest.any() else hashlib.sha256(b"path " + _bytes(path)).digest()
-        for digest, path in zip(digests, paths, strict=True)
-    )
-    return content_of(known, classes)
+    known = digests.copy()
+    for row in np.flatnonzero(~digests.any(axis=1)).tolist():
+        name = hashlib.sha256(b"path " + _bytes(paths[row])).digest()
+        known[row] = np.frombuffer(name, np.uint8)
+    return content_of(known, labels, names)
 
 
 def _bytes(path: str) -> bytes:

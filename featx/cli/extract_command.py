@@ -85,6 +85,17 @@ __all__ = ["command"]
     help="Mark an image that cannot be decoded as failed, or stop.",
 )
 @click.option(
+    "--shard",
+    metavar="I/N",
+    help="Compute the I-th of N shares, into a folder NAME.shards; other processes, on any machine "
+    "that sees the folder, compute the others.",
+)
+@click.option(
+    "--shard-rows",
+    type=click.IntRange(1),
+    help="Rows of each file in that folder.  [default: 8192]",
+)
+@click.option(
     "--dry-run",
     is_flag=True,
     help="Say what would be computed, its bytes and how long it takes here; write nothing.",
@@ -95,6 +106,8 @@ __all__ = ["command"]
 @common_options
 def command(
     reporter: Reporter,
+    shard: str | None,
+    shard_rows: int | None,
     dry_run: bool,
     profile: bool,
     allow_code: tuple[str, ...],
@@ -105,8 +118,9 @@ def command(
 
     The same command again goes on where an interrupted one stopped.
     """
-    from featx.extract import Plan, estimate_plan, run_plan
+    from featx.extract import Plan, Share, estimate_plan, run_plan, run_shards
 
+    share = Share.parse(shard or "1/1")
     plan = Plan(**options, allow_code=(*options["backbone"], *allow_code))
     if dry_run:
         for line in estimate_plan(plan, reporter):
@@ -117,6 +131,9 @@ def command(
         for line in text.splitlines():
             (reporter.say if as_json else echo)(line)
 
-    reports = run_plan(plan, reporter, tell=tell, profile=profile)
+    if shard or shard_rows:
+        reports = run_shards(plan, share, shard_rows, reporter, tell=tell, profile=profile)
+    else:
+        reports = run_plan(plan, reporter, tell=tell, profile=profile)
     if as_json:
         echo_json([asdict(replace(report, times=None)) for report in reports])

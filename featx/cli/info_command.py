@@ -36,7 +36,7 @@ def command(
     reporter: Reporter,
     **layout: Any,
 ) -> None:
-    """Show what is in a cache FILE, a partial or a packed one, and how it was made."""
+    """Show what is in a cache FILE, a partial, packed or sharded one, and how it was made."""
     if (file is None) == (data is None):
         raise UsageError("name a cache file, or a data set with --data (one of the two)")
     if data is not None:
@@ -84,6 +84,8 @@ def _lines(summary: Mapping[str, Any]) -> Iterator[str]:
     yield f"size: {size_text(summary['file_bytes'])}"
     if "codec" in summary:
         yield from _packed_lines(summary)
+    if "n_shards" in summary:
+        yield f"shards: {summary['n_shards']:,} of {summary['shard_rows']:,} rows"
     if summary["n_classes"] is not None:
         yield f"classes: {summary['n_classes']}"
     yield f"images that could not be read: {summary['n_failed']:,}"

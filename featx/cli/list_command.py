@@ -138,7 +138,7 @@ def _caches(folder: str) -> tuple[Sequence[str], Rows]:
             cache.meta["backbone"],
             cache.meta["layer"],
             f"{len(cache):,} x {cache.n_features:,}",
-            size_text(cache.path.stat().st_size),
+            size_text(cache.n_bytes),
         )
         for cache in caches
     ]

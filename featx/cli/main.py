@@ -42,6 +42,7 @@ _COMMANDS = {
     "verify": "Check every byte of cache files, or a backbone against a slow reference.",
     "pack": "Write a compressed copy of a cache, for archives.",
     "unpack": "Give back the cache that was packed.",
+    "merge": "Make one cache file of all shards of a place.",
     "export": "Write features as npz, Parquet or for TensorBoard's projector.",
     "import": "Make caches of features that another program computed.",
     "concat": "Put features of the same images side by side.",

@@ -2,7 +2,8 @@
 
 In: a `Plan`, the options of ``featx extract``. Out: cache files, and an `ExtractReport` for each.
 The way: `known` answers what is complete without torch; `job` opens data, network and engine; `run`
-opens writers and records how each file was made; `fill` writes batch by batch. The room must not
+opens writers and records how each file was made; `fill` writes batch by batch. `shards` does so
+for a range of rows at a time. The room must not
 know heads, results or commands.
 """
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from featx.extract.report import ExtractReport
     from featx.extract.run import extract, extract_many, make_spec
     from featx.extract.settings import Sample, Settings, cache_path, take_sample
+    from featx.extract.shards import Shard, ShardJob, Share, run_shards
     from featx.extract.times import StageTimes
 
 _HOME = {
@@ -27,6 +29,9 @@ _HOME = {
     "Plan": "plan",
     "Sample": "settings",
     "Settings": "settings",
+    "Shard": "shards",
+    "ShardJob": "shards",
+    "Share": "shards",
     "StageTimes": "times",
     "cache_path": "settings",
     "estimate_plan": "estimate",
@@ -36,6 +41,7 @@ _HOME = {
     "make_spec": "run",
     "prepare": "job",
     "run_plan": "job",
+    "run_shards": "shards",
     "take_sample": "settings",
 }
 
@@ -46,6 +52,9 @@ __all__ = [
     "Plan",
     "Sample",
     "Settings",
+    "Shard",
+    "ShardJob",
+    "Share",
     "StageTimes",
     "cache_path",
     "estimate_plan",
@@ -55,6 +64,7 @@ __all__ = [
     "make_spec",
     "prepare",
     "run_plan",
+    "run_shards",
     "take_sample",
 ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -104,13 +104,20 @@ class _Splits:
         """SHA-256 of each image, (N, 32), by split."""
         return {s.split: s.image_digests(reporter=self.reporter) for s in self.sources}
 
+    @property
+    def listed(self) -> dict[str, dict[str, Any]]:
+        """What is known of all splits before an image is read."""
+        record = {split: dict(known) for split, known in self.sources.listed.items()}
+        for source in self.sources:
+            record[source.split]["n_images"] = len(source)
+        return record
+
     @cached_property
     def record(self) -> dict[str, Any]:
         """What a cache says of all splits of the run that made it."""
-        record = {split: dict(known) for split, known in self.sources.listed.items()}
+        record = self.listed
         for source in self.sources:
-            content = source.content_id(self.digests[source.split])
-            record[source.split] |= {"n_images": len(source), "content": content}
+            record[source.split]["content"] = source.content_id(self.digests[source.split])
         return record
 
 
@@ -184,22 +191,25 @@ class Job:
         """Extract one split."""
         from featx.extract.run import extract_many
 
-        settings = replace(
-            self._settings(),
-            overwrite=self.plan.overwrite,
-            on_error=self.plan.on_error,
-            reuse=self.plan.append,
-            request=self._answered().request(group[0].name),
-            splits=self.splits.record,
-        )
         return extract_many(
             source,
             group,
             self.engine,
             self.targets(group, source) if target is None else [target],
-            settings,
+            self.settings(group, self.splits.record),
             digests=self.splits.digests[source.split],
             reporter=self.reporter,
+        )
+
+    def settings(self, group: BackboneGroup, splits: Mapping[str, Any]) -> Settings:
+        """Give all choices, and what is recorded of the splits."""
+        return replace(
+            self._settings(),
+            overwrite=self.plan.overwrite,
+            on_error=self.plan.on_error,
+            reuse=self.plan.append,
+            request=self._answered().request(group[0].name),
+            splits=splits,
         )
 
     def targets(self, group: BackboneGroup, source: Source) -> list[Path]:

@@ -142,7 +142,7 @@ class Plan:
         So the sample of an older featx is completed, and is the same for another backbone.
         """
         from featx.fewshot import DRAWS_VERSION
-        from featx.store import Cache, find_caches
+        from featx.store import find_caches, open_any
 
         if not self.is_sample or self.draws is not None:
             return self
@@ -150,7 +150,7 @@ class Plan:
         rules = []
         for path in find_caches(Path(self.cache_dir)):
             try:
-                with Cache.open(path) as cache:
+                with open_any(path) as cache:
                     request = cache.meta.get("request") or {}
             except CacheError:
                 continue  # the usual way says what is wrong with it

@@ -220,7 +220,8 @@ def extract_many(
         if any(n_computed):
             times = fill(writers, source, group, engine, settings.on_error, reporter)
         for writer in writers:
-            _require_an_image(writer.failed, source)
+            if not settings.is_part:
+                _require_an_image(writer.failed, source)
             writer.finish()
     seconds = time.monotonic() - started
     for writer, n in zip(writers, n_computed, strict=True):

@@ -60,6 +60,8 @@ class Settings:
     overwrite: bool = False
     on_error: str = "skip"
     reuse: bool = False
+    is_part: bool = False
+    """Whether these are some images of many, so that all of them may be unreadable."""
     request: Mapping[str, Any] = field(default_factory=dict)
     splits: Mapping[str, Any] = field(default_factory=dict)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from featx.sources.places import Remembered, Stamp
 __all__ = ["ArraySource", "Source", "content_of"]
 
 _ROWS_PER_TASK = 128
+_ROWS_PER_PIECE = 1 << 16
 _MOST_THREADS = 8
 _MOST_NAMED = 5
 _MOST_UNREAD = 1000  # then hashing stops: a disk that is gone may answer slowly
@@ -60,6 +61,8 @@ class Source(ABC):
     class_names: tuple[str, ...]
     labels: np.ndarray
     paths: tuple[str, ...]
+    part: str = ""
+    """Names a part of the place whose hashes are remembered apart, so that a part is cheap."""
 
     def __post_init__(self) -> None:
         if self.labels.dtype != np.int64 or self.labels.shape != (len(self.paths),):
@@ -227,7 +230,7 @@ class Source(ABC):
         ReadError
             If the machine cannot read an image; what was hashed before is remembered.
         """
-        remembered = Remembered(self.place)
+        remembered = self._remembered()
         stamps = [self.stamp(row) for row in range(len(self))]
         found = [remembered.find(*item) for item in zip(self.paths, stamps, strict=True)]
         # Older versions remembered what could not be read as well.
@@ -290,7 +293,7 @@ class Source(ABC):
         """
         if digests is None:
             digests = self.image_digests(reporter=reporter)
-        return content_of(map(bytes, digests), map(self._class_name, range(len(self))))
+        return content_of(digests, self.labels, self.class_names)
 
     def names_id(self) -> str:
         """Hash the paths of the images and the names of their classes; nothing is read."""
@@ -306,7 +309,7 @@ class Source(ABC):
         paths = [self.paths[start + i] for i in np.flatnonzero(changed)]
         if not paths:
             return
-        remembered = Remembered(self.place)
+        remembered = self._remembered()
         remembered.forget(paths)
         remembered.save()
         more = f" and {len(paths) - 1:,} more" if len(paths) > 1 else ""
@@ -315,6 +318,9 @@ class Source(ABC):
             "others than those that were hashed at the start. No row was made of them. Run the "
             "same again when nothing changes the images any more"
         )
+
+    def _remembered(self) -> Remembered:
+        return Remembered(None if self.place is None else self.place + self.part)
 
     def _none(self, row: int) -> bytes:
         """Give the digest of a row where there is no image file."""
@@ -325,12 +331,19 @@ class Source(ABC):
         return self.class_names[label] if label >= 0 else ""
 
 
-def content_of(digests: Iterable[bytes], class_names: Iterable[str]) -> str:
+def content_of(digests: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> str:
     """Hash images and the names of their classes, in any order; see `Source.content_id`."""
-    entries = sorted(zip(digests, map(_encode, class_names), strict=True))
+    names = [_encode(name) for name in (*class_names, "")]  # label -1 has the last
+    rank = np.empty(len(names), np.int64)
+    rank[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
+    words = np.ascontiguousarray(digests).view(">u8").T  # big-endian numbers sort as bytes do
+    order = np.lexsort((rank[labels], *words[::-1]))
+    tails = [len(name).to_bytes(4, "little") + name for name in names]
     state = hashlib.sha256(b"featx content 1\n")
-    for digest, class_name in entries:
-        state.update(digest + len(class_name).to_bytes(4, "little") + class_name)
+    for start in range(0, len(order), _ROWS_PER_PIECE):
+        rows = order[start : start + _ROWS_PER_PIECE]
+        heads, of = digests[rows].tobytes(), labels[rows].tolist()
+        state.update(b"".join(heads[32 * i : 32 * i + 32] + tails[k] for i, k in enumerate(of)))
     return state.hexdigest()
 
 

@@ -20,6 +20,7 @@ from featx.store.partial import find_begun, find_partials, has_leftovers, summar
 from featx.store.reader import Cache, Damage
 from featx.store.recognise import find_caches
 from featx.store.seconds import note_seconds, seconds_of
+from featx.store.sharded import ShardedCache
 from featx.store.spec import CacheSpec
 from featx.store.writer import CacheWriter
 
@@ -29,6 +30,7 @@ __all__ = [
     "CacheWriter",
     "Damage",
     "FeatureArray",
+    "ShardedCache",
     "find_begun",
     "find_caches",
     "find_partials",
@@ -51,14 +53,16 @@ def verify_file(path: str | os.PathLike[str], reporter: Reporter = SILENT) -> li
 
 
 def read_summary(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Describe a finished, a partial or a packed file without its features."""
+    """Describe a cache, a partial or a packed file, or a place, without its features."""
     path = Path(path)
     if path.suffix == ".partial" and path.is_file():
         return summarize_partial(path)
     with open_any(path) as cache:
-        packing: dict[str, Any] = {}
+        more: dict[str, Any] = {}
         if isinstance(cache, PackedCache):
-            packing = {"codec": cache.codec, "unpacked_bytes": cache.unpacked_bytes}
+            more = {"codec": cache.codec, "unpacked_bytes": cache.unpacked_bytes}
+        elif isinstance(cache, ShardedCache):
+            more = {"n_shards": cache.n_shards, "shard_rows": cache.manifest.shard_rows}
         n_failed = len(cache.errors)
         return {
             "path": str(path),
@@ -69,9 +73,9 @@ def read_summary(path: str | os.PathLike[str]) -> dict[str, Any]:
             "n_done": len(cache) - n_failed,
             "n_failed": n_failed,
             "n_classes": len(cache.class_names),
-            "file_bytes": path.stat().st_size,
+            "file_bytes": cache.n_bytes,
             "fingerprint": cache.fingerprint,
             "meta": cache.meta,
             "failed": [(row, cache.paths[row], why) for row, why in sorted(cache.errors.items())],
-            **packing,
+            **more,
         }

@@ -67,7 +67,7 @@ class FeatureArray:
         self.block_rows, self._digests = block_rows, digests
         self._reopen = reopen
         self._row_bytes = extent.n_bytes // extent.shape[0]
-        self._is_checked = np.zeros(len(digests), bool)
+        self.is_checked = np.zeros(len(digests), bool)
         self._dtype: np.dtype[Any] = np.dtype(np.float32)
 
     def astype(self, dtype: Any) -> Self:
@@ -204,30 +204,37 @@ class FeatureArray:
     def _span(self, start: int, stop: int) -> np.ndarray:
         out = np.empty((stop - start, self.shape[1]), self._dtype)
         if len(out):
-            size = self.block_rows
-            blocks = np.arange(start // size, (stop - 1) // size + 1)
-            shares = np.arange(start, stop, -(-len(out) // N_THREADS))
-            edges = np.concatenate((shares, blocks[1:][self._is_edge(blocks)] * size, [stop]))
-            edges = np.unique(edges)
-            self._read_runs(out, edges[:-1] - start, np.diff(edges), edges[:-1])
+            self._fill_span(out, start)
         return out
+
+    def _fill_span(self, out: np.ndarray, start: int) -> None:
+        """Fill `out` by neighbouring rows, at least one."""
+        size, stop = self.block_rows, start + len(out)
+        blocks = np.arange(start // size, (stop - 1) // size + 1)
+        shares = np.arange(start, stop, -(-len(out) // N_THREADS))
+        edges = np.concatenate((shares, blocks[1:][self._is_edge(blocks)] * size, [stop]))
+        edges = np.unique(edges)
+        self._read_runs(out, edges[:-1] - start, np.diff(edges), edges[:-1])
 
     def _gather(self, rows: np.ndarray) -> np.ndarray:
         out = np.empty((len(rows), self.shape[1]), self._dtype)
         if len(out):
-            # In the order of the file; neighbours that stay neighbours are read by one call.
             order = np.argsort(rows, kind="stable")
-            sorted_rows = rows[order]
-            is_end = (np.diff(sorted_rows) != 1) | (np.diff(order) != 1)
-            is_end |= self._is_edge(sorted_rows // self.block_rows)
-            starts = np.flatnonzero(np.concatenate(([True], is_end)))
-            n_rows = np.diff(np.concatenate((starts, [len(rows)])))
-            self._read_runs(out, order[starts], n_rows, sorted_rows[starts])
+            self._fill_rows(out, order, rows[order])
         return out
+
+    def _fill_rows(self, out: np.ndarray, at: np.ndarray, rows: np.ndarray) -> None:
+        """Put sorted rows, at least one, into their places in `out`."""
+        # In the order of the file; neighbours that stay neighbours are read by one call.
+        is_end = (np.diff(rows) != 1) | (np.diff(at) != 1)
+        is_end |= self._is_edge(rows // self.block_rows)
+        starts = np.flatnonzero(np.concatenate(([True], is_end)))
+        n_rows = np.diff(np.concatenate((starts, [len(rows)])))
+        self._read_runs(out, at[starts], n_rows, rows[starts])
 
     def _is_edge(self, blocks: np.ndarray) -> np.ndarray:
         """Whether a read must end between neighbours: blocks are checked one at a time."""
-        is_checked = self._is_checked[blocks]
+        is_checked = self.is_checked[blocks]
         return np.asarray((np.diff(blocks) != 0) & ~(is_checked[1:] & is_checked[:-1]))
 
     def _read_runs(
@@ -240,7 +247,7 @@ class FeatureArray:
                 self._read(out[low : low + n], row)
 
         runs = list(zip(at.tolist(), n_rows.tolist(), first.tolist(), strict=True))
-        n_unchecked = np.count_nonzero(~self._is_checked[np.unique(first // self.block_rows)])
+        n_unchecked = np.count_nonzero(~self.is_checked[np.unique(first // self.block_rows)])
         n_bytes = out.nbytes + n_unchecked * self.block_rows * self._row_bytes
         if n_bytes < _THREADED_BYTES:
             read(runs)
@@ -253,7 +260,7 @@ class FeatureArray:
         """Fill `out` by neighbouring rows; a block is read whole and checked the first time."""
         block, place = divmod(row, self.block_rows)
         n_rows = self._rows_of(block)
-        if self._is_checked[block]:
+        if self.is_checked[block]:
             self._read_checked(out, row)
         elif len(out) == n_rows and out.dtype == self.stored_dtype:
             self._read_block(block, out)
@@ -290,7 +297,7 @@ class FeatureArray:
                 f"{path}: damaged: features rows {first}-{first + len(rows) - 1} changed since "
                 f"they were written:  featx repair {path}  computes them again"
             )
-        self._is_checked[block] = True
+        self.is_checked[block] = True
 
     def check(self) -> None:
         """Compare every block that was not read yet with its digest.
@@ -305,7 +312,7 @@ class FeatureArray:
             rows = np.empty((self._rows_of(block), self.shape[1]), self.stored_dtype)
             self._read_block(block, rows)
 
-        for _ in in_threads(check, np.flatnonzero(~self._is_checked).tolist()):
+        for _ in in_threads(check, np.flatnonzero(~self.is_checked).tolist()):
             pass
 
     def __iter__(self) -> Iterator[np.ndarray]:

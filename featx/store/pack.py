@@ -26,7 +26,7 @@ from featx.store.reader import Cache
 from featx.store.threads import N_THREADS, in_threads
 from featx.store.writer import CacheWriter
 
-__all__ = ["CODECS", "PackReport", "pack_cache", "unpack_cache"]
+__all__ = ["CODECS", "PackReport", "copy_missing", "pack_cache", "unpack_cache"]
 
 # And their default levels. Level 1 of zstd is faster than 3, and on features of SqueezeNet,
 # most of which are zero, it is smaller too: 37.8 against 38.9 MB of 173 MB.
@@ -178,7 +178,7 @@ def unpack_cache(
         with CacheWriter.open(out, packed.spec, overwrite=overwrite, reporter=reporter) as writer:
             is_new = not writer.is_complete
             if is_new:
-                _copy(packed, writer, reporter)
+                copy_missing(packed, writer, "unpack", reporter)
                 writer.finish(packed.stored_array("digests"))
         if not is_new:
             _compare(packed, out)
@@ -191,10 +191,11 @@ def _unpacked_path(path: Path) -> Path:
     return path.with_name(f"{stem}.h5" if f"{stem}.h5" != path.name else f"{stem}.unpacked.h5")
 
 
-def _copy(packed: PackedCache, writer: CacheWriter, reporter: Reporter) -> None:
-    missing, errors = writer.missing(), packed.errors
-    with reporter.bar(len(packed), f"unpack {packed.path.name}", "row") as bar:
-        for start, rows in packed.X.stored.iter_blocks(N_THREADS * packed.X.block_rows):
+def copy_missing(cache: Cache, writer: CacheWriter, verb: str, reporter: Reporter) -> None:
+    """Write the rows that a file lacks, from another cache of the same rows."""
+    missing, errors = writer.missing(), cache.errors
+    with reporter.bar(len(cache), f"{verb} {cache.path.name}", "row") as bar:
+        for start, rows in cache.X.stored.iter_blocks(N_THREADS * cache.X.block_rows):
             ends = np.flatnonzero(np.diff(missing[start : start + len(rows)])) + 1
             for run in np.split(np.arange(start, start + len(rows)), ends):
                 if missing[run[0]]:

@@ -29,6 +29,8 @@ from featx.store.header import HeaderBlock, is_featx, read_block, with_check
 from featx.store.layout import Extent
 from featx.store.reader import Cache, Damage
 from featx.store.recognise import is_archive_file
+from featx.store.sharded import ShardedCache
+from featx.store.shards import is_place
 from featx.store.spec import CacheSpec
 from featx.store.structure import Structure
 from featx.store.threads import N_THREADS
@@ -56,8 +58,9 @@ _MEND: Final = "take another copy of it, or pack the cache again"
 
 
 def open_any(path: str | os.PathLike[str], *, dtype: Any = "float32") -> Cache:
-    """Open a cache to read it, packed or not; see `Cache.open`."""
-    return (PackedCache if is_archive_file(path) else Cache).open(path, dtype=dtype)
+    """Open a cache to read it, packed, in shards, or neither; see `Cache.open`."""
+    kind = ShardedCache if is_place(path) else PackedCache if is_archive_file(path) else Cache
+    return kind.open(path, dtype=dtype)
 
 
 class PackedCache(Cache):

@@ -26,7 +26,7 @@ from featx.store.partial import describe_partial, find_partials
 from featx.store.structure import Structure, read_structure
 from featx.store.threads import in_threads
 
-__all__ = ["Cache", "Damage"]
+__all__ = ["Cache", "Damage", "reopen_features"]
 
 _MEND: Final = "repeat the command that made it with --overwrite"
 _SHOWN: Final = (
@@ -77,7 +77,7 @@ class Cache:
         self.path = path
         self._file, self._block, self._structure = file, block, structure
         digests = self.stored_array("digests")
-        reopen = partial(_reopen_features, type(self), *self._known_by())
+        reopen = partial(reopen_features, type(self), *self._known_by())
         self.X = FeatureArray(file, structure.features, structure.block_rows, digests, reopen)
 
     @classmethod
@@ -155,9 +155,19 @@ class Cache:
         return self._structure.fingerprint
 
     @property
+    def seal(self) -> str:
+        """SHA-256 of everything but the features, which it knows by their digests."""
+        return self._block.digest
+
+    @property
     def meta(self) -> dict[str, Any]:
         """What was recorded at extraction; ``meta["identity"]`` is fingerprinted."""
         return self._structure.meta
+
+    @property
+    def n_bytes(self) -> int:
+        """Size on the disk."""
+        return self._block.file_bytes
 
     @property
     def n_features(self) -> int:
@@ -347,7 +357,8 @@ class Cache:
         return str(self.path), self._block.digest, self.fingerprint
 
 
-def _reopen_features(kind: type[Cache], path: str, digest: str, fingerprint: str) -> FeatureArray:
+def reopen_features(kind: type[Cache], path: str, digest: str, fingerprint: str) -> FeatureArray:
+    """Open the features of a cache again, where a pickle of them is loaded."""
     return _reopen(kind, path, digest, fingerprint, "float32").X
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "JOURNAL",
     "LOCK",
     "PARTIAL",
+    "PLACE_MANIFEST",
     "age_of",
     "files_below",
     "find_caches",
@@ -39,6 +40,7 @@ JOURNAL: Final = re.compile(PARTIAL.pattern + r"\.journal(\.new)?", re.DOTALL)
 _JOURNAL_START: Final = re.compile(rb"[0-9a-f]{16} \{")
 LOCK: Final = re.compile(r".+\.(h5|hdf5)\.lock", re.DOTALL)
 _SUFFIXES: Final = (".h5", ".hdf5")
+PLACE_MANIFEST: Final = "featx-shards.json"
 _MOST_NAME_BYTES: Final = 200  # of 255, since partial files and their journals add to it
 
 
@@ -60,9 +62,16 @@ def files_below(root: Path) -> list[Path]:
 
 
 def find_caches(folder: str | os.PathLike[str]) -> list[Path]:
-    """Finished featx caches in a folder and below it."""
-    names = (path for path in Path(folder).rglob("*") if path.suffix in _SUFFIXES)
-    return sorted(path for path in names if is_featx(first_bytes(path.resolve())))
+    """Finished caches in a folder and below it; shards count as the place that they are of."""
+    found = []
+    for top, dirs, names in os.walk(folder):
+        if PLACE_MANIFEST in names:
+            dirs.clear()
+            found.append(Path(top))
+            continue
+        paths = (Path(top, name) for name in names if name.endswith(_SUFFIXES))
+        found += [path for path in paths if is_featx(first_bytes(path.resolve()))]
+    return sorted(found)
 
 
 def first_bytes(path: Path, n_bytes: int = USERBLOCK_BYTES) -> bytes:
@@ -89,7 +98,7 @@ def is_removable(path: Path) -> bool:
 def why_unchecked(path: Path) -> str:
     """Say why a file is nothing to check; empty for a cache and an archive, damaged ones too."""
     if path.is_dir():
-        return "a folder"
+        return "" if (path / PLACE_MANIFEST).is_file() else "a folder"
     start = first_bytes(path.resolve())
     if is_partial(path) or is_journal(path) or start.startswith(b"featx-partial "):
         return "unfinished, the same featx extract goes on with it"
