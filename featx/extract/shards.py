@@ -8,11 +8,11 @@ computes one shard after the other, in this process or in a worker.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import numpy as np
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["Shard", "ShardJob", "Share", "describe_place", "run_shards"]
 
 
+_Item = TypeVar("_Item")
 _DONE, _DAMAGED, _OPEN = "done", "damaged", "open"
 _NO_DIGESTS = np.zeros((0, 32), np.uint8)
 
@@ -64,6 +65,10 @@ class Share:
                 "with I from 1 to N"
             )
         return share
+
+    def of(self, items: Iterable[_Item]) -> Iterator[_Item]:
+        """Give every n-th of all items, from the i-th on."""
+        return islice(items, self.i - 1, None, self.n)
 
 
 @dataclass(frozen=True)
@@ -226,7 +231,7 @@ def run_shards(
     job = ShardJob.open(plan, shard_rows, reporter)
     done: list[ExtractReport] = []
     n_known = 0
-    for shard in islice(job.shards(), share.i - 1, None, share.n):
+    for shard in share.of(job.shards()):
         try:
             reports = job.run(shard)
         except CacheBusyError as error:

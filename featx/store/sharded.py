@@ -189,18 +189,20 @@ class ShardedCache(Cache):
     def verify(self, reporter: Reporter = SILENT) -> list[Damage]:
         """Check every byte of every shard; see `Cache.verify`."""
         found: list[Damage] = []
-        for number in range(self.manifest.n_shards):
-            start, _ = self.manifest.rows(number)
-            name = self.manifest.file_name(number)
-            try:
-                with self._shards.open(number) as shard:
-                    damages = shard.verify(reporter)
-            except CacheError as error:
-                damages = [Damage("file", 0, 0, str(error))]
-            found += [
-                Damage(f"{name} {d.dataset}", d.start + start, d.stop + start, d.reason)
-                for d in damages
-            ]
+        with reporter.bar(len(self), f"verify {self.path.name}", "row") as bar:
+            for number in range(self.n_shards):
+                start, stop = self.manifest.rows(number)
+                try:
+                    with self._shards.open(number) as shard:
+                        damages = shard.verify()
+                except CacheError as error:
+                    damages = [Damage("file", 0, 0, str(error))]
+                name = self.manifest.file_name(number)
+                found += [
+                    Damage(f"{name} {d.dataset}", d.start + start, d.stop + start, d.reason)
+                    for d in damages
+                ]
+                bar.update(stop - start)
         return found
 
     def close(self) -> None:

@@ -77,7 +77,7 @@ class Manifest:
         try:
             found = cls(**read_record(_KIND, path))
             found._check()
-        except (RecordError, TypeError, ValueError) as error:
+        except (CacheError, RecordError, TypeError, ValueError) as error:
             raise CacheError(
                 f"{path}: {error}: run the command that made it with --overwrite, which writes it "
                 "anew and keeps good shards"
@@ -99,6 +99,9 @@ class Manifest:
         layout.feature_dtype(self.dtype)
         if not isinstance(self.identity, dict) or not isinstance(self.meta, dict):
             raise TypeError("its identity and meta are no JSON objects")
+        splits = self.meta.get("splits", {})
+        if not isinstance(splits, dict) or not all(isinstance(s, dict) for s in splits.values()):
+            raise TypeError("its splits are no JSON objects")
         texts = [*self.class_names, *self.listed]
         if not all(isinstance(text, str) for text in texts) or len(self.listed) != self.n_shards:
             raise ValueError("its names of classes or lists of images are none")

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from featx.sources.base import content_of
 from featx.store import CacheSpec, CacheWriter
 from featx.store.header import HeaderBlock, hash_file
 from featx.store.journal import journal_path, read_journal
+from featx.store.shards import Manifest, begin_place, list_digests
 
 SEED = int(os.environ.get("FEATX_TEST_SEED", "0"))
 
@@ -89,6 +92,46 @@ def write_missing(
 def runs(mask: np.ndarray, start: int) -> list[tuple[int, int]]:
     edges = np.flatnonzero(np.diff(np.r_[0, mask.astype(int), 0]))
     return [(start + int(a), start + int(b)) for a, b in edges.reshape(-1, 2)]
+
+
+def make_place(place: Path, spec: CacheSpec, rows: np.ndarray, shard_rows: int) -> Manifest:
+    """Write rows as shards, as processes that never met would; row 5 of the whole failed."""
+    manifest = Manifest(
+        identity=spec.identity,
+        meta=spec.meta,
+        class_names=spec.class_names,
+        n_rows=spec.n_rows,
+        n_features=spec.n_features,
+        dtype=spec.dtype,
+        shard_rows=shard_rows,
+        listed=list_digests(spec.paths, spec.labels, shard_rows),
+    )
+    manifest = begin_place(place, manifest, grows=False, overwrite=False, tell=print)
+    for number in range(manifest.n_shards):
+        fill_shard(place, manifest, number, spec, rows)
+    return manifest
+
+
+def fill_shard(
+    place: Path, manifest: Manifest, number: int, spec: CacheSpec, rows: np.ndarray, **more: Any
+) -> None:
+    start, stop = manifest.rows(number)
+    images = {
+        "labels": spec.labels[start:stop],
+        "paths": spec.paths[start:stop],
+        "image_digests": spec.image_digests[start:stop],
+        "identity": {**manifest.identity, "source": {"content": f"shard {number}"}},
+    }
+    failed = {5 - start: "truncated"} if start <= 5 < stop else {}
+    part = replace(spec, **(images | more))
+    fill(place / manifest.file_name(number), part, rows[start:stop], failed=failed)
+
+
+def whole_of(spec: CacheSpec) -> CacheSpec:
+    """What one run over all rows would say."""
+    content = content_of(spec.image_digests, spec.labels, spec.class_names)
+    source = {"content": content, "n_images": spec.n_rows, "class_names": list(spec.class_names)}
+    return replace(spec, identity={**spec.identity, "source": source})
 
 
 def check_partial(partial: Path, expected: np.ndarray) -> int:
