@@ -2,7 +2,7 @@
 
     python benchmarks/shards.py [--shards 10000] [--rows 10000000] [--folder DIR]
 
-First many shards of two rows, half as many and all, so that the growth shows; then many rows in
+First shards of two rows, a quarter of them and all, so that the growth shows; then many rows in
 shards of 8,192. Each step runs in a process of its own, whose time and largest memory are printed.
 """
 
@@ -22,18 +22,20 @@ from pathlib import Path
 import numpy as np
 
 from featx import load
-from featx.store import CacheSpec, CacheWriter, disk
+from featx.store import CacheSpec, CacheWriter
 from featx.store.merge import merge_shards
 from featx.store.shards import Manifest, begin_place, list_digests
 
-N_FEATURES, N_CLASSES = 8, 1000
+N_FEATURES, N_CLASSES = 8, 10
 
 
 def paths_of(start: int, stop: int) -> list[str]:
+    """Names as long as those of a large data set."""
     return [f"train/n{row % N_CLASSES:08d}/image_{row:010d}.jpg" for row in range(start, stop)]
 
 
 def manifest_of(n_rows: int, shard_rows: int) -> Manifest:
+    """Give what the first process would write."""
     labels = np.arange(n_rows) % N_CLASSES
     return Manifest(
         identity={"backbone": "simulated"},
@@ -48,12 +50,13 @@ def manifest_of(n_rows: int, shard_rows: int) -> Manifest:
 
 
 def begin(place: Path, n_rows: int, shard_rows: int) -> None:
+    """Write the manifest."""
     begin_place(place, manifest_of(n_rows, shard_rows), grows=False, overwrite=False, tell=print)
 
 
 def fill(place: Path, *_: int) -> None:
-    for name in ("fsync", "fdatasync"):  # the disk is not what is simulated
-        setattr(disk, name, lambda fd: None)
+    """Write every shard that is missing."""
+    os.fsync = os.fdatasync = lambda fd: None  # the disk is not what is simulated
     manifest = Manifest.read(place)
     rng = np.random.default_rng(0)
     for number in manifest.missing(place):
@@ -75,40 +78,48 @@ def fill(place: Path, *_: int) -> None:
 
 
 def resume(place: Path, *_: int) -> None:
+    """Find that nothing is missing."""
     manifest = Manifest.read(place)
     assert manifest.missing(place) == []
 
 
 def open_one(place: Path, *_: int) -> None:
+    """Open the place, and read one row."""
     with load(place) as cache:
         assert cache.X[len(cache) // 2].shape == (N_FEATURES,)
 
 
 def labels(place: Path, *_: int) -> None:
+    """Read the labels of all rows."""
     with load(place) as cache:
         assert len(cache.y) == len(cache)
 
 
 def index(place: Path, *_: int) -> None:
+    """Look at all shards, for the fingerprint."""
     with load(place) as cache:
         assert len(cache.fingerprint) == 64
 
 
 def indexed(place: Path, *_: int) -> None:
+    """Give the fingerprint again."""
     index(place)
 
 
 def read_all(place: Path, *_: int) -> None:
+    """Read all features in order."""
     with load(place) as cache:
         for _, _rows in cache.X.iter_blocks(1 << 16):
             pass
 
 
 def read_one_file(place: Path, *_: int) -> None:
+    """Read the merged file likewise."""
     read_all(place.with_suffix(".h5"))
 
 
 def merge(place: Path, *_: int) -> None:
+    """Make one file."""
     merge_shards(place)
 
 
@@ -130,6 +141,7 @@ STEPS: dict[str, Callable[..., None]] = {
 
 
 def measure(name: str, place: Path, n_rows: int, shard_rows: int) -> None:
+    """Run one step in a process of its own."""
     words = [sys.executable, __file__, "--step", name, "--folder", str(place)]
     words += ["--rows", str(n_rows), "--shards", str(shard_rows)]
     print(
@@ -140,6 +152,7 @@ def measure(name: str, place: Path, n_rows: int, shard_rows: int) -> None:
 
 
 def run_step(name: str, place: Path, n_rows: int, shard_rows: int) -> None:
+    """Run one step, and print what it took."""
     began, cpu = time.perf_counter(), os.times()
     STEPS[name](place, n_rows, shard_rows)
     now = os.times()
@@ -149,6 +162,7 @@ def run_step(name: str, place: Path, n_rows: int, shard_rows: int) -> None:
 
 
 def main() -> None:
+    """Run everything."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shards", type=int, default=10_000)
     parser.add_argument("--rows", type=int, default=10_000_000)
@@ -160,7 +174,7 @@ def main() -> None:
         return
     folder = Path(tempfile.mkdtemp(dir=args.folder))
     try:
-        for n_rows, shard_rows in ((args.shards, 2), (2 * args.shards, 2), (args.rows, 8192)):
+        for n_rows, shard_rows in ((args.shards // 2, 2), (2 * args.shards, 2), (args.rows, 8192)):
             print(f"{n_rows:,} rows in {-(-n_rows // shard_rows):,} shards", flush=True)
             for name in STEPS:
                 measure(name, folder / f"{n_rows}.shards", n_rows, shard_rows)

@@ -106,7 +106,7 @@ def content(path: Path):
 
 
 def state(place: Path) -> dict[str, tuple[int, int]]:
-    return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in place.glob("*.h5")}
+    return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in place.rglob("*.h5")}
 
 
 def check_merged(place: Path, one: Path) -> None:
@@ -151,7 +151,7 @@ def test_what_is_finished_and_verifies_is_left_alone(extract, place, told):
 def test_a_damaged_shard_is_mended_and_the_others_stay(extract, place, one, where):
     extract()
     before = state(place)
-    file = place / "rows-000000000016.h5"
+    file = place / "0000/rows-000000000016.h5"
     with Cache.open(file) as cache:
         extents = cache._structure.extents
     with file.open("r+b") as stream:
@@ -282,11 +282,11 @@ def test_a_unit_of_work_is_computed_from_its_pickle(images, place, one, tmp_path
 
 def test_a_shard_that_another_process_computes_is_left_to_it(extract, place, one, told):
     place.mkdir(parents=True)
-    lock = Lock(place / "rows-000000000016.h5")
+    lock = Lock(place / "0000/rows-000000000016.h5")
     lock.acquire()
     assert len(extract()) == 2
     [line] = [line for line in told if line.startswith("left to its process: ")]
-    assert f"{place}/rows-000000000016.h5 is being written by process" in line
+    assert f"{place}/0000/rows-000000000016.h5 is being written by process" in line
     assert told[-1] == f"{place}: 1 of 3 shards are missing: rows 16-31"
     lock.release()
     assert len(extract()) == 1
@@ -383,6 +383,6 @@ def test_killed_and_racing_processes_lose_and_double_nothing(servers, place, one
     assert n_killed >= 3
     servers[0].start()
     assert servers[0].wait() == 0, servers[0].log.read_text()
-    leftovers = [p.name for p in place.iterdir() if p.suffix in (".partial", ".journal")]
+    leftovers = [p.name for p in place.rglob("*") if p.suffix in (".partial", ".journal")]
     assert leftovers == []
     check_merged(place, one)

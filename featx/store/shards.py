@@ -48,6 +48,7 @@ _KIND: Final = "cache shards"
 _INDEX_KIND: Final = "index of cache shards"
 _LOCK: Final = "featx-shards.lock"
 _MOST_NAMED: Final = 5
+_PER_FOLDER: Final = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +113,9 @@ class Manifest:
         return -(-self.n_rows // self.shard_rows)
 
     def file_name(self, number: int) -> str:
-        """Name of a shard, by its first row."""
-        return f"rows-{number * self.shard_rows:012d}.h5"
+        """Name of a shard in its place, by its first row."""
+        # A run looks through the folder of its file: it must stay small however many shards come.
+        return f"{number // _PER_FOLDER:04d}/rows-{number * self.shard_rows:012d}.h5"
 
     def rows(self, number: int) -> tuple[int, int]:
         """First row of a shard, and the end."""
@@ -123,7 +125,12 @@ class Manifest:
     def missing(self, place: Path) -> list[int]:
         """Numbers of the shards that are not there."""
         with disk.translated(f"cannot read {place}"):
-            names = set(os.listdir(place))  # noqa: PTH208 - 10,000 Path objects are slow
+            names = {
+                f"{folder}/{name}"
+                for folder in os.listdir(place)  # noqa: PTH208 - 10,000 Path objects are slow
+                if folder.isdecimal()
+                for name in os.listdir(place / folder)  # noqa: PTH208
+            }
         return [n for n in range(self.n_shards) if self.file_name(n) not in names]
 
     def describe_missing(self, missing: Sequence[int]) -> str:

@@ -127,7 +127,7 @@ def test_the_merged_file_is_that_of_one_run(made, tmp_path):
 
 def test_missing_shards_are_named_by_rows(place):
     for number in (1, 2, 6):
-        (place / f"rows-{number * SHARD_ROWS:012d}.h5").unlink()
+        (place / f"0000/rows-{number * SHARD_ROWS:012d}.h5").unlink()
     for read in (load, merge_shards):
         with pytest.raises(CacheError, match=r"3 of 9 shards are missing: rows 16-47, 96-111: run"):
             read(place)
@@ -156,20 +156,20 @@ def refused(place: Path, pattern: str) -> None:
     ],
 )
 def test_a_shard_that_is_not_of_this_place_is_never_read(place, spec, more, words):
-    (place / "rows-000000000032.h5").unlink()
+    (place / "0000/rows-000000000032.h5").unlink()
     fill_shard(place, Manifest.read(place), 2, spec, make_rows(spec), **more)
     refused(place, words)
 
 
 def test_a_shard_of_other_rows_is_never_read(place):
-    shutil.copy(place / "rows-000000000048.h5", place / "rows-000000000032.h5")
+    shutil.copy(place / "0000/rows-000000000048.h5", place / "0000/rows-000000000032.h5")
     refused(place, "does not hold the images of rows 32-47")
 
 
 def test_damage_is_found_and_named_by_the_rows_of_the_whole(place):
     with load(place) as cache:
         cache.fingerprint  # noqa: B018 - the index is made before the damage
-    with Cache.open(place / "rows-000000000032.h5") as shard:
+    with Cache.open(place / "0000/rows-000000000032.h5") as shard:
         flip(shard.path, 8 * (shard._structure.features.offset + 3))
     with load(place) as cache:
         cache.X[:32]
@@ -177,7 +177,7 @@ def test_damage_is_found_and_named_by_the_rows_of_the_whole(place):
             cache.X[33]
         [damage] = cache.verify()
     assert (damage.start, damage.stop) == (32, 48)
-    assert str(damage).startswith("rows-000000000032.h5 features rows 32-47: changed")
+    assert str(damage).startswith("0000/rows-000000000032.h5 features rows 32-47: changed")
     with pytest.raises(CacheError, match="damaged: features"):
         merge_shards(place)
 
@@ -186,7 +186,7 @@ def test_an_index_of_other_files_is_made_anew(place, spec):
     with load(place) as cache:
         first = cache.fingerprint
     assert (place / INDEX).is_file()
-    (place / "rows-000000000032.h5").unlink()
+    (place / "0000/rows-000000000032.h5").unlink()
     other = digests_of(range(1000, 1016))
     fill_shard(place, Manifest.read(place), 2, spec, make_rows(spec), image_digests=other)
     with load(place) as cache:
@@ -210,7 +210,7 @@ def test_a_shard_that_is_replaced_while_the_place_is_open_is_no_part_of_it(
     with load(place) as cache:
         cache.X[40]
         cache.X[0]  # closes the other one
-        (place / "rows-000000000032.h5").unlink()
+        (place / "0000/rows-000000000032.h5").unlink()
         other = digests_of(range(1000, 1016))
         fill_shard(place, Manifest.read(place), 2, spec, make_rows(spec), image_digests=other)
         with pytest.raises(CacheError, match="was written anew since its place was opened"):
