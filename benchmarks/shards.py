@@ -2,8 +2,8 @@
 
     python benchmarks/shards.py [--shards 10000] [--rows 10000000] [--folder DIR]
 
-First shards of two rows, a quarter of them and all, so that the growth shows; then many rows in
-shards of 8,192. Each step runs in a process of its own, whose time and largest memory are printed.
+First many rows in shards of 8,192; then shards of two rows, a quarter of them and all, so that the
+growth shows. Each step runs in a process of its own, whose time and largest memory are printed.
 """
 
 from __future__ import annotations
@@ -174,7 +174,8 @@ def main() -> None:
         return
     folder = Path(tempfile.mkdtemp(dir=args.folder))
     try:
-        for n_rows, shard_rows in ((args.shards // 2, 2), (2 * args.shards, 2), (args.rows, 8192)):
+        sizes = [(args.rows, 8192), (args.shards // 2, 2), (2 * args.shards, 2)]
+        for n_rows, shard_rows in sizes:
             print(f"{n_rows:,} rows in {-(-n_rows // shard_rows):,} shards", flush=True)
             for name in STEPS:
                 measure(name, folder / f"{n_rows}.shards", n_rows, shard_rows)

@@ -281,7 +281,7 @@ def test_a_unit_of_work_is_computed_from_its_pickle(images, place, one, tmp_path
 
 
 def test_a_shard_that_another_process_computes_is_left_to_it(extract, place, one, told):
-    place.mkdir(parents=True)
+    (place / "0000").mkdir(parents=True)
     lock = Lock(place / "0000/rows-000000000016.h5")
     lock.acquire()
     assert len(extract()) == 2

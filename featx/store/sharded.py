@@ -6,6 +6,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final, Self
@@ -29,6 +30,14 @@ __all__ = ["ShardedCache"]
 
 _MOST_OPEN: Final = 256
 _THREADED_BYTES: Final = 4 << 20
+
+
+@dataclass(frozen=True)
+class _Small:
+    labels: np.ndarray
+    status: np.ndarray
+    errors: dict[int, str]
+    seals: list[str]
 
 
 class ShardedCache(Cache):
@@ -69,13 +78,10 @@ class ShardedCache(Cache):
         return index
 
     def _make_index(self) -> Index:
-        seals = []
-        for _, shard in self._shards.each():
-            seals.append(shard.seal)
         return Index(
             manifest=self.manifest.digest,
             content=content_of(self.image_digests, self.labels, self.class_names),
-            seals=seals,
+            seals=self._small.seals,
             n_failed=len(self.errors),
         )
 
@@ -127,30 +133,29 @@ class ShardedCache(Cache):
     @cached_property
     def labels(self) -> np.ndarray:
         """Shape (N,), int64: see `Cache.labels`."""
-        return self._small["labels"]
+        return self._small.labels
 
     @cached_property
     def status(self) -> np.ndarray:
         """Shape (N,), uint8: see `Cache.status`."""
-        return self._small["status"]
+        return self._small.status
 
     @cached_property
     def errors(self) -> dict[int, str]:
         """Reasons of failed rows, by row."""
-        self._small  # noqa: B018 - reads them
-        return self._found_errors
+        return self._small.errors
 
     @cached_property
-    def _small(self) -> dict[str, np.ndarray]:
-        """Labels and status of all rows, and the errors, in one pass over the shards."""
-        found = {"labels": np.empty(len(self), np.int64), "status": np.empty(len(self), "u1")}
-        self._found_errors: dict[int, str] = {}
+    def _small(self) -> _Small:
+        """What is small of all rows, in one pass over the shards."""
+        n = len(self)
+        found = _Small(np.empty(n, np.int64), np.empty(n, "u1"), {}, [])
         for start, shard in self._shards.each():
-            for name, whole in found.items():
-                whole[start : start + len(shard)] = getattr(shard, name)
-            self._found_errors |= {start + row: why for row, why in shard.errors.items()}
-        for whole in found.values():
-            whole.flags.writeable = False
+            found.labels[start : start + len(shard)] = shard.labels
+            found.status[start : start + len(shard)] = shard.status
+            found.errors.update((start + row, why) for row, why in shard.errors.items())
+            found.seals.append(shard.seal)
+        found.labels.flags.writeable = found.status.flags.writeable = False
         return found
 
     @cached_property
