@@ -113,6 +113,8 @@ def load(  # noqa: PLR0913
     found = [cache for cache in caches if _fits(cache.meta, wanted)]
     if split is None and len({cache.meta.get("split") for cache in found}) > 1:
         found = [cache for cache in found if cache.meta.get("split") == _USUAL_SPLIT] or found
+    # A place of shards and the file that was merged of it are one cache: the file comes first.
+    found = list({cache.fingerprint: cache for cache in reversed(found)}.values())
     if len(found) == 1:
         found[0].X = found[0].X.astype(dtype)
         return found[0]

@@ -271,6 +271,15 @@ def test_a_folder_of_caches_holds_it_as_one(made, tmp_path):
     assert summary["failed"] == [(5, "xxxxx/5", "truncated")]
 
 
+def test_merged_it_is_found_by_its_backbone_once(place):
+    merge_shards(place)
+    with load("vgg16", folder=place.parent) as cache:
+        assert cache.path.suffix == ".h5"
+    place.with_suffix(".h5").unlink()
+    with load("vgg16", folder=place.parent) as cache:
+        assert cache.path.suffix == ".shards"
+
+
 def wanted(place, **more):
     return replace(Manifest.read(place), digest="", **more)
 
