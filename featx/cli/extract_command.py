@@ -24,6 +24,7 @@ from featx.cli.options import (
     list_option,
 )
 from featx.cli.output import echo
+from featx.errors import UsageError
 from featx.progress import Reporter
 
 __all__ = ["command"]
@@ -118,10 +119,12 @@ def command(
 
     The same command again goes on where an interrupted one stopped.
     """
-    from featx.extract import Plan, Share, estimate_plan, run_plan, run_shards
+    from featx.extract import Plan, estimate_plan, run_plan
 
-    share = Share.parse(shard or "1/1")
     plan = Plan(**options, allow_code=(*options["backbone"], *allow_code))
+    is_sharded = shard is not None or shard_rows is not None
+    if dry_run and is_sharded:
+        raise UsageError("--dry-run speaks of all rows: leave out --shard and --shard-rows")
     if dry_run:
         for line in estimate_plan(plan, reporter):
             echo(line)
@@ -131,7 +134,10 @@ def command(
         for line in text.splitlines():
             (reporter.say if as_json else echo)(line)
 
-    if shard or shard_rows:
+    if is_sharded:
+        from featx.extract import Share, run_shards  # they load torch
+
+        share = Share.parse(shard or "1/1")
         reports = run_shards(plan, share, shard_rows, reporter, tell=tell, profile=profile)
     else:
         reports = run_plan(plan, reporter, tell=tell, profile=profile)
