@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -311,3 +312,22 @@ def test_another_question_to_the_same_place_is_refused_field_by_field(place):
     with pytest.raises(CacheMismatchError, match="give --append"):
         begin(place, wanted(place, listed=listed))
     assert begin(place, wanted(place, listed=listed), grows=True).listed == listed
+
+
+def test_no_folder_of_a_place_grows_with_it():
+    """A run looks through the folder of its file: with all shards in one, it would be quadratic."""
+    n = 10_000
+    manifest = Manifest(
+        identity={},
+        meta={},
+        class_names=[],
+        n_rows=2 * n,
+        n_features=1,
+        dtype="float16",
+        shard_rows=2,
+        listed=[""] * n,
+    )
+    names = [manifest.file_name(number) for number in range(n)]
+    assert len(set(names)) == n
+    assert names == sorted(names)
+    assert max(Counter(name.split("/")[0] for name in names).values()) <= 256
