@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import signal
 import socket
 import sys
@@ -21,7 +22,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
-from featx.errors import CacheBusyError, FeatxError, MissingExtraError, UsageError
+from featx.errors import (
+    CacheBusyError,
+    CacheError,
+    CacheMismatchError,
+    FeatxError,
+    ImageError,
+    MissingExtraError,
+    UsageError,
+    reason_of,
+)
 from featx.progress import Bar, Reporter
 from featx.stops import NUMBERS
 
@@ -29,8 +39,8 @@ __all__ = ["Crew", "Need", "connected"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-Work = Callable[[Any, Reporter], Any]
-"""Does a task, and says how far it is."""
+Work = Callable[[Any], Any]
+"""Does a task."""
 
 _PACKAGES = ("featx", "torch", "torchvision", "numpy", "h5py", "Pillow", "scikit-learn", "timm")
 _MOST_TRIES = 3
@@ -39,6 +49,9 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_BETWEEN_TRIES = 5.0  # at what another process works on
 _SECONDS_WITHOUT_WORKERS = 60.0
 _LOCAL = "local"
+_NAME = ".folder-name"
+# Another worker would say the same.
+_SAME_EVERYWHERE = (UsageError, ImageError, CacheMismatchError)
 
 
 @contextmanager
@@ -64,9 +77,21 @@ def connected(address: str | None = None) -> Iterator[Any]:
     finally:
         _give_back(handlers)  # Ray takes SIGTERM
     try:
-        yield ray
+        with _hushed(ray._private.worker):
+            yield ray
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _hushed(module: Any) -> Iterator[None]:
+    """Keep Ray's long notes on lost processes out of what commands print."""
+    prints = getattr(module, "print_to_stdstream", None)
+    module.print_to_stdstream = lambda *data, **settings: None
+    try:
+        yield
+    finally:
+        module.print_to_stdstream = prints
 
 
 def _load_ray() -> Any:
@@ -139,14 +164,18 @@ class Expected:
 
     versions: Mapping[str, str]
     environment: Mapping[str, str]
+    folder: str
     search: Sequence[str]
-    seen: Path | None = None
+    shared: Path | None = None
+    name: str = ""
 
     @classmethod
-    def here(cls, seen: Path | None) -> Expected:
-        """Ask for what is here, and for a file that shows that a folder is shared."""
+    def here(cls, shared: Path | None) -> Expected:
+        """Ask for what is here, and for a folder that is the same one everywhere."""
         own = {name: value for name, value in os.environ.items() if name.startswith("FEATX_")}
-        return cls(_versions(), own, [os.path.abspath(folder) for folder in sys.path], seen)  # noqa: PTH100
+        search = [str(Path(folder).absolute()) for folder in sys.path]
+        name = "" if shared is None else _name_of(shared)
+        return cls(_versions(), own, str(Path.cwd()), search, shared, name)
 
     def require(self) -> None:
         """Refuse this machine if it has other versions, or does not see the file."""
@@ -161,14 +190,33 @@ class Expected:
                 f"the node has other versions of packages: {'; '.join(lines)}. Features depend on "
                 "them: install the same ones on all nodes"
             )
-        if self.seen is not None and not self.seen.exists():
+        if self.shared is not None and not self._is_shared(self.shared):
             raise UsageError(
-                f"the node does not see the folder {self.seen.parent}, where the work is written: "
+                f"the node does not see the folder {self.shared}, where the work is written: "
                 "give a folder that all nodes share, by the same path"
             )
         os.environ.update(self.environment)
+        with suppress(OSError):  # paths that were typed as they are seen from there
+            os.chdir(self.folder)
         # Where the code of the user's is found that the user named.
         sys.path.extend(folder for folder in self.search if folder not in sys.path)
+
+    def _is_shared(self, folder: Path) -> bool:
+        try:
+            return (folder / _NAME).read_text() == self.name
+        except OSError:
+            return False
+
+
+def _name_of(folder: Path) -> str:
+    """Give a folder a name of its own, which stays: a node may have another one at the path."""
+    path = folder / _NAME
+    try:
+        with suppress(FileExistsError), path.open("x") as stream:
+            stream.write(secrets.token_hex(16))
+        return path.read_text()
+    except OSError as error:
+        raise CacheError(f"cannot write {path}: {reason_of(error)}") from error
 
 
 def _versions() -> dict[str, str]:
@@ -203,7 +251,7 @@ class _FarReporter(Reporter):
         is_shown = unit == "image" and not label.startswith("hashing")
         return _FarBar(self.post, total, initial) if is_shown else super().bar(total, label, unit)
 
-    def _print(self, text: str) -> None:
+    def warn(self, text: str) -> None:
         self.post(text)
 
 
@@ -211,27 +259,27 @@ class _Worker:
     """A process of the cluster, with what it loaded once."""
 
     def __init__(self, messages: Any) -> None:
-        self._messages, self._work = messages, None
+        self._messages, self._number = messages, -1
+        self._work: Work
 
-    def begin(self, expected: Expected, open_work: Callable[[], Work]) -> Any:
+    def begin(self, expected: Expected, open_work: Callable[[Reporter], Work]) -> Any:
         """Load what all tasks need; give the name of the node."""
 
         def begin() -> str:
             expected.require()
-            self._work = open_work()  # type: ignore[assignment]
+            self._work = open_work(_FarReporter(quiet=True, post=self._post))
             return socket.gethostname()
 
         return _guarded(begin)
 
     def do(self, number: int, task: Any) -> Any:
         """Do a task; what it raises is given back as a value."""
+        self._number = number
+        return _guarded(lambda: self._work(task))
 
-        def post(text_or_count: Any) -> None:
-            with suppress(Exception):  # nobody listens: the work is worth more
-                self._messages.put_nowait((number, text_or_count))
-
-        reporter = _FarReporter(quiet=True, post=post)
-        return _guarded(lambda: self._work(task, reporter))  # type: ignore[misc]
+    def _post(self, text_or_count: str | int) -> None:
+        with suppress(Exception):  # nobody listens: the work is worth more
+            self._messages.put_nowait((self._number, text_or_count))
 
 
 def _guarded(step: Callable[[], Any]) -> Any:
@@ -251,11 +299,12 @@ class Crew(Generic[Task, Result]):
     ray : module
         Connected, see `connected`.
     open_work : callable
-        Is called once in each worker, which it is sent to; gives what does a task there.
+        Is called once in each worker, which it is sent to, with a reporter that sends the driver
+        its bars and warnings; gives what does a task there.
     need : Need
         What each worker takes.
-    seen : pathlib.Path, optional
-        A file that each worker must see.
+    shared : pathlib.Path, optional
+        A folder that each worker must see.
     heard : callable, optional
         Is called again and again with what came from the workers: numbers of tasks with images
         that are done, or with a text for people.
@@ -266,18 +315,18 @@ class Crew(Generic[Task, Result]):
     def __init__(
         self,
         ray: Any,
-        open_work: Callable[[], Work],
+        open_work: Callable[[Reporter], Work],
         need: Need,
         reporter: Reporter,
         *,
-        seen: Path | None = None,
+        shared: Path | None = None,
         heard: Callable[[list[tuple[int, Any]]], object] = str,
     ) -> None:
         from ray.util.queue import Queue
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self._ray, self._need, self._reporter, self._heard = ray, need, reporter, heard
-        self._begin = Expected.here(seen), ray.put(open_work)
+        self._begin = Expected.here(shared), ray.put(open_work)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         self._messages = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         self._kind = ray.remote(_Worker)
@@ -361,7 +410,7 @@ class Crew(Generic[Task, Result]):
             self._waiting.append(number)
             if self._tries[number] == _MOST_TRIES:
                 raise _lost(error) if is_death else error
-        elif not is_death:
+        if isinstance(error, _SAME_EVERYWHERE) or (number is None and not is_death):
             raise error
         if is_death and self._tries[None] < _MOST_TRIES + self._n_wanted:
             self._reporter.warn(f"a worker was lost, another takes its place: {_in_a_line(error)}")
@@ -409,6 +458,8 @@ def _in_a_line(error: Exception) -> str:
         own = re.findall(r"^\s*(\w+Error: .*)", text, re.MULTILINE)
         why = own[-1] if own else text.partition("class_name: ")[0].strip().rstrip(".")
         return f"{why} (on the node {node[1]})"
+    if "is unavailable: " in text:
+        return text.partition(": ")[0]
     notes = [note.partition("\n")[0].rstrip(":") for note in getattr(error, "__notes__", ())]
     text = " ".join(text.split()) or type(error).__name__
     return f"{text} ({'; '.join(notes)})" if notes else text

@@ -65,13 +65,13 @@ class FitCrew:
                 n_given += 1
 
 
-def _open(fitting: Fitting) -> Callable[[Any, Reporter], _Made]:
+def _open(fitting: Fitting, reporter: Reporter) -> Callable[[Any], _Made]:
     import ray
 
+    del reporter
     pools: dict[Any, Pool] = {}
 
-    def fit(task: tuple[Any, str, Subset, NDArray[np.int64]], reporter: Reporter) -> _Made:
-        del reporter
+    def fit(task: tuple[Any, str, Subset, NDArray[np.int64]]) -> _Made:
         there, name, subset, index = task
         if there not in pools:
             pools.clear()
