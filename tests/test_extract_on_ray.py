@@ -109,7 +109,7 @@ def start(asked: list[str]) -> subprocess.Popen[str]:
 
 def wait_for_shards(folder: Path, n: int, driver: subprocess.Popen[str]) -> None:
     """Wait until some shards are finished, and not all."""
-    while len([*folder.glob("*.shards/*.h5")]) < n:
+    while len([*folder.glob("*.shards/*/rows-*.h5")]) < n:
         assert driver.poll() is None, driver.communicate()
         time.sleep(0.01)
 

@@ -132,14 +132,13 @@ def command(  # noqa: PLR0913
 
     The same command again goes on where an interrupted one stopped.
     """
-    from featx.extract import Plan, Share, estimate_plan, run_plan, run_shards
+    from featx.extract import Plan, estimate_plan, run_plan
 
     check_engine(engine, address)
     if engine != RAY and gpus_per_worker is not None:
         raise UsageError("--num-gpus-per-worker is for workers of Ray: give  --engine ray  too")
     if engine == RAY and (shard or dry_run or profile):
         raise UsageError("--shard, --dry-run and --profile are for one process: not --engine ray")
-    share = Share.parse(shard or "1/1")
     plan = Plan(**options, allow_code=(*options["backbone"], *allow_code))
     if dry_run:
         for line in estimate_plan(plan, reporter):
@@ -156,6 +155,9 @@ def command(  # noqa: PLR0913
         cluster = Cluster(address, gpus_per_worker)
         reports = run_on_ray(plan, cluster, shard_rows, reporter, tell=tell)
     elif shard or shard_rows:
+        from featx.extract import Share, run_shards
+
+        share = Share.parse(shard or "1/1")
         reports = run_shards(plan, share, shard_rows, reporter, tell=tell, profile=profile)
     else:
         reports = run_plan(plan, reporter, tell=tell, profile=profile)
