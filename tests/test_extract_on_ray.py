@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,8 @@ import torch
 from small_photos import make_photos
 
 from featx.cli import main
+from featx.extract import Plan, on_ray
+from featx.progress import Reporter
 from featx.store import Cache, ShardedCache, verify_file
 
 ray = pytest.importorskip("ray", reason="needs featx[ray]")
@@ -163,6 +168,80 @@ def test_a_driver_that_is_killed_goes_on_and_doubles_nothing(
     reports = json.loads(out[out.index("[") :])
     assert 0 < sum(report["n_computed"] for report in reports) <= N_IMAGES - 8
     compare(large, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_driver_that_is_stopped_says_how_to_go_on(
+    number: int, code: int, photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    """Also where it began a Ray of its own, which ends with it."""
+    driver = start(asked_of(photos, weights, tmp_path, "local"))
+    wait_for_shards(tmp_path, 1, driver)
+    ours = psutil.Process(driver.pid).children(recursive=True)
+    driver.send_signal(number)
+    out, _ = driver.communicate(timeout=100)
+    assert driver.returncode == code, out
+    assert "what was done is kept, go on with:  featx extract" in out
+    assert "Traceback" not in out
+    assert psutil.wait_procs(ours, timeout=30)[1] == []
+
+
+def test_what_is_for_one_process_is_refused(tmp_path: Path, capsys: Any) -> None:
+    asked = ["extract", "--backbone", "vgg16", "--data", "digits", "--cache", str(tmp_path / "c")]
+    for more, text in [
+        (["--address", "auto"], "give  --engine ray  too"),
+        (["--num-gpus-per-worker", "1"], "give  --engine ray  too"),
+        ([*ON_RAY, "--shard", "1/2"], "are for one process"),
+        ([*ON_RAY, "--dry-run"], "are for one process"),
+        ([*ON_RAY, "--profile"], "are for one process"),
+        ([*ON_RAY, "--device", "cpu"], "a worker takes the GPUs of --num-gpus-per-worker"),
+        ([*ON_RAY, "--address", "127.0.0.1:1"], "no Ray cluster to work on"),
+    ]:
+        assert main([*asked, *more]) == 2
+        assert text in capsys.readouterr().err
+
+
+def test_images_are_counted_once_and_warnings_told_once() -> None:
+    stream = io.StringIO()
+    reporter = Reporter(stream=stream)
+    progress = on_ray._Progress(reporter)
+    shards = [on_ray.Shard("vgg16", "all", i, 10 * i, 10 * i + 10, ()) for i in range(2)]
+    progress.hear([(-1, "weights are odd"), (0, 3)])  # before the shards are known
+    with reporter.bar(20, "images") as bar:
+        progress.show(SimpleNamespace(n_workers=2), shards, bar)
+        progress.hear([(0, 6), (1, 5), (0, 2), (1, "weights are odd")])
+        assert bar.done == 11
+        progress.finishing(0, [])
+        progress.finishing(1, None)
+        progress.hear([])
+        assert bar.done == 20
+    assert stream.getvalue().count("warning: weights are odd") == 1
+    assert "images: 20/20" in stream.getvalue()
+    assert "(2 workers)" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("asked", "rooms", "need"),
+    [
+        ({}, [{"CPU": 8.0}], (1, 0)),
+        ({"workers": 2}, [{"CPU": 8.0}], (3, 0)),
+        ({}, [{"CPU": 32.0, "GPU": 8.0}, {"CPU": 8.0, "GPU": 4.0}], (2, 1)),
+        ({"gpus": 0.5}, [{"CPU": 32.0, "GPU": 4.0}, {"CPU": 64.0}], (4, 0.5)),
+        ({"gpus": 0}, [{"CPU": 32.0, "GPU": 8.0}], (1, 0)),
+        ({"workers": 3}, [{"CPU": 32.0, "GPU": 8.0}], (4, 1)),
+    ],
+)
+def test_what_a_worker_takes(asked: Any, rooms: Any, need: Any) -> None:
+    nodes = [{"Alive": True, "Resources": room} for room in rooms]
+    fake = SimpleNamespace(
+        nodes=lambda: nodes,
+        cluster_resources=lambda: {"GPU": sum(room.get("GPU", 0) for room in rooms)},
+    )
+    plan = Plan(backbone=("vgg16",), workers=asked.get("workers"))
+    found = on_ray.Cluster(gpus_per_worker=asked.get("gpus")).need(fake, plan)
+    assert (found.cpus, found.gpus) == need
+    assert found.n_workers(fake) >= 1
 
 
 @pytest.fixture
