@@ -60,10 +60,12 @@ def _open_work(folder: Path, act: Callable[[int, Path], None] | None, reporter: 
     return work
 
 
-def _do(open_work: Any, tasks: Any, reporter: Reporter = SILENT, **settings: Any) -> dict[int, Any]:
+def _do(
+    open_work: Any, tasks: Any, reporter: Reporter = SILENT, cpus: int = 1, **settings: Any
+) -> dict[int, Any]:
     with (
         connected() as connection,
-        Crew[Any, Any](connection, open_work, Need(), reporter, **settings) as crew,
+        Crew[Any, Any](connection, open_work, Need(cpus), reporter, **settings) as crew,
     ):
         return dict(crew.do(tasks))
 
@@ -85,10 +87,11 @@ def _kill_itself(task: int, folder: Path) -> None:
 
 def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
     said: list[str] = []
-    found = _do(partial(_open_work, tmp_path, _kill_itself), list(range(6)), _Said(said))
+    # There is room for one worker alone.
+    found = _do(partial(_open_work, tmp_path, _kill_itself), list(range(6)), _Said(said), cpus=3)
     assert {n: square for n, (square, _) in found.items()} == {n: n * n for n in range(6)}
     assert "a worker was lost, another takes its place" in "".join(said)
-    assert len([*tmp_path.glob("opened-*")]) >= 2
+    assert len([*tmp_path.glob("opened-*")]) == 2
 
 
 class _Said(Reporter):
@@ -137,16 +140,30 @@ def test_a_worker_that_fails_is_retired_and_its_task_done_elsewhere(tmp_path: Pa
     print(line)
 
 
-def _always_fails(task: int, folder: Path) -> None:
-    (folder / f"tried-{os.getpid()}").touch()
-    raise CacheMismatchError("not these settings", ["pool: asked for 'avg', the file has 'max'"])
+def _first_fails(error: Exception, task: int, folder: Path) -> None:
+    if task == 0:
+        (folder / f"tried-{os.getpid()}").touch()
+        raise error
+    time.sleep(0.5)  # so that workers are there for the first task
 
 
-def test_what_fails_everywhere_ends_the_work_with_its_own_error(tmp_path: Path) -> None:
-    with pytest.raises(CacheMismatchError, match="not these settings") as info:
-        _do(partial(_open_work, tmp_path, _always_fails), [0])
-    assert info.value.differences == ("pool: asked for 'avg', the file has 'max'",)
+@pytest.mark.parametrize(
+    ("error", "n_tries"),
+    [
+        (SourceError("the disk is full"), 3),
+        (CacheMismatchError("not these settings", ["pool: asked for 'avg', has 'max'"]), 1),
+    ],
+    ids=["perhaps of one node", "the same everywhere"],
+)
+def test_what_fails_again_and_again_ends_the_work_with_its_own_error(
+    error: FeatxError, n_tries: int, tmp_path: Path
+) -> None:
+    failing = partial(_open_work, tmp_path, partial(_first_fails, error))
+    with pytest.raises(type(error), match=str(error).partition("\n")[0]) as info:
+        _do(failing, list(range(20)))
+    assert vars(info.value).get("differences") == vars(error).get("differences")
     assert f"on the node {socket.gethostname()}" in info.value.__notes__
+    assert len([*tmp_path.glob("tried-*")]) == n_tries
 
 
 def _busy_twice(task: int, folder: Path) -> None:

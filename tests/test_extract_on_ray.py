@@ -19,6 +19,7 @@ import pytest
 import torch
 from small_photos import make_photos
 
+import featx
 from featx.cli import main
 from featx.extract import Plan, on_ray
 from featx.progress import Reporter
@@ -100,6 +101,22 @@ def test_shards_are_the_rows_of_one_process(
     compare(local, tmp_path)
     assert main(asked) == 0
     assert "11 shards finished before, every byte as written" in capsys.readouterr().out
+
+
+def test_a_place_of_shards_is_fitted_there(
+    local_ray: None, photos: Path, weights: Path, local: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "cache"
+    shards = ["--layer", *LAYERS, "--shard", "1/1", "--shard-rows", "16"]
+    assert main([*words(photos, weights, place), *shards]) == 0
+    asked = ["fit", "--per-class", "4", "--repeats", "2", "--near", "off", "-q"]
+    assert main([*asked, "--cache", str(local), "--reports", str(tmp_path / "here")]) == 0
+    asked += ["--engine", "ray"]
+    assert main([*asked, "--cache", str(place), "--reports", str(tmp_path / "there")]) == 0
+    tables = [featx.results(tmp_path / name) for name in ("here", "there")]
+    names = ["layer", "seed", "C", "acc1", "auroc", "train_acc1", "fit_id"]
+    assert len(tables[0]) == 4
+    assert tables[1][names].equals(tables[0][names])
 
 
 def start(asked: list[str]) -> subprocess.Popen[str]:
