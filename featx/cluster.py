@@ -77,21 +77,25 @@ def connected(address: str | None = None) -> Iterator[Any]:
     finally:
         _give_back(handlers)  # Ray takes SIGTERM
     try:
-        with _hushed(ray._private.worker):
+        with _hushed(ray):
             yield ray
     finally:
         ray.shutdown()
 
 
 @contextmanager
-def _hushed(module: Any) -> Iterator[None]:
-    """Keep Ray's long notes on lost processes out of what commands print."""
-    prints = getattr(module, "print_to_stdstream", None)
-    module.print_to_stdstream = lambda *data, **settings: None
+def _hushed(ray: Any) -> Iterator[None]:
+    """Keep Ray's long notes on lost processes out of what commands print; no setting does."""
+    module, name = getattr(ray._private, "worker", None), "print_to_stdstream"
+    if not hasattr(module, name):
+        yield
+        return
+    prints = getattr(module, name)
+    setattr(module, name, lambda *data, **settings: None)
     try:
         yield
     finally:
-        module.print_to_stdstream = prints
+        setattr(module, name, prints)
 
 
 def _load_ray() -> Any:
