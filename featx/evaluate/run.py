@@ -93,6 +93,7 @@ def in_order(calls: Sequence[Callable[[], T]], n_jobs: int) -> Iterator[T]:
 
 _RECORDED_PACKAGES = ("featx", "scikit-learn", "numpy", "scipy")
 
+
 def evaluate(
     pair: Pair,
     settings: Settings,
