@@ -204,7 +204,10 @@ def test_a_driver_that_is_stopped_says_how_to_go_on(
     assert psutil.wait_procs(ours, timeout=30)[1] == []
 
 
-def test_what_is_for_one_process_is_refused(tmp_path: Path, capsys: Any) -> None:
+def test_what_is_for_one_process_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
     asked = ["extract", "--backbone", "vgg16", "--data", "digits", "--cache", str(tmp_path / "c")]
     for more, text in [
         (["--address", "auto"], "give  --engine ray  too"),
