@@ -13,7 +13,7 @@ import json
 import os
 import shlex
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
 __all__ = [
     "BackboneError",
@@ -42,6 +42,17 @@ class FeatxError(Exception):
     """Base class of featx's own errors; the command line exits with 1."""
 
     exit_code = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Go to other processes whole, whatever the constructor of a subclass takes."""
+        return _remade, (type(self), self.args, vars(self))
+
+
+def _remade(kind: type[FeatxError], args: tuple[Any, ...], state: dict[str, Any]) -> FeatxError:
+    error = kind.__new__(kind)
+    error.args = args
+    vars(error).update(state)
+    return error
 
 
 class UsageError(FeatxError):

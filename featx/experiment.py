@@ -77,7 +77,8 @@ def fit(  # noqa: PLR0913
     **settings
         Of `featx.evaluate.Settings`: ``repeats=5``, ``seed=0``, ``C=None`` (searched), ``folds=5``,
         ``scale="none"``, ``class_weight=None``, ``holdout=0.2``, ``on_leak="warn"``,
-        ``near="auto"``, ``n_jobs=1``, ``device="auto"``.
+        ``near="auto"``, ``n_jobs=1``, ``device="auto"``, ``engine="local"`` or ``"ray"`` with the
+        ``address`` of a cluster.
 
     Returns
     -------

@@ -13,15 +13,19 @@ from featx.errors import UsageError, unknown_name
 __all__ = [
     "ALL",
     "AUTO",
+    "ENGINES",
     "INTERPOLATIONS",
+    "LOCAL",
     "MISTAKES",
     "POOLS",
     "PRECISIONS",
+    "RAY",
     "RUNTIMES",
     "STORE_DTYPES",
     "as_only",
     "as_side",
     "as_text",
+    "check_engine",
     "check_scale",
     "check_word",
     "put_in_form",
@@ -34,6 +38,7 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 PRECISIONS = ("fp32", "bf16", "fp16", "auto")
 RUNTIMES = ("torch", "compile", "openvino", "auto")
 STORE_DTYPES = ("float16", "float32")
+LOCAL, RAY = ENGINES = ("local", "ray")
 MISTAKES: dict[str, dict[str, Any]] = {
     "correct": {},
     "half-range": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
@@ -51,6 +56,13 @@ def check_word(kind: str, word: Any, allowed: Collection[str]) -> None:
     """Refuse a word that is none of those allowed."""
     if word not in allowed:
         raise unknown_name(kind, str(word), allowed)
+
+
+def check_engine(engine: str, address: str | None) -> None:
+    """Refuse an engine that there is not, and the address of a cluster without one."""
+    check_word("engine", engine, ENGINES)
+    if address is not None and engine != RAY:
+        raise UsageError(f"the address {address!r} is of a Ray cluster: give  --engine ray  too")
 
 
 def check_scale(mean: tuple[float, ...], std: tuple[float, ...]) -> None:

@@ -102,3 +102,13 @@ def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words += ["--test-per-class", "4", "--cache", str(folder / "cache"), "-j", "0", "--quiet"]
     assert main(words) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """A Ray of this machine with three places, to which everything in this process connects."""
+    ray = pytest.importorskip("ray", reason="needs featx[ray]")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()

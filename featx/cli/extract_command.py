@@ -17,6 +17,7 @@ from featx.cli.options import (
     bits_option,
     cache_option,
     class_options,
+    cluster_options,
     code_option,
     common_options,
     engine_options,
@@ -26,6 +27,7 @@ from featx.cli.options import (
 from featx.cli.output import echo
 from featx.errors import UsageError
 from featx.progress import Reporter
+from featx.words import RAY, check_engine
 
 __all__ = ["command"]
 
@@ -96,6 +98,13 @@ __all__ = ["command"]
     type=click.IntRange(1),
     help="Rows of each file in that folder.  [default: 8192]",
 )
+@cluster_options
+@click.option(
+    "--num-gpus-per-worker",
+    "gpus_per_worker",
+    type=click.FloatRange(0),
+    help="With --engine ray.  [default: 1 where the cluster has GPUs]",
+)
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -105,7 +114,8 @@ __all__ = ["command"]
 @code_option
 @json_option
 @common_options
-def command(
+def command(  # noqa: PLR0913
+    *,
     reporter: Reporter,
     shard: str | None,
     shard_rows: int | None,
@@ -113,6 +123,9 @@ def command(
     profile: bool,
     allow_code: tuple[str, ...],
     as_json: bool,
+    engine: str,
+    address: str | None,
+    gpus_per_worker: float | None,
     **options: Any,
 ) -> None:
     """Run a backbone once over a data set and cache its features.
@@ -121,6 +134,11 @@ def command(
     """
     from featx.extract import Plan, estimate_plan, run_plan
 
+    check_engine(engine, address)
+    if engine != RAY and gpus_per_worker is not None:
+        raise UsageError("--num-gpus-per-worker is for workers of Ray: give  --engine ray  too")
+    if engine == RAY and (shard or dry_run or profile):
+        raise UsageError("--shard, --dry-run and --profile are for one process: not --engine ray")
     plan = Plan(**options, allow_code=(*options["backbone"], *allow_code))
     is_sharded = shard is not None or shard_rows is not None
     if dry_run and is_sharded:
@@ -134,8 +152,13 @@ def command(
         for line in text.splitlines():
             (reporter.say if as_json else echo)(line)
 
-    if is_sharded:
-        from featx.extract import Share, run_shards  # they load torch
+    if engine == RAY:
+        from featx.extract import Cluster, run_on_ray  # like shards, it loads torch
+
+        cluster = Cluster(address, gpus_per_worker)
+        reports = run_on_ray(plan, cluster, shard_rows, reporter, tell=tell)
+    elif is_sharded:
+        from featx.extract import Share, run_shards
 
         share = Share.parse(shard or "1/1")
         reports = run_shards(plan, share, shard_rows, reporter, tell=tell, profile=profile)

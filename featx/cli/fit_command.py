@@ -14,6 +14,7 @@ from featx.cli.options import (
     NumberOr,
     cache_option,
     class_options,
+    cluster_options,
     common_options,
     fit_options,
     list_option,
@@ -76,6 +77,7 @@ __all__ = ["command"]
     show_default=True,
     help="Of Gram matrices and linear heads: auto, cpu, cuda or cuda:N.",
 )
+@cluster_options
 @cache_option
 @reports_option
 @click.option("--refit", is_flag=True, help="Fit again what reports/ has an answer to.")

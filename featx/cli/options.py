@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from featx.progress import Reporter
+from featx.words import ENGINES, LOCAL
 
 __all__ = [
     "DATA_HELP",
@@ -25,6 +26,7 @@ __all__ = [
     "bits_option",
     "cache_option",
     "class_options",
+    "cluster_options",
     "code_option",
     "common_options",
     "engine_options",
@@ -309,6 +311,21 @@ _ENGINE_OPTIONS = (
         help="What computes the network: torch, compile, openvino or auto.",
     ),
 )
+_CLUSTER_OPTIONS = (
+    click.option(
+        "--engine",
+        type=click.Choice(ENGINES),
+        default=LOCAL,
+        show_default=True,
+        help="Where the work is done: in this process, or by workers of a Ray cluster.",
+    ),
+    click.option(
+        "--address",
+        metavar="HOST:PORT|auto",
+        help="The Ray cluster; auto for that of this machine.  [default: RAY_ADDRESS, or one of "
+        "this machine alone]",
+    ),
+)
 _CLASS_OPTIONS = (
     list_option(
         "--classes", has_commas=False, help="Classes to keep, by their new names.  [default: all]"
@@ -409,6 +426,11 @@ def code_option(function: F) -> F:
 def engine_options(function: F) -> F:
     """Add what weights, numbers and machine an extraction uses."""
     return _with(_ENGINE_OPTIONS, function)
+
+
+def cluster_options(function: F) -> F:
+    """Add ``--engine`` and ``--address``: where the work is done."""
+    return _with(_CLUSTER_OPTIONS, function)
 
 
 def fit_options(function: F) -> F:

@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import itertools
 import platform
-import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
-from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,20 +19,19 @@ from joblib import Parallel, cpu_count, delayed, effective_n_jobs
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from featx.errors import FitError, ProtocolError
+from featx.errors import ProtocolError
+from featx.evaluate.fitting import Fitting
 from featx.evaluate.leaks import Leaks
+from featx.evaluate.on_ray import FitCrew
 from featx.evaluate.pair import Pair
 from featx.evaluate.question import Question, Subset, share_reads, union_of
 from featx.evaluate.result import FitResult, joined
 from featx.evaluate.results_folder import ResultsFolder
-from featx.evaluate.scores import MEASURES, score
-from featx.evaluate.settings import Settings
-from featx.heads import Fit, FitOptions, Head, Pool, RowSpace, find_head
-from featx.heads.base import Rows, RowsView, as_stored, check_finite, labels_of, row_blocks
-from featx.heads.boundary import fit_errors
+from featx.evaluate.settings import RAY, Settings
+from featx.heads import Fit, Pool, find_head
+from featx.heads.base import Rows, RowsView, as_stored, check_finite, row_blocks
 from featx.heads.device import AUTO, choose_device
-from featx.heads.linear import LinearHead
-from featx.heads.scaling import STANDARD, Array, Scaling
+from featx.heads.scaling import STANDARD, Scaling
 from featx.memory import available_bytes
 from featx.progress import SILENT, Reporter
 from featx.stops import heard
@@ -97,14 +92,6 @@ def in_order(calls: Sequence[Callable[[], T]], n_jobs: int) -> Iterator[T]:
 
 
 _RECORDED_PACKAGES = ("featx", "scikit-learn", "numpy", "scipy")
-_NOT_FINITE = (
-    "its scores are not finite; take another --scale, or a C that is nearer to 1 over the mean "
-    "squared norm of the features"
-)
-
-# Heads that fit scikit-learn's iterative estimators record their warnings, and Python keeps
-# one record for all threads of a process.
-_one_at_a_time = Lock()
 
 
 def evaluate(
@@ -120,11 +107,13 @@ def evaluate(
 
     The test rows are never fitted on, and play no part in the choice of a penalty.
     """
-    with heard():
+    with heard(), ExitStack() as stack:
         job = _Job(Question(pair, settings, reporter, on_leaks, known), known)
         results = []
         with reporter.bar(job.n_fits, pair.name, "fit", initial=len(job.answered)) as bar:
             job.tick = partial(bar.update, 0)
+            if settings.engine == RAY:
+                job.crew = stack.enter_context(FitCrew(job.fitting, reporter, job.tick))
             for result, fit in job.run():
                 results.append(result)
                 if result.fit_id in job.answered:
@@ -136,24 +125,14 @@ def evaluate(
     return results
 
 
-@dataclass(frozen=True)
-class _Timed:
-    """A fit with its decision scores of the test rows, and times in seconds."""
-
-    fit: Fit
-    train_acc1: float
-    decisions: Array
-    fit_seconds: float
-    predict_seconds: float
-
-
 class _Job:
     """The fits of one question."""
 
     def __init__(self, question: Question, known: ResultsFolder | None) -> None:
         self.question, self.pair, self.settings = question, question.pair, question.settings
         self.n_fits = len(question.subsets) * len(self.settings.heads)
-        self.test = RowsView(as_stored(self.pair.test.X), question.test_rows)
+        self.fitting = Fitting.of(question)
+        self.crew: FitCrew | None = None
         self.answered = dict(self._answers(known)) if known is not None else {}
         self.tick: Callable[[str], object] = str  # says what a fit does now
 
@@ -170,30 +149,39 @@ class _Job:
             ids = [self.question.fit_id(name, subset) for subset, name in tasks]
             both = zip(tasks, ids, strict=True)
             missing = [task for task, fit_id in both if fit_id not in self.answered]
-            fits = in_order(self._calls(group, missing), self.settings.n_jobs)
+            fits = self._made(group, missing)
             for fit_id in ids:
                 known = self.answered.get(fit_id)
                 yield next(fits) if known is None else (known, None)
 
-    def _calls(
+    def _made(
         self, group: list[Subset], missing: list[tuple[Subset, str]]
-    ) -> list[Callable[[], tuple[FitResult, Fit | None]]]:
+    ) -> Iterator[tuple[FitResult, Fit | None]]:
         if not missing:
-            return []
+            return
         # All rows of the group, so that a fit gives the same bits when others are known.
-        rows = union_of(group)
+        rows, question = union_of(group), self.question
+        tested = (self.pair.test.fingerprint, question.test_rows)
+        for subset, _ in missing:
+            require_unseen((self.pair.train.fingerprint, subset.rows), tested)
+        tasks = [(name, subset, np.searchsorted(rows, subset.rows)) for subset, name in missing]
         pool = self._pool(group, rows, {name for _, name in missing})
-        return [
-            partial(self._fit, name, subset, RowSpace(pool, np.searchsorted(rows, subset.rows)))
-            for subset, name in missing
-        ]
+        if self.crew is not None:
+            found = self.crew.fit(pool, tasks)
+        else:
+            calls = [partial(self.fitting, pool, *task, self.tick) for task in tasks]
+            found = in_order(calls, self.settings.n_jobs)
+        for (subset, name), (measures, fit) in zip(missing, found, strict=True):
+            yield self._result(name, subset, measures), fit
 
     def _pool(self, group: list[Subset], rows: NDArray[np.int64], heads: set[str]) -> Pool:
         """Rows in memory, with the Gram matrix that the fits share, where one needs it."""
         device = self.settings.device
         if device != AUTO:
             choose_device(device)  # a wrong name is told, whatever the heads make of it
-        pool = Pool(hold_rows(self.pair.train.X, rows), device, self.question.reporter.warn)
+        # What a pool far away has to tell is not heard.
+        tell = self.question.reporter.warn if self.crew is None else None
+        pool = Pool(hold_rows(self.pair.train.X, rows), device, tell)
         if self._shares_gram(group, pool, heads) and pool.holds_gram():
             pool.gram(Scaling(self.settings.scale))
         return pool
@@ -206,60 +194,6 @@ class _Job:
         found = (find_head(name, self.settings.allow_code) for name in heads)
         needed = (getattr(head, "needs_gram", True) for head in found)
         return not Scaling(scale).is_of_rows or any(needed)
-
-    def _fit(self, name: str, subset: Subset, space: RowSpace) -> tuple[FitResult, Fit | None]:
-        train, test, test_rows = self.pair.train, self.pair.test, self.question.test_rows
-        require_unseen((train.fingerprint, subset.rows), (test.fingerprint, test_rows))
-        head = find_head(name, self.settings.allow_code)
-        started = time.perf_counter()
-        try:
-            with fit_errors(name):
-                timed = self._timed(head, subset, space)
-                if not (np.isfinite(timed.decisions).all() and np.isfinite(timed.fit.C or 0.0)):
-                    raise FitError(_NOT_FINITE)
-                measures = self._measures(timed)
-        except FitError as error:
-            seconds = time.perf_counter() - started
-            return self._result(name, subset, _failure(name, error, seconds)), None
-        return self._result(name, subset, measures), timed.fit
-
-    def _timed(self, head: Head, subset: Subset, space: RowSpace) -> _Timed:
-        groups = None if self.pair.groups is None else self.pair.groups.train[subset.rows]
-        options = FitOptions(
-            self.settings.C,
-            self.settings.folds,
-            subset.seed,
-            groups,
-            self.settings.scale,
-            self.settings.class_weight,
-            self.tick,
-        )
-        labels = np.asarray(self.pair.train.y)[subset.rows]
-        with nullcontext() if isinstance(head, LinearHead) else _one_at_a_time:
-            started = time.perf_counter()
-            fit = head.fit(space, labels, options)
-            fit_seconds = time.perf_counter() - started
-        train_acc1 = np.mean(_fitted_labels(fit, space) == labels)
-        started = time.perf_counter()
-        decisions = fit.model.decision_function(self.test)
-        return _Timed(fit, float(train_acc1), decisions, fit_seconds, time.perf_counter() - started)
-
-    def _measures(self, timed: _Timed) -> dict[str, Any]:
-        """Give what came of a fit, by the fields of a result."""
-        fit, names = timed.fit, self.pair.train.class_names
-        scores = score(self.question.truth, timed.decisions, fit.model, names)
-        return {
-            "C": fit.C,
-            "cv_accuracy": max(fit.cv.mean) if fit.cv else None,
-            "train_acc1": timed.train_acc1,
-            **scores.columns,
-            "fit_seconds": timed.fit_seconds,
-            "predict_seconds": timed.predict_seconds,
-            "n_iter": fit.n_iter,
-            "converged": fit.converged,
-            "notes": (*fit.notes, *scores.remarks),
-            "detail": {"predictions": scores.guess.tolist(), **scores.detail, **_detail(fit)},
-        }
 
     def _result(self, name: str, subset: Subset, measures: dict[str, Any]) -> FitResult:
         train, question = self.pair.train, self.question
@@ -287,40 +221,6 @@ class _Job:
             fit_id=question.fit_id(name, subset),
             **measures | own,
         )
-
-
-def _failure(name: str, error: FitError, seconds: float) -> dict[str, Any]:
-    """Measures of a fit that failed."""
-    reason = str(error).removeprefix(f"{name} failed: ")
-    return {
-        **dict.fromkeys(("C", "cv_accuracy", "train_acc1", *MEASURES), None),
-        "fit_seconds": seconds,
-        "predict_seconds": 0.0,
-        "n_iter": 0,
-        "converged": False,
-        "notes": (f"failed: {reason}",),
-        "detail": {"error": reason, "traceback": "".join(traceback.format_exception(error))},
-    }
-
-
-def _fitted_labels(fit: Fit, space: RowSpace) -> NDArray[np.int64]:
-    """Predict the rows that were fitted, from scores that are there already if they are."""
-    if fit.train_scores is not None:
-        return labels_of(fit.train_scores, fit.model.classes_)
-    return fit.model.predict(RowsView(space.pool.X, space.index))
-
-
-def _detail(fit: Fit) -> dict[str, Any]:
-    return {
-        "train_acc1_is": "TRAINING score: accuracy on the rows that the head was fitted on",
-        "cv": {
-            "parameter": fit.cv.parameter,
-            "C": list(fit.cv.C),
-            "accuracy": [list(a) for a in fit.cv.accuracy],
-        }
-        if fit.cv
-        else None,
-    }
 
 
 def _versions() -> dict[str, str]:

@@ -11,9 +11,9 @@ from featx.heads import canonical_name, find_head
 from featx.heads.base import LARGEST_SEED
 from featx.heads.device import AUTO
 from featx.heads.scaling import NONE, check_scale
-from featx.words import ALL, put_in_form
+from featx.words import ALL, LOCAL, RAY, check_engine, put_in_form
 
-__all__ = ["ALL", "BALANCED", "NEAR_AUTO", "NEAR_OFF", "ON_LEAK", "Settings"]
+__all__ = ["ALL", "BALANCED", "NEAR_AUTO", "NEAR_OFF", "ON_LEAK", "RAY", "Settings"]
 
 NEAR_AUTO, NEAR_OFF = "auto", "off"
 BALANCED = "balanced"
@@ -39,6 +39,8 @@ class Settings:
     n_jobs: int = 1
     device: str = AUTO
     allow_code: tuple[str, ...] = ()
+    engine: str = LOCAL
+    address: str | None = None
 
     def __post_init__(self) -> None:
         put_in_form(self)
@@ -59,6 +61,9 @@ class Settings:
             check_number("C", self.C, "(0, inf)")
         if not (self.n_jobs > 0 or self.n_jobs == -1):
             raise UsageError(f"n_jobs is {self.n_jobs}: give 1 or more, or -1 for all cores")
+        check_engine(self.engine, self.address)
+        if self.engine != LOCAL and self.n_jobs != 1:
+            raise UsageError("n_jobs is for fits in this process: leave it out with engine ray")
         check_scale(self.scale)
         self._check_guard()
 
@@ -85,5 +90,6 @@ class Settings:
     def record(self) -> dict[str, Any]:
         """Give the settings as plain values for JSON."""
         values = asdict(self)
-        del values["allow_code"]
+        for name in ("allow_code", "engine", "address"):  # where it is fitted changes nothing
+            del values[name]
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}

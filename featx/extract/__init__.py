@@ -3,7 +3,7 @@
 In: a `Plan`, the options of ``featx extract``. Out: cache files, and an `ExtractReport` for each.
 The way: `known` answers what is complete without torch; `job` opens data, network and engine; `run`
 opens writers and records how each file was made; `fill` writes batch by batch. `shards` does so
-for a range of rows at a time. The room must not
+for a range of rows at a time, `on_ray` by the workers of a cluster. The room must not
 know heads, results or commands.
 """
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from featx.extract.estimate import estimate_plan, images_per_second
     from featx.extract.job import Job, prepare, run_plan
+    from featx.extract.on_ray import Cluster, run_on_ray
     from featx.extract.plan import NATIVE, Plan
     from featx.extract.report import ExtractReport
     from featx.extract.run import extract, extract_many, make_spec
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "NATIVE": "plan",
+    "Cluster": "on_ray",
     "ExtractReport": "report",
     "Job": "job",
     "Plan": "plan",
@@ -40,6 +42,7 @@ _HOME = {
     "images_per_second": "estimate",
     "make_spec": "run",
     "prepare": "job",
+    "run_on_ray": "on_ray",
     "run_plan": "job",
     "run_shards": "shards",
     "take_sample": "settings",
@@ -47,6 +50,7 @@ _HOME = {
 
 __all__ = [
     "NATIVE",
+    "Cluster",
     "ExtractReport",
     "Job",
     "Plan",
@@ -63,6 +67,7 @@ __all__ = [
     "images_per_second",
     "make_spec",
     "prepare",
+    "run_on_ray",
     "run_plan",
     "run_shards",
     "take_sample",

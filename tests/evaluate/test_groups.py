@@ -9,8 +9,7 @@ import pytest
 from memory_cache import make_cache
 
 from featx.errors import SourceError, UsageError
-from featx.evaluate import Pair, Settings, add_groups, evaluate
-from featx.evaluate import run as run_module
+from featx.evaluate import Pair, Settings, add_groups, evaluate, fitting
 from featx.evaluate.leaks import SAME_GROUP
 from featx.progress import Reporter
 
@@ -91,8 +90,8 @@ def test_a_group_on_both_sides_is_a_leak(parted):
 def test_folds_keep_groups_together(whole, monkeypatch, head):
     pair, table, names = whole
     seen = []
-    real = run_module.FitOptions
-    monkeypatch.setattr(run_module, "FitOptions", lambda *words: seen.append(words) or real(*words))
+    real = fitting.FitOptions
+    monkeypatch.setattr(fitting, "FitOptions", lambda *words: seen.append(words) or real(*words))
     (result,), _, _ = run(add_groups(pair, f"{table}:patient"), C=None, heads=(head,))
     groups = seen[0][3]
     rows = np.array(result.detail["train_rows"])

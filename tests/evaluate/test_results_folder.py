@@ -89,7 +89,7 @@ def test_a_fit_of_an_older_featx_has_no_areas_and_answers(pair, tmp_path):
     assert all(0 <= area <= 1 for area in areas)
     write_record(tmp_path / "fits" / record["fit"]["fit_id"], "fit", record)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("featx.evaluate.run.find_head", None)  # nothing is fitted again
+        patch.setattr("featx.evaluate.fitting.find_head", None)  # nothing is fitted again
         (answer,) = evaluate(pair, settings, known=ResultsFolder(tmp_path))
     assert (answer.auroc, answer.average_precision) == (None, None)
     assert answer.acc1 == record["fit"]["acc1"]
