@@ -21,6 +21,7 @@ from featx import __version__
 from featx.errors import FeatxError, reason_of
 from featx.stops import NUMBERS, heard
 from featx.text import visible
+from featx.urls import shown
 
 __all__ = ["cli", "main"]
 
@@ -46,7 +47,7 @@ _COMMANDS = {
     "export": "Write features as npz, Parquet or for TensorBoard's projector.",
     "import": "Make caches of features that another program computed.",
     "concat": "Put features of the same images side by side.",
-    "cache": "List, remove or tidy up cache files.",
+    "cache": "List, remove, tidy up or publish cache files.",
     "repair": "Compute the damaged rows of cache files again.",
     "demo": "Extract and fit on handwritten digits, offline.",
 }
@@ -149,7 +150,7 @@ class _Stops:
     """The signals that end a command, but for those that are ignored or handled already."""
 
     def __init__(self, words: list[str]) -> None:
-        self.command = shlex.join(["featx", *words])
+        self.command = shlex.join(["featx", *map(shown, words)])
         self.first = 0.0
         self.taken: dict[int, Any] = {}
 
