@@ -246,7 +246,9 @@ def _found(url: str, act: Callable[[Any], T]) -> T:
     try:
         return _again(url, act)
     except FileNotFoundError:
-        raise ReadError(f"cannot read {shown(url)!r}: the server has no such file") from None
+        raise ReadError(
+            f"cannot read {shown(url)!r}: the server has no such file or folder"
+        ) from None
 
 
 def _filesystem(url: str) -> Any:
@@ -260,9 +262,12 @@ def _filesystem(url: str) -> Any:
         import fsspec
 
         # A new process, and each thread, gets a system of its own: fsspec sees to that.
-        return fsspec.filesystem(scheme, use_listings_cache=False)
+        system = fsspec.filesystem(scheme, use_listings_cache=False)
     except ImportError:
         raise MissingExtraError(_PACKAGES[scheme], "cloud", f"{scheme}://") from None
+    if scheme == "s3":
+        system.retries = 1  # tries of s3fs's own, which `_again` would multiply
+    return system
 
 
 def _again(url: str, act: Callable[[Any], T], verb: str = "read") -> T:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
-import threading
 import time
 
 import fsspec
 import pytest
-from s3_site import drops, fails, is_slow, s3_site
+from sites import drops, fails, is_slow, s3_site, web_site
 
 from featx import urls
 from featx.errors import MissingExtraError, ReadError, UnreachableError, UsageError
@@ -29,14 +26,8 @@ def web(tmp_path):
     folder = tmp_path / "site"
     (folder / "cat").mkdir(parents=True)
     (folder / "cat" / "1 ü.jpg").write_bytes(b"one")
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with web_site(folder) as url:
+        yield url
 
 
 def put(key: str, data: bytes) -> str:

@@ -1,16 +1,18 @@
-"""moto's S3 server on 127.0.0.1, with faults: errors, slow answers and dropped connections."""
+"""Servers on 127.0.0.1: a folder over http, and moto's S3 with errors, delays, lost connections."""
 
 from __future__ import annotations
 
+import functools
+import http.server
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import skip_or_fail
 
 Fault = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -54,14 +56,11 @@ def drops(environ: dict[str, Any], start: Any) -> Iterable[bytes]:
 
 @contextmanager
 def s3_site() -> Iterator[S3Site]:
-    try:
-        import fsspec
-        import s3fs
-        from moto.server import DomainDispatcherApplication, create_backend_app
-        from werkzeug.serving import make_server
-    except ImportError as error:
-        skip_or_fail("cloud", f"no S3 server: {error}")
-    site, app = S3Site(), DomainDispatcherApplication(create_backend_app)
+    s3fs = pytest.importorskip("s3fs", reason="no s3fs: pip install 'featx[cloud]'")
+    moto = pytest.importorskip("moto.server", reason="no S3 server: pip install 'moto[server]'")
+    from werkzeug.serving import make_server
+
+    site, app = S3Site(), moto.DomainDispatcherApplication(moto.create_backend_app)
     server = make_server(
         "127.0.0.1", 0, lambda environ, start: site.answer(app, environ, start), threaded=True
     )
@@ -73,9 +72,26 @@ def s3_site() -> Iterator[S3Site]:
         patch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         s3fs.S3FileSystem.clear_instance_cache()
-        fsspec.filesystem("s3").mkdir("photos")
+        s3fs.S3FileSystem().mkdir("photos")
         yield site
         s3fs.S3FileSystem.clear_instance_cache()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *words: object) -> None:
+        """Say nothing: what featx says is looked at."""
+
+
+@contextmanager
+def web_site(folder: Path) -> Iterator[str]:
+    handler = functools.partial(_Quiet, directory=str(folder))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
     thread.join()
