@@ -327,9 +327,11 @@ def _status(error: Exception) -> int | None:
         response = getattr(each, "response", None)
         if isinstance(response, dict):
             response = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        # aiohttp calls what it cannot parse, such as half an answer, code 400.
+        is_of_gcs = type(each).__module__.startswith("gcsfs")
         for found in (
             getattr(each, "status", None),
-            getattr(each, "code", None),
+            getattr(each, "code", None) if is_of_gcs else None,
             getattr(response, "status_code", response),
         ):
             if isinstance(found, int):

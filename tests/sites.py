@@ -72,7 +72,7 @@ def s3_site() -> Iterator[S3Site]:
         patch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem().mkdir("photos")
+        s3fs.S3FileSystem().makedirs("photos", exist_ok=True)
         yield site
         s3fs.S3FileSystem.clear_instance_cache()
     server.shutdown()

@@ -28,6 +28,7 @@ __all__ = ["cli", "main"]
 # Each command lives in a module of its own, loaded when it is called.
 _COMMANDS = {
     "extract": "Run a backbone once over a data set and cache its features.",
+    "plan": "Say what many images take on many GPUs: bytes, hours, money.",
     "fit": "Fit classifiers on cached features and print the table.",
     "train": "Train networks end to end, beside the heads.",
     "compare": "Compare heads, backbones, ... on the same draws and test images.",

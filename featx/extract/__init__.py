@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featx.extract.estimate import estimate_plan, images_per_second
+    from featx.extract.forecast import Scale, forecast_plan
     from featx.extract.job import Job, prepare, run_plan
     from featx.extract.plan import NATIVE, Plan
     from featx.extract.report import ExtractReport
@@ -28,6 +29,7 @@ _HOME = {
     "Job": "job",
     "Plan": "plan",
     "Sample": "settings",
+    "Scale": "forecast",
     "Settings": "settings",
     "Shard": "shards",
     "ShardJob": "shards",
@@ -37,6 +39,7 @@ _HOME = {
     "estimate_plan": "estimate",
     "extract": "run",
     "extract_many": "run",
+    "forecast_plan": "forecast",
     "images_per_second": "estimate",
     "make_spec": "run",
     "prepare": "job",
@@ -51,6 +54,7 @@ __all__ = [
     "Job",
     "Plan",
     "Sample",
+    "Scale",
     "Settings",
     "Shard",
     "ShardJob",
@@ -60,6 +64,7 @@ __all__ = [
     "estimate_plan",
     "extract",
     "extract_many",
+    "forecast_plan",
     "images_per_second",
     "make_spec",
     "prepare",
