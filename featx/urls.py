@@ -256,7 +256,7 @@ def _filesystem(url: str) -> Any:
     if not scheme.startswith("http") and ":" in rest.partition("@")[0] and "@" in rest:
         raise UsageError(
             f"{shown(url)}: a password has no place in such a URL: give it as the library of "
-            f"{scheme}:// takes it (docs/scale.md)"
+            f"{scheme}:// takes it (docs/cloud.md)"
         )
     try:
         import fsspec
@@ -304,7 +304,7 @@ def _translated(url: str, error: Exception, verb: str) -> Exception | None:
     if names & {*_NO_CREDENTIALS}:
         why = (
             f"no credentials were found: set them as {_PACKAGES[scheme]} takes them, or  "
-            f"FSSPEC_{scheme.upper()}_ANON=true  for public data (docs/scale.md)"
+            f"FSSPEC_{scheme.upper()}_ANON=true  for public data (docs/cloud.md)"
         )
     elif status in (401, 403) or isinstance(error, PermissionError):
         why = "the server allows no access: check the credentials, and until when a link is valid"

@@ -12,7 +12,7 @@ from featx.cli.output import echo
 from featx.progress import Reporter
 from featx.stops import check
 from featx.text import count_of, size_text, text_table
-from featx.urls import shown
+from featx.urls import join, shown
 
 __all__ = ["command"]
 
@@ -103,20 +103,23 @@ def collect_command(cache_dir: str, older_than: float, yes: bool, reporter: Repo
 @click.argument("url")
 @common_options
 def publish_command(files: tuple[Path, ...], url: str, reporter: Reporter) -> None:
-    """Write finished cache FILES to the folder URL (s3:// or gs://), each with its SHA-256.
+    """Write finished cache FILES, or places of shards, to the folder URL (s3:// or gs://).
 
-    Every file is checked first. What is there already and equal is left; what is there with another
-    content stays, and is an error.
+    Every file is checked first, and gets its SHA-256 beside it. What is there already and equal
+    is left; what is there with another content stays, and is an error.
     """
     from featx.errors import CacheError
     from featx.sources.transfer import publish
     from featx.store import verify_file
+    from featx.store.recognise import files_below
 
     for file in files:
         if damages := verify_file(file, reporter):
             raise CacheError(f"{file} is not written: {damages[0].reason}")
-        digest = publish(file, f"{url.rstrip('/')}/", reporter)
-        echo(f"{shown(url).rstrip('/')}/{file.name}: SHA-256 {digest}")
+        for path in files_below(file) if file.is_dir() else [file]:
+            if path.is_file() and path.suffix != ".lock":
+                target = join(url, path.relative_to(file.parent).as_posix())
+                echo(f"{shown(target)}: SHA-256 {publish(path, target, reporter)}")
 
 
 def _may(is_sure: bool, question: str) -> bool:

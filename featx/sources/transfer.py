@@ -74,7 +74,8 @@ def fetch_folder(url: str, data_dir: Path | None = None, *, reporter: Reporter =
 def _place(folder: str, data_dir: Path | None) -> Path:
     root = default_data_dir() if data_dir is None else data_dir
     address = shown(folder).rstrip("/")
-    return root / "fetched" / f"{hashlib.sha256(address.encode()).hexdigest()[:16]}"
+    number = hashlib.sha256(address.encode()).hexdigest()[:16]
+    return root / "fetched" / number / _safe(name_of(address), address)
 
 
 def _safe(name: str, url: str) -> str:

@@ -112,6 +112,17 @@ def test_a_cache_behind_a_url(s3, photos, capsys, tmp_path):
     assert not fsspec.filesystem("s3").exists("photos/caches/d.h5")
 
 
+def test_a_place_of_shards_behind_a_url(s3, photos):
+    words = ["extract", *NET, "--data", str(photos), "-q"]
+    assert main([*words, "--shard", "1/1", "--shard-rows", "8"]) == 0
+    place = next((photos.parent / "cache").glob("*.shards"))
+    assert main(["cache", "publish", str(place), "s3://photos/places/"]) == 0
+    with featx.load(f"s3://photos/places/{place.name}") as there, featx.load(place) as here:
+        assert np.array_equal(there.X[:], here.X[:])
+        assert there.fingerprint == here.fingerprint
+    assert main(["cache", "publish", str(place), "s3://photos/places/"]) == 0
+
+
 def test_a_strangers_cache_makes_no_request(photos):
     from featx.sources.album import Album
 
