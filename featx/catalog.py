@@ -9,6 +9,7 @@ from typing import Any
 
 from featx.errors import CacheError, UsageError, nearest
 from featx.sources.splits import read_split
+from featx.sources.transfer import here
 from featx.store import Cache, find_caches, open_any
 
 __all__ = ["DEFAULT_FOLDER", "fingerprints", "load", "open_complete"]
@@ -20,7 +21,7 @@ _USUAL_SPLIT = "train"
 
 def open_complete(folder: str | os.PathLike[str]) -> tuple[list[Cache], list[str]]:
     """Open every finished cache file of a folder."""
-    path = Path(folder)
+    path = Path(here(os.fspath(folder)))
     if not path.is_dir():
         raise CacheError(
             f"there is no cache folder {path}: run  featx extract --backbone NAME  first, "
@@ -63,7 +64,8 @@ def load(  # noqa: PLR0913
     Parameters
     ----------
     spec : str or path-like
-        Path of a file, also of a packed one, or of a place of shards; or the name of a backbone.
+        Path of a file, also of a packed one, or of a place of shards; or the URL of one (``s3://``,
+        ``gs://``, ``https://``: fetched once, and checked); or the name of a backbone.
     data : str, optional
         Name of the data set; may be left out where the folder holds only one.
     split : str, optional
@@ -74,7 +76,7 @@ def load(  # noqa: PLR0913
     input_size : int, optional
         Likewise, in pixels.
     folder : path-like, default="cache"
-        Where caches lie.
+        Where caches lie: a folder, or the URL of one, whose files are fetched once.
     dtype : dtype, default="float32"
         Type of the features that are read: float32, float64, or ``"float16"`` where the file
         holds that, which takes half the memory and overflows in sums.
@@ -97,6 +99,7 @@ def load(  # noqa: PLR0913
     >>> cache.X[:2].shape  # doctest: +SKIP
     (2, 25088)
     """
+    spec = here(os.fspath(spec))
     path = Path(spec)
     if path.suffix in _SUFFIXES or path.is_file():
         return open_any(path, dtype=dtype)

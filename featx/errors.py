@@ -95,6 +95,10 @@ class ReadError(SourceError):
     """Bytes that this machine cannot read; it says nothing about the image, and ends the run."""
 
 
+class UnreachableError(ReadError):
+    """A server that gives no good answer, however often it is asked."""
+
+
 class ImageError(FeatxError):
     """One image that cannot be decoded; the text is the reason for its status row."""
 

@@ -21,7 +21,13 @@ __all__ = [
 
 _USUAL_WIDTH = 80
 _GAP, _INDENT = 2, 4
-_UNITS = ((1e9, "GB", ".1f"), (1e6, "MB", ".1f"), (1e3, "kB", ".1f"), (1.0, "bytes", ".0f"))
+_UNITS = (
+    (1e12, "TB", ".1f"),
+    (1e9, "GB", ".1f"),
+    (1e6, "MB", ".1f"),
+    (1e3, "kB", ".1f"),
+    (1.0, "bytes", ".0f"),
+)
 
 
 def visible(text: str, *, keep: str = "\n\t") -> str:

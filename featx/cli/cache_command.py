@@ -1,8 +1,9 @@
-"""``featx cache``: list, remove, tidy up."""
+"""``featx cache``: list, remove, tidy up, publish."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -11,6 +12,7 @@ from featx.cli.output import echo
 from featx.progress import Reporter
 from featx.stops import check
 from featx.text import count_of, size_text, text_table
+from featx.urls import join, shown
 
 __all__ = ["command"]
 
@@ -19,7 +21,7 @@ _UNITS = ((86_400.0, "d"), (3_600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 @click.group()
 def command() -> None:
-    """List, remove or tidy up cache files."""
+    """List, remove, tidy up or publish cache files."""
 
 
 @command.command("list")
@@ -94,6 +96,30 @@ def collect_command(cache_dir: str, older_than: float, yes: bool, reporter: Repo
     if _may(yes, f"remove these {len(garbage)}, and free {size_text(n_bytes)}?"):
         freed = remove(item.path for item in garbage)
         echo(f"removed {len(garbage)}, freed {size_text(freed)}")
+
+
+@command.command("publish")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("url")
+@common_options
+def publish_command(files: tuple[Path, ...], url: str, reporter: Reporter) -> None:
+    """Write finished cache FILES, or places of shards, to the folder URL (s3:// or gs://).
+
+    Every file is checked first, and gets its SHA-256 beside it. What is there already and equal
+    is left; what is there with another content stays, and is an error.
+    """
+    from featx.errors import CacheError
+    from featx.sources.transfer import publish
+    from featx.store import verify_file
+    from featx.store.recognise import files_below
+
+    for file in files:
+        if damages := verify_file(file, reporter):
+            raise CacheError(f"{file} is not written: {damages[0].reason}")
+        for path in files_below(file) if file.is_dir() else [file]:
+            if path.is_file() and path.suffix != ".lock":
+                target = join(url, path.relative_to(file.parent).as_posix())
+                echo(f"{shown(target)}: SHA-256 {publish(path, target, reporter)}")
 
 
 def _may(is_sure: bool, question: str) -> bool:

@@ -135,14 +135,22 @@ def command(  # noqa: PLR0913
     from featx.extract import Plan, estimate_plan, run_plan
 
     check_engine(engine, address)
-    if engine != RAY and gpus_per_worker is not None:
-        raise UsageError("--num-gpus-per-worker is for workers of Ray: give  --engine ray  too")
-    if engine == RAY and (shard or dry_run or profile):
-        raise UsageError("--shard, --dry-run and --profile are for one process: not --engine ray")
-    plan = Plan(**options, allow_code=(*options["backbone"], *allow_code))
     is_sharded = shard is not None or shard_rows is not None
-    if dry_run and is_sharded:
-        raise UsageError("--dry-run speaks of all rows: leave out --shard and --shard-rows")
+    _check_together(
+        (
+            "--num-gpus-per-worker is for workers of Ray: give  --engine ray  too",
+            engine != RAY and gpus_per_worker is not None,
+        ),
+        (
+            "--shard, --dry-run and --profile are for one process: not --engine ray",
+            engine == RAY and bool(shard or dry_run or profile),
+        ),
+        (
+            "--dry-run speaks of all rows: leave out --shard and --shard-rows",
+            is_sharded and dry_run,
+        ),
+    )
+    plan = Plan(**options, allow_code=(*options["backbone"], *allow_code))
     if dry_run:
         for line in estimate_plan(plan, reporter):
             echo(line)
@@ -166,3 +174,10 @@ def command(  # noqa: PLR0913
         reports = run_plan(plan, reporter, tell=tell, profile=profile)
     if as_json:
         echo_json([asdict(replace(report, times=None)) for report in reports])
+
+
+def _check_together(*mistakes: tuple[str, bool]) -> None:
+    """Refuse options that do not go together."""
+    for why, is_made in mistakes:
+        if is_made:
+            raise UsageError(why)

@@ -20,7 +20,7 @@ __all__ = ["command"]
 
 
 @click.command(cls=ListCommand)
-@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.argument("file", required=False)
 @click.option("--data", help="Describe a data set instead: what  featx extract --data  takes.")
 @click.option(
     "--preview", type=click.Path(path_type=Path), help="With --data: draw some images (.png)."
@@ -29,14 +29,14 @@ __all__ = ["command"]
 @json_option
 @common_options
 def command(
-    file: Path | None,
+    file: str | None,
     data: str | None,
     preview: Path | None,
     as_json: bool,
     reporter: Reporter,
     **layout: Any,
 ) -> None:
-    """Show what is in a cache FILE, a partial, packed or sharded one, and how it was made."""
+    """Show what is in a cache FILE or URL, also partial, packed or sharded: how it was made."""
     if (file is None) == (data is None):
         raise UsageError("name a cache file, or a data set with --data (one of the two)")
     if data is not None:
@@ -51,7 +51,9 @@ def command(
     elif preview is not None:
         raise UsageError("--preview draws the images of a data set: name it with --data")
     elif file is not None:
-        _show_cache(file, as_json, reporter)
+        from featx.sources.transfer import here
+
+        _show_cache(Path(here(file, reporter)), as_json, reporter)
 
 
 def _show_cache(file: Path, as_json: bool, reporter: Reporter) -> None:

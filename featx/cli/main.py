@@ -21,12 +21,14 @@ from featx import __version__
 from featx.errors import FeatxError, reason_of
 from featx.stops import NUMBERS, heard
 from featx.text import visible
+from featx.urls import shown
 
 __all__ = ["cli", "main"]
 
 # Each command lives in a module of its own, loaded when it is called.
 _COMMANDS = {
     "extract": "Run a backbone once over a data set and cache its features.",
+    "plan": "Say what many images take on many GPUs: bytes, hours, money.",
     "fit": "Fit classifiers on cached features and print the table.",
     "train": "Train networks end to end, beside the heads.",
     "compare": "Compare heads, backbones, ... on the same draws and test images.",
@@ -46,7 +48,7 @@ _COMMANDS = {
     "export": "Write features as npz, Parquet or for TensorBoard's projector.",
     "import": "Make caches of features that another program computed.",
     "concat": "Put features of the same images side by side.",
-    "cache": "List, remove or tidy up cache files.",
+    "cache": "List, remove, tidy up or publish cache files.",
     "repair": "Compute the damaged rows of cache files again.",
     "demo": "Extract and fit on handwritten digits, offline.",
 }
@@ -149,7 +151,7 @@ class _Stops:
     """The signals that end a command, but for those that are ignored or handled already."""
 
     def __init__(self, words: list[str]) -> None:
-        self.command = shlex.join(["featx", *words])
+        self.command = shlex.join(["featx", *map(shown, words)])
         self.first = 0.0
         self.taken: dict[int, Any] = {}
 

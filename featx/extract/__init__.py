@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featx.extract.estimate import estimate_plan, images_per_second
+    from featx.extract.forecast import Scale, forecast_plan
     from featx.extract.job import Job, prepare, run_plan
     from featx.extract.on_ray import Cluster, run_on_ray
     from featx.extract.plan import NATIVE, Plan
@@ -30,6 +31,7 @@ _HOME = {
     "Job": "job",
     "Plan": "plan",
     "Sample": "settings",
+    "Scale": "forecast",
     "Settings": "settings",
     "Shard": "shards",
     "ShardJob": "shards",
@@ -39,6 +41,7 @@ _HOME = {
     "estimate_plan": "estimate",
     "extract": "run",
     "extract_many": "run",
+    "forecast_plan": "forecast",
     "images_per_second": "estimate",
     "make_spec": "run",
     "prepare": "job",
@@ -55,6 +58,7 @@ __all__ = [
     "Job",
     "Plan",
     "Sample",
+    "Scale",
     "Settings",
     "Shard",
     "ShardJob",
@@ -64,6 +68,7 @@ __all__ = [
     "estimate_plan",
     "extract",
     "extract_many",
+    "forecast_plan",
     "images_per_second",
     "make_spec",
     "prepare",

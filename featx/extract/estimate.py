@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from featx.extract.job import Job
     from featx.sources import Source
 
-__all__ = ["estimate_plan", "images_per_second"]
+__all__ = ["estimate_plan", "images_per_second", "there"]
 
 _MOST_TIMED = 64  # batches
 _ENOUGH_SECONDS = 2.0
@@ -67,7 +67,7 @@ def estimate_plan(plan: Plan, reporter: Reporter = SILENT) -> list[str]:
         seconds += sum(map(len, job.sources)) / rate
         if not isnan(rate):
             lines.append(f"{name}: {rate:,.1f} images/s here, measured on a few batches")
-    free = shutil.disk_usage(_there(Path(plan.cache_dir))).free
+    free = shutil.disk_usage(there(Path(plan.cache_dir))).free
     lines.append(f"together {size_text(n_bytes)}, of {size_text(free)} free in {plan.cache_dir}")
     if n_bytes > free:
         lines.append(
@@ -88,7 +88,7 @@ def _files(job: Job, group: BackboneGroup, source: Source) -> list[tuple[str, in
     return made
 
 
-def _there(folder: Path) -> Path:
+def there(folder: Path) -> Path:
     """Give the folder, or the first one around it that exists."""
     return next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
 

@@ -11,6 +11,7 @@ from featx.devices import find_device
 from featx.errors import CacheError, UsageError, reason_of
 from featx.network_names import check_network_name, check_weights_name
 from featx.progress import Reporter
+from featx.urls import is_url, shown
 from featx.words import (
     INTERPOLATIONS,
     MISTAKES,
@@ -194,7 +195,9 @@ class Plan:
             values.pop("draws", None)
         for name in _PATHS:
             word = values.get(name)
-            if word and Path(word).exists() and word not in available_data():
+            if is_url(word):
+                values[name] = shown(word)
+            elif word and Path(word).exists() and word not in available_data():
                 path = Path(word)
                 values[name] = str(path.resolve() if ".." in path.parts else path.absolute())
         return values

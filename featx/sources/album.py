@@ -12,7 +12,9 @@ from PIL import Image
 from featx.errors import FeatxError, ImageError
 from featx.sources.base import Source
 from featx.sources.chosen import LAYOUT_FIELDS, LayoutChoice
+from featx.sources.hub import HUB
 from featx.sources.opening import open_data
+from featx.urls import is_url
 
 __all__ = ["Album", "Albums", "thumbnail_url"]
 
@@ -32,8 +34,13 @@ class Album:
         try:
             if not request.get("data"):
                 raise ImageError("the cache does not say where its images are")
+            if is_url(data := str(request["data"])) and not data.startswith(HUB):
+                # A cache may be a stranger's: only what the user typed makes a request.
+                raise ImageError(
+                    f"its images are behind a URL, {data}, which is not asked for them"
+                )
             layout = LayoutChoice.of(request)
-            splits = open_data(str(request["data"]), layout=layout, download=False)
+            splits = open_data(data, layout=layout, download=False)
         except FeatxError as error:
             return cls({}, str(error))
         every = [(p, s, i) for s in splits.values() for i, p in enumerate(s.paths)]

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from PIL import Image
 
-from featx.errors import ImageError, ReadError, SourceError
+from featx.errors import ImageError, ReadError, SourceError, UnreachableError
 from featx.images import decode
 from featx.progress import SILENT, Reporter
 from featx.sources.places import Remembered, Stamp
@@ -269,6 +269,8 @@ class Source(ABC):
     def _hash(self, row: int) -> bytes | ReadError:
         try:
             return self.fetch(row)[1]
+        except UnreachableError:  # each row would wait as long again
+            raise
         except ReadError as error:
             return error
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 
@@ -16,13 +17,14 @@ from featx.images import ENDINGS
 from featx.progress import SILENT, Reporter
 from featx.sources.base import Source
 from featx.sources.chosen import LayoutChoice
-from featx.sources.folder import read_file
+from featx.sources.folder import MOST_IMAGE_BYTES, read_file
 from featx.sources.labels import number_labels
 from featx.sources.places import Stamp, stamp_file
 from featx.sources.split_columns import divide, find_split
 from featx.sources.splits import split_of_folder
 from featx.sources.tables import find_column, read_numbered_table
 from featx.sources.tree import ending, some
+from featx.urls import is_url, join, local_path, name_of, parent, read_url, shown
 
 __all__ = ["LABEL_NAMES", "PATH_NAMES", "ManifestSource", "list_paths", "open_manifest"]
 
@@ -53,6 +55,8 @@ class ManifestSource(Source):
     """The images of one split of a manifest."""
 
     root: str
+    urls: Mapping[str, str] = field(default_factory=dict)
+    """What the paths stand for that are URLs with a secret part, which `paths` lack."""
 
     @property
     def place(self) -> str:
@@ -65,7 +69,10 @@ class ManifestSource(Source):
 
     def read(self, row: int) -> bytes:
         """Read the bytes of one file; see `Source.read`."""
-        return read_file(Path(self.root, self.paths[row]))
+        path = self.paths[row]
+        if is_url(path):
+            return read_url(self.urls.get(path, path), MOST_IMAGE_BYTES)
+        return read_file(Path(self.root, path))
 
 
 @dataclass(frozen=True)
@@ -99,18 +106,25 @@ def open_manifest(
     path: str | os.PathLike[str],
     *,
     layout: LayoutChoice | None = None,
+    base: str | None = None,
     reporter: Reporter = SILENT,
 ) -> dict[str, Source]:
     """Open a table that lists images.
 
-    Paths are relative to the folder of the table or to ``layout.images_root``, or absolute. Labels
+    Paths are relative to the folder of the table or to ``layout.images_root``, or absolute, or
+    URLs; relative to the URL `base` where it is given. Names of rows lack the secret part of a URL:
+    of several that differ in it alone, the second is ``URL#2``. Labels
     are the names of classes, in natural order; an empty one and -1 are unknown (docs/data.md). A
     path that comes again is left out. A file that is missing is a row that fails when it is read.
     """
     layout = layout or LayoutChoice()
     file = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow the links
+    if is_url(layout.images_root):
+        base, layout = layout.images_root, replace(layout, images_root=None)
     root = _images_root(file, layout)
-    rows = _without_repeats(_read(file, root, layout, reporter), reporter)
+    rows = _read(file, root, layout, reporter)
+    rows = replace(rows, paths=[_address(path, base) for path in rows.paths])
+    rows = _without_repeats(rows, reporter)
     _check_files(rows, root)
     class_names, labels = number_labels({"all": rows.labels}, file.name, reporter)
     if len(class_names) < 2:
@@ -118,14 +132,17 @@ def open_manifest(
             f"{file} has {_count(class_names)}, and a classifier needs two: "
             "add images of another class"
         )
-    is_generic = _GENERIC.fullmatch(file.stem.lower()) and file.parent.name
+    folder = name_of(base) if base else file.parent.name
+    is_generic = _GENERIC.fullmatch(file.stem.lower()) and folder
+    paths, urls = _named_urls(rows.paths)
     source = ManifestSource(
-        name=f"{file.parent.name}-{file.stem}" if is_generic else file.stem,
+        name=f"{folder}-{file.stem}" if is_generic else file.stem,
         split="all",
         class_names=class_names,
         labels=labels["all"],
-        paths=tuple(rows.paths),
+        paths=paths,
         root=str(root),
+        urls=urls,
     )
     return divide(source, rows.splits)
 
@@ -138,6 +155,31 @@ def _images_root(file: Path, layout: LayoutChoice) -> Path:
         if root.is_dir():
             return root
     raise UsageError(f"--images-root {word}: there is no such folder")
+
+
+def _address(path: str, base: str | None) -> str:
+    """Give what a path means: a URL or a path on this machine."""
+    if base and not is_url(path) and not path.startswith("/"):
+        while path.startswith("../"):
+            base, path = parent(base), path.removeprefix("../")
+        return join(base, path)
+    local = local_path(path)
+    return path if local is None else str(local)
+
+
+def _named_urls(paths: Iterable[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Name URLs without what may be secret; and say what the names stand for."""
+    n_of: Counter[str] = Counter()
+    names, urls = [], {}
+    for path in paths:
+        name = plain = shown(path)
+        n_of[plain] += 1
+        if n_of[plain] > 1:
+            name = f"{plain}#{n_of[plain]}"
+        if name != path:
+            urls[name] = path
+        names.append(name)
+    return tuple(names), urls
 
 
 def list_paths(path: str | os.PathLike[str]) -> list[Path]:
@@ -276,7 +318,7 @@ def _cleaned(rows: _Rows, root: Path) -> list[str]:
 
 
 def _tidy(path: str) -> str:
-    is_tidy = not (path.startswith("./") or "//" in path or "/./" in path)
+    is_tidy = is_url(path) or not (path.startswith("./") or "//" in path or "/./" in path)
     return path if is_tidy else str(PurePosixPath(path))
 
 
@@ -305,7 +347,7 @@ def _without_repeats(rows: _Rows, reporter: Reporter) -> _Rows:
         for what, values in (("labels", rows.labels), ("splits", rows.splits)):
             if values[row] != values[other]:
                 raise SourceError(
-                    f"{rows.file}: {path!r} has two {what}, {values[other]!r} on "
+                    f"{rows.file}: {shown(path)!r} has two {what}, {values[other]!r} on "
                     f"{rows.at(other)} and {values[row]!r} on {rows.at(row)}: keep one"
                 )
     n_repeats = len(rows.paths) - len(kept)
@@ -314,8 +356,8 @@ def _without_repeats(rows: _Rows, reporter: Reporter) -> _Rows:
 
 
 def _check_files(rows: _Rows, root: Path) -> None:
-    tried = rows.paths[:_N_TRIED]
-    if any(_exists(root, path) for path in tried):
+    tried = [path for path in rows.paths[:_N_TRIED] if not is_url(path)]
+    if not tried or any(_exists(root, path) for path in tried):
         return
     which = "the image" if len(tried) == 1 else f"any of the first {len(tried)} images"
     way = "move the table, correct the paths, or name their folder with --images-root FOLDER"

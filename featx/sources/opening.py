@@ -14,8 +14,10 @@ from featx.progress import SILENT, Reporter
 from featx.sources.archives import (
     ARCHIVE_ENDINGS,
     is_archive,
+    is_pattern,
     is_webdataset,
     open_archive,
+    open_pattern,
     open_webdataset,
 )
 from featx.sources.base import Source
@@ -26,9 +28,12 @@ from featx.sources.hub import HUB, fetch_dataset, is_hub_dataset, open_hub
 from featx.sources.manifest import open_manifest
 from featx.sources.official import is_official, open_official
 from featx.sources.places import default_data_dir
+from featx.sources.remote import open_url_folder
 from featx.sources.tables import TABLE_ENDINGS
 from featx.sources.torchvision_sets import SETS, open_digits, open_torchvision
+from featx.sources.transfer import fetch_file
 from featx.sources.tree import View, some
+from featx.urls import is_url, local_path, name_of, parent
 
 __all__ = ["FORMS", "available_data", "open_data"]
 
@@ -41,6 +46,7 @@ FORMS = {
     "FILE.zip|.tar|.tar.gz": "archive with such a tree, read in place",
     "'train-{0000..0099}.tar'": "WebDataset shards, or a folder of them",
     "FOLDER|FILE.parquet": "Hugging Face data: save_to_disk, or Parquet with images",
+    "s3://, gs://, http(s)://": "a folder, a manifest, an archive or shards behind a URL",
     "hf://OWNER/NAME": "data set of the Hugging Face Hub, fetched once",
     "FOLDER with *_batch, *.bin": "official files of CIFAR-10, CIFAR-100 or STL-10",
 }
@@ -67,7 +73,8 @@ def open_data(
     ----------
     spec : str or path-like
         A name of `available_data`, ``hf://owner/name`` (a data set of the Hugging Face Hub, see
-        `fetch_dataset`), or a path: a folder with a folder for each class
+        `fetch_dataset`), a URL (``s3://``, ``gs://``, ``http://``, ``https://``, ``file://``) of
+        what a path may be, or a path: a folder with a folder for each class
         (`open_folder`), a manifest (`open_manifest`), an archive (`open_archive`),
         WebDataset shards (`open_webdataset`), data of Hugging Face (`open_hub`) or the official
         files of CIFAR or STL-10 (`open_official`). A name wins over a folder that is called
@@ -106,10 +113,8 @@ def open_data(
     {'train': 1201, 'test': 596}
     """
     folder = default_data_dir() if data_dir is None else data_dir
-    if isinstance(spec, str) and spec.startswith(HUB):
-        here, name = fetch_dataset(spec, reporter)
-        found = open_data(here, layout=layout, wanted=wanted, data_dir=folder, reporter=reporter)
-        return {split: replace(source, name=name) for split, source in found.items()}
+    if is_url(spec):
+        return _open_url(spec, layout, wanted, folder, reporter)
     path, is_known = Path(spec).expanduser(), isinstance(spec, str) and spec in available_data()
     _check_choice(spec, path, layout or LayoutChoice(), is_known)
     if is_known:
@@ -130,6 +135,31 @@ def open_data(
     if path.is_dir() and next(View(DiskTree(path), ENDINGS).images(""), ""):
         reporter.say(f"{path}: images that lie in it as single files not read")
     return (other or _opener(path))(path, reporter=reporter)
+
+
+def _open_url(
+    url: str,
+    layout: LayoutChoice | None,
+    wanted: Collection[str],
+    data_dir: Path,
+    reporter: Reporter,
+) -> dict[str, Source]:
+    """Open data behind a URL: tables and archives are fetched whole, images as they are needed."""
+    opened = partial(open_data, layout=layout, wanted=wanted, data_dir=data_dir, reporter=reporter)
+    if url.startswith(HUB):
+        place, name = fetch_dataset(url, reporter)
+        return {split: replace(source, name=name) for split, source in opened(place).items()}
+    if (path := local_path(url)) is not None:
+        return opened(path)
+    if is_pattern(url):
+        return open_pattern(url, reporter=reporter)
+    name = name_of(url).lower()
+    if name.endswith(_FILE_ENDINGS):
+        file = fetch_file(url, data_dir, reporter=reporter)
+        if name.endswith(TABLE_ENDINGS) and not is_hub_dataset(file):
+            return open_manifest(file, layout=layout, base=parent(url), reporter=reporter)
+        return opened(file)
+    return open_url_folder(url, layout=layout, wanted=wanted, reporter=reporter)
 
 
 def _check_choice(

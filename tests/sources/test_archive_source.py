@@ -33,7 +33,7 @@ from featx.progress import Reporter
 from featx.sources import Source
 from featx.sources.archives import members as members_module
 from featx.sources.archives.archive import ZipSource, index_zip, is_archive, open_archive
-from featx.sources.archives.members import clean_name
+from featx.sources.archives.members import ArchiveFile, clean_name
 from featx.sources.archives.tar import TarSource, index_tar, read_tar_member
 from featx.sources.folder import open_folder
 
@@ -307,7 +307,7 @@ def test_any_tar_is_read_as_tarfile_reads_it(files: dict[str, bytes], fmt: int) 
         files = {name: data for name, data in files.items() if len(name.encode()) < 100}
     with tempfile.TemporaryDirectory() as folder:
         path = pack(Path(folder, "x.tar"), files, format=fmt)
-        index = index_tar(path)
+        index = index_tar(ArchiveFile.of(path))
         with tarfile.open(path) as tar:
             theirs = {m.name: (0, m.offset_data, m.size) for m in tar.getmembers()}
     assert {name: index.rows[row] for name, row in index.files.items()} == theirs

@@ -267,7 +267,7 @@ def open_archive(
     path = Path(path).expanduser().absolute()
     if _is_zip(path):
         return _open(index_zip(path), path, ZipSource, layout, wanted, reporter)
-    index = index_tar(plain_tar(path, data_dir, reporter=reporter))
+    index = _index_tar(path, data_dir, reporter)
     if not layout and looks_like_webdataset(index):
         return open_indexed(path, index, reporter=reporter)
     return _open(index, path, TarSource, layout, wanted, reporter)
@@ -280,7 +280,7 @@ def open_unlabelled(
     path = Path(path).expanduser().absolute()
     kind: type[ArchiveSource] = ZipSource if _is_zip(path) else TarSource
     is_zip = kind is ZipSource
-    index = index_zip(path) if is_zip else index_tar(plain_tar(path, data_dir, reporter=reporter))
+    index = index_zip(path) if is_zip else _index_tar(path, data_dir, reporter)
     index.tell(reporter)
     names = sorted(name for name in index.files if _is_image(name))
     if not names:
@@ -297,6 +297,10 @@ def open_unlabelled(
         archives=(index.archive,),
         members=kind.table(index.rows[index.files[name]] for name in names),
     )
+
+
+def _index_tar(path: Path, data_dir: Path | None, reporter: Reporter) -> Index:
+    return index_tar(ArchiveFile.of(plain_tar(path, data_dir, reporter=reporter)))
 
 
 def _is_image(name: str) -> bool:

@@ -82,6 +82,10 @@ class ArchiveFile:
             raise SourceError(f"{str(path)!r} is no archive but a folder or a device")
         return cls(str(path.absolute()), status.st_size, status.st_mtime_ns)
 
+    def stamp(self) -> Stamp | None:
+        """Tell a changed archive from an unchanged one; see `Source.stamp`."""
+        return stamp_file(self.path)
+
     def open(self) -> io.FileIO:
         """Open the archive for reading."""
         try:
@@ -170,7 +174,8 @@ class ArchiveSource(Source):
 
     def stamp(self, row: int) -> Stamp | None:
         """Stamp the archive of one image; see `Source.stamp`."""
-        return stamp_file(self.archives[self.members[row]["file"]].path)
+        archive: ArchiveFile = self.archives[self.members[row]["file"]]
+        return archive.stamp()
 
     def read(self, row: int) -> bytes:
         """Read the bytes of one member; see `Source.read`."""

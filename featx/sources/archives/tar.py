@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -69,12 +68,12 @@ def read_tar_member(stream: BinaryIO, offset: int, size: int) -> bytes:
     return data
 
 
-def index_tar(path: Path, *, number: int = 0, most: int | None = None) -> Index:
+def index_tar(archive: ArchiveFile, *, number: int = 0, most: int | None = None) -> Index:
     """List the members of a plain tar archive (V7, ustar, GNU or pax).
 
     Files are listed; links, devices and pipes are left out and counted.
     """
-    index = Index(ArchiveFile.of(path))
+    index = Index(archive)
     with index.archive.open() as stream:
         for header in islice(_headers(stream, index.archive), most):
             _add(index, header, number)

@@ -12,7 +12,7 @@ import tarfile
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from featx.sources.splits import in_order, split_of, split_of_shard
 
 __all__ = [
     "Shard",
+    "SplitOfShards",
     "choose_shards",
     "expand_braces",
     "find_shards",
@@ -42,6 +43,7 @@ __all__ = [
     "open_indexed",
     "open_webdataset",
     "shards_in",
+    "sources_of",
 ]
 
 
@@ -61,8 +63,14 @@ class Shard:
     @classmethod
     def of(cls, path: Path, root: Path) -> Shard:
         """Name a shard."""
-        name = (path.parent / archive_stem(path)).relative_to(root).as_posix()
-        return cls(path, name, split_of_shard(name))
+        return replace(cls.called(path.relative_to(root).as_posix()), path=path)
+
+    @classmethod
+    def called(cls, name: str) -> Shard:
+        """Name a shard by its path below the root."""
+        path = Path(name)
+        stem = (path.parent / archive_stem(path)).as_posix()
+        return cls(path, stem, split_of_shard(stem))
 
 
 def choose_shards(shards: list[Shard], name: str, reporter: Reporter) -> list[Shard]:
@@ -154,7 +162,7 @@ _UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, 
 
 
 @dataclass
-class _Split:
+class SplitOfShards:
     """What the shards of one split hold, in their order."""
 
     archives: list[ArchiveFile] = field(default_factory=list)
@@ -166,6 +174,7 @@ class _Split:
     second_images: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, shard: Shard, index: Index) -> None:
+        """Take the samples of one shard."""
         number, n_before = len(self.archives), len(self.paths)
         self.archives.append(index.archive)
         with index.archive.open() as stream:
@@ -204,7 +213,7 @@ def is_webdataset(spec: str | os.PathLike[str]) -> bool:
         return False
     if shards[0].name.lower().endswith(".tar"):
         with suppress(SourceError):
-            return looks_like_webdataset(index_tar(shards[0], most=_PEEK))
+            return looks_like_webdataset(index_tar(ArchiveFile.of(shards[0]), most=_PEEK))
         return False
     return path.is_dir() and looks_like_webdataset(_index_packed(shards[0]))
 
@@ -245,17 +254,18 @@ def open_webdataset(
     """
     paths, root = find_shards(spec)
     shards = choose_shards([Shard.of(path, root) for path in paths], root.name, reporter)
-    splits: dict[str, _Split] = {}
+    splits: dict[str, SplitOfShards] = {}
     with (reporter if len(shards) > 1 else SILENT).bar(
         len(shards), f"listing {root.name}", "shard"
     ) as bar:
         for shard in shards:
-            index = index_tar(plain_tar(shard.path, data_dir, reporter=reporter))
+            tar = plain_tar(shard.path, data_dir, reporter=reporter)
+            index = index_tar(ArchiveFile.of(tar))
             index.tell(reporter)
-            splits.setdefault(shard.split or "all", _Split()).add(shard, index)
+            splits.setdefault(shard.split or "all", SplitOfShards()).add(shard, index)
             bar.update()
     is_one = len(paths) == 1 and not Path(spec).expanduser().is_dir()
-    return _sources(
+    return sources_of(
         archive_stem(paths[0]) if is_one else root.name or "data", root, splits, reporter
     )
 
@@ -263,14 +273,15 @@ def open_webdataset(
 def open_indexed(path: Path, index: Index, *, reporter: Reporter = SILENT) -> dict[str, Source]:
     """Open one shard whose members are listed already; see `open_webdataset`."""
     index.tell(reporter)
-    shard, split = Shard.of(path, path.parent), _Split()
+    shard, split = Shard.of(path, path.parent), SplitOfShards()
     split.add(shard, index)
-    return _sources(shard.name, path.parent, {shard.split or "all": split}, reporter)
+    return sources_of(shard.name, path.parent, {shard.split or "all": split}, reporter)
 
 
-def _sources(
-    name: str, root: Path, splits: dict[str, _Split], reporter: Reporter
+def sources_of(
+    name: str, root: Path, splits: dict[str, SplitOfShards], reporter: Reporter
 ) -> dict[str, Source]:
+    """Make the sources of what the shards of each split hold."""
     splits = in_order(splits)
     _tell(name, splits, reporter)
     empty = [split for split, found in splits.items() if not found.rows]
@@ -309,7 +320,7 @@ def _sources(
     return divide(sources["all"], split_column[1])
 
 
-def _tell(name: str, splits: dict[str, _Split], reporter: Reporter) -> None:
+def _tell(name: str, splits: dict[str, SplitOfShards], reporter: Reporter) -> None:
     n_without_image = sum(split.n_without_image for split in splits.values())
     if n_without_image:
         reporter.warn(f"{name!r}: {n_without_image:,} samples without an image left out")

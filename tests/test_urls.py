@@ -1,0 +1,158 @@
+"""URLs through fsspec: what is read, what is tried again, and what is never said."""
+
+from __future__ import annotations
+
+import time
+
+import fsspec
+import pytest
+from sites import drops, fails, is_slow, s3_site, web_site
+
+from featx import urls
+from featx.errors import MissingExtraError, ReadError, UnreachableError, UsageError
+
+SECRET = "X-Amz-Signature=abcdef0123"
+
+
+@pytest.fixture(scope="module")
+def s3():
+    with s3_site() as site:
+        yield site
+        assert site.faults == []
+
+
+@pytest.fixture
+def web(tmp_path):
+    folder = tmp_path / "site"
+    (folder / "cat").mkdir(parents=True)
+    (folder / "cat" / "1 ü.jpg").write_bytes(b"one")
+    with web_site(folder) as url:
+        yield url
+
+
+def put(key: str, data: bytes) -> str:
+    fsspec.filesystem("s3").pipe_file(f"photos/{key}", data)
+    return f"s3://photos/{key}"
+
+
+@pytest.mark.parametrize(
+    ("url", "wanted"),
+    [
+        (f"https://me:pw@host:80/a/b.jpg?{SECRET}#f", "https://host:80/a/b.jpg"),
+        ("s3://bucket/a?b#c.jpg", "s3://bucket/a?b#c.jpg"),
+        ("s3://key:pw@bucket/a.jpg", "s3://bucket/a.jpg"),
+        ("photos/a.jpg?x", "photos/a.jpg?x"),
+    ],
+)
+def test_secrets_are_not_shown(url, wanted):
+    assert urls.shown(url) == wanted
+
+
+def test_parts_of_urls():
+    url = f"https://me@host/a/b%20c.tar?{SECRET}"
+    assert (urls.name_of(url), urls.parent(url)) == ("b c.tar", "https://me@host/a")
+    assert urls.join("http://h/a/", "b c?.jpg") == "http://h/a/b%20c%3F.jpg"
+    assert urls.join("s3://b/a", "b c?.jpg") == "s3://b/a/b c?.jpg"
+    assert str(urls.local_path("file:///a%20b/c.jpg")) == "/a b/c.jpg"
+    with pytest.raises(UsageError, match="three slashes"):
+        urls.local_path("file://data/c.jpg")
+
+
+@pytest.mark.parametrize("fault", [fails, is_slow, drops])
+def test_what_passes_is_tried_again(s3, fault):
+    url = put("a/1.jpg", b"x" * 100)
+    s3.faults += [fault, fault]
+    assert urls.read_url(url, 1000) == b"x" * 100
+    assert urls.read_part(url, 98, 10) == b"xx"
+
+
+def test_a_file_that_is_empty_or_too_long(s3, web):
+    assert urls.read_url(put("empty.jpg", b""), 10) == b""
+    for url in (put("long.jpg", b"12345"), f"{web}/cat/1%20ü.jpg"):
+        with pytest.raises(ReadError, match="more than 2 bytes"):
+            urls.read_url(url, 2)
+
+
+def test_a_listing_names_every_file(s3, web):
+    for key in ("l/cat/1 ü.jpg", "l/a?b#.jpg", "l/cat/x/y/2.jpg", "long/3.jpg"):
+        put(key, key.encode())
+    found = dict(urls.walk("s3://photos/l"))
+    assert sorted(found) == ["a?b#.jpg", "cat/1 ü.jpg", "cat/x/y/2.jpg"]
+    assert found["a?b#.jpg"].n_bytes == len("l/a?b#.jpg")
+    assert found["a?b#.jpg"] == urls.stat_url("s3://photos/l/a?b#.jpg")
+    assert [name for name, _ in urls.walk(web)] == ["cat/1 ü.jpg"]
+    with pytest.raises(UsageError, match="one file, not a folder"):
+        next(urls.walk(f"{web}/?{SECRET}"))
+
+
+def test_what_cannot_pass_is_said_at_once(s3, web, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("waits"))
+    for url in ("s3://photos/none.jpg", "s3://no-such-bucket/a.jpg", f"{web}/none.jpg?{SECRET}"):
+        with pytest.raises(ReadError, match=r"(none|a)\.jpg': the server has no such file") as told:
+            urls.read_url(url, 10)
+        assert SECRET not in str(told.value)
+        assert told.value.__suppress_context__
+
+    def refuses(environ, start):
+        start("403 Forbidden", [("Content-Length", "0")])
+        return [b""]
+
+    s3.faults.append(refuses)
+    with pytest.raises(ReadError, match="the server allows no access: check the credentials"):
+        urls.read_url("s3://photos/a/1.jpg", 10)
+    with pytest.raises(ReadError, match="sends whole files only"):
+        urls.read_part(f"{web}/cat/1%20ü.jpg", 1, 1)
+
+
+def test_no_credentials(s3, monkeypatch, tmp_path):
+    from s3fs import S3FileSystem
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    S3FileSystem.clear_instance_cache()
+    with pytest.raises(ReadError, match="no credentials were found: set them as s3fs takes them"):
+        urls.read_url("s3://photos/a/1.jpg", 10)
+    monkeypatch.undo()
+    S3FileSystem.clear_instance_cache()
+
+
+def test_a_server_that_is_gone(monkeypatch):
+    pauses = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    with pytest.raises(UnreachableError, match="no good answer in 5 tries") as told:
+        urls.read_url(f"http://me:pw@127.0.0.1:9/a.jpg?{SECRET}", 10)
+    assert "http://127.0.0.1:9/a.jpg" in str(told.value)
+    assert not any(word in str(told.value) for word in (SECRET, "pw"))
+    assert [round(pause / (0.25 * 2**n) + 0.25) for n, pause in enumerate(pauses)] == [1] * 4
+
+
+def test_a_name_is_taken_once(s3, tmp_path, monkeypatch):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_bytes(b"one")
+    two.write_bytes(b"two")
+    s3.faults += [fails, drops]
+    assert urls.create(one, "s3://photos/name")
+    assert not urls.create(two, "s3://photos/name")
+    # Another process takes the name behind the look for it.
+    monkeypatch.setattr(urls, "stat_url", lambda url: None)
+    assert not urls.create(two, "s3://photos/name")
+    assert urls.read_url("s3://photos/name", 10) == b"one"
+    with pytest.raises(UsageError, match="featx writes to s3 and gs only"):
+        urls.create(one, "http://host/name")
+
+
+def test_what_is_missing_is_named(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(MissingExtraError, match=r"s3:// needs the package 's3fs'.*featx\[cloud\]"):
+        urls.read_url("s3://b/a.jpg", 10)
+
+
+def test_a_password_has_no_place_in_a_bucket():
+    with pytest.raises(UsageError, match="a password has no place") as told:
+        urls.read_url("s3://key:very-secret@photos/a.jpg", 10)
+    assert "very-secret" not in str(told.value)
