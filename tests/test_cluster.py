@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from featx import cluster
-from featx.cluster import Crew, Need, connected
+from featx import cluster, ray_nodes
+from featx.cluster import Crew
 from featx.errors import (
     CacheBusyError,
     CacheMismatchError,
@@ -28,6 +28,7 @@ from featx.errors import (
     UsageError,
 )
 from featx.progress import SILENT, Reporter
+from featx.ray_nodes import Need, connected
 
 ray = pytest.importorskip("ray", reason="needs featx[ray]")
 
@@ -200,7 +201,7 @@ def test_a_straggler_does_not_stall_the_rest(tmp_path: Path) -> None:
 def test_nodes_with_other_versions_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "_versions", lambda: {"torch": "1.0", "featx": "0.1.0"})
+    monkeypatch.setattr(ray_nodes, "_versions", lambda: {"torch": "1.0", "featx": "0.1.0"})
     with pytest.raises(UsageError, match=r"torch \S+ there, 1\.0 here") as info:
         _do(partial(_open_work, tmp_path, None), [0])
     assert "featx" not in str(info.value).partition("packages:")[2].partition(". ")[0]
@@ -210,7 +211,7 @@ def test_a_folder_that_a_node_does_not_see_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert _do(partial(_open_work, tmp_path, None), [0], shared=tmp_path)
-    monkeypatch.setattr(cluster, "_name_of", lambda folder: "another folder at this path")
+    monkeypatch.setattr(ray_nodes, "_name_of", lambda folder: "another folder at this path")
     with pytest.raises(UsageError, match=f"does not see the folder {tmp_path}, where"):
         _do(partial(_open_work, tmp_path, None), [0], shared=tmp_path)
 

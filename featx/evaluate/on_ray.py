@@ -10,11 +10,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.cluster import Crew, Need, connected
+from featx.cluster import Crew
 from featx.evaluate.fitting import Fitting
 from featx.evaluate.question import Subset
 from featx.heads import Fit, Pool
 from featx.progress import Reporter
+from featx.ray_nodes import Need, connected
 
 __all__ = ["FitCrew"]
 

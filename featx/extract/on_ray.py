@@ -8,12 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from featx.cluster import Crew, Need, connected
+from featx.cluster import Crew
 from featx.errors import UsageError
 from featx.extract.plan import Plan, make_folder
 from featx.extract.report import ExtractReport
 from featx.extract.shards import Shard, ShardJob, describe_place
 from featx.progress import SILENT, Bar, Reporter
+from featx.ray_nodes import Need, connected
 from featx.text import count_of
 
 __all__ = ["Cluster", "run_on_ray"]
