@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from torchvision.models import squeezenet1_1
 
-from featx.extract import Plan, run_plan
+from featx.extract import Plan, run_plan, run_shards
 from featx.extract.known import find_known
 from featx.progress import SILENT
+from featx.store.merge import merge_shards
 
 WORDS = ["extract", "--backbone", "squeezenet1_1", "--weights", "weights.pth", "--data", "photos"]
 WORDS += ["--input-size", "48", "-j", "0", "-b", "4"]
@@ -140,3 +141,13 @@ def test_what_a_killed_run_left_is_tidied_up(plan):
     run_plan(plan, SILENT, tell=str)
     assert not left.exists()
     assert find_known(plan, SILENT) is not None
+
+
+def test_shards_answer_too_and_a_file_of_them_comes_first(plan):
+    run_shards(plan, shard_rows=4, tell=str)
+    reports = find_known(plan, SILENT)
+    assert [report.path.suffix for report in reports] == [".shards"] * 2
+    assert [report.n_images for report in reports] == [6, 6]
+    for report in reports:
+        merge_shards(report.path)
+    assert [report.path.suffix for report in find_known(plan, SILENT)] == [".h5"] * 2
