@@ -11,6 +11,7 @@ from torch import nn
 
 from featx.backbones import open_backbone
 from featx.backbones.base import Backbone, BackboneGroup
+from featx.backbones.taps import Repeated
 from featx.engines import LocalEngine, SeveralDevices, several
 from featx.engines import local as memory
 from featx.engines.runtimes import eager
@@ -373,7 +374,7 @@ def test_a_network_is_copied_once_for_each_device(source, wanted, monkeypatch):
     for _ in range(3):
         parts = list(engine.run(backbone, source, range(3)))
         assert_close(np.concatenate([part.features for part in parts]), wanted)
-    assert len([what for what in copied if type(what).__name__ == "_AsTuple"]) == 4  # to fold, too
+    assert len([what for what in copied if isinstance(what, Repeated)]) == 4  # to fold, too
 
 
 def test_a_copy_of_a_network_that_does_not_fit_is_told(source):
