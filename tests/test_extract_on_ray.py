@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from one_thread import one_thread
 from small_photos import make_photos
 
 import featx
@@ -30,6 +31,13 @@ ray = pytest.importorskip("ray", reason="needs featx[ray]")
 N_IMAGES = 44
 LAYERS = ("features.3", "features")
 ON_RAY = ("--engine", "ray", "--shard-rows", "4")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """As the other processes of these tests have."""
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from one_thread import one_thread
 from PIL import Image
 
 from featx.catalog import load
@@ -40,6 +41,13 @@ def write_list(root: Path, n: int) -> None:
     """List the first images of a folder, in the order in which they were taken."""
     lines = [f"{i:03}.png,{'cat' if i % 3 else 'dog'}" for i in range(n)]
     (root / "list.csv").write_text("\n".join(["path,label", *lines]) + "\n")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """As the other processes of these tests have."""
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
