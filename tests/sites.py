@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -72,7 +73,10 @@ def s3_site() -> Iterator[S3Site]:
         patch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem().makedirs("photos", exist_ok=True)
+        # What moto keeps is of the process: another file of tests may have written it.
+        reset = Request(f"http://127.0.0.1:{server.server_port}/moto-api/reset", method="POST")
+        urlopen(reset).close()
+        s3fs.S3FileSystem().makedirs("photos")
         yield site
         s3fs.S3FileSystem.clear_instance_cache()
     server.shutdown()
