@@ -10,7 +10,7 @@ from typing import Any
 from featx.errors import CacheError, UsageError, nearest
 from featx.sources.splits import read_split
 from featx.sources.transfer import here
-from featx.store import Cache, find_caches, open_any
+from featx.store import Cache, distinct, find_caches, open_any
 
 __all__ = ["DEFAULT_FOLDER", "fingerprints", "load", "open_complete"]
 
@@ -116,8 +116,7 @@ def load(  # noqa: PLR0913
     found = [cache for cache in caches if _fits(cache.meta, wanted)]
     if split is None and len({cache.meta.get("split") for cache in found}) > 1:
         found = [cache for cache in found if cache.meta.get("split") == _USUAL_SPLIT] or found
-    # A place of shards and the file that was merged of it are one cache: the file comes first.
-    found = list({cache.fingerprint: cache for cache in reversed(found)}.values())
+    found = distinct(found)
     if len(found) == 1:
         found[0].X = found[0].X.astype(dtype)
         return found[0]

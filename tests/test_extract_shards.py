@@ -178,14 +178,19 @@ def test_a_damaged_shard_is_mended_and_the_others_stay(extract, place, one, wher
     check_merged(place, one)
 
 
-def test_new_images_at_the_end_cost_only_themselves(extract, images, place, tmp_path, told):
-    root = tmp_path / "images"
+def grown(images: Path, root: Path, extract) -> Path:
+    """Extract a list of 38 images, which then has all of them."""
     root.mkdir()
     for path in images.glob("*.png"):
         (root / path.name).symlink_to(path)
     write_list(root, 38)
     extract(root=root)
     write_list(root, N_IMAGES)
+    return root
+
+
+def test_new_images_at_the_end_cost_only_themselves(extract, images, place, tmp_path, told):
+    root = grown(images, tmp_path / "images", extract)
     with pytest.raises(CacheMismatchError, match="give --append"):
         extract(root=root)
     before = state(place)
@@ -205,13 +210,7 @@ def check_merged_features(place: Path, one: Path) -> None:
 
 
 def test_a_list_that_grew_is_never_read_with_old_shards(extract, images, place, tmp_path, told):
-    root = tmp_path / "images"
-    root.mkdir()
-    for path in images.glob("*.png"):
-        (root / path.name).symlink_to(path)
-    write_list(root, 38)
-    extract(root=root)
-    write_list(root, N_IMAGES)
+    root = grown(images, tmp_path / "images", extract)
     extract("1/3", root=root, append=True)  # the last shard is of the third share
     assert "not complete yet: " in told[-1]
     assert "does not hold the images of rows 32-43" in told[-1]

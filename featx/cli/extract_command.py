@@ -136,20 +136,10 @@ def command(  # noqa: PLR0913
 
     check_engine(engine, address)
     is_sharded = shard is not None or shard_rows is not None
-    _check_together(
-        (
-            "--num-gpus-per-worker is for workers of Ray: give  --engine ray  too",
-            engine != RAY and gpus_per_worker is not None,
-        ),
-        (
-            "--shard, --dry-run and --profile are for one process: not --engine ray",
-            engine == RAY and bool(shard or dry_run or profile),
-        ),
-        (
-            "--dry-run speaks of all rows: leave out --shard and --shard-rows",
-            is_sharded and dry_run,
-        ),
-    )
+    is_of_one_process = bool(shard or dry_run or profile)
+    _check_options_of(engine == RAY, is_of_one_process, has_gpus=gpus_per_worker is not None)
+    if is_sharded and dry_run:
+        raise UsageError("--dry-run speaks of all rows: leave out --shard and --shard-rows")
     plan = Plan(**options, allow_code=(*options["backbone"], *allow_code))
     if dry_run:
         for line in estimate_plan(plan, reporter):
@@ -176,8 +166,9 @@ def command(  # noqa: PLR0913
         echo_json([asdict(replace(report, times=None)) for report in reports])
 
 
-def _check_together(*mistakes: tuple[str, bool]) -> None:
-    """Refuse options that do not go together."""
-    for why, is_made in mistakes:
-        if is_made:
-            raise UsageError(why)
+def _check_options_of(is_on_ray: bool, is_of_one_process: bool, *, has_gpus: bool) -> None:
+    """Refuse options of the other engine."""
+    if has_gpus and not is_on_ray:
+        raise UsageError("--num-gpus-per-worker is for workers of Ray: give  --engine ray  too")
+    if is_of_one_process and is_on_ray:
+        raise UsageError("--shard, --dry-run and --profile are for one process: not --engine ray")

@@ -16,7 +16,7 @@ from featx.progress import SILENT, Reporter
 from featx.text import size_text
 
 if TYPE_CHECKING:
-    from featx.backbones import BackboneGroup
+    from featx.backbones import Backbone, BackboneGroup
     from featx.engines import Engine
     from featx.extract.job import Job
     from featx.sources import Source
@@ -81,11 +81,16 @@ def estimate_plan(plan: Plan, reporter: Reporter = SILENT) -> list[str]:
 def _files(job: Job, group: BackboneGroup, source: Source) -> list[tuple[str, int]]:
     made = []
     for path, member in zip(job.targets(group, source), group, strict=True):
-        size = len(source) * member.n_features * np.dtype(job.plan.store_dtype).itemsize
+        size = stored_bytes(job.plan, len(source), member)
         there = " (is there already: rows that are good are kept)" if path.exists() else ""
         shape = f"{len(source):,} x {member.n_features:,} {job.plan.store_dtype}"
         made.append((f"{path}: {shape}, {size_text(size)}{there}", size))
     return made
+
+
+def stored_bytes(plan: Plan, n_images: int, member: Backbone) -> int:
+    """Count the bytes of the features of one layer in its file."""
+    return n_images * member.n_features * np.dtype(plan.store_dtype).itemsize
 
 
 def there(folder: Path) -> Path:

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from featx.errors import FeatxError, UsageError
-from featx.extract.estimate import images_per_second, there
+from featx.extract.estimate import images_per_second, stored_bytes, there
 from featx.extract.job import prepare
 from featx.extract.plan import Plan, Sources
 from featx.progress import SILENT, Reporter
@@ -77,7 +77,7 @@ def _of_backbone(job: Job, name: str, scale: Scale) -> Iterator[str]:
     fitted = job.fitted_to(group)
     dtype, n_bytes = job.plan.store_dtype, _stored(job.plan, group, scale)
     for member in group:
-        size = scale.n_images * member.n_features * np.dtype(dtype).itemsize
+        size = stored_bytes(job.plan, scale.n_images, member)
         yield (
             f"{member.name}, layer {member.layer}, pool {member.pool}: {scale.n_images:,} x "
             f"{member.n_features:,} {dtype} = {size_text(size)}"
@@ -98,8 +98,7 @@ def _of_backbone(job: Job, name: str, scale: Scale) -> Iterator[str]:
 
 
 def _stored(plan: Plan, group: BackboneGroup, scale: Scale) -> int:
-    size = np.dtype(plan.store_dtype).itemsize
-    return sum(scale.n_images * member.n_features * size for member in group)
+    return sum(stored_bytes(plan, scale.n_images, member) for member in group)
 
 
 def _times(scale: Scale, rate: float, n_bytes: int) -> Iterator[str]:

@@ -24,7 +24,7 @@ from featx.plugins import is_plugin
 from featx.progress import Reporter
 from featx.sources import Source
 from featx.sources.places import digest_file
-from featx.store import Cache, find_caches, has_leftovers, open_any
+from featx.store import Cache, distinct, find_caches, has_leftovers, open_any
 from featx.store.existing import has_rows
 
 __all__ = ["find_known"]
@@ -124,8 +124,7 @@ def _matching(caches: Iterable[Cache], source: Source, reporter: Reporter) -> li
     digests = source.image_digests(reporter=reporter)
     images = images_identity(source, source.content_id(digests))
     of_images = [cache for cache in of_split if cache.meta["identity"].get("source") == images]
-    # A place of shards and the file that was merged of it are one answer: the file.
-    of_images = list({c.fingerprint: c for c in sorted(of_images, key=_is_plain)}.values())
+    of_images = distinct(of_images)
     if any(has_leftovers(cache.path) for cache in of_images):
         return []  # a writer tidies up
     # The content does not depend on names and order; the rows of a file do.
@@ -133,10 +132,6 @@ def _matching(caches: Iterable[Cache], source: Source, reporter: Reporter) -> li
         return []
     by_layer = {(cache.meta["layer"], cache.meta["pool"]): cache for cache in of_images}
     return list(by_layer.values()) if len(by_layer) == len(of_images) else []
-
-
-def _is_plain(cache: Cache) -> bool:
-    return type(cache) is Cache
 
 
 def _report(cache: Cache, path: Path) -> ExtractReport:

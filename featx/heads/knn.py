@@ -64,7 +64,7 @@ class KnnModel:
             new = self.scaling.apply(block)
             own = _squares(new) if self.temperature else None
             shares[rows] = self._shares(_distances(new @ known.T, squares, own))
-        return shares[:, 1] - 0.5 if len(self.classes_) == 2 else shares
+        return _scores(shares)
 
     def scores_of_own(self, space: RowSpace) -> Array:
         """Scores of the training rows, which are those of `space`."""
@@ -73,7 +73,7 @@ class KnnModel:
         shares = np.empty((n, len(self.classes_)))
         for rows, distances in _of_left_out(space, every, every, width, is_cosine):
             shares[rows] = self._shares(distances)
-        return shares[:, 1] - 0.5 if len(self.classes_) == 2 else shares
+        return _scores(shares)
 
     def _shares(self, distances: Array) -> Array:
         """Shares of the votes from distances to the training rows, (n_rows, n_classes)."""
@@ -89,6 +89,11 @@ class KnnModel:
     def probabilities(self, scores: Array) -> Array:
         """Shares of the votes, (n_rows, n_classes)."""
         return np.column_stack([0.5 - scores, 0.5 + scores]) if scores.ndim == 1 else scores
+
+
+def _scores(shares: Array) -> Array:
+    """For two classes, (n_rows,): the share of the second, minus one half."""
+    return shares[:, 1] - 0.5 if shares.shape[1] == 2 else shares
 
 
 @dataclass(frozen=True)

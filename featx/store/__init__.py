@@ -15,7 +15,7 @@ from typing import Any
 from featx.errors import CacheError
 from featx.progress import SILENT, Reporter
 from featx.store.features import FeatureArray
-from featx.store.packed import PackedCache, open_any
+from featx.store.packed import PackedCache, distinct, open_any
 from featx.store.partial import find_begun, find_partials, has_leftovers, summarize_partial
 from featx.store.reader import Cache, Damage
 from featx.store.recognise import find_caches
@@ -31,6 +31,7 @@ __all__ = [
     "Damage",
     "FeatureArray",
     "ShardedCache",
+    "distinct",
     "find_begun",
     "find_caches",
     "find_partials",

@@ -12,6 +12,7 @@ import os
 import re
 import threading
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -31,11 +32,18 @@ from featx.store.reader import Cache, Damage
 from featx.store.recognise import is_archive_file
 from featx.store.sharded import ShardedCache
 from featx.store.shards import is_place
-from featx.store.spec import CacheSpec
 from featx.store.structure import Structure
 from featx.store.threads import N_THREADS
 
-__all__ = ["ATTRIBUTES", "ENCODING_TYPE", "PackedCache", "open_any", "render", "require_codec"]
+__all__ = [
+    "ATTRIBUTES",
+    "ENCODING_TYPE",
+    "PackedCache",
+    "distinct",
+    "open_any",
+    "render",
+    "require_codec",
+]
 
 ENCODING_TYPE: Final = "featx-pack"
 ATTRIBUTES: Final = (
@@ -63,6 +71,14 @@ def open_any(path: str | os.PathLike[str], *, dtype: Any = "float32") -> Cache:
     return kind.open(path, dtype=dtype)
 
 
+def distinct(caches: Iterable[Cache]) -> list[Cache]:
+    """Keep one cache of each fingerprint: plain files come before places of shards."""
+    found: dict[str, Cache] = {}
+    for cache in sorted(caches, key=lambda cache: type(cache) is not Cache):
+        found.setdefault(cache.fingerprint, cache)
+    return list(found.values())
+
+
 class PackedCache(Cache):
     """A packed cache; a block of rows is decompressed when one of them is read."""
 
@@ -80,20 +96,6 @@ class PackedCache(Cache):
         cache.codec, cache.X = codec, _PackedFeatures(cache.X, hdf5, codec)
         cache._check_values()
         return cache
-
-    @property
-    def spec(self) -> CacheSpec:
-        """What the cache that was packed is about."""
-        return CacheSpec(
-            identity=self.meta["identity"],
-            meta={name: value for name, value in self.meta.items() if name != "identity"},
-            labels=self.labels,
-            class_names=self.class_names,
-            paths=self.paths,
-            n_features=self.n_features,
-            dtype=self.X.stored_dtype.name,
-            image_digests=self.image_digests,
-        )
 
     @property
     def unpacked_bytes(self) -> int:

@@ -23,6 +23,7 @@ from featx.store.disk import OpenFile
 from featx.store.features import FeatureArray
 from featx.store.header import HeaderBlock, read_block
 from featx.store.partial import describe_partial, find_partials
+from featx.store.spec import CacheSpec
 from featx.store.structure import Structure, read_structure
 from featx.store.threads import in_threads
 
@@ -163,6 +164,20 @@ class Cache:
     def meta(self) -> dict[str, Any]:
         """What was recorded at extraction; ``meta["identity"]`` is fingerprinted."""
         return self._structure.meta
+
+    @property
+    def spec(self) -> CacheSpec:
+        """What a plain cache file of the same rows is about."""
+        return CacheSpec(
+            identity=self.meta["identity"],
+            meta={name: value for name, value in self.meta.items() if name != "identity"},
+            labels=self.labels,
+            class_names=self.class_names,
+            paths=self.paths,
+            n_features=self.n_features,
+            dtype=self.X.stored_dtype.name,
+            image_digests=self.image_digests,
+        )
 
     @property
     def n_bytes(self) -> int:

@@ -23,7 +23,6 @@ from featx.store.header import HeaderBlock, read_block
 from featx.store.layout import Extent
 from featx.store.reader import Cache, Damage, reopen_features
 from featx.store.shards import Index, Manifest, require_shard
-from featx.store.spec import CacheSpec
 from featx.store.threads import in_threads
 
 __all__ = ["ShardedCache"]
@@ -104,20 +103,6 @@ class ShardedCache(Cache):
             "splits": splits,
             "identity": {**manifest.identity, "source": source},
         }
-
-    @property
-    def spec(self) -> CacheSpec:
-        """What one file of all rows is about."""
-        return CacheSpec(
-            identity=self.meta["identity"],
-            meta={name: value for name, value in self.meta.items() if name != "identity"},
-            labels=self.labels,
-            class_names=self.class_names,
-            paths=self.paths,
-            n_features=self.n_features,
-            dtype=self.X.stored_dtype.name,
-            image_digests=self.image_digests,
-        )
 
     @property
     def n_bytes(self) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.errors import FitError
-from featx.heads.base import SOFTMAX, CvCurve, Fit, FitOptions, linear_model
+from featx.heads.base import SOFTMAX, CvCurve, Fit, FitOptions, flat, linear_model
 from featx.heads.linear.losses import Logistic, Loss, SquaredHinge, SquaredLoss
 from featx.heads.linear.path import Path, Problem
 from featx.heads.linear.solver import Solution
@@ -69,8 +69,7 @@ class LinearHead:
             )
         coef, intercept = linear.model_of(solution)
         model = linear_model(space, classes, coef, intercept, self.link)
-        scores = solution.scores.reshape(len(y), n_outputs)
-        scores = scores[:, 0] if n_outputs == 1 else scores
+        scores = flat(solution.scores.reshape(len(y), n_outputs))
         return Fit(model, C, cv, n_iter, converged, tuple(notes), scores)
 
     def _space(self, space: RowSpace) -> LinearSpace:

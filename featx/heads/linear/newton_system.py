@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from featx.heads.linear.geometry import Geometry
 from featx.heads.linear.losses import Curvature, Loss
 
-__all__ = ["Elimination", "NewtonSystem", "column_products", "flat"]
+__all__ = ["Elimination", "NewtonSystem", "as_matrix", "column_products"]
 
 Floats = NDArray[Any]
 
@@ -97,7 +97,7 @@ class _Preconditioner:
 
     def _turned(self, v: Floats, turn: Floats) -> Floats:
         by_problem = v.reshape(len(v), -1, self.k).transpose(1, 0, 2)
-        return flat((by_problem @ turn).transpose(1, 0, 2))
+        return as_matrix((by_problem @ turn).transpose(1, 0, 2))
 
 
 class NewtonSystem:
@@ -141,18 +141,18 @@ class NewtonSystem:
         ones = np.eye(self.k, dtype=self.geometry.dtype)[:, None, None]
         n_problems = self.elimination.inverse.shape[0]
         each = [self.curvature.times(np.repeat(one, n_problems, axis=1)) for one in ones]
-        columns = self.geometry.adjoint(flat(np.stack(each, axis=1)))
+        columns = self.geometry.adjoint(as_matrix(np.stack(each, axis=1)))
         return columns.reshape(len(columns), self.k, n_problems, self.k).transpose(1, 0, 2, 3)
 
     def _pushed(self, elimination: Elimination, sums: Floats) -> Floats:
         """X^T D 1 M^+ sums."""
         if self._columns is None:
-            return self.geometry.adjoint(flat(elimination.push(sums)))
-        return flat(np.einsum("ldpk,pl->dpk", self._columns, elimination.shift(sums)))
+            return self.geometry.adjoint(as_matrix(elimination.push(sums)))
+        return as_matrix(np.einsum("ldpk,pl->dpk", self._columns, elimination.shift(sums)))
 
     def _weighted(self, s: Floats, rows: slice) -> Floats:
         """D s, for some rows."""
-        return flat(self.curvature.times(s.reshape(len(s), -1, self.k), rows))
+        return as_matrix(self.curvature.times(s.reshape(len(s), -1, self.k), rows))
 
     def _times(self, p: Floats, ps: Floats | None) -> tuple[Floats, Floats, Floats | None]:
         """Scores of p, the product by the matrix, and its scores where w is numbers a."""
@@ -160,7 +160,7 @@ class NewtonSystem:
             weighted = self._weighted(ps, slice(None))
             if self.elimination is not None:
                 sums = weighted.sum(axis=0).reshape(-1, self.k)
-                weighted = weighted - flat(self.elimination.push(sums))
+                weighted = weighted - as_matrix(self.elimination.push(sums))
             product = self.geometry.adjoint(weighted)
             return ps, p + product, ps + self.geometry.scores(product)
         sums = np.zeros(p.shape[1], p.dtype)
@@ -213,7 +213,7 @@ class NewtonSystem:
         return d, ds
 
 
-def flat(values: Floats) -> Floats:
+def as_matrix(values: Floats) -> Floats:
     """(n, p, k) -> (n, p * k)."""
     return np.ascontiguousarray(values).reshape(len(values), -1)
 

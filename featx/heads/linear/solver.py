@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from featx.heads.linear.direct import solve_directly
 from featx.heads.linear.geometry import Geometry
 from featx.heads.linear.losses import Curvature, Loss
-from featx.heads.linear.newton_system import Elimination, NewtonSystem, column_products, flat
+from featx.heads.linear.newton_system import Elimination, NewtonSystem, as_matrix, column_products
 
 __all__ = ["Solution", "solve"]
 
@@ -90,7 +90,9 @@ def solve(
     if start is not None:
         # Scores that were averaged, or are of another precision, are not those of u.
         out.u[...], out.intercept[...] = start.u, start.intercept
-        out.scores[...] = geometry.scores(flat(out.u)).reshape(out.scores.shape) + out.intercept
+        out.scores[...] = (
+            geometry.scores(as_matrix(out.u)).reshape(out.scores.shape) + out.intercept
+        )
     _Newton(geometry, loss, out, is_free, tick).run(tol, is_rough=is_rough)
     return out
 
@@ -216,7 +218,9 @@ class _Newton:
 
     def _inner(self, u: Floats, v: Floats) -> Floats:
         """Sum over rows and outputs, problem by problem."""
-        return np.asarray(column_products(flat(u), flat(v)).reshape(-1, self.k).sum(axis=1))
+        return np.asarray(
+            column_products(as_matrix(u), as_matrix(v)).reshape(-1, self.k).sum(axis=1)
+        )
 
     def _curvature(self) -> tuple[Curvature, Elimination | None]:
         """Second derivatives at the iterate, computed once for the same scores."""
@@ -230,8 +234,8 @@ class _Newton:
         at, geometry = self.at, self.geometry
         slopes = self.loss.slopes(at.f)
         gb = slopes.sum(axis=0)
-        g = at.u + self._problems(geometry.adjoint(flat(slopes)))
-        gs = self._problems(geometry.scores(flat(g))) if geometry.is_dual else g
+        g = at.u + self._problems(geometry.adjoint(as_matrix(slopes)))
+        gs = self._problems(geometry.scores(as_matrix(g))) if geometry.is_dual else g
         squared, size = self._inner(g, gs), self._inner(at.u, self._own(at.u))
         _, elimination = self._curvature()
         if elimination is not None:
@@ -257,7 +261,7 @@ class _Newton:
         target = solve_directly(geometry, self.loss, at.f)
         if target is not None:
             d, db = self._problems(target[0]) - at.u, target[1] - at.b
-            ds = self._problems(geometry.scores(flat(d)))
+            ds = self._problems(geometry.scores(as_matrix(d)))
         else:
             d, ds, db = self._direction(gradient, tol)
         own = ds if geometry.is_dual else d
@@ -279,7 +283,7 @@ class _Newton:
         accuracy = np.maximum(_INNER_ACCURACY, tol / gradient.error / 3)
         curvature, elimination = self._curvature()
         system = NewtonSystem(self.geometry, self.loss, curvature, elimination, self.tick)
-        g, gs = flat(gradient.w), flat(gradient.scores)
+        g, gs = as_matrix(gradient.w), as_matrix(gradient.scores)
         d, ds, db = system.direction(g, gs, gradient.b, accuracy.astype(g.dtype))
         return self._problems(d), self._problems(ds), db
 
