@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,6 +110,9 @@ def local_ray() -> Iterator[None]:
     """A Ray of this machine with three places, to which everything in this process connects."""
     ray = pytest.importorskip("ray", reason="needs featx[ray]")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    before = signal.getsignal(signal.SIGTERM)
     ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+    # Ray's handler takes a lock, which a process that is forked later may find locked for ever.
+    signal.signal(signal.SIGTERM, before)
     yield
     ray.shutdown()
