@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["available_bytes", "is_out_of_memory"]
+__all__ = ["available_bytes", "is_out_of_memory", "reused_memory"]
+
+# Of `mallopt` of the GNU C library: the number of an option, and its value.
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+_KEEP = {_MMAP_MAX: 0, _TRIM_THRESHOLD: (1 << 31) - 1}
+_GIVE_BACK = {_MMAP_MAX: 1 << 16, _TRIM_THRESHOLD: 64 << 20}
+_counting = threading.Lock()
+_n_users = 0
 
 # What torch, and NVIDIA's libraries below it, say where they could not allocate. cuDNN without
 # room for any of its kernels finds none, or none that is supported; handles of both libraries
@@ -46,6 +56,36 @@ def available_bytes() -> int:
         with suppress(OSError, ValueError):
             found.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
     return max(0, min(found))
+
+
+@contextmanager
+def reused_memory() -> Iterator[None]:
+    """Let the next batch take the memory that the last one freed.
+
+    The GNU C library gives each block of 32 MB and more back to the system, which fills the next
+    one with zeros: with SqueezeNet on 224 pixels this took a third of the time. Nothing happens
+    with another C library.
+    """
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallopt"):
+        yield
+        return
+    _count(library, 1)
+    try:
+        yield
+    finally:
+        _count(library, -1)
+
+
+def _count(library: ctypes.CDLL, change: int) -> None:
+    """Set the options for the first of several users, and back after the last."""
+    global _n_users  # noqa: PLW0603 - the options are the process's too
+    with _counting:
+        _n_users += change
+        for option, value in (_KEEP if _n_users else _GIVE_BACK).items():
+            library.mallopt(option, value)
+        if not _n_users:
+            library.malloc_trim(0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

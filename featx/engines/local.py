@@ -28,7 +28,7 @@ from featx.engines.runtimes import Resize, Result, Runtime, open_runtime
 from featx.engines.runtimes.base import numbers
 from featx.engines.runtimes.parts import ERRORS, free_cached, memory_named
 from featx.errors import BackboneError, ImageError, UsageError
-from featx.memory import available_bytes, is_out_of_memory
+from featx.memory import available_bytes, is_out_of_memory, reused_memory
 from featx.preprocess import Preprocessing
 from featx.sources import Source
 
@@ -266,7 +266,7 @@ class LocalEngine(Engine):
     ) -> Generator[tuple[FeatureBatch, ...], None, None]:
         waiting: deque[Callable[[], tuple[FeatureBatch, ...]]] = deque()
         deep: list[int] = []
-        with closing(pixels):
+        with closing(pixels), reused_memory():
             for batch in pixels:
                 deep += batch.deep
                 came = time.perf_counter()

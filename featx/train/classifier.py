@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from featx.arithmetic import refuse_forced_tf32, true_float32
 from featx.errors import ProtocolError, UsageError
 from featx.fewshot import split_holdout
+from featx.memory import reused_memory
 from featx.networks import freeze
 from featx.networks.freezing import keep_in_evaluation_mode, statistics_of
 from featx.train.augment import Augment
@@ -292,7 +293,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise UsageError("patience needs a validation part: give validation a share, as 0.1")
         fitted, watched = self.split(X, y)
         self.classes_ = np.unique(fitted.labels)
-        with self._seeded():
+        with self._seeded(), reused_memory():
             self.initialize()
             self._train(
                 self._batches(fitted, order=self._permutation, without_single=True),
