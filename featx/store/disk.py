@@ -44,7 +44,7 @@ _PIECE_BYTES: Final = 1 << 20
 _NO_FALLOCATE: Final = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
-def pwrite(fd: int, data: bytes | memoryview, offset: int) -> None:
+def pwrite(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
     """Write all of `data` at `offset`, however often the system stops short."""
     view = memoryview(data).cast("B")
     while view:

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from featx.errors import CacheError
-from featx.store import layout
+from featx.store import disk, layout
 from featx.store.header import PARTIAL_BLOCK, HeaderBlock, hash_bytes
 from featx.store.spec import CacheSpec
 
@@ -27,8 +27,8 @@ __all__ = ["FileLayout", "create_attribute", "create_dataset", "lay_out"]
 class FileLayout:
     """A cache file in memory, with a gap where the features lie."""
 
-    head: bytes
-    tail: bytes
+    head: bytearray
+    tail: bytearray
     features_bytes: int
     offsets: dict[str, int]
 
@@ -52,7 +52,7 @@ class _Memory(io.RawIOBase):
     """A file that keeps what was written, in pieces, and reads zeros elsewhere."""
 
     def __init__(self) -> None:
-        self.pieces: list[tuple[int, bytes]] = []
+        self.pieces: list[tuple[int, bytes | memoryview]] = []
         self.n_bytes = 0
         self._at = 0
 
@@ -81,14 +81,14 @@ class _Memory(io.RawIOBase):
         self.n_bytes = self._at if size is None else size
         return self.n_bytes
 
-    def span(self, start: int, stop: int) -> bytes:
+    def span(self, start: int, stop: int) -> bytearray:
         """Give the bytes from `start` to `stop`."""
         out = bytearray(stop - start)
         for offset, piece in self.pieces:
             low, high = max(start, offset), min(stop, offset + len(piece))
             if low < high:
                 out[low - start : high - start] = piece[low - offset : high - offset]
-        return bytes(out)
+        return out
 
 
 def lay_out(
@@ -149,7 +149,7 @@ def _create_objects(
         for name, array in arrays.items():
             offsets[name] = create_dataset(file, name, array.shape, array.dtype)
             if array.nbytes:
-                memory.pieces.append((offsets[name], array.tobytes()))
+                memory.pieces.append((offsets[name], disk.bytes_of(np.ascontiguousarray(array))))
         create_attribute(file, "meta", attributes["meta"])
     return offsets
 
@@ -182,9 +182,11 @@ def _cut_out(
     if any(offset < stop and start < offset + len(piece) for offset, piece in memory.pieces):
         raise CacheError("this version of HDF5 writes into the features: report it as a bug")
     file_bytes = max(memory.n_bytes, stop)
-    head = memory.span(layout.USERBLOCK_BYTES, start)
+    head = memory.span(0, start)
     tail = memory.span(stop, file_bytes)
     block = PARTIAL_BLOCK
     if is_complete:
-        block = HeaderBlock(file_bytes, start, features_bytes, hash_bytes([head, tail])).render()
-    return FileLayout(block + head, tail, features_bytes, offsets)
+        digest = hash_bytes([memoryview(head)[layout.USERBLOCK_BYTES :], tail])
+        block = HeaderBlock(file_bytes, start, features_bytes, digest).render()
+    head[: layout.USERBLOCK_BYTES] = block
+    return FileLayout(head, tail, features_bytes, offsets)

@@ -147,7 +147,7 @@ def read_block(fd: int) -> bytes:
     return os.pread(fd, USERBLOCK_BYTES, 0)
 
 
-def hash_bytes(parts: Iterable[bytes | memoryview]) -> str:
+def hash_bytes(parts: Iterable[bytes | bytearray | memoryview]) -> str:
     """SHA-256 of some pieces of memory one after the other."""
     state = hashlib.sha256()
     for part in parts:

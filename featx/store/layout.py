@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,10 +24,8 @@ __all__ = [
     "SMALL_DATASETS",
     "USERBLOCK_BYTES",
     "Extent",
-    "decode_names",
     "default_block_rows",
     "encode_errors",
-    "encode_names",
     "errors_dtype",
     "feature_dtype",
     "hdf5_type",
@@ -111,32 +108,6 @@ def hdf5_type(dtype: np.dtype[Any]) -> Any:
             [(n, h5py.string_dtype("utf-8", t.itemsize) if t.kind == "S" else t) for n, t in fields]
         )
     return h5py.h5t.py_create(dtype, logical=True)
-
-
-def encode_names(names: Sequence[str], what: str) -> np.ndarray:
-    """Names as one array of fixed-length UTF-8.
-
-    Undecodable bytes of file names (`os.fsdecode` makes them lone surrogates)
-    are stored as they were.
-    """
-    encoded = [_encode(name, what) for name in names]
-    width = max(map(len, encoded), default=1)
-    return np.array(encoded, dtype=f"S{max(width, 1)}")
-
-
-def _encode(name: str, what: str) -> bytes:
-    try:
-        data = name.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        data = b"\0"
-    if b"\0" in data or data.decode("utf-8", "surrogateescape") != name:
-        raise CacheError(f"{what}: {name!r} cannot be stored as UTF-8: rename it")
-    return data
-
-
-def decode_names(names: np.ndarray) -> list[str]:
-    """Undo `encode_names`."""
-    return [name.decode("utf-8", "surrogateescape") for name in names.tolist()]
 
 
 def encode_errors(failed: dict[int, str]) -> np.ndarray:

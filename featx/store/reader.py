@@ -22,6 +22,7 @@ from featx.store.checksums import hash_span
 from featx.store.disk import OpenFile
 from featx.store.features import FeatureArray
 from featx.store.header import HeaderBlock, read_block
+from featx.store.names import Names
 from featx.store.partial import describe_partial, find_partials
 from featx.store.spec import CacheSpec
 from featx.store.structure import Structure, read_structure
@@ -173,7 +174,7 @@ class Cache:
             meta={name: value for name, value in self.meta.items() if name != "identity"},
             labels=self.labels,
             class_names=self.class_names,
-            paths=self.paths,
+            paths=self.names,
             n_features=self.n_features,
             dtype=self.X.stored_dtype.name,
             image_digests=self.image_digests,
@@ -207,12 +208,17 @@ class Cache:
     @cached_property
     def class_names(self) -> list[str]:
         """One name a class."""
-        return layout.decode_names(self.stored_array("class_names"))
+        return list(Names(self.stored_array("class_names")))
 
     @cached_property
     def paths(self) -> list[str]:
         """One path an image, in row order."""
-        return layout.decode_names(self.stored_array("paths"))
+        return list(self.names)
+
+    @property
+    def names(self) -> Names:
+        """The same as `paths`, as stored; read anew each time."""
+        return Names(self.stored_array("paths"))
 
     @cached_property
     def image_digests(self) -> np.ndarray:
@@ -224,7 +230,7 @@ class Cache:
         """Reasons of failed rows, by row."""
         table = self.stored_array("errors")
         rows: list[int] = table["row"].tolist()
-        return dict(zip(rows, layout.decode_names(table["reason"]), strict=True))
+        return dict(zip(rows, Names(table["reason"]), strict=True))
 
     def stored_array(self, name: str) -> np.ndarray:
         """Read a small dataset of the file (`featx.store.layout.SMALL_DATASETS`); read-only."""
@@ -294,7 +300,7 @@ class Cache:
             seed=seed,
             valid=is_done,
             class_names=self.class_names,
-            images=name_images(self.image_digests, self.paths),
+            images=name_images(self.image_digests, self.names),
         )
         return features[rows], self.labels[rows]
 

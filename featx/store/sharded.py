@@ -21,6 +21,7 @@ from featx.store import disk, layout
 from featx.store.features import FeatureArray
 from featx.store.header import HeaderBlock, read_block
 from featx.store.layout import Extent
+from featx.store.names import Names
 from featx.store.reader import Cache, Damage, reopen_features
 from featx.store.shards import Index, Manifest, require_shard
 from featx.store.threads import in_threads
@@ -143,11 +144,12 @@ class ShardedCache(Cache):
         found.labels.flags.writeable = found.status.flags.writeable = False
         return found
 
-    @cached_property
-    def paths(self) -> list[str]:
-        """One path an image, in row order."""
-        parts = (shard.stored_array("paths") for _, shard in self._shards.each())
-        return [path for part in parts for path in layout.decode_names(part)]
+    @property
+    def names(self) -> Names:
+        """The paths as stored: see `Cache.names`."""
+        return Names(
+            np.concatenate([shard.stored_array("paths") for _, shard in self._shards.each()])
+        )
 
     @cached_property
     def class_names(self) -> list[str]:

@@ -22,6 +22,7 @@ from featx.errors import CacheError, CacheMismatchError
 from featx.fingerprint import differences
 from featx.records import RecordError, read_record, record_text
 from featx.store import disk, layout
+from featx.store.names import encode_names
 from featx.store.reader import Cache
 from featx.store.recognise import PLACE_MANIFEST
 from featx.store.reuse import without_source
@@ -188,7 +189,7 @@ def list_digests(paths: Sequence[str], labels: np.ndarray, shard_rows: int) -> l
     """Digest the list of images shard by shard."""
     starts = range(0, len(paths), shard_rows)
     return [
-        list_digest(layout.encode_names(paths[i : i + shard_rows], "path"), labels[i:][:shard_rows])
+        list_digest(encode_names(paths[i : i + shard_rows], "path"), labels[i:][:shard_rows])
         for i in starts
     ]
 

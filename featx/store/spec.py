@@ -13,7 +13,8 @@ import numpy as np
 
 from featx.errors import CacheError
 from featx.fingerprint import fingerprint
-from featx.store import layout
+from featx.store import disk, layout
+from featx.store.names import encode_names
 
 __all__ = ["CacheSpec", "as_stored", "check_rows"]
 
@@ -80,12 +81,12 @@ class CacheSpec:
     @cached_property
     def encoded_paths(self) -> np.ndarray:
         """Paths as stored: shape (N,), fixed-length UTF-8."""
-        return layout.encode_names(self.paths, "path")
+        return encode_names(self.paths, "path")
 
     @cached_property
     def encoded_class_names(self) -> np.ndarray:
         """Class names as stored: shape (C,), fixed-length UTF-8."""
-        return layout.encode_names(self.class_names, "class name")
+        return encode_names(self.class_names, "class name")
 
     @cached_property
     def encoded_meta(self) -> bytes:
@@ -109,7 +110,7 @@ class CacheSpec:
         names = (self.encoded_class_names, self.encoded_paths)
         for array in (self.labels, *names, self.image_digests):
             state.update(f"{array.dtype.str}{array.shape};".encode())
-            state.update(array.tobytes())
+            state.update(disk.bytes_of(np.ascontiguousarray(array)))
         return state.hexdigest()
 
 

@@ -20,7 +20,7 @@ from featx.store import disk, layout
 from featx.store import partial as partials
 from featx.store.checksums import Checksums
 from featx.store.existing import is_finished, is_intact
-from featx.store.file_layout import FileLayout, lay_out
+from featx.store.file_layout import lay_out
 from featx.store.journal import Range, RowStates
 from featx.store.lock import Lock
 from featx.store.partial import Partial
@@ -69,7 +69,7 @@ class CacheWriter:
         self._run = secrets.token_hex(4)
         self._lock: Lock | None = None
         self._partial: Partial | None = None
-        self._layout: FileLayout
+        self._features_offset: int
         self._is_broken = False
         self._before: tuple[int, ...] | None = None  # what had the target's name at the start
         block_rows = layout.default_block_rows(spec.row_bytes)
@@ -166,7 +166,6 @@ class CacheWriter:
         if self.is_complete:
             self._release()
             return
-        self._layout = lay_out(self.spec)
         older = None if old is None else open_older(old, self.spec, self.notices.append)
         with nullcontext() if older is None else closing(older):
             self._take_up(resume, reporter)
@@ -174,13 +173,15 @@ class CacheWriter:
                 self._reuse(older, reporter)
 
     def _take_up(self, resume: bool, reporter: Reporter) -> None:
-        found, notices = partials.adopt(self.target, self.spec, self._layout, reporter)
+        file_layout = lay_out(self.spec)
+        self._features_offset = file_layout.features_offset
+        found, notices = partials.adopt(self.target, self.spec, file_layout, reporter)
         if found is not None and not resume:
             found.close()
             partials.discard(found.path)
             notices, found = [f"removed: {found.path}: this run starts anew"], None
         self.notices += notices
-        self._partial = found or partials.create(self.target, self.spec, self._layout)
+        self._partial = found or partials.create(self.target, self.spec, file_layout)
         for item in self._partial.ranges:
             self._rows.adopt(item)
 
@@ -260,7 +261,7 @@ class CacheWriter:
         data = disk.bytes_of(as_stored(rows, self._dtype, start, failed))
         stop = start + len(rows)
         with self._writing(f"rows {start}-{stop - 1}") as partial:
-            offset = self._layout.features_offset + start * self.spec.row_bytes
+            offset = self._features_offset + start * self.spec.row_bytes
             disk.pwrite(partial.fd, data, offset)
         item = self._rows.queue(Range(start, stop, 0, failed, self._run), len(data))
         self._checksums.add(start, data, item)
@@ -359,7 +360,7 @@ class CacheWriter:
         )
 
     def _seal(self, partial: Partial, expected: np.ndarray | None) -> None:
-        digests = self._checksums.digests(partial.fd, self._layout.features_offset)
+        digests = self._checksums.digests(partial.fd, self._features_offset)
         if expected is not None and not np.array_equal(digests, expected):
             raise CacheError(
                 f"{partial.path} holds other rows than those asked for: finish the run that "
@@ -367,7 +368,7 @@ class CacheWriter:
             )
         status, failed = self._rows.status, self._rows.failed
         finished = lay_out(self.spec, status, failed, digests)
-        if finished.features_offset != self._layout.features_offset:
+        if finished.features_offset != self._features_offset:
             raise CacheError("HDF5 laid the finished file out differently: report it as a bug")
         # All space is there before the first byte changes.
         disk.allocate(partial.fd, finished.file_bytes)
