@@ -67,7 +67,7 @@ __all__ = ["command"]
 @click.option(
     "--near",
     type=NumberOr("off", "SHARE", float),
-    help="Near twins: less than this share of the usual distance.  [default: 0.7 or less]",
+    help="Near-duplicates: less than this share of the usual distance.  [default: 0.7 or less]",
 )
 @click.option("--no-near", is_flag=True, help="The same as  --near off.")
 @click.option("--leak-sheet", metavar="FILE.png", help="Draw the shared images, side by side.")

@@ -104,7 +104,7 @@ class Leaks:
         if self.n_duplicates:
             kinds = ", ".join(f"{counts[kind]:,} {kind}" for kind in KINDS if counts[kind])
             parts.append(
-                f"{self.n_duplicates:,} of {self.n_test:,} test images have a twin among the "
+                f"{self.n_duplicates:,} of {self.n_test:,} test images have a copy among the "
                 f"{self.n_train:,} training images: {kinds}"
             )
         if counts[SAME_GROUP]:

@@ -301,7 +301,7 @@ class Question(BaseQuestion):
         if self._on_leaks is not None:
             self._on_leaks(leaks)
         if self.settings.near == NEAR_OFF:
-            self._tell(["near twins are not looked for (--near off)"])
+            self._tell(["near-duplicates are not looked for (--near off)"])
         return leaks
 
     def _recalled(self, stored: dict[str, Any] | None) -> Leaks | None:

@@ -50,7 +50,7 @@ def records():
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
-SAID = "3 of 30 test images have a twin among the 60 training images: 1 same file, 1 equal features"
+SAID = "3 of 30 test images have a copy among the 60 training images: 1 same file, 1 equal features"
 
 
 def test_leaks_are_told_by_default(fit):
@@ -85,8 +85,8 @@ def test_leaks_stop_the_fit(fit):
 @pytest.mark.parametrize("words", [("--near", "off"), ("--no-near",)])
 def test_near_twins_are_not_looked_for(fit, words):
     _, _, err = fit(*words)
-    assert "2 of 30 test images have a twin" in err
-    assert "near twins are not looked for" in err
+    assert "2 of 30 test images have a copy" in err
+    assert "near-duplicates are not looked for" in err
 
 
 def test_how_near_can_be_chosen(fit):
@@ -241,7 +241,7 @@ def test_the_same_images_in_two_subsets_are_found(fit, cache):
     write(cache, "b", "test", CIFAR, 30, 9, X=Y, files=shared)
     code, _, err = fit("--train-data", "a", "--test-data", "b", "--on-leak", "raise")
     assert code == 1
-    assert "15 of 30 test images have a twin among the 30 training images: 15 same file" in err
+    assert "15 of 30 test images have a copy among the 30 training images: 15 same file" in err
     assert fit("--train-data", "a", "--test-data", "b", "--on-leak", "drop")[0] == 0
     for record in records():
         assert max(record["train_rows"]) < 15

@@ -82,7 +82,7 @@ def test_a_known_question_is_answered_exactly_and_unread(desk):
     assert [repr(r) for r in again] == [repr(r) for r in first]
     assert len(desk.lines) == 12
     assert {path: path.read_bytes() for path in desk.files} == before
-    assert desk.stream.getvalue().count("2 of 45 test images have a twin") == 2
+    assert desk.stream.getvalue().count("2 of 45 test images have a copy") == 2
 
 
 def test_answers_belong_to_the_images_and_not_to_their_row_numbers(desk, tmp_path):

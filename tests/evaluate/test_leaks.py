@@ -50,7 +50,7 @@ def test_each_kind_is_found(leaky):
     assert leaks.train_rows.tolist() == [10, 20, 33]
     assert leaks.found[2].cosine == pytest.approx(1, abs=1e-4)
     assert leaks.summary == (
-        "3 of 45 test images have a twin among the 60 training images: "
+        "3 of 45 test images have a copy among the 60 training images: "
         "1 same file, 1 equal features, 1 near"
     )
 
@@ -162,7 +162,7 @@ def test_warn_tells_pairs_and_fits_all_rows(leaky):
     assert "near (cosine 1.000): test/0003.jpg (ant)" in text
     assert result.n_train == 60
     assert result.n_test == 45
-    assert "3 of 45 test images have a twin" in result.notes
+    assert "3 of 45 test images have a copy" in result.notes
     record = json.loads(record_text("fit", result.record()))["leaks"]
     assert record["on_leak"] == "warn"
     assert record["n_drawn"] == 3
@@ -217,7 +217,7 @@ def test_an_offset_of_all_features_raises_no_alarms(leaky, dtype):
 
 
 def test_raise_stops_with_the_first_pairs(leaky):
-    with pytest.raises(ProtocolError, match="3 of 45 test images have a twin") as caught:
+    with pytest.raises(ProtocolError, match="3 of 45 test images have a copy") as caught:
         run(leaky, on_leak="raise")
     assert "test/0001.jpg (bee) and train/0010.jpg" in caught.value.__notes__[0]
     clean = Pair(make_cache(), make_cache(45, split="test"))
@@ -226,7 +226,7 @@ def test_raise_stops_with_the_first_pairs(leaky):
 
 def test_a_search_that_was_switched_off_is_told(leaky):
     (result,), text = run(leaky, near="off")
-    assert "near twins are not looked for" in text
+    assert "near-duplicates are not looked for" in text
     assert any("--near off" in notice for notice in result.detail["notices"])
     assert result.detail["leaks"]["near"] == "off"
 

@@ -175,7 +175,7 @@ def test_leaks_are_sought_across_data_sets():
     test.image_digests[8] = train.image_digests[9] = 7
     (pair,), _ = cross_pairs([train, test], "farm", "zoo", EVERYTHING)
     results, text = run(pair, on_leak="drop")
-    assert "3 of 45 test images have a twin among the 60 training images: 1 same file" in text
+    assert "3 of 45 test images have a copy among the 60 training images: 1 same file" in text
     assert not {6, 7, 9} & set(results[0].detail["train_rows"])
 
 

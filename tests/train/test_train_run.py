@@ -221,14 +221,14 @@ def test_copies_of_test_images_are_told_left_out_or_an_error(tmp_path: Path) -> 
     )
     heard = Heard()
     (warned,) = run(asked, heard)
-    assert any("1 of 16 test images have a twin" in text for text in heard.warnings)
+    assert any("1 of 16 test images have a copy" in text for text in heard.warnings)
     assert any("copy.png" in text for text in heard.warnings)
     assert "1 same file" in warned.fit.notes
     assert warned.fit.n_train == 17
     (dropped,) = run(replace(asked, on_leak="drop"), Heard())
     assert dropped.fit.n_train == 16
     assert "left out of training" in dropped.fit.notes
-    with pytest.raises(ProtocolError, match="twin"):
+    with pytest.raises(ProtocolError, match="have a copy"):
         run(replace(asked, on_leak="raise"), Heard())
 
 
