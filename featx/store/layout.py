@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import h5py
@@ -98,6 +99,7 @@ def errors_dtype(width: int) -> np.dtype[Any]:
     return np.dtype([("row", "<i8"), ("reason", f"S{width}")])
 
 
+@lru_cache(256)
 def hdf5_type(dtype: np.dtype[Any]) -> Any:
     """HDF5 type of a NumPy type; byte strings become fixed-length UTF-8."""
     if dtype.kind == "S":

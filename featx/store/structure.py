@@ -131,13 +131,14 @@ def _read_attributes(file: h5py.File, names: Sequence[str], kind: str) -> dict[s
     """Read just these attributes of a file of this encoding type."""
     if file.userblock_size != layout.USERBLOCK_BYTES:
         raise CacheError(f"its user block has {file.userblock_size} bytes, not 4096")
-    if len(file.attrs) != len(names):
-        raise CacheError(f"{len(file.attrs)} attributes in place of {len(names)}")
+    attributes = file.attrs
+    if len(attributes) != len(names):
+        raise CacheError(f"{len(attributes)} attributes in place of {len(names)}")
     values: dict[str, Any] = {}
     for name in names:
-        if name not in file.attrs:
+        if name not in attributes:
             raise CacheError(f"no attribute {name!r}")
-        values[name] = _read_attribute(file.attrs.get_id(name), name)
+        values[name] = _read_attribute(attributes.get_id(name), name)
     if values["encoding-type"] != kind:
         raise CacheError(f"its encoding-type is {values['encoding-type']!r}")
     if values["encoding-version"] != layout.ENCODING_VERSION:
