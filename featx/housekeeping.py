@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +24,7 @@ from featx.store.partial import discard
 from featx.store.recognise import (
     LOCK,
     PARTIAL,
+    PLACE_MANIFEST,
     age_of,
     files_below,
     first_bytes,
@@ -34,6 +35,7 @@ from featx.store.recognise import (
     size_of,
     target_of,
 )
+from featx.store.shards import INDEX, PLACE_LOCK, Manifest, is_place
 
 __all__ = ["Entry", "Garbage", "find_garbage", "list_entries", "plan_removal", "remove"]
 
@@ -63,8 +65,14 @@ class Garbage:
 
 
 def list_entries(folder: str | os.PathLike[str]) -> list[Entry]:
-    """Describe every cache, partial file and archive in a folder and below it."""
-    return [_entry(path) for path in files_below(_root(folder)) if is_removable(path)]
+    """Describe every cache, partial file and archive in a folder and below it.
+
+    The shards of a place are one cache.
+    """
+    paths = files_below(_root(folder))
+    places = {path.parent for path in paths if path.name == PLACE_MANIFEST}
+    alone = [p for p in paths if is_removable(p) and places.isdisjoint(p.parents)]
+    return sorted(map(_entry, [*places, *alone]), key=lambda entry: entry.path)
 
 
 def _root(folder: str | os.PathLike[str]) -> Path:
@@ -75,6 +83,8 @@ def _root(folder: str | os.PathLike[str]) -> Path:
 
 
 def _entry(path: Path) -> Entry:
+    if path.is_dir():
+        return _place_entry(path)
     state, made_by = "packed", "an archive:  featx unpack  gives the cache back"
     if not first_bytes(path).startswith(b"featx-pack "):
         try:
@@ -84,6 +94,21 @@ def _entry(path: Path) -> Entry:
         else:
             state, made_by = _state(summary), _made_by(summary["meta"])
     return Entry(path, state, size_of(path), age_of(path), made_by)
+
+
+def _place_entry(place: Path) -> Entry:
+    files = [path for path in files_below(place) if path.is_file()]
+    try:
+        manifest = Manifest.read(place)
+        n_missing = len(manifest.missing(place))
+    except CacheError as error:
+        state, made_by = "damaged", str(error).removeprefix(f"{place / PLACE_MANIFEST}: ")
+    else:
+        n = manifest.n_shards
+        state = f"{n - n_missing:,} of {n:,} shards" if n_missing else "complete"
+        made_by = _made_by(dict(manifest.meta))
+    n_bytes = sum(path.lstat().st_size for path in files)
+    return Entry(place, state, n_bytes, min(map(age_of, files)), made_by)
 
 
 def _state(summary: dict[str, Any]) -> str:
@@ -104,6 +129,9 @@ def plan_removal(folder: str | os.PathLike[str], names: Iterable[str]) -> list[P
     found: dict[Path, None] = {}
     for name in names:
         path = _inside(root, name)
+        if is_place(path) and not path.is_symlink():
+            found.update(dict.fromkeys(_files_of(path)))
+            continue
         partials = sorted(
             p for p in path.parent.glob("*") if is_partial(p) and target_of(p) == path
         )
@@ -118,6 +146,13 @@ def plan_removal(folder: str | os.PathLike[str], names: Iterable[str]) -> list[P
         with _unused(path):
             pass
     return list(found)
+
+
+def _files_of(place: Path) -> list[Path]:
+    """Files of a place, its manifest last: what is left of it stays a place until then."""
+    files = [path for path in files_below(place) if is_removable(path)]
+    names = (INDEX, PLACE_LOCK, PLACE_MANIFEST)
+    return [*files, *(place / name for name in names if (place / name).is_file())]
 
 
 def _inside(root: Path, name: str) -> Path:
@@ -168,7 +203,15 @@ def remove(paths: Iterable[Path]) -> int:
         with disk.translated(f"cannot remove {path}"):
             n_bytes += size_of(path) if os.path.lexists(path) else 0
             _remove(path)
+        if path.name == PLACE_MANIFEST:
+            _remove_empty(path.parent)
     return n_bytes
+
+
+def _remove_empty(place: Path) -> None:
+    for folder in [*filter(Path.is_dir, files_below(place)), place]:
+        with suppress(OSError):  # something of the user's is in it
+            folder.rmdir()
 
 
 def _remove(path: Path) -> None:

@@ -43,6 +43,25 @@ def test_what_a_dry_run_says_is_what_the_run_does(pets, capsys):
     assert "is there already" in dry(capsys)[0]
 
 
+@pytest.mark.parametrize("share", ["1/2", "2/3", "7/7"])
+def test_a_share_says_what_its_process_does(pets, capsys, share):
+    words = ["--shard", share, "--shard-rows", "8", "--layer", "features.3", "features"]
+    said = dict(line.split(": ") for line in dry(capsys, *words) if line.startswith("cache/"))
+    assert not (pets / "cache").exists()
+    main([*WORDS.split(), *words, "-q"])
+    capsys.readouterr()
+    for place, what in said.items():
+        files = sorted((pets / place).rglob("rows-*.h5"))
+        n, d = 0, int(re.search(r" x ([\d,]+) ", what)[1].replace(",", ""))
+        for file in files:
+            with Cache.open(file) as cache:
+                n += len(cache)
+        size = size_text(2 * n * d)
+        assert what == f"{n} x {d:,} float16, {size} in {len(files)} of 3 shards"
+    # As many rows to a shard as the place has, where none are asked for.
+    assert " of 3 shards" in dry(capsys, "--shard", share, *words[4:])[0]
+
+
 def test_what_does_not_fit_says_what_to_do(monkeypatch):
     usage = estimate.shutil.disk_usage
     monkeypatch.setattr(estimate.shutil, "disk_usage", lambda p: usage(p)._replace(free=1000))

@@ -308,7 +308,6 @@ def test_the_commands(images, place, one, tmp_path, capsys):
     assert main(["merge", str(place)]) == 1
     assert "1 of 3 shards are missing: rows 16-31" in capsys.readouterr().err
     assert main([*words, "--shard", "5/2"]) == 2
-    assert main([*words, "--shard", "1/2", "--dry-run"]) == 2
     assert main([*words, "--shard", "2/2", "--shard-rows", "32"]) == 1
     assert "leave out --shard-rows" in capsys.readouterr().err
     assert main([*words, "--shard", "2/2"]) == 0

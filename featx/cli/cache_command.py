@@ -28,7 +28,7 @@ def command() -> None:
 @cache_option
 @common_options
 def list_command(cache_dir: str, reporter: Reporter) -> None:
-    """List every cache file: size, age, what made it, and how far it is."""
+    """List every cache: size, age, what made it, and how far it is."""
     from featx.housekeeping import list_entries
 
     del reporter
@@ -49,17 +49,18 @@ def list_command(cache_dir: str, reporter: Reporter) -> None:
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @common_options
 def remove_command(names: tuple[str, ...], cache_dir: str, yes: bool, reporter: Reporter) -> None:
-    """Remove caches by NAMES, and what was begun of them; asks first.
+    """Remove caches and places of shards by NAMES, and what was begun of them; asks first.
 
     A cache that is being written is never removed. Programs that have a removed
     file open go on reading it.
     """
     from featx.housekeeping import list_entries, plan_removal, remove
+    from featx.store.recognise import PLACE_MANIFEST
 
     del reporter
     paths = plan_removal(cache_dir, names)
     for entry in list_entries(cache_dir):
-        if entry.path in paths:
+        if entry.path in paths or entry.path / PLACE_MANIFEST in paths:
             echo(f"{entry.path} ({entry.state}, {size_text(entry.n_bytes)}): {entry.made_by}")
     if _may(yes, f"remove {count_of(len(paths), 'file')} for good?"):
         echo(f"removed {len(paths)}, freed {size_text(remove(paths))}")

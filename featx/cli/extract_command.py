@@ -132,17 +132,16 @@ def command(  # noqa: PLR0913
 
     The same command again goes on where an interrupted one stopped.
     """
-    from featx.extract import Plan, estimate_plan, run_plan
+    from featx.extract import Plan, Share, estimate_plan, run_plan
 
     check_engine(engine, address)
     is_sharded = shard is not None or shard_rows is not None
     is_of_one_process = bool(shard or dry_run or profile)
     _check_options_of(engine == RAY, is_of_one_process, has_gpus=gpus_per_worker is not None)
-    if is_sharded and dry_run:
-        raise UsageError("--dry-run speaks of all rows: leave out --shard and --shard-rows")
     plan = Plan(**options, allow_code=(*options["backbone"], *allow_code))
+    share = Share.parse(shard or "1/1") if is_sharded else None
     if dry_run:
-        for line in estimate_plan(plan, reporter):
+        for line in estimate_plan(plan, reporter, share=share, shard_rows=shard_rows):
             echo(line)
         return
 
@@ -155,10 +154,9 @@ def command(  # noqa: PLR0913
 
         cluster = Cluster(address, gpus_per_worker)
         reports = run_on_ray(plan, cluster, shard_rows, reporter, tell=tell)
-    elif is_sharded:
-        from featx.extract import Share, run_shards
+    elif share is not None:
+        from featx.extract import run_shards
 
-        share = Share.parse(shard or "1/1")
         reports = run_shards(plan, share, shard_rows, reporter, tell=tell, profile=profile)
     else:
         reports = run_plan(plan, reporter, tell=tell, profile=profile)

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from featx.extract.forecast import Scale, forecast_plan
     from featx.extract.job import Job, prepare, run_plan
     from featx.extract.on_ray import Cluster, run_on_ray
-    from featx.extract.plan import NATIVE, Plan
+    from featx.extract.plan import NATIVE, Plan, Share
     from featx.extract.report import ExtractReport
     from featx.extract.run import extract, extract_many, make_spec
     from featx.extract.settings import Sample, Settings, cache_path, take_sample
-    from featx.extract.shards import Shard, ShardJob, Share, run_shards
+    from featx.extract.shards import Shard, ShardJob, run_shards
     from featx.extract.times import StageTimes
 
 _HOME = {
@@ -35,7 +35,7 @@ _HOME = {
     "Settings": "settings",
     "Shard": "shards",
     "ShardJob": "shards",
-    "Share": "shards",
+    "Share": "plan",
     "StageTimes": "times",
     "cache_path": "settings",
     "estimate_plan": "estimate",

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featx.extract.job import prepare
-from featx.extract.plan import Plan
+from featx.extract.plan import Plan, Share
 from featx.progress import SILENT, Reporter
-from featx.text import size_text
+from featx.store.shards import heights_of, place_of
+from featx.text import count_of, size_text
 
 if TYPE_CHECKING:
     from featx.backbones import Backbone, BackboneGroup
     from featx.engines import Engine
-    from featx.extract.job import Job
     from featx.sources import Source
 
 __all__ = ["estimate_plan", "images_per_second", "there"]
@@ -47,24 +47,43 @@ def images_per_second(
     return (len(times) - 1) * engine.batch_size / (times[-1] - times[0])
 
 
-def estimate_plan(plan: Plan, reporter: Reporter = SILENT) -> list[str]:
+def estimate_plan(
+    plan: Plan,
+    reporter: Reporter = SILENT,
+    *,
+    share: Share | None = None,
+    shard_rows: int | None = None,
+) -> list[str]:
     """Say what each file would hold, how many bytes that is, and how long it takes here.
 
     Files that are there already count as missing: which of their rows are good is known only when
-    all images are hashed.
+    all images are hashed. With a share, only its shards count.
     """
     job = prepare(plan, reporter)
-    lines, n_bytes, seconds = [], 0, 0.0
+    lines, n_bytes, seconds, n_shards = [], 0, 0.0, 0
     for name in plan.backbone:
         group = job.open(name)
         fitted = job.fitted_to(group)
+        n_images = 0
         for source in job.sources:
-            made = _files(fitted, group, source)
-            lines += [text for text, _ in made]
-            n_bytes += sum(size for _, size in made)
+            files = fitted.targets(group, source)
+            n_rows, texts = len(source), [_there_text(path) for path in files]
+            if share is not None:
+                files = [place_of(path) for path in files]
+                heights = heights_of(files[0], len(source), shard_rows)
+                own = [i for i in share.of(range(n_shards + len(heights))) if i >= n_shards]
+                n_rows = sum(heights[i - n_shards] for i in own)
+                texts = [f" in {len(own):,} of {count_of(len(heights), 'shard')}"] * len(files)
+                n_shards += len(heights)
+            for path, member, text in zip(files, group, texts, strict=True):
+                size = stored_bytes(plan, n_rows, member)
+                shape = f"{n_rows:,} x {member.n_features:,} {plan.store_dtype}"
+                lines.append(f"{path}: {shape}, {size_text(size)}{text}")
+                n_bytes += size
+            n_images += n_rows
         largest = max(job.sources, key=len)
         rate = images_per_second(fitted.engine, group, largest, plan.store_dtype)
-        seconds += sum(map(len, job.sources)) / rate
+        seconds += n_images / rate
         if not isnan(rate):
             lines.append(f"{name}: {rate:,.1f} images/s here, measured on a few batches")
     free = shutil.disk_usage(there(Path(plan.cache_dir))).free
@@ -78,14 +97,8 @@ def estimate_plan(plan: Plan, reporter: Reporter = SILENT) -> list[str]:
     return lines
 
 
-def _files(job: Job, group: BackboneGroup, source: Source) -> list[tuple[str, int]]:
-    made = []
-    for path, member in zip(job.targets(group, source), group, strict=True):
-        size = stored_bytes(job.plan, len(source), member)
-        there = " (is there already: rows that are good are kept)" if path.exists() else ""
-        shape = f"{len(source):,} x {member.n_features:,} {job.plan.store_dtype}"
-        made.append((f"{path}: {shape}, {size_text(size)}{there}", size))
-    return made
+def _there_text(path: Path) -> str:
+    return " (is there already: rows that are good are kept)" if path.exists() else ""
 
 
 def stored_bytes(plan: Plan, n_images: int, member: Backbone) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from featx.devices import find_device
 from featx.errors import CacheError, UsageError, reason_of
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from featx.extract.settings import Sample
     from featx.sources import Source
 
-__all__ = ["NATIVE", "NOT_RECORDED", "Plan", "Sources", "make_folder", "open_sources"]
+__all__ = ["NATIVE", "NOT_RECORDED", "Plan", "Share", "Sources", "make_folder", "open_sources"]
 
 NATIVE = "native"
 """An input size: that of the images themselves, which are not resized."""
@@ -45,6 +47,7 @@ NOT_RECORDED = (
     "on_error",
     "allow_code",
 )
+_Item = TypeVar("_Item")
 _PATHS = ("data", "weights", "images_root")
 
 
@@ -201,6 +204,30 @@ class Plan:
                 path = Path(word)
                 values[name] = str(path.resolve() if ".." in path.parts else path.absolute())
         return values
+
+
+@dataclass(frozen=True)
+class Share:
+    """Shards number i, i + n, i + 2 n, ... of all; written ``i/n``, from 1 on."""
+
+    i: int = 1
+    n: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read what was typed, as in ``3/20``."""
+        match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+        share = cls(*map(int, match.groups())) if match else cls(0, 0)
+        if not 1 <= share.i <= share.n:
+            raise UsageError(
+                f"shard {text!r} is no part: give I/N, as in 3/20 for the third of 20 processes, "
+                "with I from 1 to N"
+            )
+        return share
+
+    def of(self, items: Iterable[_Item]) -> Iterator[_Item]:
+        """Give every n-th of all items, from the i-th on."""
+        return islice(items, self.i - 1, None, self.n)
 
 
 class Sources(list["Source"]):

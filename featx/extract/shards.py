@@ -7,29 +7,27 @@ computes one shard after the other, in this process or in a worker.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from featx.errors import CacheBusyError, CacheError, CacheMismatchError, UsageError
 from featx.extract.job import Job, prepare
-from featx.extract.plan import Plan, make_folder
+from featx.extract.plan import Plan, Share, make_folder
 from featx.extract.run import extract_many, make_spec
 from featx.progress import SILENT, Reporter
 from featx.store import Cache, ShardedCache
 from featx.store.existing import has_rows
 from featx.store.reuse import without_source
 from featx.store.shards import (
-    SHARD_ROWS,
-    SUFFIX,
     Manifest,
     begin_place,
+    height_of,
     list_digests,
+    place_of,
     require_shard,
 )
 from featx.text import count_of
@@ -39,36 +37,11 @@ if TYPE_CHECKING:
     from featx.extract.report import ExtractReport
     from featx.sources import Source
 
-__all__ = ["Shard", "ShardJob", "Share", "describe_place", "run_shards"]
+__all__ = ["Shard", "ShardJob", "describe_place", "run_shards"]
 
 
-_Item = TypeVar("_Item")
 _DONE, _DAMAGED, _OPEN = "done", "damaged", "open"
 _NO_DIGESTS = np.zeros((0, 32), np.uint8)
-
-
-@dataclass(frozen=True)
-class Share:
-    """Shards number i, i + n, i + 2 n, ... of all; written ``i/n``, from 1 on."""
-
-    i: int = 1
-    n: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read what was typed, as in ``3/20``."""
-        match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
-        share = cls(*map(int, match.groups())) if match else cls(0, 0)
-        if not 1 <= share.i <= share.n:
-            raise UsageError(
-                f"shard {text!r} is no part: give I/N, as in 3/20 for the third of 20 processes, "
-                "with I from 1 to N"
-            )
-        return share
-
-    def of(self, items: Iterable[_Item]) -> Iterator[_Item]:
-        """Give every n-th of all items, from the i-th on."""
-        return islice(items, self.i - 1, None, self.n)
 
 
 @dataclass(frozen=True)
@@ -200,7 +173,7 @@ class ShardJob:
         settings = job.settings(group, listed)
         found = []
         for place, member in zip(places, group, strict=True):
-            height = self._shard_rows or _height_of(place)
+            height = self._shard_rows or height_of(place)
             spec = make_spec(source, member, job.engine, settings, _NO_DIGESTS, "")
             wanted = Manifest(
                 identity=without_source(spec.identity),
@@ -267,15 +240,7 @@ def describe_place(place: Path) -> str:
 
 
 def _places(job: Job, group: BackboneGroup, source: Source) -> list[Path]:
-    return [target.with_suffix(SUFFIX) for target in job.targets(group, source)]
-
-
-def _height_of(place: Path) -> int:
-    """Rows of a shard where none are asked for: those that the place has."""
-    try:
-        return Manifest.read(place).shard_rows
-    except CacheError:
-        return SHARD_ROWS
+    return [place_of(target) for target in job.targets(group, source)]
 
 
 def _going_on(job: Job, group: BackboneGroup, manifests: dict[str, list[Manifest]]) -> Job:

@@ -29,14 +29,18 @@ from featx.store.reuse import without_source
 
 __all__ = [
     "INDEX",
+    "PLACE_LOCK",
     "SHARD_ROWS",
     "SUFFIX",
     "Index",
     "Manifest",
     "begin_place",
+    "height_of",
+    "heights_of",
     "is_place",
     "list_digest",
     "list_digests",
+    "place_of",
     "require_shard",
 ]
 
@@ -47,7 +51,7 @@ SHARD_ROWS: Final = 8192
 
 _KIND: Final = "cache shards"
 _INDEX_KIND: Final = "index of cache shards"
-_LOCK: Final = "featx-shards.lock"
+PLACE_LOCK: Final = "featx-shards.lock"
 _MOST_NAMED: Final = 5
 _PER_FOLDER: Final = 256
 
@@ -209,7 +213,7 @@ def begin_place(
     """
     with disk.translated(f"cannot write {place}"):
         place.mkdir(parents=True, exist_ok=True)
-        with locked(place / _LOCK, tell):
+        with locked(place / PLACE_LOCK, tell):
             if is_place(place) and not _is_replaced(place, wanted, grows, overwrite):
                 return Manifest.read(place)
             wanted.write(place)
@@ -294,3 +298,22 @@ def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
         first = last = number
     if first is not None and last is not None:
         yield first, last
+
+
+def place_of(target: Path) -> Path:
+    """Name the place of the shards of a cache."""
+    return target.with_suffix(SUFFIX)
+
+
+def heights_of(place: Path, n_rows: int, shard_rows: int | None) -> list[int]:
+    """Rows of each shard that a place has, or would get."""
+    height = shard_rows or height_of(place)
+    return [min(height, n_rows - start) for start in range(0, n_rows, height)]
+
+
+def height_of(place: Path) -> int:
+    """Rows of a shard where none are asked for: those that the place has."""
+    try:
+        return Manifest.read(place).shard_rows
+    except CacheError:
+        return SHARD_ROWS

@@ -26,9 +26,18 @@ from store_helpers import (
 )
 
 from featx.catalog import load
-from featx.errors import CacheError, CacheMismatchError, UsageError
+from featx.errors import CacheBusyError, CacheError, CacheMismatchError, UsageError
+from featx.housekeeping import list_entries, plan_removal, remove
 from featx.records import record_text
-from featx.store import Cache, ShardedCache, find_caches, read_summary, sharded, verify_file
+from featx.store import (
+    Cache,
+    CacheWriter,
+    ShardedCache,
+    find_caches,
+    read_summary,
+    sharded,
+    verify_file,
+)
 from featx.store.merge import merge_shards
 from featx.store.recognise import PLACE_MANIFEST
 from featx.store.shards import INDEX, Manifest, begin_place, is_place
@@ -331,3 +340,41 @@ def test_no_folder_of_a_place_grows_with_it():
     assert len(set(names)) == n
     assert names == sorted(names)
     assert max(Counter(name.split("/")[0] for name in names).values()) <= 256
+
+
+def test_a_place_is_one_entry_and_goes_as_a_whole(place, made):
+    root = place.parent
+    shutil.copy(made / "one.h5", root)
+    n_bytes = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
+    listed = {entry.path: entry for entry in list_entries(root)}
+    assert list(listed) == [place, root / "one.h5"]
+    assert (listed[place].state, listed[place].n_bytes) == ("complete", n_bytes)
+    assert listed[place].made_by == listed[root / "one.h5"].made_by == "vgg16 train"
+    (place / "0000" / "rows-000000000016.h5").unlink()
+    assert list_entries(root)[0].state == "8 of 9 shards"
+    (place / "notes.txt").write_text("mine")
+    paths = plan_removal(root, ["a.shards"])
+    assert paths[-1] == place / PLACE_MANIFEST
+    remove(paths)
+    assert [path.name for path in place.iterdir()] == ["notes.txt"]
+    assert [entry.path for entry in list_entries(root)] == [root / "one.h5"]
+
+
+def test_a_place_without_notes_leaves_no_folder(place):
+    with pytest.raises(UsageError, match=r"did you mean a\.shards\?"):
+        plan_removal(place.parent, ["b.shards"])
+    remove(plan_removal(place.parent, ["a.shards"]))
+    assert not place.exists()
+
+
+def test_a_place_that_somebody_fills_is_not_removed(place):
+    busy = CacheWriter.open(place / "0000" / "rows-000000000777.h5", make_spec(3, 2))
+    with busy, pytest.raises(CacheBusyError, match="is being written by process"):
+        plan_removal(place.parent, ["a.shards"])
+    assert Manifest.read(place).missing(place) == []
+
+
+def test_a_damaged_manifest_is_listed(place):
+    (place / PLACE_MANIFEST).write_text("{}")
+    [entry] = list_entries(place.parent)
+    assert (entry.path, entry.state) == (place, "damaged")
