@@ -108,14 +108,20 @@ class LinearSpace:
         gram -= (means - means.mean())[:, None]
         return gram
 
+    @property
+    def has_spectrum(self) -> bool:
+        """Whether all eigenpairs of the rows are worth their time."""
+        n, d = self.space.n_rows, self.space.n_features
+        return not self.is_dual and n > 2 * d and d * d <= _WHOLE * n
+
     @cached_property
     def _leading(self) -> Leading:
         if self.is_dual:
             values, vectors = _leading_eigenpairs(self._matrix)
             return Leading(values, vectors, vectors * values)
-        n, d = self.space.n_rows, self.space.n_features
-        if n > 2 * d and d * d <= _WHOLE * n:
+        if self.has_spectrum:
             return Leading(*self._spectrum())
+        n = self.space.n_rows
         some = np.unique(np.linspace(0, n - 1, min(n, _SAMPLE)).astype(np.int64))
         rows = self._as_solved(self.space.rows(some))
         values, vectors = _leading_eigenpairs(rows @ rows.T)
