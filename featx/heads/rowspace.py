@@ -71,8 +71,9 @@ class Pool:
             n_rows, n_features = self.shape
             raise ProtocolError(
                 f"{n_rows:,} x {n_features:,} training rows do not fit into memory, where this "
-                "head needs them: take svm, logreg, ridge or ncm, which read them in blocks, fewer "
-                "images per class, or features of a lower dimension (--pool avg)"
+                "head needs them: take svm, logreg, ridge or ncm, which read them in blocks (lda "
+                "too where there are more rows than features), fewer images per class, or features "
+                "of a lower dimension (--pool avg)"
             )
 
     def holds_gram(self, n_rows: int | None = None) -> bool:
