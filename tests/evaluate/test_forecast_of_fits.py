@@ -14,7 +14,7 @@ from featx.heads import FitOptions, Pool, RowSpace, get_head
 from featx.heads.linear import LinearWork, direct, geometry, gram_seconds
 from featx.progress import Reporter
 
-SHAPES = [(300, 1500, 4), (900, 300, 3), (2000, 40, 10)]
+SHAPES = [(300, 1500, 4), (700, 400, 3), (2000, 40, 10)]
 
 
 @pytest.fixture

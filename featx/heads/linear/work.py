@@ -55,7 +55,12 @@ class LinearWork:
         steps = _STEPS[self.head.name]
         if self._linear.has_spectrum:
             steps = _STEPS_OF_WHOLE.get(self.head.name, steps)
-        return steps[0] if self.n_folds else steps[1]
+            growth = 1.0
+        else:
+            # Conjugate gradients need the root of the condition number, which grows with the rows
+            # of a feature where their spectrum is not known.
+            growth = max(1.0, self.space.n_rows / self.space.n_features) ** 0.5
+        return round(growth * (steps[0] if self.n_folds else steps[1]))
 
     @property
     def n_columns(self) -> int:
