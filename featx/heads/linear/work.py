@@ -84,8 +84,14 @@ class LinearWork:
     def seconds(self) -> float:
         """Time for all of it, from a step on some of the rows."""
         n_rows, seconds = self._step()
-        rate = 2.0 * n_rows * self._width * self.n_columns / seconds
-        return self.flops / rate
+        steps = self.n_steps * seconds * self.space.n_rows / n_rows
+        return steps + (self._once / self._square_rate() if self._once else 0.0)
+
+    def _square_rate(self) -> float:
+        """Operations a second of X^T X, which is far quicker than by a few columns."""
+        n, d = min(_ROWS, self.space.n_rows), min(_ROWS, self.space.n_features)
+        part = self.space.rows(np.arange(n), np.float32)[:, :d]
+        return float(n) * d**2 / _timed(lambda: part.T @ part)
 
     def _step(self) -> tuple[int, float]:
         """How many rows were multiplied, and the seconds that a step of them takes.
