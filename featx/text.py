@@ -16,6 +16,7 @@ __all__ = [
     "some_of",
     "table_width",
     "text_table",
+    "time_text",
     "visible",
 ]
 
@@ -28,6 +29,7 @@ _UNITS = (
     (1e3, "kB", ".1f"),
     (1.0, "bytes", ".0f"),
 )
+_TIMES = ((86_400, "days"), (3_600, "hours"), (60, "minutes"), (1, "seconds"))
 
 
 def visible(text: str, *, keep: str = "\n\t") -> str:
@@ -53,6 +55,12 @@ def size_text(n_bytes: float) -> str:
     """Write a size in the unit that makes it a number from 1 to 1,000."""
     unit, word, form = next((u for u in _UNITS if n_bytes >= u[0]), _UNITS[-1])
     return f"{format(n_bytes / unit, form)} {word}"
+
+
+def time_text(seconds: float) -> str:
+    """Write a length of time roughly, in the largest unit that it has twice."""
+    size, unit = next((n, unit) for n, unit in _TIMES if seconds >= 2 * n or n == 1)
+    return f"about {seconds / size:,.0f} {unit}"
 
 
 def count_of(n: int, word: str) -> str:

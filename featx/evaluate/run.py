@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from featx.errors import ProtocolError
 from featx.evaluate.fitting import Fitting
+from featx.evaluate.forecast import Task, foretell
 from featx.evaluate.leaks import Leaks
 from featx.evaluate.on_ray import FitCrew
 from featx.evaluate.pair import Pair
@@ -134,6 +135,7 @@ class _Job:
         self.fitting = Fitting.of(question)
         self.crew: FitCrew | None = None
         self.answered = dict(self._answers(known)) if known is not None else {}
+        self.missing: list[list[Task]] = []  # fits that no earlier run made, by group
         self.tick: Callable[[str], object] = str  # says what a fit does now
 
     def _answers(self, known: ResultsFolder) -> Iterator[tuple[str, FitResult]]:
@@ -144,18 +146,29 @@ class _Job:
 
     def run(self) -> Iterator[tuple[FitResult, Fit | None]]:
         """Fit group by group of subsets that share a read; known results come without a fit."""
-        for group in share_reads(self.question.subsets):
-            tasks = list(itertools.product(group, self.settings.heads))
-            ids = [self.question.fit_id(name, subset) for subset, name in tasks]
-            both = zip(tasks, ids, strict=True)
-            missing = [task for task, fit_id in both if fit_id not in self.answered]
+        groups = share_reads(self.question.subsets)
+        tasks = [list(itertools.product(group, self.settings.heads)) for group in groups]
+        ids = [[self.question.fit_id(name, sub) for sub, name in group] for group in tasks]
+        self.missing = [
+            [task for task, fit_id in zip(*both, strict=True) if fit_id not in self.answered]
+            for both in zip(tasks, ids, strict=True)
+        ]
+        for group, missing, of_group in zip(groups, self.missing, ids, strict=True):
             fits = self._made(group, missing)
-            for fit_id in ids:
+            for fit_id in of_group:
                 known = self.answered.get(fit_id)
                 yield next(fits) if known is None else (known, None)
 
+    def _foretell(self, pool: Pool) -> None:
+        """Say once how long all fits take, as soon as there are rows to time."""
+        missing, self.missing = self.missing, []
+        if self.crew is None and missing:
+            text = foretell(pool, missing, len(self.pair.train.class_names), self.settings)
+            if text is not None:
+                self.question.reporter.say(f"{self.pair.name}: {text}")
+
     def _made(
-        self, group: list[Subset], missing: list[tuple[Subset, str]]
+        self, group: list[Subset], missing: list[Task]
     ) -> Iterator[tuple[FitResult, Fit | None]]:
         if not missing:
             return
@@ -182,6 +195,7 @@ class _Job:
         # What a pool far away has to tell is not heard.
         tell = self.question.reporter.warn if self.crew is None else None
         pool = Pool(hold_rows(self.pair.train.X, rows), device, tell)
+        self._foretell(pool)
         if self._shares_gram(group, pool, heads) and pool.holds_gram():
             pool.gram(Scaling(self.settings.scale))
         return pool

@@ -14,7 +14,7 @@ from featx.extract.job import prepare
 from featx.extract.plan import Plan, Share
 from featx.progress import SILENT, Reporter
 from featx.store.shards import heights_of, place_of
-from featx.text import count_of, size_text
+from featx.text import count_of, size_text, time_text
 
 if TYPE_CHECKING:
     from featx.backbones import Backbone, BackboneGroup
@@ -25,7 +25,6 @@ __all__ = ["estimate_plan", "images_per_second", "there"]
 
 _MOST_TIMED = 64  # batches
 _ENOUGH_SECONDS = 2.0
-_UNITS = ((86_400, "days"), (3_600, "hours"), (60, "minutes"), (1, "seconds"))
 
 
 def images_per_second(
@@ -114,5 +113,4 @@ def there(folder: Path) -> Path:
 def _time_text(seconds: float) -> str:
     if isnan(seconds):
         return "fewer than two batches of images: too few to say how long it takes"
-    size, unit = next((n, unit) for n, unit in _UNITS if seconds >= 2 * n or n == 1)
-    return f"about {seconds / size:,.0f} {unit} here"
+    return f"{time_text(seconds)} here"

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from featx.configurable import Configurable
 from featx.heads.base import Fit, FitOptions, linear_model
+from featx.heads.moments import class_means
 from featx.heads.rowspace import RowSpace
 from featx.heads.training import check_options, codes_of
 
@@ -41,7 +42,10 @@ class NcmHead(Configurable):
         check_options(self.name, options)
         classes, codes = codes_of(y)
         space = space.scaled(options.scale)
-        means = space.combine(class_weights(codes)).T
+        if space.is_wide:
+            means = space.combine(class_weights(codes)).T
+        else:
+            means = class_means(space, codes)
         coef, intercept = second_against_first(means, -0.5 * np.einsum("ij,ij->i", means, means))
         return Fit(linear_model(space, classes, coef, intercept))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -135,7 +134,9 @@ class KnnHead(Configurable):
             smallest,
             codes,
             folds,
-            partial(_accuracies, space, codes, grid, self._temperature),
+            lambda folds: [
+                _accuracies(space, codes, grid, self._temperature, *fold) for fold in folds
+            ],
         )
         k = int(found.value)
         if k > len(codes):

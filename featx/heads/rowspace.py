@@ -20,7 +20,16 @@ from sklearn.preprocessing import StandardScaler
 
 from featx.errors import ProtocolError
 from featx.heads.device import CPU, gram_of, on_device
-from featx.heads.scaling import POWER, STANDARD, UNSCALED, Array, Scaling, Scratch, check_scale
+from featx.heads.scaling import (
+    NONE,
+    POWER,
+    STANDARD,
+    UNSCALED,
+    Array,
+    Scaling,
+    Scratch,
+    check_scale,
+)
 from featx.heads.whitening import Whitening
 from featx.memory import available_bytes
 
@@ -29,7 +38,7 @@ __all__ = ["Pool", "RowSpace", "require_memory"]
 T = TypeVar("T")
 Blocks = Iterator[NDArray[Any]]
 
-_BLOCK_BYTES = 64 << 20
+_BLOCK_BYTES, _NORM_BYTES = 64 << 20, 1 << 20
 # On a GPU: one as it is stored, one in float64, and what scaling makes of it.
 _BLOCKS_THERE = 4
 # Of the available memory, for a Gram matrix and what is made of it.
@@ -62,8 +71,9 @@ class Pool:
             n_rows, n_features = self.shape
             raise ProtocolError(
                 f"{n_rows:,} x {n_features:,} training rows do not fit into memory, where this "
-                "head needs them: take svm, logreg, ridge or ncm, which read them in blocks, fewer "
-                "images per class, or features of a lower dimension (--pool avg)"
+                "head needs them: take svm, logreg, ridge or ncm, which read them in blocks (lda "
+                "too where there are more rows than features), fewer images per class, or features "
+                "of a lower dimension (--pool avg)"
             )
 
     def holds_gram(self, n_rows: int | None = None) -> bool:
@@ -109,9 +119,10 @@ class Pool:
         is_bent = scaling.name == POWER
         if is_bent not in self._norms:
             squares, scratch = np.zeros(self.shape[0]), Scratch()
-            for columns in _column_blocks(*self.X.shape):
-                block = scaling.bend(self.X[:, columns], scratch=scratch)
-                squares += np.einsum("ij,ij->i", block, block)
+            height = max(1, _NORM_BYTES // (8 * self.shape[1]))
+            for start in range(0, self.shape[0], height):
+                block = scaling.bend(self.X[start : start + height], scratch=scratch)
+                squares[start : start + height] = np.einsum("ij,ij->i", block, block)
             self._norms[is_bent] = np.sqrt(squares)
         return self._norms[is_bent]
 
@@ -245,10 +256,17 @@ class RowSpace:
         return self.scaling.apply(np.asarray(self.pool.X[self.index[which]]), dtype=dtype)
 
     def row_blocks(self, height: int, dtype: Any) -> Iterator[tuple[slice, NDArray[Any]]]:
-        """Yield the scaled rows, so many at a time, and which rows they are."""
+        """Yield the scaled rows, so many at a time, each in the memory of the block before."""
+        scratch, is_there = Scratch(), self.pool.is_in_memory
+        is_all = is_there and isinstance(self._where, slice)
+        norms = self.norms if is_there else None
         for start in range(0, self.n_rows, height):
-            rows = np.arange(start, min(start + height, self.n_rows))
-            yield slice(start, start + len(rows)), self.rows(rows, dtype)
+            rows = slice(start, min(start + height, self.n_rows))
+            block = np.asarray(self.pool.X[rows if is_all else self.index[rows]])
+            if self.scaling.name != NONE or block.dtype != dtype:
+                of_rows = None if norms is None else norms[rows]
+                block = self.scaling.apply(block, norms=of_rows, dtype=dtype, scratch=scratch)
+            yield rows, block
 
     @cached_property
     def centred(self) -> tuple[Array, Array | None]:

@@ -69,6 +69,11 @@ class Scaling:
         """Whether rows are divided by their norms."""
         return self.name in (L2, POWER)
 
+    @property
+    def is_quick(self) -> bool:
+        """Whether scaling a block takes little time beside its product with a few vectors."""
+        return self.name in (NONE, L2)
+
     def bend(
         self, block: NDArray[Any], dtype: Any = np.float64, scratch: Scratch | None = None
     ) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""The choice of a setting by cross-validation, for heads whose folds are fitted one by one."""
+"""The choice of a setting by cross-validation, for heads of a few values."""
 
 from __future__ import annotations
 
@@ -29,15 +29,18 @@ def choose(
     default: float,
     codes: NDArray[np.int64],
     folds: Folds,
-    accuracies_of: Callable[[NDArray[np.int64], NDArray[np.int64]], list[float]],
+    accuracies_of: Callable[[Folds], list[list[float]]],
 ) -> Choice:
-    """Choose the value with the best mean accuracy, the first among equals."""
+    """Choose the value with the best mean accuracy, the first among equals.
+
+    `accuracies_of` gives those of all values for each fold.
+    """
     if len(grid) == 1:
         return Choice(grid[0])
     if not folds:
         why = "classes with one image, or one group, leave nothing out"
         return Choice(default, notes=(f"{name} not searched, {name}={default:g}: {why}",))
-    accuracy = [accuracies_of(*fold) for fold in folds]
+    accuracy = accuracies_of(folds)
     cv = CvCurve(tuple(float(value) for value in grid), tuple(zip(*accuracy, strict=True)), name)
     value = grid[cv.best]
     notes = f"{name}={value:g} by cross-validation", *lone_note(name, codes, folds)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from memory_cache import make_cache
 
 from featx.errors import ProtocolError
-from featx.evaluate import Settings, evaluate
+from featx.evaluate import Pair, Settings, evaluate
 from featx.evaluate import run as reading
 from featx.heads import rowspace
 from featx.heads.base import RowsView
@@ -31,6 +32,17 @@ def test_rows_stay_on_the_disk_and_fits_are_the_same(pair, request):
     for found, expected in zip(without, within, strict=True):
         assert found.detail["cv"]["accuracy"] == expected.detail["cv"]["accuracy"]
         assert pytest.approx(expected.C) == found.C
+
+
+def test_all_linear_heads_read_tall_rows_where_they_are(monkeypatch):
+    pair = Pair(make_cache(300, 20, noise=9.0), make_cache(45, 20, split="test", noise=9.0))
+    heads = ("svm", "logreg", "ridge", "lda", "ncm")
+    settings = Settings(heads=heads, per_class=("all",), near="off")
+    within = evaluate(pair, settings)
+    monkeypatch.setattr(reading, "available_bytes", lambda: 1_000)
+    without = evaluate(pair, settings)
+    assert [fit.acc1 for fit in without] == [fit.acc1 for fit in within]
+    assert [fit.C for fit in without] == pytest.approx([fit.C for fit in within])
 
 
 @pytest.mark.usefixtures("short_of_memory")

@@ -56,7 +56,7 @@ class LinearHead:
         linear = self._space(space)
         n_outputs = 1 if len(classes) == 2 else len(classes)
         tick = partial(_tell, options.tick, self.name)
-        problem = Problem(linear, codes, self._losses(options.class_weight), n_outputs, tick)
+        problem = Problem(linear, codes, self.losses(options.class_weight), n_outputs, tick)
         C, cv, start, notes = self._penalty(problem, options)
         everything = [np.arange(len(codes))]
         solution = problem.solve(linear.geometry(np.float64), C, everything, _FINAL_TOL, start)
@@ -84,9 +84,11 @@ class LinearHead:
         # the penalty of its coefficient is nothing beside theirs.
         return LinearSpace(space, is_free=True) if linear.scale < _TINY else linear
 
-    def _losses(
+    def losses(
         self, class_weight: str | None
     ) -> Callable[[NDArray[np.int64], float, Sequence[NDArray[np.int64]], Any], Loss]:
+        """Give what makes the loss of labels, a penalty and the fitted rows of each fold."""
+
         def make(
             codes: NDArray[np.int64],
             penalty: float,

@@ -1,7 +1,8 @@
 """A row space as linear heads see it: scaled to mean squared norm 1, with an intercept.
 
-With few rows the solver works on their Gram matrix; with few features, on the rows in memory; and
-where neither fits, on rows that are read in blocks, again and again.
+With few rows the solver works on their Gram matrix; with few features, on the rows, which are
+taken in blocks for every product, from memory or from the disk, and converted there: a block that
+is still in the processor's cache is multiplied sooner than a large copy in memory is read.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 from scipy.sparse.linalg import ArpackError, eigsh
 
-from featx.heads.device import Matrix, matrix_on
+from featx.heads.device import CPU, Matrix, device_for, matrix_on
 from featx.heads.linear.geometry import Geometry, GramGeometry, Leading, RowGeometry
 from featx.heads.linear.solver import Solution
 from featx.heads.rowspace import RowSpace
-from featx.heads.scaling import Array
+from featx.heads.scaling import N_CORES, Array
 from featx.memory import available_bytes
 
 __all__ = ["LinearSpace"]
@@ -31,7 +32,9 @@ _SAMPLE = 400
 # All eigenpairs of X^T X, d x d, cost about 10 d^3; one product of the rows, (n, d), by m columns
 # and back costs 4 n d m. They save hundreds of products where d^2 is at most this many times n.
 _WHOLE = 256
-_BLOCK_BYTES = 128 << 20
+# Of the rows in float64: what the caches of a few cores hold; with fewer rows the sums of
+# `RowGeometry.adjoint`, (n_features, m), are read more often than the rows.
+_BLOCK_BYTES, _LEAST_HEIGHT = min(N_CORES, 8) * (2 << 20), 256
 # Of the available memory, for the rows in float64.
 _SHARE = 0.35
 
@@ -52,9 +55,12 @@ class LinearSpace:
 
     @cached_property
     def is_streamed(self) -> bool:
-        """Whether rows are read again for every product."""
-        if not self.space.pool.is_in_memory:
+        """Whether rows are taken, and converted, again for every product."""
+        space = self.space
+        if not space.pool.is_in_memory:
             return True
+        if space.scaling.is_quick and device_for(space.pool.device, space.n_rows) == CPU:
+            return not self.is_dual
         n_bytes = 8 * self.space.n_rows * self.space.n_features
         return not self.is_dual and n_bytes > _SHARE * available_bytes()
 
@@ -70,8 +76,11 @@ class LinearSpace:
         if not self.is_streamed:
             yield slice(0, self.space.n_rows), self.space.dense.astype(dtype, copy=False)
             return
-        height = max(1, _BLOCK_BYTES // (8 * self.space.n_features))
-        yield from self.space.row_blocks(height, dtype)
+        yield from self.space.row_blocks(self._height, dtype)
+
+    @property
+    def _height(self) -> int:
+        return max(_LEAST_HEIGHT, _BLOCK_BYTES // (8 * self.space.n_features))
 
     @cached_property
     def _mean(self) -> Array | None:
@@ -99,14 +108,20 @@ class LinearSpace:
         gram -= (means - means.mean())[:, None]
         return gram
 
+    @property
+    def has_spectrum(self) -> bool:
+        """Whether all eigenpairs of the rows are worth their time."""
+        n, d = self.space.n_rows, self.space.n_features
+        return not self.is_dual and n > 2 * d and d * d <= _WHOLE * n
+
     @cached_property
     def _leading(self) -> Leading:
         if self.is_dual:
             values, vectors = _leading_eigenpairs(self._matrix)
             return Leading(values, vectors, vectors * values)
-        n, d = self.space.n_rows, self.space.n_features
-        if n > 2 * d and d * d <= _WHOLE * n:
+        if self.has_spectrum:
             return Leading(*self._spectrum())
+        n = self.space.n_rows
         some = np.unique(np.linspace(0, n - 1, min(n, _SAMPLE)).astype(np.int64))
         rows = self._as_solved(self.space.rows(some))
         values, vectors = _leading_eigenpairs(rows @ rows.T)
@@ -123,13 +138,11 @@ class LinearSpace:
 
     def _spectrum(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """All eigenpairs of X^T X, in float32: only speed rests on them."""
-        total = sum(
-            part.T @ part
-            for _, block in self._rows(np.float32)
-            for part in map(
-                self._as_solved, np.array_split(block, 1 + block.nbytes // _BLOCK_BYTES)
-            )
-        )
+        total = np.zeros(2 * (self.space.n_features + (self._mean is None),), np.float32)
+        for _, block in self._rows(np.float32):
+            for start in range(0, len(block), self._height):
+                part = self._as_solved(block[start : start + self._height])
+                total += part.T @ part
         values, vectors = eigh(total)
         return np.maximum(values, 0.0), vectors
 
@@ -182,8 +195,7 @@ class LinearSpace:
         u, b = self._plain(solution)
         if self.is_dual:
             return np.asarray(others.products(self.space) @ u + b)
-        height = max(1, _BLOCK_BYTES // (8 * self.space.n_features))
-        blocks = others.row_blocks(height, np.float64)
+        blocks = others.row_blocks(self._height, np.float64)
         return np.concatenate([rows @ u for _, rows in blocks]) + b
 
     def _plain(self, solution: Solution) -> tuple[Array, Array]:
