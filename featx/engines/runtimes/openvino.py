@@ -2,67 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from functools import cache, partial
 from importlib.metadata import version
 from importlib.util import find_spec
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 
-from featx.atomic import replace_text
 from featx.backbones.base import BackboneGroup
 from featx.engines.runtimes.base import Resize, Result, Runtime, Whole
+from featx.engines.runtimes.forms import Form, FormMemory, raced
 from featx.errors import BackboneError, MissingExtraError
-from featx.fingerprint import fingerprint
-from featx.records import parse_json
-from featx.sources.places import default_data_dir
 
-__all__ = ["HINTS", "Form", "FormMemory", "OpenVinoRuntime", "has_openvino"]
+__all__ = ["HINTS", "OpenVinoRuntime", "has_openvino"]
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 """Precisions that its CPU kernels compute in, by OpenVINO's own names."""
 
-_LEAST_BATCHES = 256  # runs of fewer do not repay the measuring
-_MOST_SECONDS = 5.0  # of measuring
-_N_TIMED, _N_TURNS = 2, 3  # batches of a form in a turn, as many as are under way; turns
-_WORTH = 0.97  # of the usual form's time: less of a gain is noise
+_LEAST_BATCHES = 64  # runs of fewer end soon after the race
 
 
 def has_openvino() -> bool:
     """Whether the package is installed; it is not imported."""
     return find_spec("openvino") is not None
-
-
-@dataclass(frozen=True)
-class Form:
-    """A way to compute a batch: so many images a request, requests one by one or side by side."""
-
-    hint: str
-    n_rows: int
-
-    @classmethod
-    def choices(cls, n_rows: int, n_threads: int) -> list[Form]:
-        """Give the ways that a machine has, the usual one first.
-
-        One request side by side with others has a share of the cores, and of the memory.
-        """
-        n_parts = next(
-            n for n in range(1, n_rows + 1) if n >= min(n_rows, n_threads) and n_rows % n == 0
-        )
-        usual = cls("LATENCY", n_rows)
-        if n_parts == 1:
-            return [usual]
-        return [usual, cls("LATENCY", n_rows // n_parts), cls("THROUGHPUT", n_rows // n_parts)]
 
 
 class OpenVinoRuntime(Runtime):
@@ -96,6 +64,7 @@ class OpenVinoRuntime(Runtime):
         self._is_settled = known in self._forms or len(self._forms) == 1
         form = known if known in self._forms else self._forms[0]
         self._program = self._network.compiled(form)
+        self._race: Iterator[_Program] | None = None
 
     @property
     def form(self) -> Form:
@@ -106,7 +75,10 @@ class OpenVinoRuntime(Runtime):
         """Begin with a batch, see `Runtime.start`."""
         array = (pixels if resize is None else resize(pixels)).numpy()
         if self.n_expected >= _LEAST_BATCHES and not self._is_settled:
-            self._settle(array)
+            self._race = self._race or self._raced(array)
+            self._program = next(self._race, self._program)  # one that an error ended is over
+            if self._is_settled:
+                self._race = None  # with the programs that lost
         return self._program.start(array)
 
     def bare(self, pixels: torch.Tensor) -> Callable[[], object]:
@@ -120,64 +92,23 @@ class OpenVinoRuntime(Runtime):
 
         return run
 
-    def _settle(self, array: np.ndarray) -> None:
-        """Take the form that computes a real batch fastest, of those with the same features."""
-        self._is_settled = True
+    def _raced(self, array: np.ndarray) -> Iterator[_Program]:
+        """Give the program of each batch to come: in turns, until the fastest is known.
+
+        Only those take part whose features of a real batch are the usual ones to the bit.
+        """
         usual, *others = self._forms
-        wanted = self._program.start(array)()
-        seconds = _seconds(self._program, array)
-        if seconds * len(self._forms) * _N_TURNS > _MOST_SECONDS:
-            return
         programs = {usual: self._program}
+        wanted = self._program.start(array)()
         for form in others:
             with suppress(BackboneError):  # some networks come in one size of batch only
                 program = self._network.compiled(form)
                 if all(map(np.array_equal, program.start(array)(), wanted)):
                     programs[form] = program
-        turns = [
-            {form: _seconds(program, array) for form, program in programs.items()}
-            for _ in range(_N_TURNS)
-        ]
-        shares = {form: median(turn[form] / turn[usual] for turn in turns) for form in programs}
-        best = min(shares, key=shares.__getitem__)
-        self._program = programs[best if shares[best] < _WORTH else usual]
-        self.memory.keep(self.form)
-
-
-def _seconds(program: _Program, array: np.ndarray) -> float:
-    """Time two batches, both under way, as in a run."""
-    began = time.perf_counter()
-    results = [program.start(array) for _ in range(_N_TIMED)]
-    for result in results:
-        result()
-    return time.perf_counter() - began
-
-
-class FormMemory:
-    """Which form was the fastest, in a file for each network, size and machine."""
-
-    def __init__(self, circumstances: Mapping[str, Any]) -> None:
-        self._key = fingerprint(circumstances)
-        self.path = default_data_dir() / "openvino" / f"{self._key[:32]}.json"
-
-    def recall(self) -> Form | None:
-        """Give what was kept; None where nothing is, or the file is damaged or another's."""
-        try:
-            record = parse_json(self.path.read_bytes())
-            form = Form(record["hint"], record["n_rows"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return form if record == self._sealed(form) else None
-
-    def keep(self, form: Form) -> None:
-        """Remember a form; a disk that refuses is no error."""
-        with suppress(OSError):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            replace_text(self.path, json.dumps(self._sealed(form)) + "\n")
-
-    def _sealed(self, form: Form) -> dict[str, Any]:
-        record = {"key": self._key, **asdict(form)}
-        return {**record, "sha256": fingerprint(record)}
+        best = yield from raced(list(programs.values()))
+        self._is_settled = True
+        self.memory.keep(best.form)
+        yield best
 
 
 def _circumstances(
@@ -201,6 +132,7 @@ class _Program:
 
     def __init__(self, model: Any, form: Form) -> None:
         self._model, self.form = model, form
+        self._requests: list[Any] = []
         self._idle: list[Any] = []
 
     def start(self, array: np.ndarray) -> Result:
@@ -212,8 +144,14 @@ class _Program:
             request.start_async([part], share_inputs=True)
         return partial(self._fetch, requests, array)
 
+    def wait(self) -> None:
+        """Wait for all batches that were begun."""
+        for request in self._requests:
+            request.wait()
+
     def _request(self) -> Any:
-        return self._model.create_infer_request()
+        self._requests.append(self._model.create_infer_request())
+        return self._requests[-1]
 
     def _fetch(self, requests: Sequence[Any], array: np.ndarray) -> list[np.ndarray]:
         """Wait for requests; they read the very bytes of `array`, which is held until then."""
