@@ -189,7 +189,7 @@ def test_a_network_whose_kernels_are_missing_says_what_to_do(squeezenet, source,
     def fail(*_):
         raise RuntimeError("Supported primitive descriptors list is empty\nfor node: MaxPool")
 
-    monkeypatch.setattr(openvino._core(), "compile_model", fail, raising=False)
+    monkeypatch.setattr(openvino.core(), "compile_model", fail, raising=False)
     with pytest.raises(BackboneError, match=r"list is empty. Say --runtime torch"):
         features(LocalEngine(CPU, "bf16", 16, 0, runtime="openvino"), squeezenet, source)
 
@@ -369,6 +369,21 @@ def test_a_run_goes_on_after_an_error_in_a_race(small, small_pixels, clock, monk
     assert all(np.array_equal(rows, wanted) for rows in found)
 
 
+@NEEDS_OPENVINO
+def test_the_arrays_of_a_batch_stay_until_it_is_computed(small, small_pixels, monkeypatch):
+    waited, real = [], openvino._Batch.wait
+    monkeypatch.setattr(
+        openvino._Batch, "wait", lambda batch: waited.append(len(batch.requests)) or real(batch)
+    )
+    runtime = runtime_of(small)
+    runtime.start(small_pixels)  # nobody asks for the result
+    assert waited == [1]
+    first = runtime.start(small_pixels)()[0]
+    kept = first.copy()
+    assert not np.array_equal(runtime.start(255 - small_pixels)()[0], kept)
+    assert np.array_equal(first, kept)
+
+
 @pytest.fixture
 def small():
     return open_backbone("squeezenet1_0", weights="random", overrides={"input_size": 64})
@@ -407,8 +422,8 @@ def test_a_form_whose_features_differ_in_a_bit_is_not_taken(
 ):
     fetch = openvino._Program._fetch
 
-    def differing(program, requests, array):
-        [rows] = fetch(program, requests, array)
+    def differing(program, batch):
+        [rows] = fetch(program, batch)
         return [np.nextafter(rows, np.inf) if program.form == FORMS[1] else rows]
 
     monkeypatch.setattr(openvino._Program, "_fetch", differing)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache, partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from featx.engines.runtimes.base import Resize, Result, Runtime, Whole
 from featx.engines.runtimes.forms import Form, FormMemory, raced
 from featx.errors import BackboneError, MissingExtraError
 
-__all__ = ["HINTS", "OpenVinoRuntime", "has_openvino"]
+__all__ = ["HINTS", "OpenVinoRuntime", "core", "has_openvino"]
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 """Precisions that its CPU kernels compute in, by OpenVINO's own names."""
@@ -61,7 +62,7 @@ class OpenVinoRuntime(Runtime):
         self._forms = Form.choices(n_rows, n_threads)
         self.memory = FormMemory(_circumstances(group, dtype, n_rows, settings))
         known = self.memory.recall()
-        self._is_settled = known in self._forms or len(self._forms) == 1
+        self.is_settled = known in self._forms or len(self._forms) == 1
         form = known if known in self._forms else self._forms[0]
         self._program = self._network.compiled(form)
         self._race: Iterator[_Program] | None = None
@@ -74,10 +75,10 @@ class OpenVinoRuntime(Runtime):
     def start(self, pixels: torch.Tensor, resize: Resize | None = None) -> Result:
         """Begin with a batch, see `Runtime.start`."""
         array = (pixels if resize is None else resize(pixels)).numpy()
-        if self.n_expected >= _LEAST_BATCHES and not self._is_settled:
+        if self.n_expected >= _LEAST_BATCHES and not self.is_settled:
             self._race = self._race or self._raced(array)
             self._program = next(self._race, self._program)  # one that an error ended is over
-            if self._is_settled:
+            if self.is_settled:
                 self._race = None  # with the programs that lost
         return self._program.start(array)
 
@@ -106,7 +107,7 @@ class OpenVinoRuntime(Runtime):
                 if all(map(np.array_equal, program.start(array)(), wanted)):
                     programs[form] = program
         best = yield from raced(list(programs.values()))
-        self._is_settled = True
+        self.is_settled = True
         self.memory.keep(best.form)
         yield best
 
@@ -122,9 +123,25 @@ def _circumstances(
         "dtype": str(dtype),
         "n_rows": n_rows,
         "settings": dict(settings),
-        "processor": str(_core().get_property("CPU", "FULL_DEVICE_NAME")),
-        "can": sorted(_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
+        "processor": str(core().get_property("CPU", "FULL_DEVICE_NAME")),
+        "can": sorted(core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
     }
+
+
+class _Batch:
+    """A batch under way: the network reads and writes its very arrays, which stay until then."""
+
+    def __init__(self, requests: list[Any], array: np.ndarray, rows: list[np.ndarray]) -> None:
+        self.requests, self._array, self.rows = requests, array, rows
+
+    def wait(self) -> None:
+        """Wait until it is computed."""
+        for request in self.requests:
+            request.wait()
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # nobody asks for it any more
+            self.wait()
 
 
 class _Program:
@@ -132,38 +149,46 @@ class _Program:
 
     def __init__(self, model: Any, form: Form) -> None:
         self._model, self.form = model, form
-        self._requests: list[Any] = []
-        self._idle: list[Any] = []
+        self._under_way: WeakSet[_Batch] = WeakSet()
+        self._idle: list[Any] = [model.create_infer_request()]
+        outputs = [self._idle[0].get_output_tensor(i).data for i in range(len(model.outputs))]
+        self._rows = [(array.shape[1:], array.dtype) for array in outputs]
 
     def start(self, array: np.ndarray) -> Result:
         """Begin with a batch, in as many requests as it takes."""
-        n = self.form.n_rows
-        parts = [array[low : low + n] for low in range(0, len(array), n)]
+        array, n = np.ascontiguousarray(array), self.form.n_rows
+        rows = [np.empty((len(array), *shape), dtype) for shape, dtype in self._rows]
+        parts = range(0, len(array), n)
         requests = [self._idle.pop() if self._idle else self._request() for _ in parts]
-        for request, part in zip(requests, parts, strict=True):
-            request.start_async([part], share_inputs=True)
-        return partial(self._fetch, requests, array)
+        batch = _Batch(requests, array, rows)
+        self._under_way.add(batch)
+        for request, low in zip(requests, parts, strict=True):
+            request.set_input_tensor(_shared(array[low : low + n]))
+            for i, features in enumerate(rows):
+                request.set_output_tensor(i, _shared(features[low : low + n]))
+            request.start_async()
+        return partial(self._fetch, batch)
 
     def wait(self) -> None:
         """Wait for all batches that were begun."""
-        for request in self._requests:
-            request.wait()
+        for batch in self._under_way:
+            batch.wait()
 
     def _request(self) -> Any:
-        self._requests.append(self._model.create_infer_request())
-        return self._requests[-1]
+        return self._model.create_infer_request()
 
-    def _fetch(self, requests: Sequence[Any], array: np.ndarray) -> list[np.ndarray]:
-        """Wait for requests; they read the very bytes of `array`, which is held until then."""
-        del array
-        for request in requests:
-            request.wait()
-        outputs = [
-            np.concatenate([request.get_output_tensor(i).data for request in requests])
-            for i in range(len(self._model.outputs))
-        ]
-        self._idle += requests
-        return outputs
+    def _fetch(self, batch: _Batch) -> list[np.ndarray]:
+        batch.wait()
+        self._under_way.discard(batch)
+        self._idle += batch.requests
+        batch.requests = []
+        return batch.rows
+
+
+def _shared(array: np.ndarray) -> Any:
+    import openvino
+
+    return openvino.Tensor(array, shared_memory=True)
 
 
 class _Network:
@@ -194,7 +219,7 @@ class _Network:
                 model = model.clone()
                 model.reshape([form.n_rows, self._side, self._side, 3])
             settings = {**self._settings, "PERFORMANCE_HINT": form.hint}
-            return _Program(_core().compile_model(model, "CPU", settings), form)
+            return _Program(core().compile_model(model, "CPU", settings), form)
 
     @contextmanager
     def _errors_named(self) -> Iterator[None]:
@@ -208,7 +233,7 @@ class _Network:
 
 
 @cache
-def _core() -> Any:
+def core() -> Any:
     """Give the one core of this process.
 
     Each sets a stack for signals of the main thread, and puts back the one before when it is
