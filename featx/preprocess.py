@@ -176,13 +176,9 @@ class Preprocessing:
             return self._squashed_or_bordered(image)
         width, height = _resized(*image.size, self.resize_px)
         is_inside = min(width, height) >= self.crop_px
-        if (
-            is_inside
-            and self.interpolation == "bilinear"
-            and _is_exact(image.size, (width, height))
-        ):
+        if is_inside and _is_exact(self.interpolation, image.size, (width, height), self.crop_px):
             left, top = round((width - self.crop_px) / 2), round((height - self.crop_px) / 2)
-            resized = _resize_by_torch(image, height, width)
+            resized = _resize_by_torch(image, height, width, self.interpolation)
             return resized[top : top + self.crop_px, left : left + self.crop_px]
         by_pillow = functional.resize(
             image, [self.resize_px], interpolation=InterpolationMode(self.interpolation)
@@ -275,31 +271,41 @@ def _resized(width: int, height: int, shorter_px: int) -> tuple[int, int]:
     return int(shorter_px * width / height), shorter_px
 
 
-def _is_exact(before: tuple[int, int], after: tuple[int, int]) -> bool:
-    """Whether fixed-point numbers hold all weights of a bilinear resize.
+def _is_exact(
+    interpolation: str, before: tuple[int, int], after: tuple[int, int], crop_px: int
+) -> bool:
+    """Whether fixed-point numbers hold all weights of an enlargement, in the part that is kept.
 
     Pillow has 22 bits for them and torch at least 14, and both round after each pass, so that
-    their results are equal where no weight is rounded. The weights of an enlargement by
-    m / n (in lowest terms) are multiples of 1 / (2 m): exact if m is a power of two.
+    their results are equal where no weight is rounded. An enlargement by m / n (in lowest
+    terms) has its weights at multiples of 1 / (2 m) of a pixel: they are multiples of 1 / (2 m),
+    or of 1 / (16 m^3) if they are cubic, exact if m is a power of two. Where the edge cuts off
+    some, the rest is divided by its sum: one of two is 1 then, but of four none is exact.
     """
+    if interpolation not in _MOST_EXACT:
+        return False
+    most, n_cut = _MOST_EXACT[interpolation]
     for old, new in zip(before, after, strict=True):
         m = new // math.gcd(old, new)
-        if new < old or m > _MOST_EXACT or m & (m - 1):
+        if new < old or m > most or m & (m - 1):
+            return False
+        if (new - crop_px) // 2 * old < n_cut * new:
             return False
     return True
 
 
-_MOST_EXACT = 1 << 10
+# The largest m, and the pixels at an edge, before the enlargement, that the crop must cut off.
+_MOST_EXACT = {"bilinear": (1 << 10, 0), "bicubic": (1 << 3, 2)}
 
 
-def _resize_by_torch(image: Image.Image, height: int, width: int) -> np.ndarray:
+def _resize_by_torch(image: Image.Image, height: int, width: int, mode: str) -> np.ndarray:
     """Resize to uint8 (height, width, 3) in channels-last order, torch's fast path."""
     if image.size == (width, height):
         return np.asarray(image)
     # A copy: torch does not take arrays that must not be written to.
     pixels = torch.from_numpy(np.array(image))[None].permute(0, 3, 1, 2)
     resized = torch.nn.functional.interpolate(
-        pixels, size=(height, width), mode="bilinear", antialias=True
+        pixels, size=(height, width), mode=mode, antialias=True
     )
     return np.asarray(resized[0].permute(1, 2, 0).numpy())
 

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision import models
+from torchvision.transforms import InterpolationMode, functional
 
+from featx import preprocess
 from featx.errors import UsageError
 from featx.preprocess import Preprocessing
 
@@ -87,6 +89,31 @@ def test_torch_resizes_where_that_is_exact(size, resize_px, monkeypatch):
     wanted = transform(noise(*size))
     monkeypatch.setattr(functional, "resize", None)  # it is not called
     assert torch.equal(prepared(Preprocessing.from_torchvision(transform), noise(*size)), wanted)
+
+
+@pytest.mark.parametrize(
+    ("size", "crop", "by_torch"),
+    [
+        ((32, 32), 224, True),
+        ((32, 32), 240, False),  # it reaches weights that the edge changes
+        ((96, 96), 226, True),
+        ((224, 224), 224, True),
+        ((128, 300), 224, True),
+        ((16, 16), 160, False),  # the weights have more bits than torch
+        ((64, 48), 160, False),
+    ],
+)
+def test_torch_enlarges_cubically_where_that_is_exact(size, crop, by_torch, monkeypatch):
+    ours = Preprocessing(256, crop, "bicubic", (0.5,) * 3, (0.5,) * 3)
+    random, calls, real = np.random.default_rng(3), [], preprocess._resize_by_torch
+    monkeypatch.setattr(preprocess, "_resize_by_torch", lambda *a: calls.append(a) or real(*a))
+    for grey_levels in ([0, 255], range(256)):  # black and white is clipped after each pass
+        pixels = random.choice(grey_levels, (*size[::-1], 3)).astype(np.uint8)
+        image = Image.fromarray(pixels)
+        by_pillow = functional.resize(image, [256], InterpolationMode.BICUBIC)
+        wanted = np.asarray(functional.center_crop(by_pillow, [crop, crop]))
+        assert np.array_equal(ours.pixels(image), wanted)
+    assert bool(calls) == by_torch
 
 
 def torchvision_preset(resize_px, crop_px):

@@ -2,67 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from functools import cache, partial
 from importlib.metadata import version
 from importlib.util import find_spec
-from statistics import median
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
 
-from featx.atomic import replace_text
 from featx.backbones.base import BackboneGroup
 from featx.engines.runtimes.base import Resize, Result, Runtime, Whole
+from featx.engines.runtimes.forms import Form, FormMemory, raced
 from featx.errors import BackboneError, MissingExtraError
-from featx.fingerprint import fingerprint
-from featx.records import parse_json
-from featx.sources.places import default_data_dir
 
-__all__ = ["HINTS", "Form", "FormMemory", "OpenVinoRuntime", "has_openvino"]
+__all__ = ["HINTS", "OpenVinoRuntime", "core", "has_openvino"]
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 """Precisions that its CPU kernels compute in, by OpenVINO's own names."""
 
-_LEAST_BATCHES = 256  # runs of fewer do not repay the measuring
-_MOST_SECONDS = 5.0  # of measuring
-_N_TIMED, _N_TURNS = 2, 3  # batches of a form in a turn, as many as are under way; turns
-_WORTH = 0.97  # of the usual form's time: less of a gain is noise
+_LEAST_BATCHES = 64  # runs of fewer end soon after the race
 
 
 def has_openvino() -> bool:
     """Whether the package is installed; it is not imported."""
     return find_spec("openvino") is not None
-
-
-@dataclass(frozen=True)
-class Form:
-    """A way to compute a batch: so many images a request, requests one by one or side by side."""
-
-    hint: str
-    n_rows: int
-
-    @classmethod
-    def choices(cls, n_rows: int, n_threads: int) -> list[Form]:
-        """Give the ways that a machine has, the usual one first.
-
-        One request side by side with others has a share of the cores, and of the memory.
-        """
-        n_parts = next(
-            n for n in range(1, n_rows + 1) if n >= min(n_rows, n_threads) and n_rows % n == 0
-        )
-        usual = cls("LATENCY", n_rows)
-        if n_parts == 1:
-            return [usual]
-        return [usual, cls("LATENCY", n_rows // n_parts), cls("THROUGHPUT", n_rows // n_parts)]
 
 
 class OpenVinoRuntime(Runtime):
@@ -93,9 +62,10 @@ class OpenVinoRuntime(Runtime):
         self._forms = Form.choices(n_rows, n_threads)
         self.memory = FormMemory(_circumstances(group, dtype, n_rows, settings))
         known = self.memory.recall()
-        self._is_settled = known in self._forms or len(self._forms) == 1
+        self.is_settled = known in self._forms or len(self._forms) == 1
         form = known if known in self._forms else self._forms[0]
         self._program = self._network.compiled(form)
+        self._race: Iterator[_Program] | None = None
 
     @property
     def form(self) -> Form:
@@ -105,8 +75,11 @@ class OpenVinoRuntime(Runtime):
     def start(self, pixels: torch.Tensor, resize: Resize | None = None) -> Result:
         """Begin with a batch, see `Runtime.start`."""
         array = (pixels if resize is None else resize(pixels)).numpy()
-        if self.n_expected >= _LEAST_BATCHES and not self._is_settled:
-            self._settle(array)
+        if self.n_expected >= _LEAST_BATCHES and not self.is_settled:
+            self._race = self._race or self._raced(array)
+            self._program = next(self._race, self._program)  # one that an error ended is over
+            if self.is_settled:
+                self._race = None  # with the programs that lost
         return self._program.start(array)
 
     def bare(self, pixels: torch.Tensor) -> Callable[[], object]:
@@ -120,64 +93,23 @@ class OpenVinoRuntime(Runtime):
 
         return run
 
-    def _settle(self, array: np.ndarray) -> None:
-        """Take the form that computes a real batch fastest, of those with the same features."""
-        self._is_settled = True
+    def _raced(self, array: np.ndarray) -> Iterator[_Program]:
+        """Give the program of each batch to come: in turns, until the fastest is known.
+
+        Only those take part whose features of a real batch are the usual ones to the bit.
+        """
         usual, *others = self._forms
-        wanted = self._program.start(array)()
-        seconds = _seconds(self._program, array)
-        if seconds * len(self._forms) * _N_TURNS > _MOST_SECONDS:
-            return
         programs = {usual: self._program}
+        wanted = self._program.start(array)()
         for form in others:
             with suppress(BackboneError):  # some networks come in one size of batch only
                 program = self._network.compiled(form)
                 if all(map(np.array_equal, program.start(array)(), wanted)):
                     programs[form] = program
-        turns = [
-            {form: _seconds(program, array) for form, program in programs.items()}
-            for _ in range(_N_TURNS)
-        ]
-        shares = {form: median(turn[form] / turn[usual] for turn in turns) for form in programs}
-        best = min(shares, key=shares.__getitem__)
-        self._program = programs[best if shares[best] < _WORTH else usual]
-        self.memory.keep(self.form)
-
-
-def _seconds(program: _Program, array: np.ndarray) -> float:
-    """Time two batches, both under way, as in a run."""
-    began = time.perf_counter()
-    results = [program.start(array) for _ in range(_N_TIMED)]
-    for result in results:
-        result()
-    return time.perf_counter() - began
-
-
-class FormMemory:
-    """Which form was the fastest, in a file for each network, size and machine."""
-
-    def __init__(self, circumstances: Mapping[str, Any]) -> None:
-        self._key = fingerprint(circumstances)
-        self.path = default_data_dir() / "openvino" / f"{self._key[:32]}.json"
-
-    def recall(self) -> Form | None:
-        """Give what was kept; None where nothing is, or the file is damaged or another's."""
-        try:
-            record = parse_json(self.path.read_bytes())
-            form = Form(record["hint"], record["n_rows"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return form if record == self._sealed(form) else None
-
-    def keep(self, form: Form) -> None:
-        """Remember a form; a disk that refuses is no error."""
-        with suppress(OSError):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            replace_text(self.path, json.dumps(self._sealed(form)) + "\n")
-
-    def _sealed(self, form: Form) -> dict[str, Any]:
-        record = {"key": self._key, **asdict(form)}
-        return {**record, "sha256": fingerprint(record)}
+        best = yield from raced(list(programs.values()))
+        self.is_settled = True
+        self.memory.keep(best.form)
+        yield best
 
 
 def _circumstances(
@@ -191,9 +123,25 @@ def _circumstances(
         "dtype": str(dtype),
         "n_rows": n_rows,
         "settings": dict(settings),
-        "processor": str(_core().get_property("CPU", "FULL_DEVICE_NAME")),
-        "can": sorted(_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
+        "processor": str(core().get_property("CPU", "FULL_DEVICE_NAME")),
+        "can": sorted(core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
     }
+
+
+class _Batch:
+    """A batch under way: the network reads and writes its very arrays, which stay until then."""
+
+    def __init__(self, requests: list[Any], array: np.ndarray, rows: list[np.ndarray]) -> None:
+        self.requests, self._array, self.rows = requests, array, rows
+
+    def wait(self) -> None:
+        """Wait until it is computed."""
+        for request in self.requests:
+            request.wait()
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # nobody asks for it any more
+            self.wait()
 
 
 class _Program:
@@ -201,31 +149,46 @@ class _Program:
 
     def __init__(self, model: Any, form: Form) -> None:
         self._model, self.form = model, form
-        self._idle: list[Any] = []
+        self._under_way: WeakSet[_Batch] = WeakSet()
+        self._idle: list[Any] = [model.create_infer_request()]
+        outputs = [self._idle[0].get_output_tensor(i).data for i in range(len(model.outputs))]
+        self._rows = [(array.shape[1:], array.dtype) for array in outputs]
 
     def start(self, array: np.ndarray) -> Result:
         """Begin with a batch, in as many requests as it takes."""
-        n = self.form.n_rows
-        parts = [array[low : low + n] for low in range(0, len(array), n)]
+        array, n = np.ascontiguousarray(array), self.form.n_rows
+        rows = [np.empty((len(array), *shape), dtype) for shape, dtype in self._rows]
+        parts = range(0, len(array), n)
         requests = [self._idle.pop() if self._idle else self._request() for _ in parts]
-        for request, part in zip(requests, parts, strict=True):
-            request.start_async([part], share_inputs=True)
-        return partial(self._fetch, requests, array)
+        batch = _Batch(requests, array, rows)
+        self._under_way.add(batch)
+        for request, low in zip(requests, parts, strict=True):
+            request.set_input_tensor(_shared(array[low : low + n]))
+            for i, features in enumerate(rows):
+                request.set_output_tensor(i, _shared(features[low : low + n]))
+            request.start_async()
+        return partial(self._fetch, batch)
+
+    def wait(self) -> None:
+        """Wait for all batches that were begun."""
+        for batch in self._under_way:
+            batch.wait()
 
     def _request(self) -> Any:
         return self._model.create_infer_request()
 
-    def _fetch(self, requests: Sequence[Any], array: np.ndarray) -> list[np.ndarray]:
-        """Wait for requests; they read the very bytes of `array`, which is held until then."""
-        del array
-        for request in requests:
-            request.wait()
-        outputs = [
-            np.concatenate([request.get_output_tensor(i).data for request in requests])
-            for i in range(len(self._model.outputs))
-        ]
-        self._idle += requests
-        return outputs
+    def _fetch(self, batch: _Batch) -> list[np.ndarray]:
+        batch.wait()
+        self._under_way.discard(batch)
+        self._idle += batch.requests
+        batch.requests = []
+        return batch.rows
+
+
+def _shared(array: np.ndarray) -> Any:
+    import openvino
+
+    return openvino.Tensor(array, shared_memory=True)
 
 
 class _Network:
@@ -256,7 +219,7 @@ class _Network:
                 model = model.clone()
                 model.reshape([form.n_rows, self._side, self._side, 3])
             settings = {**self._settings, "PERFORMANCE_HINT": form.hint}
-            return _Program(_core().compile_model(model, "CPU", settings), form)
+            return _Program(core().compile_model(model, "CPU", settings), form)
 
     @contextmanager
     def _errors_named(self) -> Iterator[None]:
@@ -270,7 +233,7 @@ class _Network:
 
 
 @cache
-def _core() -> Any:
+def core() -> Any:
     """Give the one core of this process.
 
     Each sets a stack for signals of the main thread, and puts back the one before when it is
