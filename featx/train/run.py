@@ -29,8 +29,15 @@ from featx.train.checkpoint import Checkpoint
 from featx.train.classifier import Callback, NetworkClassifier
 from featx.train.images import Decoder
 from featx.train.plan import TrainPlan
-from featx.train.question import TrainQuestion, open_sources
-from featx.train.recipe import Recipe, check_frozen, check_network, make_classifier, open_recipe
+from featx.train.question import (
+    Recipe,
+    TrainQuestion,
+    check_frozen,
+    check_network,
+    make_classifier,
+    open_recipe,
+    open_sources,
+)
 from featx.train.result import (
     Scored,
     Trained,

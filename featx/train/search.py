@@ -28,8 +28,7 @@ from featx.train.checkpoint import Checkpoint
 from featx.train.classifier import DivergedError
 from featx.train.images import PixelSet
 from featx.train.plan import TrainPlan
-from featx.train.question import TrainQuestion
-from featx.train.recipe import make_classifier
+from featx.train.question import TrainQuestion, make_classifier
 
 __all__ = ["Found", "search_settings"]
 

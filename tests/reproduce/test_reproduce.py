@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from featx.cli import main
 from featx.progress import SILENT
 from featx.reproduce import Options, Outcome, find_recipes, format_outcomes
-from featx.reproduce.needs import Needs
+from featx.reproduce.run import Needs
 from featx.reproduce.table import lessons, order
 
 FEATURES = """
