@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -78,10 +79,6 @@ class Recipe:
             "backbone": None if self.backbone is None else self.backbone.identity(),
             "top": self.top,
         }
-
-    def with_network(self, text: str) -> Recipe:
-        """Return the recipe of a network from scratch with other settings."""
-        return replace(self, text=get_network(text).text) if self.backbone is None else self
 
     def build(self, n_classes: int, seed: int) -> nn.Module:
         """Make the network; layers without weights get random values."""
@@ -287,6 +284,26 @@ class TrainQuestion(BaseQuestion):
                 if decoded.failed:
                     row, why = next(iter(decoded.failed.items()))
                     raise ProtocolError(f"{source.paths[row]} cannot be read: {why}")
+
+    def recipe_of(self, plan: TrainPlan) -> Recipe:
+        """Return the recipe with the settings of a plan: a search varies those of a network."""
+        if self.recipe.backbone is not None:
+            return self.recipe
+        return replace(self.recipe, text=get_network(plan.network).text)
+
+    def classifier(
+        self, plan: TrainPlan, seed: int, device: torch.device, callbacks: Sequence[Callback]
+    ) -> NetworkClassifier:
+        """Make the classifier of one training with the settings of a plan, not yet fitted."""
+        return make_classifier(
+            plan,
+            self.recipe_of(plan),
+            len(self.class_names),
+            seed=seed,
+            device=str(device),
+            precision=self.precision,
+            callbacks=callbacks,
+        )
 
     @property
     def class_names(self) -> list[str]:
