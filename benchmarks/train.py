@@ -29,8 +29,8 @@ from torch import nn
 
 from featx.networks import get_network
 from featx.preprocess import Preprocessing
-from featx.train.augment import Augment
 from featx.train.classifier import Callback, NetworkClassifier
+from featx.train.images import Augment
 
 HALF = (0.5, 0.5, 0.5)
 N_CLASSES = 10

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -16,9 +17,18 @@ from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from featx.errors import UsageError, unknown_name
 
-__all__ = ["Configurable", "check_number", "parse", "setting", "settings_of", "words_of"]
+__all__ = [
+    "Configurable",
+    "check_number",
+    "parse",
+    "setting",
+    "settings_of",
+    "split_settings",
+    "words_of",
+]
 
 _RULE = "featx.configurable"
+_WITH_SETTINGS = re.compile(r"(?P<name>[^()]+)\((?P<words>[^()]*)\)")
 _KINDS = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
 
 
@@ -93,6 +103,12 @@ class Configurable:
 def settings_of(head: object) -> dict[str, Any]:
     """Names and values of the settings of any head; none where it is not `Configurable`."""
     return head.settings if isinstance(head, Configurable) else {}
+
+
+def split_settings(text: str) -> tuple[str, list[str]]:
+    """Take the settings off a name: ``mlp(hidden=64 alpha=0.1)`` is ``mlp`` and two words."""
+    match = _WITH_SETTINGS.fullmatch(text)
+    return (match["name"], match["words"].split()) if match else (text, [])
 
 
 def words_of(settings: Mapping[str, Any]) -> str:

@@ -36,7 +36,8 @@ from featx.errors import (
     WeightsError,
 )
 from featx.extract import Settings, extract
-from featx.extractor import estimator, memory, open_networks
+from featx.extractor import estimator, open_networks
+from featx.extractor import rows as memory
 from featx.sources import open_data
 from featx.store import Cache, find_caches
 from featx.store.header import HeaderBlock

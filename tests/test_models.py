@@ -24,7 +24,7 @@ from featx.heads.knn import KnnModel
 from featx.heads.saving import check_savable, pack_model, unpack_model
 from featx.heads.scaling import SCALES
 from featx.predict import ModelsFolder, load_model
-from featx.predict.file import read_arrays, read_record, write_file
+from featx.predict.model import read_arrays, read_record, write_file
 
 HEADS = [name for name, value in available_heads().items() if ":" not in value]
 SIZE = {"mlp": {"max_iter": 20}, "mlp-torch": {"max_epochs": 3, "batch_norm": "before"}}
@@ -352,7 +352,7 @@ import os, signal, sys
 import numpy as np
 from pathlib import Path
 from featx import atomic, records
-from featx.predict import file
+from featx.predict import model as file
 place = next(p for p in (file, records, atomic) if hasattr(p, sys.argv[1]))
 real, left = getattr(place, sys.argv[1]), [int(sys.argv[2])]
 def die(*words, **named):
@@ -394,7 +394,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, monkeypatch):
     def full(*words, **named):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("featx.predict.file.save_file", full)
+    monkeypatch.setattr("featx.predict.model.save_file", full)
     with pytest.raises(ModelError, match="cannot be written.*No space left"):
         write_file(tmp_path / "m.safetensors", {}, {"x": np.zeros(3)})
     assert list(tmp_path.iterdir()) == []

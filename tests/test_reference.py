@@ -10,6 +10,7 @@ import pytest
 import torch
 from near import assert_near
 from PIL import Image, ImageOps
+from second_networks import second_reference
 from torchvision import models
 
 from featx.backbones import open_backbone
@@ -79,7 +80,49 @@ def agreements(backbone, reference, pictures=MADE, precision="fp32", **options):
 def opened(name, weights="random", size=None, **options):
     overrides = {} if size is None else {"input_size": size}
     backbone = open_backbone(name, weights=weights, overrides=overrides, **options)
-    return backbone, open_reference(backbone, weights=weights, overrides=overrides)
+    return backbone, second_reference(backbone, weights=weights, overrides=overrides)
+
+
+def own_file(name, folder, n_classes=7):
+    """Write random weights with another classifier to a file."""
+    if name.startswith("timm/"):
+        network = pytest.importorskip("timm").create_model(name[5:], num_classes=n_classes)
+    else:
+        network = models.get_model(name, weights=None, num_classes=n_classes)
+    torch.save(network.state_dict(), folder / "mine.pth")
+    return str(folder / "mine.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "is_file"),
+    [
+        *((name, size, False) for name, size in (("resnet18", 224), ("vit_b_32", 64))),
+        *(
+            ("resnet18", 64, True),
+            ("timm/resnet18.a1_in1k", 64, False),
+            ("timm/resnet18", 64, True),
+        ),
+        ("efficientnet_lite0", 64, False),
+    ],
+)
+def test_verify_opens_what_the_library_itself_builds(name, size, is_file, tmp_path):
+    if "timm" in name or "lite" in name:
+        pytest.importorskip("timm")
+    weights = own_file(name, tmp_path) if is_file else "random:3"
+    backbone, second = opened(name, weights, size)
+    found = open_reference(backbone, weights=weights, overrides={"input_size": size})
+    assert (found.origin, found.has_head) == (second.origin, second.has_head)
+    kept, wanted = found.network.state_dict(), second.network.state_dict()
+    compared = [key for key in kept if key in wanted and kept[key].shape == wanted[key].shape]
+    assert len(compared) > 0.95 * len(kept)
+    is_classifier = ("fc.", "head.", "heads.", "classifier.")
+    assert all(
+        torch.equal(kept[key], wanted[key])
+        for key in compared
+        if found.has_head or not key.startswith(is_classifier)
+    )
+    for picture in MADE[:2]:
+        assert torch.equal(found.transform(picture.open()), second.transform(picture.open()))
 
 
 @pytest.mark.parametrize(("name", "size"), FAMILIES)
@@ -162,13 +205,7 @@ def test_networks_of_timm_give_timms_own_features(name, size, layer, pool):
 @pytest.mark.parametrize("n_classes", [1000, 7])
 @pytest.mark.parametrize("name", ["resnet18", "vit_b_32", "timm/resnet18"])
 def test_weights_from_a_file_with_their_own_or_another_classifier(name, n_classes, tmp_path):
-    if name.startswith("timm/"):
-        timm = pytest.importorskip("timm")
-        network = timm.create_model(name.removeprefix("timm/"), num_classes=n_classes)
-    else:
-        network = models.get_model(name, weights=None, num_classes=n_classes)
-    torch.save(network.state_dict(), tmp_path / "mine.pth")
-    found = agreements(*opened(name, str(tmp_path / "mine.pth"), 64), MADE[:2])
+    found = agreements(*opened(name, own_file(name, tmp_path, n_classes), 64), MADE[:2])
     assert judge(found, TOLERANCES["fp32"]).is_pass
     assert [a.classes is None for a in found] == [n_classes == 7] * 2
 

@@ -53,8 +53,7 @@ def command(
     The page is one file that opens in a browser from disk and needs no network. For large caches
     write  --format atlas  and open that with Embedding Atlas.
     """
-    from featx.report.explore import write_atlas, write_map
-    from featx.report.neighbours import look_at
+    from featx.report.explore import look_at, write_atlas, write_map
     from featx.store import open_any
 
     most = limit or (_LIMIT if form == "page" else "all")

@@ -1,8 +1,8 @@
 """`FeatureExtractor`: a frozen network as a scikit-learn transformer.
 
 In: images as scikit-learn passes them (paths, arrays, PIL images). Out: an array of features.
-The way: estimator, open_networks (kept open in the process), memory (rows on the disk), compute
-(the engine's batches as rows). The room must not know labels, splits, heads or results.
+The way: estimator, open_networks (kept open in the process), rows (computed by the engine, or
+found on the disk). The room must not know labels, splits, heads or results.
 """
 
 from __future__ import annotations

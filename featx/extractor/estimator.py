@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,9 +17,8 @@ from sklearn.utils.validation import check_is_fitted
 from featx.backbones import Backbone
 from featx.engines import LocalEngine, resolve_device, resolve_precision, resolve_runtime
 from featx.errors import ImageError, UsageError, WeightsError
-from featx.extractor.compute import Setup, UnreadableError
-from featx.extractor.memory import RowMemory
 from featx.extractor.open_networks import engine_once, open_once
+from featx.extractor.rows import RowMemory, Setup, UnreadableError
 from featx.fingerprint import differences
 from featx.images import DECODER
 from featx.progress import SILENT, Reporter
@@ -38,6 +38,7 @@ NATIVE = "native"
 _CHOICES = {"dtype": ("float32", "float16"), "on_error": ("raise", "nan")}
 
 
+@dataclass(eq=False, repr=False)  # scikit-learn compares and prints estimators itself
 class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Features of a frozen, pretrained network, as a scikit-learn transformer.
 
@@ -135,52 +136,28 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     (2,)
     """
 
-    def __init__(  # noqa: PLR0913 - scikit-learn wants every setting to be a parameter
-        self,
-        backbone: str = "resnet50",
-        *,
-        weights: str | os.PathLike[str] | None = None,
-        weights_key: str | None = None,
-        layer: str | None = None,
-        pool: str = "none",
-        input_size: int | tuple[int, int] | str | None = None,
-        crop_pct: float | None = None,
-        interpolation: str | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        bits: int | None = None,
-        precision: str = "fp32",
-        runtime: str = "torch",
-        device: Any = "auto",
-        batch_size: int | None = None,
-        workers: int | None = 0,
-        dtype: str = "float32",
-        memory: str | os.PathLike[str] | None = None,
-        on_error: str = "raise",
-        verbose: bool = False,
-        allow_code: Sequence[str] = (),
-    ) -> None:
-        self.backbone = backbone
-        self.weights = weights
-        self.weights_key = weights_key
-        self.layer = layer
-        self.pool = pool
-        self.input_size = input_size
-        self.crop_pct = crop_pct
-        self.interpolation = interpolation
-        self.mean = mean
-        self.std = std
-        self.bits = bits
-        self.precision = precision
-        self.runtime = runtime
-        self.device = device
-        self.batch_size = batch_size
-        self.workers = workers
-        self.dtype = dtype
-        self.memory = memory
-        self.on_error = on_error
-        self.verbose = verbose
-        self.allow_code = allow_code
+    backbone: str = "resnet50"
+    _: KW_ONLY
+    weights: str | os.PathLike[str] | None = None
+    weights_key: str | None = None
+    layer: str | None = None
+    pool: str = "none"
+    input_size: int | tuple[int, int] | str | None = None
+    crop_pct: float | None = None
+    interpolation: str | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    bits: int | None = None
+    precision: str = "fp32"
+    runtime: str = "torch"
+    device: Any = "auto"
+    batch_size: int | None = None
+    workers: int | None = 0
+    dtype: str = "float32"
+    memory: str | os.PathLike[str] | None = None
+    on_error: str = "raise"
+    verbose: bool = False
+    allow_code: Sequence[str] = ()
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Check the parameters and load the network; no image is decoded.

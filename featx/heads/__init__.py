@@ -8,11 +8,10 @@ The room must not know caches, draws, test rows or results.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from featx.configurable import Configurable, parse, settings_of, words_of
+from featx.configurable import Configurable, parse, settings_of, split_settings, words_of
 from featx.errors import UsageError, unknown_name
 from featx.heads import foreign
 from featx.heads.base import CvCurve, Fit, FitOptions, Head, LinearModel, Model
@@ -49,7 +48,6 @@ _HEADS: dict[str, Head] = {
     head.name: head
     for head in (SVM, LOGREG, RIDGE, MLP, MLP_TORCH, KNN, KNN_DINO, NCM, LDA, LINEAR_PROBE)
 }
-_WITH_SETTINGS = re.compile(r"(?P<name>[^()]+)(\((?P<words>[^()]*)\))?")
 
 
 def available_heads() -> dict[str, str]:
@@ -85,11 +83,11 @@ def get_head(name: str) -> Head:
 
 def find_head(name: str, allow_code: Collection[str]) -> Head:
     """Find a head by a name that may come out of a file: only code in `allow_code` is imported."""
-    bare, words = _split(name)
+    bare, words = split_settings(name)
     if bare in _HEADS:
         head = _HEADS[bare]
     elif is_plugin(bare, foreign.GROUP):
-        head = foreign.load(bare, {_split(allowed)[0] for allowed in allow_code})
+        head = foreign.load(bare, {split_settings(allowed)[0] for allowed in allow_code})
     else:
         raise unknown_name("head", bare, available_heads(), see="featx list heads")
     return with_settings(head, parse(head, words))
@@ -100,7 +98,7 @@ def canonical_name(name: str, allow_code: Collection[str]) -> str:
 
     Settings that are as they would be anyway are left out, others come in the head's order.
     """
-    bare, words = _split(name)
+    bare, words = split_settings(name)
     if not words:
         return bare
     plain = find_head(bare, allow_code)
@@ -111,12 +109,6 @@ def canonical_name(name: str, allow_code: Collection[str]) -> str:
     # By their texts: values of the user's own classes may be arrays.
     kept = [texts[key] for key in usual if key in values and repr(values[key]) != repr(usual[key])]
     return f"{bare}({' '.join(kept)})" if kept else bare
-
-
-def _split(name: str) -> tuple[str, list[str]]:
-    """Take the settings off a name."""
-    match = _WITH_SETTINGS.fullmatch(name)
-    return (match["name"], (match["words"] or "").split()) if match else (name, [])
 
 
 def with_settings(head: Head, values: dict[str, Any]) -> Head:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.configurable import Configurable, setting
-from featx.errors import FitError, UsageError
-from featx.heads import torch_parts
+from featx.configurable import setting
+from featx.dense import DenseLayers
+from featx.errors import FitError, unknown_name
 from featx.heads.base import SOFTMAX, Fit, FitOptions
 from featx.heads.centroid import second_against_first
-from featx.heads.mlp import ACTIVATIONS, MlpModel
+from featx.heads.device import choose_device, device_for
+from featx.heads.mlp import MlpModel
 from featx.heads.rowspace import RowSpace
 from featx.heads.select import fold_rows
 from featx.heads.training import (
@@ -24,11 +26,17 @@ from featx.heads.training import (
     unit_axes,
 )
 
+if TYPE_CHECKING:  # torch and skorch are imported only when the head is fitted
+    from torch import nn
+
 __all__ = ["MLP_TORCH", "TorchMlpHead"]
+
+_SCHEDULERS = ("none", "StepLR", "CosineAnnealingLR", "ReduceLROnPlateau")
+_NOT_FOR_DENSE = ("LBFGS", "Muon", "SparseAdam")
 
 
 @dataclass(frozen=True)
-class TorchMlpHead(Configurable):
+class TorchMlpHead(DenseLayers):
     """Dense layers, trained with cross-entropy.
 
     A hidden layer is: batch normalisation where it comes before, the dense layer, batch
@@ -50,14 +58,10 @@ class TorchMlpHead(Configurable):
 
     name: str = "mlp-torch"
     estimator: str = "skorch.NeuralNetClassifier"
-    hidden: tuple[int, ...] = setting((512, 256), within="[1, inf)")
-    dropout: tuple[float, ...] = setting((0.2,), within="[0, 1)")
-    batch_norm: str = setting("none", choices=("none", "input", "before", "after"))
-    activation: str = setting("relu", choices=tuple(ACTIVATIONS))
     optimizer: str = setting("Adam")
     lr: float = setting(0.001, within="(0, inf)")
     weight_decay: float = setting(0.0, within="[0, inf)")
-    scheduler: str = setting("none", choices=torch_parts.SCHEDULERS)
+    scheduler: str = setting("none", choices=_SCHEDULERS)
     step_size: int = setting(5, within="[1, inf)")
     gamma: float = setting(0.1, within="(0, 1)")
     batch_size: int = setting(64, within="[2, inf)")
@@ -68,14 +72,6 @@ class TorchMlpHead(Configurable):
     inputs: str = setting("auto", choices=("auto", "axes", "features"))
     device: str = setting("auto")
     link: str = SOFTMAX
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if len(self.dropout) not in (1, len(self.hidden)):
-            raise UsageError(
-                f"dropout of {self.name} has {len(self.dropout)} numbers for {len(self.hidden)} "
-                "hidden layers: give one for all, or one for each"
-            )
 
     @property
     def needs_gram(self) -> bool:
@@ -90,9 +86,7 @@ class TorchMlpHead(Configurable):
         space = space.scaled(options.scale)
         rows, to_features = self._inputs(space)
         fitted, watching = self._split(codes, options)
-        trained = torch_parts.train(
-            self, rows, codes, (fitted, watching), options.seed, options.class_weight
-        )
+        trained = _train(self, rows, codes, (fitted, watching), options.seed, options.class_weight)
         layers = _without_batch_norm(trained.layers)
         is_finite = all(np.isfinite(array).all() for layer in layers for array in layer)
         if not (is_finite and trained.best_epoch):
@@ -132,7 +126,7 @@ class TorchMlpHead(Configurable):
         return np.arange(len(codes)), np.arange(0)
 
     def _notes(
-        self, trained: torch_parts.Trained, n_watching: int, n_rows: int
+        self, trained: _Trained, n_watching: int, n_rows: int
     ) -> tuple[tuple[str, ...], bool]:
         if not self.early_stopping:
             return (), True
@@ -169,6 +163,141 @@ def _without_batch_norm(layers: list[dict[str, Any]]) -> list[tuple[Any, Any]]:
         else:
             waiting = layer["slope"], layer["shift"]
     return out
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What a training gave."""
+
+    layers: list[dict[str, Any]]
+    n_epochs: int
+    best_epoch: int
+    has_stopped: bool
+
+
+def _train(
+    head: TorchMlpHead,
+    rows: NDArray[np.float32],
+    codes: NDArray[np.int64],
+    split: tuple[NDArray[np.int64], NDArray[np.int64]],
+    seed: int,
+    class_weight: str | None,
+) -> _Trained:
+    """Train a network, the same for the same seed on the same CPU."""
+    import torch
+    from skorch import NeuralNetClassifier
+    from skorch.dataset import Dataset
+    from skorch.helper import predefined_split
+
+    from featx.arithmetic import refuse_forced_tf32, true_float32
+
+    device = torch.device(choose_device(device_for(head.device, len(rows))))
+    if device.type == "cuda":
+        refuse_forced_tf32("choose the device cpu")
+    optimizer = _optimizer(head.optimizer)
+    fitted, watching = split
+    watch = predefined_split(Dataset(rows[watching], codes[watching])) if len(watching) else None
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        network = _network(head, rows.shape[1], int(codes.max()) + 1)
+        net = NeuralNetClassifier(
+            network,
+            criterion=torch.nn.CrossEntropyLoss(weight=_weights(codes, class_weight)),
+            optimizer=optimizer,
+            optimizer__weight_decay=head.weight_decay,
+            lr=head.lr,
+            max_epochs=head.max_epochs,
+            batch_size=head.batch_size,
+            iterator_train__shuffle=True,
+            # Batch normalisation cannot be trained on a single row.
+            iterator_train__drop_last=len(fitted) % head.batch_size == 1 < len(fitted),
+            train_split=watch,
+            callbacks=_callbacks(head, has_watch=watch is not None),
+            device=str(device),
+            verbose=0,
+        )
+        with true_float32():
+            net.fit(rows[fitted], codes[fitted])
+    n_epochs, best = len(net.history), len(net.history)
+    if watch is not None:
+        best = dict(net.callbacks_)["stop"].best_epoch_
+    has_stopped = n_epochs - best == head.patience
+    is_whole = bool(net.history) and "train_loss" in net.history[-1]
+    if not is_whole or not (has_stopped or n_epochs == head.max_epochs):
+        raise KeyboardInterrupt  # which skorch swallows: this is half a training
+    return _Trained(_layers(net.module_), n_epochs, best, has_stopped)
+
+
+def _network(head: TorchMlpHead, n_features: int, n_classes: int) -> nn.Sequential:
+    from torch import nn
+
+    return nn.Sequential(*head.stack(n_features, n_classes))
+
+
+def _layers(network: Any) -> list[dict[str, Any]]:
+    from torch import nn
+
+    def array(tensor: Any) -> NDArray[np.float64]:
+        return np.asarray(tensor.detach().cpu().numpy(), dtype=np.float64)
+
+    layers: list[dict[str, Any]] = []
+    before: Any = None
+    for part in network:
+        if isinstance(part, nn.Linear):
+            layers.append({"weights": array(part.weight).T, "bias": array(part.bias)})
+        elif isinstance(part, nn.BatchNorm1d):
+            slope = array(part.weight) / np.sqrt(array(part.running_var) + part.eps)
+            shift = array(part.bias) - array(part.running_mean) * slope
+            is_after = isinstance(before, nn.Linear)
+            layers.append({"slope": slope, "shift": shift, "is_after": is_after})
+        before = part
+    return layers
+
+
+def _callbacks(head: TorchMlpHead, *, has_watch: bool) -> list[tuple[str, Any]]:
+    from skorch.callbacks import EarlyStopping, LRScheduler
+
+    loss = "valid_loss" if has_watch else "train_loss"
+    # torch's patience is the epochs that are borne: the rate falls at the next one.
+    plateau = {"patience": head.step_size - 1, "factor": head.gamma, "threshold": 0, "eps": 0}
+    options: dict[str, dict[str, Any]] = {
+        "StepLR": {"step_size": head.step_size, "gamma": head.gamma},
+        "CosineAnnealingLR": {"T_max": head.max_epochs},
+        "ReduceLROnPlateau": {"monitor": loss, **plateau},
+    }
+    callbacks: list[tuple[str, Any]] = []
+    if head.scheduler != "none":
+        callbacks.append(("lr", LRScheduler(head.scheduler, **options[head.scheduler])))
+    if has_watch:
+        stop = EarlyStopping(patience=head.patience, threshold=0, load_best=True)
+        callbacks.append(("stop", stop))
+    return callbacks
+
+
+def _weights(codes: NDArray[np.int64], class_weight: str | None) -> Any:
+    import torch
+
+    if class_weight is None:
+        return None
+    # scikit-learn's "balanced": n_rows / (n_classes * rows of the class).
+    counts = np.bincount(codes)
+    return torch.tensor(len(codes) / (len(counts) * counts), dtype=torch.float32)
+
+
+def _optimizer(name: str) -> Any:
+    from torch import optim
+
+    classes = {
+        found.__name__: found
+        for found in vars(optim).values()
+        if inspect.isclass(found)
+        and issubclass(found, optim.Optimizer)
+        and {"lr", "weight_decay"} <= set(inspect.signature(found).parameters)
+        and found.__name__ not in _NOT_FOR_DENSE
+    }
+    if name not in classes:
+        raise unknown_name("optimizer", name, classes)
+    return classes[name]
 
 
 MLP_TORCH = TorchMlpHead()

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from featx.networks.freezing import Count, FineTuned, FrozenCount, count, freeze
 from featx.networks.scratch import NETWORKS, SEARCH_SPACE
-from featx.networks.spec import NetworkSpec, find
-from featx.networks.top import Top, available_tops, get_top
+from featx.networks.spec import NetworkSpec, Top, available_tops, find, get_top
 
 __all__ = [
     "SEARCH_SPACE",

@@ -7,18 +7,18 @@ to a random search; and torchvision's for small images.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import nn
 
 from featx.configurable import setting
+from featx.dense import dense_stack
 from featx.networks.spec import (
     NetworkSpec,
     batch_norm,
     conv,
-    dense_stack,
     named,
     start_as_keras,
 )
@@ -44,6 +44,17 @@ class AnnNellangara(NetworkSpec):
         return start_as_keras(named([("hidden", nn.Sequential(*parts)), ("classifier", last)]))
 
 
+def _in_two(features: Iterable[nn.Module], classifier: Iterable[nn.Module]) -> nn.Module:
+    """Put the convolutional part and the classifier together, by their names."""
+    return named(
+        [("features", nn.Sequential(*features)), ("classifier", nn.Sequential(*classifier))]
+    )
+
+
+def _block(n_in: int, n_out: int, momentum: float) -> list[nn.Module]:
+    return [conv(n_in, n_out), nn.ReLU(), batch_norm(n_out, momentum)]
+
+
 @dataclass(frozen=True)
 class _TwoHalvings(NetworkSpec):
     """Convolutions with two poolings that halve the map, then dense layers."""
@@ -65,18 +76,17 @@ class CnnNellangara(_TwoHalvings):
     dropout: float = setting(0.2, within="[0, 1)")
 
     def _build(self, n_classes: int, input_px: int) -> nn.Module:
-        features = nn.Sequential(
+        features = [
             *(conv(3, 64), nn.ReLU(), nn.MaxPool2d(2)),
             *(conv(64, 128), nn.ReLU(), nn.MaxPool2d(2)),
-        )
+        ]
         n_flat = 128 * (input_px // 4) ** 2
-        classifier = nn.Sequential(
+        classifier = [
             nn.Dropout(self.dropout),
             nn.Flatten(),
-            *dense_stack(n_flat, [200]),
-            nn.Linear(200, n_classes),
-        )
-        return start_as_keras(named([("features", features), ("classifier", classifier)]))
+            *dense_stack(n_flat, [200], n_classes),
+        ]
+        return start_as_keras(_in_two(features, classifier))
 
 
 @dataclass(frozen=True)
@@ -93,18 +103,17 @@ class CnnHoogasianCifar(_TwoHalvings):
         n_in = 3
         for n_filters in (32, 64):
             for _ in range(2):
-                parts += [conv(n_in, n_filters), nn.ReLU(), batch_norm(n_filters, self.bn_momentum)]
+                parts += _block(n_in, n_filters, self.bn_momentum)
                 n_in = n_filters
             parts.append(nn.MaxPool2d(2))
         parts.append(batch_norm(64, self.bn_momentum))
-        classifier = nn.Sequential(
+        classifier = [
             nn.Flatten(),
             *dense_stack(64 * (input_px // 4) ** 2, [128]),
             nn.Dropout(self.dropout),
             nn.Linear(128, n_classes),
-        )
-        network = named([("features", nn.Sequential(*parts)), ("classifier", classifier)])
-        return start_as_keras(network)
+        ]
+        return start_as_keras(_in_two(parts, classifier))
 
 
 @dataclass(frozen=True)
@@ -122,23 +131,20 @@ class CnnHoogasianStl(_TwoHalvings):
     bn_momentum: float = setting(0.01, within="(0, 1]")
 
     def _build(self, n_classes: int, input_px: int) -> nn.Module:
-        def block(n_in: int, n_out: int) -> list[nn.Module]:
-            return [conv(n_in, n_out), nn.ReLU(), batch_norm(n_out, self.bn_momentum)]
-
-        features = nn.Sequential(
-            *(*block(3, 64), nn.MaxPool2d(2)),
-            *block(64, 128),
-            *(*block(128, 256), nn.MaxPool2d(2)),
-        )
-        classifier = nn.Sequential(
+        features = [
+            *(*_block(3, 64, self.bn_momentum), nn.MaxPool2d(2)),
+            *_block(64, 128, self.bn_momentum),
+            *(*_block(128, 256, self.bn_momentum), nn.MaxPool2d(2)),
+        ]
+        classifier = [
             nn.Dropout(self.dropout[0]),
             nn.Flatten(),
             *dense_stack(256 * (input_px // 4) ** 2, [256]),
             batch_norm(256, self.bn_momentum, is_flat=True),
             nn.Dropout(self.dropout[-1]),
             nn.Linear(256, n_classes),
-        )
-        return start_as_keras(named([("features", features), ("classifier", classifier)]))
+        ]
+        return start_as_keras(_in_two(features, classifier))
 
 
 @dataclass(frozen=True)
@@ -150,17 +156,17 @@ class CnnVeer(_TwoHalvings):
     dropout: float = setting(0.5, within="[0, 1)")
 
     def _build(self, n_classes: int, input_px: int) -> nn.Module:
-        features = nn.Sequential(
+        features = [
             *(conv(3, 32), nn.ReLU(), nn.MaxPool2d(2)),
             *(conv(32, 64), nn.ReLU(), nn.MaxPool2d(2)),
-        )
-        classifier = nn.Sequential(
+        ]
+        classifier = [
             nn.Flatten(),
             *dense_stack(64 * (input_px // 4) ** 2, [256]),
             nn.Dropout(self.dropout),
             nn.Linear(256, n_classes),
-        )
-        return named([("features", features), ("classifier", classifier)])
+        ]
+        return _in_two(features, classifier)
 
 
 SEARCH_SPACE: Mapping[str, Sequence[Any]] = {
@@ -253,8 +259,7 @@ class SearchCnn(NetworkSpec):
         n_in = 3
         for i in range(self.convs):
             n_out = self.filters * 2**i
-            parts += [conv(n_in, n_out), nn.ReLU(), batch_norm(n_out, self.bn_momentum)]
-            parts.append(nn.MaxPool2d(2))
+            parts += [*_block(n_in, n_out, self.bn_momentum), nn.MaxPool2d(2)]
             n_in = n_out
         rest: list[nn.Module] = [nn.Dropout(self.dropout), nn.Flatten()]
         n_in *= (input_px // 2**self.convs) ** 2
@@ -263,9 +268,8 @@ class SearchCnn(NetworkSpec):
             rest += dense_stack(n_in, [width])
             rest += [batch_norm(width, self.bn_momentum, is_flat=True), nn.Dropout(self.dropout)]
             n_in = width
-        classifier = nn.Sequential(*rest, nn.Linear(n_in, n_classes))
-        network = named([("features", nn.Sequential(*parts)), ("classifier", classifier)])
-        return start_as_keras(network)
+        classifier = [*rest, nn.Linear(n_in, n_classes)]
+        return start_as_keras(_in_two(parts, classifier))
 
 
 _ORIGIN = (

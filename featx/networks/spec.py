@@ -1,8 +1,8 @@
-"""What every network and every top has in common, and the parts that they are built of."""
+"""What networks and tops have in common, the parts that they are built of, and the tops."""
 
 from __future__ import annotations
 
-import re
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -11,24 +11,27 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import nn
 
-from featx.configurable import Configurable, parse, words_of
+from featx.configurable import Configurable, parse, setting, split_settings, words_of
+from featx.dense import DenseLayers
 from featx.errors import UsageError, unknown_name
 from featx.memory import available_bytes
 
 __all__ = [
+    "AveragePool",
     "Buildable",
     "NetworkSpec",
+    "Top",
+    "available_tops",
     "batch_norm",
     "build_seeded",
     "conv",
-    "dense_stack",
     "find",
+    "get_top",
     "named",
     "require_memory",
     "start_as_keras",
 ]
 
-_WITH_SETTINGS = re.compile(r"(?P<name>[^()]+)\((?P<words>[^()]*)\)")
 _KERAS_EPS = 1e-3  # added to the variance in batch normalisation; torch adds 1e-5
 
 
@@ -51,11 +54,9 @@ Found = TypeVar("Found", bound=Buildable)
 
 def find(noun: str, text: str, known: Mapping[str, Found], *, see: str = "") -> Found:
     """Find something by its name, and give it the settings ``name(key=value key=value)``."""
-    match = _WITH_SETTINGS.fullmatch(text)
-    name = match["name"] if match else text
+    name, words = split_settings(text)
     if name not in known:
         raise unknown_name(noun, name, known, see=see)
-    words = match["words"].split() if match else ()
     return known[name].with_settings(**parse(known[name], words))
 
 
@@ -142,15 +143,6 @@ def named(parts: Iterable[tuple[str, nn.Module]]) -> nn.Sequential:
     return chain
 
 
-def dense_stack(n_in: int, widths: Iterable[int]) -> list[nn.Module]:
-    """Make dense layers, each followed by a ReLU."""
-    parts: list[nn.Module] = []
-    for width in widths:
-        parts += [nn.Linear(n_in, width), nn.ReLU()]
-        n_in = width
-    return parts
-
-
 def start_as_keras(network: nn.Module) -> nn.Module:
     """Give weights the first values of Keras: Glorot's uniform distribution, and biases of 0.
 
@@ -165,3 +157,74 @@ def start_as_keras(network: nn.Module) -> nn.Module:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     return network
+
+
+Shape = tuple[int, ...]
+
+
+class AveragePool(nn.Module):
+    """Mean of a map over its rows and columns, or of all tokens; vectors are not changed."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Average."""
+        if features.dim() == 4:
+            return features.mean((2, 3))
+        return features.mean(1) if features.dim() == 3 else features
+
+
+@dataclass(frozen=True)
+class Top(Buildable, ABC):
+    """Layers between the features of a backbone and the logits."""
+
+    def build(self, map_shape: Shape, n_classes: int, seed: int) -> nn.Module:
+        """Build it with torch's usual random weights."""
+        return build_seeded(self.text, lambda: self._build(map_shape, n_classes), seed)
+
+    @abstractmethod
+    def _build(self, map_shape: Shape, n_classes: int) -> nn.Module:
+        """Build it with torch's current random generator."""
+
+
+@dataclass(frozen=True)
+class LinearTop(Top):
+    """The average of the map and one dense layer, as at the end of most networks."""
+
+    name: str = "linear"
+    dropout: float = setting(0.0, within="[0, 1)")
+    batch_norm: str = setting("none", choices=("none", "input"))
+
+    def _build(self, map_shape: Shape, n_classes: int) -> nn.Module:
+        width = _n_averaged(map_shape)
+        norm = [nn.BatchNorm1d(width)] if self.batch_norm == "input" else []
+        drop = [nn.Dropout(self.dropout)] if self.dropout else []
+        return nn.Sequential(AveragePool(), *norm, *drop, nn.Linear(width, n_classes))
+
+
+@dataclass(frozen=True)
+class DenseTop(DenseLayers, Top):
+    """Hidden dense layers on the flattened (``flatten``) or the averaged map (``gap``)."""
+
+    name: str = "flatten"
+
+    def _build(self, map_shape: Shape, n_classes: int) -> nn.Module:
+        if self.name == "flatten":
+            return nn.Sequential(nn.Flatten(), *self.stack(math.prod(map_shape), n_classes))
+        return nn.Sequential(AveragePool(), *self.stack(_n_averaged(map_shape), n_classes))
+
+
+def _n_averaged(map_shape: Shape) -> int:
+    """Return the number of channels: the first axis of a map, the last of tokens."""
+    return map_shape[-1] if len(map_shape) == 2 else map_shape[0]
+
+
+_TOPS: dict[str, Top] = {top.name: top for top in (LinearTop(), DenseTop(), DenseTop("gap"))}
+
+
+def available_tops() -> tuple[str, ...]:
+    """Names of all tops."""
+    return tuple(_TOPS)
+
+
+def get_top(text: str) -> Top:
+    """Find a top by its name, with its settings."""
+    return find("top", text, _TOPS)

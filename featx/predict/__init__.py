@@ -1,9 +1,9 @@
 """Saved models: fitted heads in files, and what they predict for new features and new images.
 
 In: a fit with its cache (to write a file), or a file and images. Out: a `SavedModel`, and a
-`Prediction` for each image. The way: file, network (the backbone, opened as it was), predictions
-(images, classes, table), model (what users call), folder (models beside results). The room must
-not know how heads are fitted, nor commands.
+`Prediction` for each image. The way: model (the file, and what users call), network (the backbone,
+opened as it was), predictions (images, classes, table), folder (models beside results). The room
+must not know how heads are fitted, nor commands.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from featx.evaluate import FitResult, ResultsFolder
 from featx.fingerprint import fingerprint
 from featx.heads import find_head, get_head, settings_of
 from featx.heads.saving import check_savable, n_features_of, pack_model
-from featx.predict.file import (
+from featx.predict.model import (
     check_record,
     features_identity,
     read_model,

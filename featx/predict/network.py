@@ -17,7 +17,7 @@ from featx.words import PRECISIONS
 if TYPE_CHECKING:
     from featx.backbones import Backbone
     from featx.engines import LocalEngine
-    from featx.predict.file import ModelFile
+    from featx.predict.model import SavedModel
     from featx.preprocess import Preprocessing
 
 __all__ = ["Network", "open_network"]
@@ -36,7 +36,7 @@ class Network:
 
 
 def open_network(  # noqa: PLR0913 - options of a command, all by name
-    saved: ModelFile,
+    saved: SavedModel,
     *,
     weights: str | os.PathLike[str] | None = None,
     backbone: str | None = None,
@@ -100,7 +100,7 @@ def _choice(values: Mapping[str, Any], key: str, allowed: Sequence[str]) -> str:
     return value
 
 
-def _name(saved: ModelFile, given: str | None) -> str:
+def _name(saved: SavedModel, given: str | None) -> str:
     name = str(saved.meta["weights"].get("backbone") or saved.meta["features"].get("backbone"))
     if given is not None and given != name:
         raise UsageError(f"{saved.path} was fitted behind {name}, not {given}: leave it out")
@@ -123,7 +123,7 @@ def _preprocessing(features: Mapping[str, Any]) -> Preprocessing:
     return found
 
 
-def _weights(saved: ModelFile, name: str, given: str | os.PathLike[str] | None) -> str | None:
+def _weights(saved: SavedModel, name: str, given: str | os.PathLike[str] | None) -> str | None:
     from featx.backbones import is_trained
 
     record = saved.meta["weights"]
@@ -145,7 +145,7 @@ def _weights(saved: ModelFile, name: str, given: str | os.PathLike[str] | None) 
     return str(found[0])
 
 
-def _places(saved: ModelFile, asked: str, record: Mapping[str, Any]) -> Iterator[Path]:
+def _places(saved: SavedModel, asked: str, record: Mapping[str, Any]) -> Iterator[Path]:
     """Yield where a file may be: as it was named then, and beside the model or above it."""
     yield Path(asked)
     if isinstance(record.get("file"), str) and Path(record["file"]).is_absolute():
@@ -155,7 +155,7 @@ def _places(saved: ModelFile, asked: str, record: Mapping[str, Any]) -> Iterator
         yield from (folder.joinpath(*parts[i:]) for i in range(len(parts)))
 
 
-def _check(saved: ModelFile, network: Network, weights: str | os.PathLike[str] | None) -> None:
+def _check(saved: SavedModel, network: Network, weights: str | os.PathLike[str] | None) -> None:
     from featx.images import DECODER
 
     wanted = saved.meta["features"]

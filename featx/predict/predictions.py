@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.errors import SourceError, read_error
-from featx.predict.file import ModelFile
 from featx.progress import SILENT, Reporter
 from featx.sources import Source, from_arrays
 from featx.sources.archives import is_archive, open_unlabelled
@@ -30,6 +29,7 @@ from featx.sources.tables import TABLE_ENDINGS
 
 if TYPE_CHECKING:
     from featx.engines import FeatureBatch
+    from featx.predict.model import SavedModel
     from featx.predict.network import Network
 
 __all__ = [
@@ -191,7 +191,7 @@ class Prediction:
 
 
 def iter_predictions(
-    saved: ModelFile,
+    saved: SavedModel,
     network: Network,
     source: Source,
     *,
@@ -220,7 +220,7 @@ def iter_predictions(
 
 
 def _classify(
-    saved: ModelFile, source: Source, batches: list[FeatureBatch], top: int
+    saved: SavedModel, source: Source, batches: list[FeatureBatch], top: int
 ) -> Iterator[Prediction]:
     first = batches[0].start
     features = np.concatenate([batch.features for batch in batches])
@@ -235,7 +235,7 @@ def _classify(
         yield Prediction(path, **next(ranked)) if is_good else Prediction(path, failed[first + i])
 
 
-def _ranked(saved: ModelFile, features: NDArray[Any], top: int) -> Iterator[dict[str, Any]]:
+def _ranked(saved: SavedModel, features: NDArray[Any], top: int) -> Iterator[dict[str, Any]]:
     """Yield classes, scores and probabilities of each row, the likeliest class first."""
     decisions = saved.model.decision_function(features)
     chances = saved.model.probabilities(decisions)
@@ -252,7 +252,7 @@ def _ranked(saved: ModelFile, features: NDArray[Any], top: int) -> Iterator[dict
 
 
 def write_table(
-    stream: TextIO, form: str, saved: ModelFile, predictions: Iterable[Prediction], *, top: int
+    stream: TextIO, form: str, saved: SavedModel, predictions: Iterable[Prediction], *, top: int
 ) -> tuple[int, int]:
     """Write `top` rows for each image; return how many images there were, and how many failed."""
     counts = [0, 0]
@@ -269,7 +269,7 @@ def write_table(
 
 
 def _write_csv(
-    stream: TextIO, saved: ModelFile, predictions: Iterator[Prediction], top: int
+    stream: TextIO, saved: SavedModel, predictions: Iterator[Prediction], top: int
 ) -> None:
     names = ["path", "rank", "class", "score", "probability", "status"]
     if not saved.has_probabilities:
@@ -298,7 +298,7 @@ def _classes(prediction: Prediction) -> list[dict[str, Any]]:
 
 
 def _write_json(
-    stream: TextIO, saved: ModelFile, predictions: Iterator[Prediction], top: int
+    stream: TextIO, saved: SavedModel, predictions: Iterator[Prediction], top: int
 ) -> None:
     del top
     link = getattr(saved.model, "link", "")

@@ -1,8 +1,9 @@
 """The slow, plain way to the features, to which featx's own way is compared.
 
-Pillow decodes, the weights' own transform prepares, the library's own whole network
-runs: one image at a time, float32, on the CPU. Nothing here uses featx's decoder,
-preprocessing, cut networks or engines, except to be compared with them.
+Pillow decodes, the transform that the library brings prepares, the whole network runs: one image
+at a time, float32, on the CPU. featx's decoder, preprocessing, cut networks and engines are
+compared with that. The network itself is loaded as everywhere; the tests build it a second time
+without featx's loaders.
 """
 
 from __future__ import annotations

@@ -155,38 +155,36 @@ def compare(
             image = source.image(row, backbone.preprocessing.bits)
             pixels = torch.from_numpy(backbone.preprocessing.pixels(image).copy())
             inputs = backbone.preprocessing.normalise(pixels[None])[0]
-            ours = _Given(inputs.numpy(), values, of_logits.features[i])
-            yield _compare_one(pictures[row], ours, reference)
+            yield _compare_one(
+                pictures[row], reference, inputs.numpy(), values, of_logits.features[i]
+            )
 
 
 def _bytes_of(picture: Picture) -> bytes:
     return picture.data if isinstance(picture.data, bytes) else picture.data.read_bytes()
 
 
-@dataclass(frozen=True)
-class _Given:
-    """What featx gives for one image."""
-
-    inputs: np.ndarray
-    features: np.ndarray
-    logits: np.ndarray
-
-
-def _compare_one(picture: Picture, ours: _Given, reference: Reference) -> Agreement:
+def _compare_one(
+    picture: Picture,
+    reference: Reference,
+    inputs: np.ndarray,
+    features: np.ndarray,
+    logits: np.ndarray,
+) -> Agreement:
+    """Compare what featx gives for one image with the reference."""
     try:
         image = picture.open(reference.point.preprocessing.bits)
     except Exception as error:  # Pillow's parsers raise nearly anything on bad bytes
         return Agreement(picture.name, failure=f"Pillow cannot read it: {error}")
     seen, tapped, answer = reference.run(image)
-    inputs, features = seen.numpy(), tapped.numpy()
-    largest, relative = _difference(ours.features, features)
+    largest, relative = _difference(features, tapped.numpy())
     return Agreement(
         name=picture.name,
-        inputs=_difference(ours.inputs, inputs)[1],
+        inputs=_difference(inputs, seen.numpy())[1],
         largest=largest,
         relative=relative,
-        cosine=_cosine(ours.features, features),
-        classes=None if answer is None else _classes(ours.logits, answer.numpy()),
+        cosine=_cosine(features, tapped.numpy()),
+        classes=None if answer is None else _classes(logits, answer.numpy()),
     )
 
 

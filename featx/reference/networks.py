@@ -1,4 +1,4 @@
-"""Whole networks and transforms as their libraries make them, and the features tapped from them.
+"""Whole networks, the transforms of their libraries, and the features tapped from them.
 
 The network runs as it is: nothing of it is traced or cut.
 """
@@ -7,200 +7,85 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torchvision import models
-from torchvision.models.vision_transformer import interpolate_embeddings
+from torchvision import models, transforms
 
 from featx.arithmetic import true_float32
-from featx.backbones import Backbone, default_weights, factories, load_network
+from featx.backbones import Backbone, default_weights, is_trained, load_network
+from featx.backbones.factories import is_factory
 from featx.backbones.module_taps import in_this_thread
-from featx.backbones.timm_models import packaged_file, resolve
-from featx.backbones.trained import is_trained
+from featx.backbones.timm_models import config, import_timm, resolve
 from featx.errors import BackboneError
-from featx.network_names import PACKAGED, TIMM, parse_random
+from featx.network_names import PACKAGED, TIMM
+from featx.preprocess import Preprocessing
 from featx.progress import SILENT
-from featx.reference.transforms import Transform, plain_transform
-from featx.weights import read_state_dict
 
-__all__ = ["Built", "Reference", "Tapped", "build", "open_reference", "pool_plainly", "tap"]
+__all__ = ["Reference", "Tapped", "open_reference", "plain_transform", "pool_plainly", "tap"]
 
-_HEADS = ("classifier.", "fc.", "head.", "heads.", "AuxLogits.", "aux1.", "aux2.")
-
-
-@dataclass(frozen=True)
-class Built:
-    """A network of a library."""
-
-    network: nn.Module
-    transform: Transform
-    origin: str
-    has_head: bool = True
+Transform = Callable[[Image.Image], torch.Tensor]
+"""Makes a normalised float32 tensor of shape (3, size, size) of an RGB image."""
 
 
-def build(
-    backbone: Backbone,
-    weights: str | None,
-    overrides: Mapping[str, Any],
-    weights_key: str | None,
-    allow_code: Collection[str],
-) -> Built:
-    """Build the network that a backbone was cut from, without featx's loaders.
-
-    Only for a function of the user's, and the file of a trained network, there is no other way
-    than to call it, or open it, again.
-    """
-    if backbone.name in PACKAGED:
-        return _embedded(backbone, weights)
-    if backbone.name.startswith(TIMM):
-        return _timm(backbone, weights, weights_key)
-    if factories.is_factory(backbone.name) or is_trained(backbone.name):
-        loaded = load_network(backbone.name, weights, overrides, SILENT, allow_code, weights_key)
-        transform = plain_transform(backbone.preprocessing)
-        origin = f"{backbone.name} and torchvision's standard transform with its values"
-        return Built(loaded.network, transform, origin, not loaded.unfilled)
-    return _torchvision(backbone, weights, overrides, weights_key)
-
-
-def _torchvision(
-    backbone: Backbone, weights: str | None, overrides: Mapping[str, Any], key: str | None
-) -> Built:
+def _transform_of(
+    backbone: Backbone, network: nn.Module, weights: str | None
+) -> tuple[Transform, str]:
+    """Build the transform that the library brings with the weights, and say where it is from."""
     name, side = backbone.name, backbone.input_size
+    if is_factory(name) or is_trained(name):
+        plain = plain_transform(backbone.preprocessing)
+        return plain, f"{name} and torchvision's standard transform with its values"
+    if name in PACKAGED or name.startswith(TIMM):
+        data: Any = importlib.import_module("timm.data")
+        options = data.resolve_model_data_config(network) | {"input_size": (3, side, side)}
+        transform: Transform = data.create_transform(**options, is_training=False)
+        parts = [f"tf_{name}"] if name in PACKAGED else resolve(name, weights)
+        return transform, f"timm's {'.'.join(filter(None, parts))} and its transform"
     entries = {entry.name: entry for entry in models.get_model_weights(name)}
-    tag = weights or default_weights(name)
-    entry = entries.get(tag, entries[default_weights(name)])
-    transform = entry.transforms()
-    usual_px = int(transform.crop_size[0])
+    entry = entries.get(weights or "", entries[default_weights(name)])
+    usual = entry.transforms()
+    usual_px = int(usual.crop_size[0])
     if side != usual_px:
-        resize_px = side * transform.resize_size[0] // usual_px
-        transform = entry.transforms(crop_size=side, resize_size=resize_px)
-    has_head = True
-    if tag in entries and (side == usual_px or not name.startswith(("vit_", "maxvit_"))):
-        network = models.get_model(name, weights=entries[tag])
-    else:
-        state = _read(backbone, tag, entries, key)
-        is_plain = _is_fed_plainly(backbone, entries, overrides)
-        network, has_head = _filled(name, parse_random(tag), state, side, is_plain)
-    origin = f"torchvision's {name} and transform of {entry.name}"
-    return Built(network, transform, origin, has_head)
+        resize_px = side * usual.resize_size[0] // usual_px
+        usual = entry.transforms(crop_size=side, resize_size=resize_px)
+    return usual, f"torchvision's {name} and transform of {entry.name}"
 
 
-def _read(
-    backbone: Backbone, weights: str, entries: Mapping[str, Any], key: str | None
-) -> Mapping[str, torch.Tensor] | None:
-    if weights in entries:
-        state: Mapping[str, torch.Tensor] = entries[weights].get_state_dict(check_hash=True)
-        return state
-    is_random = parse_random(weights) is not None
-    return None if is_random else read_state_dict(Path(backbone.weights.file), key=key)
+def plain_transform(preprocessing: Preprocessing) -> Transform:
+    """Build the standard transform from recorded values, where the weights bring none."""
+    values = preprocessing.identity()
+    steps = [
+        *_resize_and_crop(values),
+        transforms.ToTensor(),
+        transforms.Normalize(values["mean"], values["std"]),
+    ]
+    return transforms.Compose(steps)  # type: ignore[no-any-return]
 
 
-def _is_fed_plainly(backbone: Backbone, entries: Mapping[str, Any], overrides: Any) -> bool:
-    """Whether a file of the user's says by mean and std what its first convolution takes."""
-    digest, is_file = backbone.weights.file_sha256, backbone.weights.label not in entries
-    is_own = any(f"-{digest[:8]}." in entry.url for entry in entries.values())
-    return bool(digest) and is_file and not is_own and bool({"mean", "std"} & set(overrides))
-
-
-def _filled(
-    name: str, seed: int | None, state: Mapping[str, torch.Tensor] | None, side: int, is_plain: bool
-) -> tuple[nn.Module, bool]:
-    """Fill torchvision's network from a file, from an entry for another size, or at random."""
-    options: dict[str, Any] = {"image_size": side} if name.startswith("vit_") else {}
-    if name.startswith("maxvit_"):
-        options = {"input_size": (side, side)}
-    if name in ("inception_v3", "googlenet"):
-        # What torchvision sets by itself where weights are given.
-        has_aux = state is None or any(key.lower().startswith("aux") for key in state)
-        options = {"transform_input": not is_plain, "aux_logits": has_aux}
-        options["init_weights"] = state is None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed or 0)
-        network: nn.Module = models.get_model(name, weights=None, **options)
-    return network, state is None or _load(name, network, dict(state))
-
-
-def _load(name: str, network: nn.Module, state: dict[str, torch.Tensor]) -> bool:
-    """Load a state dict; False where its classifier is another one and was left out."""
-    if name.startswith("densenet"):  # torchvision renames the keys of 2017 in the same way
-        state = {
-            re.sub(r"(layer\d+\.(?:norm|relu|conv))\.(\d)\.", r"\1\2.", key): value
-            for key, value in state.items()
-        }
-    if name.startswith("vit_"):
-        size, patch = int(network.image_size), int(network.patch_size)  # type: ignore[arg-type]
-        state = dict(interpolate_embeddings(size, patch, state))
-    own = network.state_dict()
-    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
-    network.load_state_dict(fitting, strict=False)
-    unfit = (own.keys() | state.keys()) - fitting.keys()
-    unfit = {key for key in unfit if not key.endswith("num_batches_tracked")}
-    wrong = sorted(key for key in unfit if not key.startswith(_HEADS))
-    if wrong:
-        raise BackboneError(f"the weights do not fit torchvision's {name}: {', '.join(wrong[:3])}")
-    return not unfit
-
-
-def _import_timm() -> Any:
-    return importlib.import_module("timm")
-
-
-def _timm_transform(network: nn.Module, backbone: Backbone) -> Transform:
-    data: Any = importlib.import_module("timm.data")
-    config = data.resolve_model_data_config(network)
-    config["input_size"] = (3, backbone.input_size, backbone.input_size)
-    transform: Transform = data.create_transform(**config, is_training=False)
-    return transform
-
-
-def _timm(backbone: Backbone, weights: str | None, key: str | None) -> Built:
-    """Build the network by timm, which reads the file of weights in its own way."""
-    seed = parse_random(weights or "")
-    name = ".".join(filter(None, resolve(backbone.name, weights)))
-    config = _import_timm().models.get_pretrained_cfg(name)
-    options: dict[str, Any] = {}
-    if config.fixed_input_size and config.input_size[-1] != backbone.input_size:
-        options["img_size"] = backbone.input_size
-    if seed is None:
-        file = backbone.weights.file
-        overlay: dict[str, Any] = {"file": file}
-        if key is not None:
-            overlay = {"state_dict": read_state_dict(Path(file), key=key)}
-        options |= {"pretrained": True, "pretrained_cfg_overlay": overlay}
-    has_head = True
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed or 0)
-        try:
-            network = _import_timm().create_model(name, **options)
-        except RuntimeError:  # a classifier of other classes: timm leaves it out, if told so
-            network, has_head = _import_timm().create_model(name, num_classes=0, **options), False
-    transform = _timm_transform(network, backbone)
-    return Built(network, transform, f"timm's {name} and its transform", has_head)
-
-
-def _embedded(backbone: Backbone, weights: str | None) -> Built:
-    """Build timm's network; the tensors of the other package stand in the same order."""
-    name, seed = f"tf_{backbone.name}", parse_random(weights or "")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed or 0)
-        network = _import_timm().create_model(name, pretrained=False)
-    if seed is None:
-        path = packaged_file(backbone.name)
-        tensors = torch.load(path, map_location="cpu", weights_only=True).values()
-        network.load_state_dict(dict(zip(network.state_dict(), tensors, strict=True)))
-    transform = _timm_transform(network, backbone)
-    return Built(network, transform, f"timm's {name} and its transform")
-
-
-_Seer = TypeVar("_Seer", bound=Callable[..., None])
+def _resize_and_crop(values: dict[str, Any]) -> list[Any]:
+    mode, side = values.get("crop_mode", "center"), values["resize_px"]
+    if mode == "border":
+        import_timm()
+        timm: Any = importlib.import_module("timm.data.transforms")
+        fill = [round(255 * value) for value in values["mean"]]
+        resize = timm.ResizeKeepRatio(
+            (side, side), interpolation=values["interpolation"], longest=1.0
+        )
+        return [resize, timm.CenterCropOrPad(values["crop_px"], fill=fill)]
+    return [
+        transforms.Resize(
+            side if mode == "center" else [side, side],
+            transforms.InterpolationMode(values["interpolation"]),
+        ),
+        transforms.CenterCrop(values["crop_px"]),
+    ]
 
 
 @dataclass
@@ -211,16 +96,6 @@ class Tapped:
     output: object
 
 
-@dataclass
-class _Recorder:
-    """Keeps copies: a later step may work in place on what the module returned."""
-
-    outputs: list[object] = field(default_factory=list)
-
-    def __call__(self, module: nn.Module, args: object, output: object) -> None:
-        self.outputs.append(output.clone() if isinstance(output, torch.Tensor) else output)
-
-
 def tap(network: nn.Module, layer: str, images: torch.Tensor) -> Tapped:
     """Run a whole network and catch the output of one layer."""
     if layer in _BY_TIMM and hasattr(network, "forward_head"):
@@ -229,9 +104,15 @@ def tap(network: nn.Module, layer: str, images: torch.Tensor) -> Tapped:
     path, call = _module_of(network, "encoder" if is_token else layer)
     if not path:
         return _tap_function(network, layer, images)
-    with _hooked([network.get_submodule(path)], _Recorder()) as recorder:
+    outputs: list[object] = []
+
+    def keep(module: nn.Module, args: object, output: object) -> None:
+        # A copy: a later step may work in place on what the module returned.
+        outputs.append(output.clone() if isinstance(output, torch.Tensor) else output)
+
+    with network.get_submodule(path).register_forward_hook(in_this_thread(keep)):
         output = network(images)
-    features = recorder.outputs[call] if call < len(recorder.outputs) else None
+    features = outputs[call] if call < len(outputs) else None
     if not isinstance(features, torch.Tensor):
         raise BackboneError(f"the module {path} gives no tensor in the forward pass")
     return Tapped(features[:, 0] if is_token else features, output)
@@ -244,16 +125,6 @@ _BY_TIMM: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
         network.forward_features(images), pre_logits=True
     ),
 }
-
-
-@contextmanager
-def _hooked(modules: Iterable[nn.Module], see: _Seer) -> Iterator[_Seer]:
-    handles = [module.register_forward_hook(in_this_thread(see)) for module in modules]
-    try:
-        yield see
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _Functions(TorchFunctionMode):
@@ -272,7 +143,7 @@ class _Functions(TorchFunctionMode):
     def enter(self, module: nn.Module, args: object) -> None:
         self._running.append(module)
 
-    def __call__(self, module: nn.Module, args: object, output: object) -> None:
+    def leave(self, module: nn.Module, args: object, output: object) -> None:
         self._running.pop()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -291,14 +162,13 @@ def _tap_function(network: nn.Module, layer: str, images: torch.Tensor) -> Tappe
     if path not in paths or found is None:
         raise BackboneError(f"the network has no layer {layer}")
     functions = _Functions(paths[path], found.group(1))
-    modules = list(network.modules())
-    handles = [m.register_forward_pre_hook(in_this_thread(functions.enter)) for m in modules]
-    try:
-        with _hooked(modules, functions), functions:
-            output = network(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack:
+        for module in network.modules():
+            enter, leave = in_this_thread(functions.enter), in_this_thread(functions.leave)
+            stack.enter_context(module.register_forward_pre_hook(enter))
+            stack.enter_context(module.register_forward_hook(leave))
+        stack.enter_context(functions)
+        output = network(images)
     call = int(found.group(2) or 0)
     if call >= len(functions.outputs):
         raise BackboneError(f"the forward pass of {path or 'the network'} calls no {step}")
@@ -375,13 +245,22 @@ def open_reference(
     weights_key: str | None = None,
     allow_code: Collection[str] = (),
 ) -> Reference:
-    """Build the reference of a backbone, without featx's own loaders where that is possible."""
+    """Load the whole network of a backbone again, with the transform of its weights."""
+    changes, name = dict(overrides or {}), backbone.name
     # Whoever holds the backbone has named its code: it has run already.
-    allowed = (backbone.name, *allow_code)
-    built = build(backbone, weights, overrides or {}, weights_key, allowed)
-    transform, origin = built.transform, built.origin
-    changed = sorted(set(overrides or {}) - {"input_size"})
+    allowed = (name, *allow_code)
+    loaded = load_network(name, weights, changes, SILENT, allowed, weights_key)
+    transform, origin = _transform_of(backbone, loaded.network, weights)
+    changed = sorted(set(changes) - {"input_size"})
     if changed:
         transform = plain_transform(backbone.preprocessing)
         origin += f", transform changed by {', '.join(changed)}"
-    return Reference(built.network.eval(), transform, backbone, origin, built.has_head)
+    has_head = not loaded.unfilled and _has_usual_classes(loaded.network, name, weights)
+    return Reference(loaded.network.eval(), transform, backbone, origin, has_head)
+
+
+def _has_usual_classes(network: Any, name: str, weights: str | None) -> bool:
+    """Whether the classifier is that of the library: for a file, timm builds one that fits it."""
+    if not name.startswith(TIMM):
+        return True
+    return bool(network.num_classes == config(*resolve(name, weights)).get("num_classes"))

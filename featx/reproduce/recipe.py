@@ -1,14 +1,16 @@
-"""A recipe: one system, what was reported of it, and the settings that run it."""
+"""A recipe: one system, what was reported of it, and the settings that run it; found by name."""
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from featx.errors import UsageError
+from featx.errors import UsageError, unknown_name
 from featx.evaluate import Settings
 from featx.extract import Plan
 from featx.plugins import named_by
@@ -16,7 +18,18 @@ from featx.reproduce.schema import check_keys, read_fields
 from featx.sweep import Axes
 from featx.train import TrainPlan
 
-__all__ = ["FULL", "PRETRAINED", "SCALES", "SMALL", "Data", "Recipe", "Reported", "read_recipe"]
+__all__ = [
+    "FULL",
+    "PRETRAINED",
+    "SCALES",
+    "SMALL",
+    "Data",
+    "Recipe",
+    "Reported",
+    "all_recipes",
+    "find_recipes",
+    "read_recipe",
+]
 
 FULL, SMALL = "full", "small"
 SCALES = (FULL, SMALL)
@@ -238,3 +251,40 @@ def _check(recipe: Recipe) -> None:
         raise UsageError(f'[pretrain] and "{PRETRAINED}" in another section go together')
     if recipe.reported.split not in ("test", "train"):
         raise UsageError(f"split in [reported] is {recipe.reported.split!r}: give test or train")
+
+
+_ENDING = ".toml"
+
+
+def _folder() -> Path:
+    return Path(str(files("featx"))) / "recipes"
+
+
+@cache
+def all_recipes() -> tuple[Recipe, ...]:
+    """Recipes that featx brings, sorted by source, then by name."""
+    recipes = [read_recipe(path) for path in _folder().glob(f"*{_ENDING}")]
+    return tuple(sorted(recipes, key=lambda recipe: (recipe.system.source, recipe.name)))
+
+
+def find_recipes(names: Sequence[str], allow_code: tuple[str, ...] = ()) -> list[Recipe]:
+    """Find recipes by what was typed."""
+    found: dict[str, Recipe] = {}
+    for name in names:
+        for recipe in _find(name, allow_code):
+            found.setdefault(recipe.name, recipe)
+    return list(found.values())
+
+
+def _find(name: str, allow_code: tuple[str, ...]) -> list[Recipe]:
+    if name.endswith(_ENDING):
+        return [read_recipe(Path(name).expanduser(), allow_code)]
+    recipes = all_recipes()
+    exact = [recipe for recipe in recipes if recipe.name == name]
+    begun = exact or [recipe for recipe in recipes if recipe.name.startswith(name)]
+    if not begun or not name:
+        names = [recipe.name for recipe in recipes]
+        error: UsageError = unknown_name("recipe", name, names, see="featx reproduce --list")
+        error.add_note(f"a recipe of your own is the path of a {_ENDING} file")
+        raise error
+    return begun

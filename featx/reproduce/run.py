@@ -1,6 +1,6 @@
 """Running a recipe: extraction and fits, sweeps, heads that move, and trainings.
 
-Also what the user puts in place of what a recipe names.
+Also what the user puts in place of what a recipe names, and what this machine lacks for it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from featx.backbones import outline
-from featx.errors import UsageError
+from featx.backbones import check_backbone, load_network, outline
+from featx.errors import FeatxError, SourceError, UsageError
 from featx.evaluate import (
     FitResult,
     Pair,
@@ -28,12 +28,12 @@ from featx.progress import Reporter
 from featx.records import RecordError, read_older_too
 from featx.reproduce.outcome import FINE_TUNED, FROZEN, SCRATCH, Cost, Outcome, outcomes_of
 from featx.reproduce.recipe import FULL, PRETRAINED, SCALES, Recipe
-from featx.sources import ClassChoice
+from featx.sources import ClassChoice, open_data
 from featx.store import Cache, seconds_of
 from featx.sweep import SweepRow, sweep
 from featx.train import TrainResult, run_train
 
-__all__ = ["Options", "read_pairs", "run_recipe", "total_seconds"]
+__all__ = ["Needs", "Options", "read_pairs", "run_recipe", "total_seconds"]
 
 _KIND = "seconds of extractions"
 
@@ -331,3 +331,59 @@ def _counted(plan: Plan, layer: str, input_px: int, cost: Cost) -> Cost:
 def _close(caches: Sequence[Cache]) -> None:
     for cache in caches:
         cache.close()
+
+
+class Needs:
+    """Looks for the data and weights of recipes, each of them once.
+
+    What is not here is downloaded where that is possible.
+    """
+
+    def __init__(self, reporter: Reporter) -> None:
+        self.reporter = reporter
+        self._answers: dict[tuple[str, str], str] = {}
+
+    def missing(self, recipe: Recipe) -> list[str]:
+        """Say what is missing for a recipe."""
+        found = [self._data(name) for name in (recipe.data.data, recipe.data.moved_to) if name]
+        found += [self._weights(recipe, name, weights) for name, weights in _backbones(recipe)]
+        return [line for line in found if line]
+
+    def _ask(self, key: tuple[str, str], check: Callable[[], object]) -> str:
+        if key not in self._answers:
+            try:
+                check()
+                self._answers[key] = ""
+            except FeatxError as error:
+                self._answers[key] = " ".join([str(error), *getattr(error, "__notes__", ())])
+        return self._answers[key]
+
+    def _data(self, name: str) -> str:
+        def check() -> None:
+            try:
+                open_data(name, download=False, reporter=self.reporter)
+            except SourceError:
+                open_data(name, reporter=self.reporter)
+
+        problem = self._ask(("data", name), check)
+        return problem and f"data {name}: {problem} (or say where it lies: --data {name}=FOLDER)"
+
+    def _weights(self, recipe: Recipe, name: str, weights: str | None) -> str:
+        def check() -> None:
+            check_backbone(name)
+            with named_by(recipe.path):
+                load_network(name, weights, {}, self.reporter, recipe.allow_code)
+
+        problem = self._ask((name, weights or ""), check)
+        instead = f"--weights {name}=FILE, --backbone {name}=OTHER"
+        return problem and f"weights of {name}: {problem} (here: {instead})"
+
+
+def _backbones(recipe: Recipe) -> Iterable[tuple[str, str | None]]:
+    """Give the backbones with weights, not the networks that are trained from scratch."""
+    for part, key in (("extract", "backbone"), ("train", "network"), ("pretrain", "network")):
+        values = recipe.parts.get(part, {})
+        names = values.get(key, ())
+        for name in names if isinstance(names, tuple) else (names,):
+            if name != PRETRAINED and not is_network(name):
+                yield name, values.get("weights")

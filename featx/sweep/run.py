@@ -37,8 +37,7 @@ class Axes:
     preprocess: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("input_size", "layer", "pool", "preprocess"):
-            values = getattr(self, name)
+        for name, values in vars(self).items():
             if len(set(values)) < len(values):
                 flag = name.replace("_", "-")
                 raise UsageError(f"--{flag} has a value twice: {' '.join(map(str, values))}")
@@ -46,8 +45,7 @@ class Axes:
     @property
     def varied(self) -> tuple[str, ...]:
         """Names of the choices that have several values."""
-        names = ("input_size", "layer", "pool", "preprocess")
-        return tuple(name for name in names if len(getattr(self, name)) > 1)
+        return tuple(name for name, values in vars(self).items() if len(values) > 1)
 
     def plans(self, plan: Plan) -> Iterator[Plan]:
         """Give the plan of every pass."""

@@ -2,8 +2,8 @@
 
 In: a `TrainPlan`, the options of ``featx train``. Out: a `TrainResult` for each draw, with a row
 in the results, curves and, if wanted, the network as a file that is a backbone.
-The way: plan, question (images, draws, identity), recipe (network and classifier), search,
-classifier (the epochs), result. The room must not know heads, caches of features or commands.
+The way: plan, question (network, images, draws, identity), search, classifier (the epochs),
+result. The room must not know heads, caches of features or commands.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -21,8 +22,7 @@ from featx.fewshot import split_holdout
 from featx.memory import reused_memory
 from featx.networks import freeze
 from featx.networks.freezing import keep_in_evaluation_mode, statistics_of
-from featx.train.augment import Augment
-from featx.train.images import Batches, PixelSet
+from featx.train.images import Augment, Batches, PixelSet
 from featx.train.optimisation import EarlyStopping, make_scheduler
 
 __all__ = ["Callback", "DivergedError", "NetworkClassifier"]
@@ -54,6 +54,7 @@ class Callback:
         """Is called after the last epoch, unless an error ended the training."""
 
 
+@dataclass(eq=False, repr=False)  # scikit-learn compares and prints estimators itself
 class NetworkClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Train a network end to end.
 
@@ -125,44 +126,29 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Whether early stopping ended the training.
     """
 
-    module_: nn.Module
-    optimizer_: torch.optim.Optimizer
-
-    def __init__(  # noqa: PLR0913 - scikit-learn wants every setting to be a parameter
-        self,
-        module: Callable[[], nn.Module] | nn.Module,
-        *,
-        criterion: Callable[[], nn.Module] = nn.CrossEntropyLoss,
-        optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
-        lr: float = 0.01,
-        max_epochs: int = 10,
-        batch_size: int = 128,
-        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
-        std: tuple[float, float, float] = (0.5, 0.5, 0.5),
-        augment: Augment | None = None,
-        freeze: str = "none",
-        unfreeze_after: int | None = None,
-        backbone_lr: float | None = None,
-        schedule: str = "none",
-        step_size: int = 5,
-        gamma: float = 0.1,
-        validation: float = 0.1,
-        patience: int = 0,
-        precision: str = "fp32",
-        channels_last: bool = False,
-        device: str = "cpu",
-        seed: int = 0,
-        callbacks: Sequence[Callback] = (),
-    ) -> None:
-        self.module, self.criterion = module, criterion
-        self.optimizer, self.lr, self.backbone_lr = optimizer, lr, backbone_lr
-        self.max_epochs, self.batch_size = max_epochs, batch_size
-        self.mean, self.std, self.augment = mean, std, augment
-        self.freeze, self.unfreeze_after = freeze, unfreeze_after
-        self.schedule, self.step_size, self.gamma = schedule, step_size, gamma
-        self.validation, self.patience = validation, patience
-        self.precision, self.channels_last = precision, channels_last
-        self.device, self.seed, self.callbacks = device, seed, callbacks
+    module: Callable[[], nn.Module] | nn.Module
+    _: KW_ONLY
+    criterion: Callable[[], nn.Module] = nn.CrossEntropyLoss
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD
+    lr: float = 0.01
+    max_epochs: int = 10
+    batch_size: int = 128
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    augment: Augment | None = None
+    freeze: str = "none"
+    unfreeze_after: int | None = None
+    backbone_lr: float | None = None
+    schedule: str = "none"
+    step_size: int = 5
+    gamma: float = 0.1
+    validation: float = 0.1
+    patience: int = 0
+    precision: str = "fp32"
+    channels_last: bool = False
+    device: str = "cpu"
+    seed: int = 0
+    callbacks: Sequence[Callback] = ()
 
     # The network.
 
@@ -174,7 +160,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         given = self.module
         with self._seeded():
             network = copy.deepcopy(given) if isinstance(given, nn.Module) else given()
-        self.module_ = network.to(memory_format=self._memory_order)
+        self.module_: nn.Module = network.to(memory_format=self._memory_order)
         self.frozen_ = self.first_frozen_ = freeze(self.module_, self.freeze)
         self._check_frozen()
         self.module_.to(device)

@@ -1,7 +1,8 @@
-"""Images of a source: decoded once to uint8, then handed to a network batch by batch."""
+"""Images of a source: decoded once to uint8, handed to a network batch by batch, and augmented."""
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
+from featx.configurable import Configurable, parse, setting
 from featx.depth import describe_dim
 from featx.engines.loader import Loading, iter_pixels, worker_deaths_named
 from featx.errors import ProtocolError, UsageError
@@ -23,7 +26,7 @@ from featx.progress import Reporter
 from featx.sources import Source
 from featx.sources.base import ArraySource
 
-__all__ = ["Batches", "Decoded", "Decoder", "PixelSet", "SourceRows"]
+__all__ = ["Augment", "Batches", "Decoded", "Decoder", "PixelSet", "SourceRows", "sample_warped"]
 
 _DECODED_AT_ONCE = 64
 _DONE, _FAILED = 1, 2
@@ -212,51 +215,111 @@ def is_readable(source: Source) -> bool:
 class SourceRows:
     """A split with the attributes of a cache that evaluation uses, but without features."""
 
-    source: Source
-    digests: NDArray[np.uint8]
-    failed: Sequence[int]
+    y: NDArray[np.int64]  # (N,), labels, -1 where unknown
+    status: NDArray[np.uint8]  # (N,), 1 where the row can be used
+    class_names: list[str]
+    paths: Sequence[str]  # (N,)
+    image_digests: NDArray[np.uint8]  # (N, 32), SHA-256 of each image's bytes
+    meta: dict[str, Any]
+    path: Path  # where the images are
     fingerprint: str
-    network: str
+
+    @classmethod
+    def of(
+        cls,
+        source: Source,
+        digests: NDArray[np.uint8],
+        failed: Sequence[int],
+        fingerprint: str,
+        network: str,
+    ) -> SourceRows:
+        """Describe a source of which some rows cannot be read."""
+        status = np.full(len(source), _DONE, np.uint8)
+        status[list(failed)] = _FAILED
+        names = {"data": source.name, "split": source.split}
+        return cls(
+            y=source.labels,
+            status=status,
+            class_names=list(source.class_names),
+            paths=source.paths,
+            image_digests=digests,
+            meta={**names, "backbone": network, "layer": "trained"},
+            path=Path(source.place or source.name),
+            fingerprint=fingerprint,
+        )
 
     @property
     def X(self) -> Any:  # noqa: N802
         """No features: a network reads the pixels."""
         raise NotImplementedError("images that are trained on have no features")
 
-    @property
-    def y(self) -> NDArray[np.int64]:
-        """Labels, (N,), -1 where unknown."""
-        return self.source.labels
 
-    @property
-    def status(self) -> NDArray[np.uint8]:
-        """1 where the row can be used, (N,)."""
-        status = np.full(len(self.source), _DONE, np.uint8)
-        status[list(self.failed)] = _FAILED
-        return status
+@dataclass(frozen=True)
+class Augment(Configurable):
+    """Random changes of training images; each image is changed independently of the others.
 
-    @property
-    def class_names(self) -> list[str]:
-        """One name per class."""
-        return list(self.source.class_names)
+    Rotation and zoom are one bilinear sampling about the centre, where Keras's two layers sample
+    twice. Beyond its border an image is mirrored, as in Keras (``fill_mode="reflect"``).
+    """
 
-    @property
-    def paths(self) -> Sequence[str]:
-        """One path per image, (N,)."""
-        return self.source.paths
+    flip: bool = setting(False)  # half of the images are mirrored, left to right
+    crop: int = setting(0, within="[0, inf)")  # padding in pixels, before a random crop
+    rotation: float = setting(0.0, within="[0, 0.5]")  # largest angle, as a fraction of a turn
+    zoom: float = setting(0.0, within="[0, 1)")  # scales are between 1 - zoom and 1 + zoom
 
-    @property
-    def image_digests(self) -> NDArray[np.uint8]:
-        """SHA-256 of each image's bytes, (N, 32)."""
-        return self.digests
+    name = "augment"
 
-    @property
-    def meta(self) -> dict[str, Any]:
-        """Names, as in the metadata of a cache."""
-        names = {"data": self.source.name, "split": self.source.split}
-        return {**names, "backbone": self.network, "layer": "trained"}
+    @classmethod
+    def parse(cls, words: Sequence[str]) -> Augment:
+        """Read settings as they are typed.
 
-    @property
-    def path(self) -> Path:
-        """Where the images are."""
-        return Path(self.source.place or self.source.name)
+        Examples
+        --------
+        >>> Augment.parse(["flip", "rotation=0.1"])
+        Augment(flip=True, crop=0, rotation=0.1, zoom=0.0)
+        """
+        full = [word if "=" in word else f"{word}=true" for word in words]
+        return cls().with_settings(**parse(cls(), full))
+
+    def move(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """Crop and flip; pixels are (n, height, width, 3)."""
+        if self.crop:
+            pixels = self._cropped(pixels, generator)
+        if self.flip:
+            n = len(pixels)
+            is_flipped = torch.rand(n, generator=generator, device=pixels.device) < 0.5
+            pixels = torch.where(is_flipped[:, None, None, None], pixels.flip(2), pixels)
+        return pixels
+
+    def _cropped(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        n, height, width, _ = pixels.shape
+        device, pad = pixels.device, self.crop
+        padded = functional.pad(pixels, (0, 0, pad, pad, pad, pad))
+        shifts = torch.randint(2 * pad + 1, (2, n, 1), generator=generator, device=device)
+        rows = shifts[0] + torch.arange(height, device=device)
+        columns = shifts[1] + torch.arange(width, device=device)
+        images = torch.arange(n, device=device)
+        return padded[images[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+    def warp(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Rotate and zoom; images are (n, 3, height, width)."""
+        if not (self.rotation or self.zoom):
+            return images
+        shape = (2, len(images))
+        either_way = 2 * torch.rand(shape, generator=generator, device=images.device) - 1
+        turns, zooms = either_way[0] * self.rotation, 1 + either_way[1] * self.zoom
+        return sample_warped(images, turns, zooms)
+
+
+def sample_warped(images: Tensor, turns: Tensor, zooms: Tensor) -> Tensor:
+    """Rotate and zoom images about their centres.
+
+    `turns` are fractions of a turn, counter-clockwise; `zooms` above 1 make the content smaller.
+    """
+    angles = turns * (2 * math.pi)
+    cos, sin, none = zooms * angles.cos(), zooms * angles.sin(), torch.zeros_like(angles)
+    # The matrix maps each pixel (x, y) of the result to its place in the source:
+    # zoom * (x cos - y sin, x sin + y cos). y points down, hence counter-clockwise.
+    to_source = torch.stack([cos, -sin, none, sin, cos, none], dim=1).reshape(-1, 2, 3)
+    grid = functional.affine_grid(to_source, list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)

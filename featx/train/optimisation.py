@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
+from torch.optim import lr_scheduler
 
 from featx.train.plan import LOSSES, OPTIMIZERS, SCHEDULERS
 from featx.words import check_word
@@ -14,54 +17,32 @@ from featx.words import check_word
 __all__ = [
     "BinaryCrossEntropy",
     "EarlyStopping",
-    "Optimizer",
     "get_loss",
     "get_optimizer",
     "make_scheduler",
 ]
 
-_CLASSES: dict[str, Any] = {
-    "SGD": optim.SGD,
-    "Nesterov": optim.SGD,
-    "Adam": optim.Adam,
-    "Adamax": optim.Adamax,
-    "RMSprop": optim.RMSprop,
-    "AdamW": optim.AdamW,
-}
 _NESTEROV_MOMENTUM = 0.9
 _KERAS_EPSILON = 1e-7
 
-
-@dataclass(frozen=True)
-class Optimizer:
-    """Makes an optimizer of torch."""
-
-    name: str
-    settings: tuple[tuple[str, Any], ...] = ()
-
-    def __call__(self, parameters: Any, **options: Any) -> optim.Optimizer:
-        """Make it for parameters or groups of them; ``lr`` is one of the options."""
-        made: optim.Optimizer = _CLASSES[self.name](parameters, **dict(self.settings), **options)
-        return made
+Make = Callable[..., optim.Optimizer]
 
 
-def get_optimizer(name: str, momentum: float | None = None, weight_decay: float = 0.0) -> Optimizer:
-    """Choose an optimizer by its name."""
+def get_optimizer(name: str, momentum: float | None = None, weight_decay: float = 0.0) -> Make:
+    """Choose what makes an optimizer, of parameters or groups of them and ``lr``, by its name."""
     check_word("optimizer", name, OPTIMIZERS)
     settings: dict[str, Any] = {"weight_decay": weight_decay}
     if name == "Nesterov":
         settings |= {"nesterov": True, "momentum": _NESTEROV_MOMENTUM}
     if momentum is not None:
         settings["momentum"] = momentum
-    return Optimizer(name, tuple(settings.items()))
+    return partial(getattr(optim, "SGD" if name == "Nesterov" else name), **settings)
 
 
 def make_scheduler(
     name: str, optimizer: optim.Optimizer, *, epochs: int, step_size: int, gamma: float
 ) -> Any:
     """Make what changes the learning rates after each epoch; None for ``none``."""
-    from torch.optim import lr_scheduler
-
     check_word("scheduler", name, SCHEDULERS)
     if name == "step":
         return lr_scheduler.StepLR(optimizer, step_size, gamma)
@@ -133,9 +114,5 @@ class BinaryCrossEntropy(nn.Module):
 
 def get_loss(name: str) -> type[nn.Module]:
     """Choose a loss of logits and labels by its name."""
-    losses: dict[str, type[nn.Module]] = {
-        "cross-entropy": torch.nn.CrossEntropyLoss,
-        "binary-cross-entropy": BinaryCrossEntropy,
-    }
     check_word("loss", name, LOSSES)
-    return losses[name]
+    return nn.CrossEntropyLoss if name == "cross-entropy" else BinaryCrossEntropy

@@ -29,8 +29,13 @@ from featx.train.checkpoint import Checkpoint
 from featx.train.classifier import Callback, NetworkClassifier
 from featx.train.images import Decoder
 from featx.train.plan import TrainPlan
-from featx.train.question import TrainQuestion, open_sources
-from featx.train.recipe import Recipe, check_frozen, check_network, make_classifier, open_recipe
+from featx.train.question import (
+    TrainQuestion,
+    check_frozen,
+    check_network,
+    open_recipe,
+    open_sources,
+)
 from featx.train.result import (
     Scored,
     Trained,
@@ -183,41 +188,33 @@ class _Job:
         return True
 
     def _trained(self, subset: Subset) -> TrainResult:
-        question, plan, recipe = self.question, self.plan, self.question.recipe
+        question, plan = self.question, self.plan
         extra: dict[str, Any] = {}
         search_folder = self._file("searches", subset, ".unfinished")
         if plan.search:
             found = search_settings(question, subset, self.device, search_folder, self.reporter)
             self._tell_search(found, subset)
             plan, extra = found.best, {"search": found.record()}
-            recipe = recipe.with_network(plan.network)
-        net = self._fitted(plan, recipe, subset)
+        net = self._fitted(plan, subset)
         check()  # before anything is recorded: the user's network may have swallowed a stop
         trained = self._outcome(net, subset)
         for remark in remarks_of(plan, trained):
             self.reporter.warn(remark)
         fit = to_fit(question, subset, trained, self._scored(net, subset), extra)
         check()
-        path = self._save(net, subset, plan, recipe, fit) if plan.save else None
+        path = self._save(net, subset, plan, fit) if plan.save else None
         self._save_curves(trained, subset)
         self.results.add(fit)
         self._file("checkpoints", subset, ENDING).unlink(missing_ok=True)
         shutil.rmtree(search_folder, ignore_errors=True)
         return TrainResult(fit, trained, path)
 
-    def _fitted(self, plan: TrainPlan, recipe: Recipe, subset: Subset) -> NetworkClassifier:
+    def _fitted(self, plan: TrainPlan, subset: Subset) -> NetworkClassifier:
         question, file = self.question, self._file("checkpoints", subset, ENDING)
-        label = f"training {recipe.text}, {subset.per_class} per class"
+        label = f"training {question.recipe_of(plan).text}, {subset.per_class} per class"
         with Checkpoint(file, question.fit_id(subset), self.reporter) as checkpoint:
-            net = make_classifier(
-                plan,
-                recipe,
-                len(question.class_names),
-                seed=subset.seed,
-                device=str(self.device),
-                precision=question.precision,
-                callbacks=[checkpoint, _EpochBar(self.reporter, label)],
-            )
+            callbacks = [checkpoint, _EpochBar(self.reporter, label)]
+            net = question.classifier(plan, subset.seed, self.device, callbacks)
             return net.fit(question.training_images(subset))
 
     def _tell_search(self, found: Found, subset: Subset) -> None:
@@ -251,13 +248,9 @@ class _Job:
         return Scored(decisions, train_acc1, time.perf_counter() - started)
 
     def _save(
-        self,
-        net: NetworkClassifier,
-        subset: Subset,
-        plan: TrainPlan,
-        recipe: Recipe,
-        fit: FitResult,
+        self, net: NetworkClassifier, subset: Subset, plan: TrainPlan, fit: FitResult
     ) -> Path:
+        recipe = self.question.recipe_of(plan)
         backbone = recipe.backbone
         path = self._file("networks", subset, ENDING)
         training = {"acc1": fit.acc1, "per_class": fit.per_class, "fit_id": fit.fit_id}

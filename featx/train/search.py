@@ -29,7 +29,6 @@ from featx.train.classifier import DivergedError
 from featx.train.images import PixelSet
 from featx.train.plan import TrainPlan
 from featx.train.question import TrainQuestion
-from featx.train.recipe import make_classifier
 
 __all__ = ["Found", "search_settings"]
 
@@ -184,15 +183,7 @@ class _Trials:
         question, plan = self.question, _with(self.question.plan, settings)
         file = self.outcomes.path.with_name(f"candidate{ENDING}")
         with Checkpoint(file, key, self.outcomes.reporter) as checkpoint:
-            net = make_classifier(
-                plan,
-                question.recipe.with_network(plan.network),
-                len(question.class_names),
-                seed=self.seed,
-                device=str(self.device),
-                precision=question.precision,
-                callbacks=[checkpoint],
-            )
+            net = question.classifier(plan, self.seed, self.device, [checkpoint])
             accuracy: float | None = None
             with suppress(DivergedError):
                 accuracy = float(net.fit(self.fitted).score(self.judging, self.judging.labels))

@@ -11,13 +11,13 @@ import pytest
 import torch
 from heard import Log
 from PIL import Image
+from second_networks import second_reference
 from torchvision import models
 
 from featx.backbones import open_backbone, torchvision_models
 from featx.backbones.trained import TrainedRecord, save_trained
 from featx.networks import FineTuned, get_top
 from featx.progress import Reporter
-from featx.reference import open_reference
 from featx.weights import WeightsFile
 
 PLAIN = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.25)}
@@ -94,7 +94,7 @@ def test_a_file_is_normalised_once(case_of, image, name, kind, monkeypatch):
     assert backbone.variant == variant
     assert ("variant" in backbone.identity()["point"]) == (kind == "given")
     if not kind.startswith("torchvision"):
-        _, by_reference, _ = open_reference(backbone, **options).run(image)
+        _, by_reference, _ = second_reference(backbone, **options).run(image)
         assert close(by_reference[None], wanted)
 
 

@@ -12,7 +12,7 @@ from small_caches import write
 
 import featx
 from featx.cli import main
-from featx.report.neighbours import look_at
+from featx.report.explore import look_at
 
 CLASSES = ("cat", "</script><b>dog", "$frog_&")
 

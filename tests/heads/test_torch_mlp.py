@@ -10,7 +10,7 @@ from scipy.special import softmax
 from skorch.callbacks import Callback, LRScheduler
 
 from featx.errors import ProtocolError, UsageError
-from featx.heads import FitOptions, RowSpace, torch_parts
+from featx.heads import FitOptions, RowSpace, torch_mlp
 from featx.heads.torch_mlp import MLP_TORCH
 
 SMALL = MLP_TORCH.with_settings(hidden=(16, 8), max_epochs=12, patience=3, device="cpu", lr=0.01)
@@ -34,8 +34,8 @@ def networks(monkeypatch):
         made.append(build(*args))
         return made[-1]
 
-    build = torch_parts._network
-    monkeypatch.setattr(torch_parts, "_network", keep)
+    build = torch_mlp._network
+    monkeypatch.setattr(torch_mlp, "_network", keep)
     return made
 
 
@@ -102,7 +102,7 @@ def test_on_principal_axes_numpy_predicts_what_torch_does(networks, n_features):
     ],
 )
 def test_the_tops_of_the_documents(settings, expected):
-    network = torch_parts._network(MLP_TORCH.with_settings(**settings), 9, 3)
+    network = torch_mlp._network(MLP_TORCH.with_settings(**settings), 9, 3)
     sizes = ("out_features", "num_features", "p")
     found = [
         " ".join([type(p).__name__, *(str(getattr(p, s)) for s in sizes if hasattr(p, s))])
@@ -143,8 +143,8 @@ def test_the_watching_rows_are_not_fitted_and_keep_groups(monkeypatch):
     X, y = features(60, 10, 2)
     groups = np.arange(60) // 4
     seen = []
-    train = torch_parts.train
-    monkeypatch.setattr(torch_parts, "train", lambda *a: seen.append(a[3]) or train(*a))
+    train = torch_mlp._train
+    monkeypatch.setattr(torch_mlp, "_train", lambda *a: seen.append(a[3]) or train(*a))
     SMALL.fit(RowSpace.of(X), y, FitOptions(groups=groups))
     ((fitted, watching),) = seen
     assert not set(groups[fitted]) & set(groups[watching])
@@ -216,7 +216,7 @@ def test_a_plateau_is_so_many_epochs_without_a_better_loss(step_size, wanted):
     settings = {"scheduler": "ReduceLROnPlateau", "step_size": step_size, "gamma": 0.5}
     head = SMALL.with_settings(optimizer="SGD", lr=1e-30, max_epochs=4, **settings)
     rates = []
-    original = torch_parts._callbacks
+    original = torch_mlp._callbacks
 
     class Watch(Callback):
         def on_epoch_begin(self, net, **_):
@@ -226,7 +226,7 @@ def test_a_plateau_is_so_many_epochs_without_a_better_loss(step_size, wanted):
         return [*original(*args, **options), ("watch", Watch())]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch_parts, "_callbacks", watched)
+        patch.setattr(torch_mlp, "_callbacks", watched)
         head.fit(RowSpace.of(X), y, FitOptions())
     assert np.allclose(rates, wanted)
 

@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from featx.cli import main
 from featx.progress import SILENT
 from featx.reproduce import Options, Outcome, find_recipes, format_outcomes
-from featx.reproduce.needs import Needs
+from featx.reproduce.run import Needs
 from featx.reproduce.table import lessons, order
 
 FEATURES = """
@@ -344,8 +344,8 @@ def test_every_need_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def loading(name: str, *rest: object) -> None:
         asked.append(name)
 
-    monkeypatch.setattr("featx.backbones.load_network", loading)
-    monkeypatch.setattr("featx.sources.open_data", lambda name, **options: asked.append(name))
+    monkeypatch.setattr("featx.reproduce.run.load_network", loading)
+    monkeypatch.setattr("featx.reproduce.run.open_data", lambda name, **options: asked.append(name))
     needs = Needs(SILENT)
     for recipe in find_recipes(["klimack-recio"]):
         assert needs.missing(recipe) == []

@@ -9,7 +9,7 @@ from scipy.ndimage import map_coordinates
 from torchvision.transforms import functional
 
 from featx.errors import UsageError
-from featx.train.augment import Augment, sample_warped
+from featx.train.images import Augment, sample_warped
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -99,7 +99,7 @@ def test_the_same_seed_gives_the_same_images_and_another_others(pixels: torch.Te
 
 
 def test_ranges_are_those_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    from featx.train import augment as module
+    from featx.train import images as module
 
     seen: list[torch.Tensor] = []
 

@@ -17,9 +17,8 @@ from train_data import TinyNet, classifier, coloured
 from featx.errors import ProtocolError, UsageError
 from featx.networks import FineTuned
 from featx.preprocess import Preprocessing
-from featx.train.augment import Augment
 from featx.train.classifier import Callback, NetworkClassifier
-from featx.train.images import Batches, PixelSet
+from featx.train.images import Augment, Batches, PixelSet
 from featx.train.optimisation import get_optimizer
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.2, 0.21, 0.22)

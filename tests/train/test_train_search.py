@@ -184,7 +184,7 @@ def test_settings_that_diverged_are_the_last_and_are_not_tried_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(NetworkClassifier, what, diverging)
-        patch.setattr("featx.train.run.make_classifier", None)  # the search ends, no more
+        patch.setattr("featx.train.run._EpochBar", None)  # the search ends, no more
         with pytest.raises(TypeError):
             run_train(plan(tmp_path, search=3), SILENT, lambda line: None)
     (path,) = (tmp_path / "reports/searches").glob("*.unfinished/outcomes.json")
@@ -236,7 +236,7 @@ def test_outcomes_that_do_not_verify_are_told_kept_and_not_used(
             kept.extend(path.read_bytes() for path in folder.glob("*.unused-1"))
 
     with monkeypatch.context() as patch:
-        patch.setattr("featx.train.run.make_classifier", None)  # the search ends, no more
+        patch.setattr("featx.train.run._EpochBar", None)  # the search ends, no more
         with pytest.raises(TypeError):
             run_train(plan(tmp_path, search=2), SILENT, lambda line: None)
     (folder,) = (tmp_path / "reports/searches").glob("*.unfinished")
