@@ -8,6 +8,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from forked import Forks, open_forks
 
 # Examples may take any time on a loaded machine: what they find is the same.
 hypothesis.settings.register_profile(
@@ -116,3 +117,16 @@ def local_ray() -> Iterator[None]:
     signal.signal(signal.SIGTERM, before)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def _forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    with open_forks(tmp_path_factory.mktemp("f")) as forks:
+        yield forks
+
+
+@pytest.fixture
+def forks(_forks: Forks) -> Iterator[Forks]:
+    """Starts processes with featx and torch loaded; none outlives its test."""
+    yield _forks
+    _forks.end()

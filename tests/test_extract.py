@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -183,16 +181,13 @@ def test_an_unknown_policy_is_refused():
         Settings(on_error="ignore")
 
 
-# Whoever runs the tests in the background has SIGINT ignored, and children inherit that.
-RUN_FEATX = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from featx.cli import main
-sys.exit(main())
-"""
-# It waits before its last batch: a loaded machine might look away until all is done.
+RUN_FEATX = "from featx.cli import main; raise SystemExit(main())"
+# It commits every second batch, and waits before the last: a loaded machine might look away
+# until all is done.
 HELD = """
 import time
+from featx.store import journal
+journal._GROUP_BYTES = 64 << 10
 from featx.engines import LocalEngine
 def hold(self, group, source, batches, real=LocalEngine.run_many, **options):
     yield from real(self, group, source, batches[:-1], **options)
@@ -201,11 +196,10 @@ LocalEngine.run_many = hold
 """
 
 
-def command(data: Path, cache: Path, code: str = RUN_FEATX) -> list[str]:
+def words(data: Path, cache: Path) -> list[str]:
     return [
-        *(sys.executable, "-c", code, "extract", "--backbone", "squeezenet1_0"),
-        *("--weights", "random", "--data", str(data), "--cache", str(cache)),
-        *("--batch-size", "4", "--workers", "1"),
+        *("extract", "--backbone", "squeezenet1_0", "--weights", "random", "--input-size", "64"),
+        *("--data", str(data), "--cache", str(cache), "--batch-size", "4", "--workers", "1"),
     ]
 
 
@@ -225,19 +219,12 @@ def content(path: Path) -> dict[str, bytes]:
     ("number", "exit_code"),
     [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)],
 )
-def test_a_stopped_extraction_goes_on_and_gives_the_same_file(tmp_path, number, exit_code):
+def test_a_stopped_extraction_goes_on_and_gives_the_same_file(tmp_path, forks, number, exit_code):
     data = image_tree(tmp_path / "d", n=240)
-    uninterrupted = subprocess.run(
-        command(data, tmp_path / "whole"), capture_output=True, text=True, check=True
-    )
+    uninterrupted = forks.run(RUN_FEATX, *words(data, tmp_path / "whole"))
     assert "240 images in" in uninterrupted.stdout
     cache = tmp_path / "cache"
-    process = subprocess.Popen(
-        command(data, cache, HELD + RUN_FEATX),
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = forks.start(HELD + RUN_FEATX, *words(data, cache), is_leader=True)
     wait_for_journal(process, cache)
     if number == signal.SIGINT:
         os.killpg(process.pid, number)  # as a terminal does it, workers included
@@ -249,7 +236,7 @@ def test_a_stopped_extraction_goes_on_and_gives_the_same_file(tmp_path, number, 
     if number != signal.SIGKILL:
         assert "go on with:  featx extract" in stderr
         assert "Traceback" not in stderr
-    again = subprocess.run(command(data, cache), capture_output=True, text=True, check=True)
+    again = forks.run(RUN_FEATX, *words(data, cache))
     assert "resuming: " in again.stderr
     n_again = int(again.stdout.split(": ")[1].split(", ")[2].split()[0])
     assert 0 < n_again < 240
