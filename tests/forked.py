@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib
 import json
 import os
 import select
@@ -28,6 +29,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+LOADED = ("featx.evaluate", "featx.extract.job", "featx.predict", "featx.train")
+LOADED += ("safetensors.torch", "sklearn.neural_network", "skorch", "torchvision.models")
+LOADED += ("torch._dynamo",)  # which a network's outline needs
+
+
+def load() -> None:
+    """What takes seconds: a run would import it on its way."""
+    for name in LOADED:
+        importlib.import_module(name)
+    sys.modules["torch"].set_num_threads(1)  # a fork copies one thread only
 
 
 class Forked:
@@ -142,7 +154,10 @@ def become(order: dict[str, Any]) -> int:
     try:
         exec(compile(order["code"], "<string>", "exec"), main.__dict__)
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        if stop.code is None or isinstance(stop.code, int):
+            return stop.code or 0
+        print(stop.code, file=sys.stderr)
+        return 1
     except BaseException:
         traceback.print_exc()
         return 1
@@ -177,7 +192,8 @@ def attend(connection: socket.socket) -> None:
 def follow(connection: socket.socket, pid: int) -> None:
     """Where the tests are no more, the process goes too."""
     connection.recv(1)
-    os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def serve(path: str) -> None:
@@ -196,7 +212,5 @@ def serve(path: str) -> None:
 
 
 if __name__ == "__main__":
-    import torch
-
-    torch.set_num_threads(1)  # a fork copies one thread only
+    load()
     serve(sys.argv[1])
