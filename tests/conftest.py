@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,8 @@ def _own_data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         patch.setenv("FEATX_DATA", str(tmp_path_factory.mktemp("data")))
         # Kernels that torch compiled for other instructions of the processor end the process.
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
+        # OpenVINO reports each conversion to its makers, from a process of its own.
+        patch.setitem(sys.modules, "openvino_telemetry", None)
         yield
 
 

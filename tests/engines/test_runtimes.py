@@ -48,7 +48,7 @@ def squeezenet(squeezenet_file):
 
 @pytest.fixture(scope="module")
 def first_layers(squeezenet_file):
-    """For torch.compile, which writes and compiles C++ for each layer."""
+    """For runtimes that need long for each layer: torch.compile compiles C++ for it."""
     return open_backbone("squeezenet1_0", weights=str(squeezenet_file), layer="features.4")
 
 
@@ -107,11 +107,11 @@ def test_openvino_gives_any_batch_alone_bit_for_bit(squeezenet, source):
 
 
 @NEEDS_OPENVINO
-def test_signals_arrive_when_networks_were_opened_and_closed(squeezenet, source):
+def test_signals_arrive_when_networks_were_opened_and_closed(first_layers, source):
     """Two cores of OpenVINO, the first one gone, would leave a freed stack for signals."""
     for _ in range(3):
-        features(LocalEngine(CPU, "fp32", 16, 0, runtime="openvino"), squeezenet, source)
-        features(LocalEngine(CPU, "fp32", 8, 2, runtime="openvino"), squeezenet, source)
+        features(LocalEngine(CPU, "fp32", 16, 0, runtime="openvino"), first_layers, source)
+        features(LocalEngine(CPU, "fp32", 8, 2, runtime="openvino"), first_layers, source)
     subprocess.run([sys.executable, "-c", ""], check=True)
 
 
@@ -164,8 +164,8 @@ def test_several_layers_pooled_and_a_transformer(source):
 
 
 @pytest.mark.parametrize("runtime", ["torch", *FAST])
-def test_what_float16_cannot_hold_is_infinite(squeezenet, source, runtime):
-    large = dataclasses.replace(squeezenet, network=Times(squeezenet.network, 1e6))
+def test_what_float16_cannot_hold_is_infinite(first_layers, source, runtime):
+    large = dataclasses.replace(first_layers, network=Times(first_layers.network, 1e6))
     engine = LocalEngine(CPU, "fp32", 16, 0, runtime=runtime)
     mine = features(engine, large, source, dtype="float16")
     assert mine.dtype == np.float16
