@@ -30,9 +30,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-LOADED = ("featx.evaluate", "featx.extract.job", "featx.predict", "featx.train")
-LOADED += ("safetensors.torch", "sklearn.neural_network", "skorch", "torchvision.models")
-LOADED += ("torch._dynamo",)  # which a network's outline needs
+LOADED = [
+    *("featx.evaluate", "featx.extract.job", "featx.predict", "featx.train", "skorch"),
+    *("safetensors.torch", "sklearn.neural_network", "torchvision.models"),
+    "torch._dynamo",  # a network's outline needs it
+]
 
 
 def load() -> None:
@@ -90,7 +92,8 @@ class Forks:
     """Starts processes; those that are still there at the end of a test are killed by `end`."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._started = folder, []  # type: tuple[Path, list[Forked]]
+        self._folder = folder
+        self._started: list[Forked] = []
 
     def start(self, code: str, *words: str, is_leader: bool = False) -> Forked:
         """As ``python -c code words`` in this folder and environment."""
