@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+from forked import Forks, open_forks
 
 # Examples may take any time on a loaded machine: what they find is the same.
 hypothesis.settings.register_profile(
@@ -20,6 +23,12 @@ SEES_GPU, COUNT_GPUS = torch.cuda.is_available, torch.cuda.device_count
 GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
 REQUIRED = set(filter(None, os.environ.get("FEATX_REQUIRE", "").split(",")))
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests stay: a search for garbage need not look at them, some 0.2 s each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def skip_or_fail(need: str, reason: str) -> None:
@@ -36,6 +45,8 @@ def _own_data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         patch.setenv("FEATX_DATA", str(tmp_path_factory.mktemp("data")))
         # Kernels that torch compiled for other instructions of the processor end the process.
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
+        # OpenVINO reports each conversion to its makers, from a process of its own.
+        patch.setitem(sys.modules, "openvino_telemetry", None)
         yield
 
 
@@ -116,3 +127,16 @@ def local_ray() -> Iterator[None]:
     signal.signal(signal.SIGTERM, before)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def _forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    with open_forks(tmp_path_factory.mktemp("f")) as forks:
+        yield forks
+
+
+@pytest.fixture
+def forks(_forks: Forks) -> Iterator[Forks]:
+    """Starts processes with featx and torch loaded; none outlives its test."""
+    yield _forks
+    _forks.end()

@@ -24,13 +24,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import torch
+from forked import load
 
-import featx.backbones
-import featx.engines
-import featx.extract
-import featx.extract.job
-import featx.sources  # noqa: F401  (what a run would import on its way)
 from featx.cli import main
 from featx.store import disk, journal
 
@@ -135,7 +130,7 @@ def serve(order: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # a fork copies one thread only
+    load()
     assert journal._GROUP_BYTES > GROUP_BYTES
     journal._GROUP_BYTES = GROUP_BYTES
     print("ready", flush=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,19 +13,23 @@ from featx.engines.runtimes.openvino import has_openvino
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "ceilings.py"
 
 
-def measure(folder, monkeypatch, *words):
+@pytest.fixture
+def measure(forks, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    own = ["--backbone", "squeezenet1_1", "-j", "0", "--quiet", *words]
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *own], cwd=folder, capture_output=True, text=True, check=False
-    )
+    monkeypatch.chdir(tmp_path)
+    code = f"import runpy; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+
+    def run(*words):
+        return forks.run(code, "--backbone", "squeezenet1_1", "-j", "0", "--quiet", *words)
+
+    return run
 
 
 @pytest.mark.skipif(not has_openvino(), reason="the extra openvino is not installed")
-def test_ceilings_and_the_real_thing(tmp_path, monkeypatch):
+def test_ceilings_and_the_real_thing(tmp_path, measure):
     words = ["--input-size", "64", "--images", "96", "--image-size", "80", "60", "-b", "8"]
     words += ["--seconds", "0.2", "--rounds", "2", "--runtime", "torch", "openvino"]
-    lines = measure(tmp_path, monkeypatch, *words).stdout.splitlines()
+    lines = measure(*words).stdout.splitlines()
     names = re.split(r"\s{2,}", lines[0].strip())
     rates = ["decode", "forward", "write", "extract"]
     assert names[-7:] == [*rates, "of ceiling", "of forward", "of matmul"]
@@ -42,9 +44,9 @@ def test_ceilings_and_the_real_thing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []  # nothing is kept
 
 
-def test_too_few_images_are_an_error(tmp_path, monkeypatch):
+def test_too_few_images_are_an_error(measure):
     words = ["--input-size", "48", "--images", "64", "--image-size", "32", "32", "-b", "32"]
-    done = measure(tmp_path, monkeypatch, *words, "--seconds", "0.1")
+    done = measure(*words, "--seconds", "0.1")
     assert done.returncode == 1
     assert "64 images are too few to measure: give at least 128" in done.stderr
 

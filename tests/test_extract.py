@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,10 +9,12 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from one_thread import one_thread
 from PIL import Image
 from torchvision import models
 
 from featx.backbones import open_backbone
+from featx.cli import main
 from featx.engines import LocalEngine
 from featx.errors import CacheMismatchError, ImageError, ProtocolError, SourceError, UsageError
 from featx.extract import Sample, Settings, cache_path, extract, take_sample
@@ -183,16 +183,13 @@ def test_an_unknown_policy_is_refused():
         Settings(on_error="ignore")
 
 
-# Whoever runs the tests in the background has SIGINT ignored, and children inherit that.
-RUN_FEATX = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from featx.cli import main
-sys.exit(main())
-"""
-# It waits before its last batch: a loaded machine might look away until all is done.
+RUN_FEATX = "from featx.cli import main; raise SystemExit(main())"
+# It commits every second batch, and waits before the last: a loaded machine might look away
+# until all is done.
 HELD = """
 import time
+from featx.store import journal
+journal._GROUP_BYTES = 64 << 10
 from featx.engines import LocalEngine
 def hold(self, group, source, batches, real=LocalEngine.run_many, **options):
     yield from real(self, group, source, batches[:-1], **options)
@@ -201,11 +198,10 @@ LocalEngine.run_many = hold
 """
 
 
-def command(data: Path, cache: Path, code: str = RUN_FEATX) -> list[str]:
+def words(data: Path, cache: Path) -> list[str]:
     return [
-        *(sys.executable, "-c", code, "extract", "--backbone", "squeezenet1_0"),
-        *("--weights", "random", "--data", str(data), "--cache", str(cache)),
-        *("--batch-size", "4", "--workers", "1"),
+        *("extract", "--backbone", "squeezenet1_0", "--weights", "random", "--input-size", "64"),
+        *("--data", str(data), "--cache", str(cache), "--batch-size", "4", "--workers", "1"),
     ]
 
 
@@ -221,23 +217,25 @@ def content(path: Path) -> dict[str, bytes]:
         return {name: dataset[()].tobytes() for name, dataset in file.items()}
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """80 images, and the content of their cache."""
+    root = tmp_path_factory.mktemp("whole")
+    data = image_tree(root / "d", n=80)
+    with one_thread():
+        assert main([*words(data, root / "cache"), "--quiet"]) == 0
+    return data, content(next((root / "cache").glob("*.h5")))
+
+
 @pytest.mark.parametrize(
     ("number", "exit_code"),
     [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)],
 )
-def test_a_stopped_extraction_goes_on_and_gives_the_same_file(tmp_path, number, exit_code):
-    data = image_tree(tmp_path / "d", n=240)
-    uninterrupted = subprocess.run(
-        command(data, tmp_path / "whole"), capture_output=True, text=True, check=True
-    )
-    assert "240 images in" in uninterrupted.stdout
-    cache = tmp_path / "cache"
-    process = subprocess.Popen(
-        command(data, cache, HELD + RUN_FEATX),
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def test_a_stopped_extraction_goes_on_and_gives_the_same_file(
+    uninterrupted, tmp_path, forks, number, exit_code
+):
+    (data, whole), cache = uninterrupted, tmp_path / "cache"
+    process = forks.start(HELD + RUN_FEATX, *words(data, cache), is_leader=True)
     wait_for_journal(process, cache)
     if number == signal.SIGINT:
         os.killpg(process.pid, number)  # as a terminal does it, workers included
@@ -249,10 +247,9 @@ def test_a_stopped_extraction_goes_on_and_gives_the_same_file(tmp_path, number, 
     if number != signal.SIGKILL:
         assert "go on with:  featx extract" in stderr
         assert "Traceback" not in stderr
-    again = subprocess.run(command(data, cache), capture_output=True, text=True, check=True)
+    again = forks.run(RUN_FEATX, *words(data, cache))
     assert "resuming: " in again.stderr
     n_again = int(again.stdout.split(": ")[1].split(", ")[2].split()[0])
-    assert 0 < n_again < 240
-    whole, resumed = (next(folder.glob("*.h5")) for folder in (tmp_path / "whole", cache))
-    assert content(whole) == content(resumed)
+    assert 0 < n_again < 80
+    assert content(next(cache.glob("*.h5"))) == whole
     assert [path.suffix for path in cache.iterdir() if not path.name.startswith(".")] == [".h5"]

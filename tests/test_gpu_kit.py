@@ -17,6 +17,12 @@ STEPS = "machine,resize,waits,race,numbers,memory,rates,profile,resume,heads,tra
 pytestmark = pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs processes that fork")
 
 
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short name: processes send data through sockets in it, whose names may have 107 bytes."""
+    return tmp_path_factory.mktemp("kit")
+
+
 def run(code: list[str], out: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *code, "--out", str(out), "--device", "cpu"],
@@ -32,10 +38,10 @@ def steps_of(out: Path) -> dict[str, Any]:
     return json.loads((out / "gpu.json").read_text())["steps"]
 
 
-def test_every_step_finds_on_a_cpu_what_it_should(tmp_path):
+def test_every_step_finds_on_a_cpu_what_it_should(folder):
     words = [str(BENCHMARKS / "gpu.py"), "--small", "--minutes", "60", "--steps", STEPS]
-    found = run(words, tmp_path / "out")
-    steps = steps_of(tmp_path / "out")
+    found = run(words, folder / "out")
+    steps = steps_of(folder / "out")
     assert {name: step["state"] for name, step in steps.items()} == dict.fromkeys(
         STEPS.split(","), "done"
     ), found.stdout + found.stderr
@@ -52,11 +58,11 @@ def test_every_step_finds_on_a_cpu_what_it_should(tmp_path):
         row["run"]: row["computed"] + row["kept"] for row in steps["resume"]["rows"] if "run" in row
     }
     assert kept == {"not killed": 72, "resumed": 72}
-    table = (tmp_path / "out" / "gpu.md").read_text()
+    table = (folder / "out" / "gpu.md").read_text()
     assert all(f"## {name}: " in table for name in steps)
     # multiprocessing leaves folders of sockets, pymp-..., where processes are killed; the package
     # wandb makes a folder where it is imported, as timm does where it is installed.
-    left = {path.name.partition("-")[0] for path in tmp_path.iterdir()}
+    left = {path.name.partition("-")[0] for path in folder.iterdir()}
     assert {name for name in left if not name.endswith("wandb")} <= {"out", "pymp"}
 
 
@@ -98,9 +104,9 @@ sys.exit(gpu.main())
 """
 
 
-def test_a_step_that_fails_hangs_or_dies_ends_alone(tmp_path):
-    found = run(["-c", BAD.format(folder=str(BENCHMARKS))], tmp_path / "out")
-    steps = steps_of(tmp_path / "out")
+def test_a_step_that_fails_hangs_or_dies_ends_alone(folder):
+    found = run(["-c", BAD.format(folder=str(BENCHMARKS))], folder / "out")
+    steps = steps_of(folder / "out")
     assert {name: step["state"] for name, step in steps.items()} == {
         "fail": "failed: ValueError: as told",
         "missing": "failed: ModuleNotFoundError: No module named 'no_such_package'",
@@ -121,11 +127,11 @@ def test_a_step_that_fails_hangs_or_dies_ends_alone(tmp_path):
     assert {"what": "alive"} in steps["child"]["rows"]
 
 
-def test_no_step_begins_without_time_and_none_is_unknown(tmp_path):
+def test_no_step_begins_without_time_and_none_is_unknown(folder):
     words = [str(BENCHMARKS / "gpu.py"), "--minutes", "0", "--steps", "machine, resize"]
-    assert run(words, tmp_path / "out").returncode == 1
-    states = {name: step["state"] for name, step in steps_of(tmp_path / "out").items()}
+    assert run(words, folder / "out").returncode == 1
+    states = {name: step["state"] for name, step in steps_of(folder / "out").items()}
     assert states == dict.fromkeys(("machine", "resize"), "skipped: no time")
-    found = run([str(BENCHMARKS / "gpu.py"), "--steps", "machine,resise"], tmp_path / "out")
+    found = run([str(BENCHMARKS / "gpu.py"), "--steps", "machine,resise"], folder / "out")
     assert found.returncode == 1
     assert "no step resise: choose from machine, tests, resize" in found.stderr

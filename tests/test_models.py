@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import fields, is_dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -370,12 +368,11 @@ file.write_file(Path(sys.argv[3]), {"a": 1}, {"x": np.arange(1000.0)})
 @pytest.mark.parametrize(
     ("step", "n"), [("save_file", 1), ("replace_file", 1), ("_sync", 1), ("_sync", 2)]
 )
-def test_a_kill_leaves_no_half_file(step, n, old, tmp_path):
+def test_a_kill_leaves_no_half_file(step, n, old, tmp_path, forks):
     target = tmp_path / "m.safetensors"
     if old:
         write_file(target, {"a": 0}, {"x": np.zeros(3)})
-    words = [sys.executable, "-c", KILLED, step, str(n), str(target)]
-    assert subprocess.run(words, check=False).returncode == -signal.SIGKILL
+    assert forks.run(KILLED, step, str(n), str(target)).returncode == -signal.SIGKILL
     is_new = (step, n) == ("_sync", 2)
     assert target.exists() == (old or is_new)
     if target.exists():

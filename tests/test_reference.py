@@ -302,14 +302,14 @@ MUTATIONS = {
 
 
 @pytest.fixture(scope="module")
-def small_resnet():
-    return opened("resnet18", size=64)
+def squeezenet():
+    return opened("squeezenet1_1", size=64)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_wrong_preprocessing_fails_in_every_precision(small_resnet, mutation, precision):
-    backbone, reference = small_resnet
+def test_wrong_preprocessing_fails_in_every_precision(squeezenet, mutation, precision):
+    backbone, reference = squeezenet
     wrong = MUTATIONS[mutation](backbone.preprocessing)
     changed = dataclasses.replace(backbone, preprocessing=wrong)
     found = agreements(changed, reference, precision=precision)
@@ -319,8 +319,8 @@ def test_wrong_preprocessing_fails_in_every_precision(small_resnet, mutation, pr
         assert any("features differ" in reason for reason in verdict.reasons)
 
 
-def test_a_wrong_rotation_fails(small_resnet, monkeypatch):
-    backbone, reference = small_resnet
+def test_a_wrong_rotation_fails(squeezenet, monkeypatch):
+    backbone, reference = squeezenet
     monkeypatch.setattr(ImageOps, "exif_transpose", lambda image: image)
     verdict = judge(agreements(backbone, reference), TOLERANCES["fp32"])
     assert "on 1 of 7 images" in verdict.reasons[0]
@@ -350,8 +350,8 @@ def test_inception_without_its_own_normalisation_fails():
     assert not judge(agreements(backbone, reference), TOLERANCES["fp32"]).is_pass
 
 
-def test_features_of_another_length_fail(small_resnet):
-    backbone, reference = small_resnet
+def test_features_of_another_length_fail(squeezenet):
+    backbone, reference = squeezenet
     pooled = dataclasses.replace(backbone, pool="avg")
     verdict = judge(agreements(pooled, reference), TOLERANCES["fp32"])
     assert "the features differ on 7 of 7 images" in verdict.reasons
@@ -514,9 +514,9 @@ def test_labels_belong_to_the_folder_of_their_table(tmp_path):
         read_labels(tmp_path / "nothing.csv")
 
 
-def test_an_image_that_cannot_be_read_is_not_compared(small_resnet):
+def test_an_image_that_cannot_be_read_is_not_compared(squeezenet):
     pictures = [made_pictures()[0], Picture("bad", b"not an image")]
-    good, bad = agreements(*small_resnet, pictures)
+    good, bad = agreements(*squeezenet, pictures)
     assert not good.failure
     assert "not an image" in bad.failure
     assert judge([good, bad], TOLERANCES["fp32"]).is_pass

@@ -47,6 +47,7 @@ def workspace(cifar_slice, squeezenet_file, tmp_path_factory):
     folder = tmp_path_factory.mktemp("workspace")
     words = ["extract", "--backbone", "squeezenet1_0", "--weights", str(squeezenet_file)]
     words += ["--data", str(cifar_slice), "--cache", str(folder / "cache"), "--quiet"]
+    words += ["--input-size", "64"]
     assert main([*words, "--per-class", "50", "--test-per-class", "25"]) == 0
     return folder
 
@@ -84,7 +85,7 @@ def test_one_table_one_row_per_fit_one_json_per_fit(fit):
     assert mean > 0.6  # four classes: chance is 0.25
     line = next(line for line in out.splitlines() if re.search(r"\bsvm\b.*\b40\b", line))
     assert f"{mean:.3f}" in line
-    assert "dim 86,528" in " ".join(out.splitlines()[:3])  # the same in all lines: said once
+    assert "dim 4,608" in " ".join(out.splitlines()[:3])  # the same in all lines: said once
     assert max(map(len, out.splitlines()[:10])) <= 80
     files = list(Path("reports/fits").glob("*.json"))
     assert len(files) == 18

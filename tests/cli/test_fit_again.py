@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -60,12 +59,11 @@ def results(folder):
     ("step", "n", "n_kept"),
     [("write_record", 1, 0), ("write_record", 6, 4), ("part_of", 5, 5), ("part_of", 1, 1)],
 )
-def test_a_killed_command_goes_on_and_gives_the_same_table(cache, capsys, step, n, n_kept):
+def test_a_killed_command_goes_on_and_gives_the_same_table(cache, capsys, forks, step, n, n_kept):
     """write_record 1 are the leaks; a fit whose JSON is there and whose line is not counts."""
     assert main([*WORDS, "--reports", "whole"]) == 0
     expected = capsys.readouterr().out
-    done = subprocess.run([sys.executable, "-c", KILLED, step, str(n), *WORDS], check=False)
-    assert done.returncode == -9
+    assert forks.run(KILLED, step, str(n), *WORDS).returncode == -9
     assert len(list(Path("reports").glob("fits/*.json"))) == n_kept
     assert main(WORDS) == 0
     out = capsys.readouterr().out

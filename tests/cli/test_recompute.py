@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -48,13 +46,8 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def recompute():
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "reports", "cache"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def recompute(forks):
+    done = forks.run(SCRIPT.read_text(encoding="utf-8"), "reports", "cache")
     return done.returncode, done.stdout + done.stderr
 
 
@@ -69,19 +62,19 @@ def recompute():
     ],
     ids=["plain", "standard", "power", "whitened", "held out, l2"],
 )
-def test_every_number_of_a_report_is_recomputed(folder, capsys, split, words):
+def test_every_number_of_a_report_is_recomputed(folder, capsys, forks, split, words):
     write_digits(folder / "cache", split, slice(0, 600))
     if split == "train":
         write_digits(folder / "cache", "test", slice(1200, 1500))
     ask = ["fit", "--clf", "svm", "logreg", "--per-class", "5", "12", "--repeats", "1", "--quiet"]
     assert main([*ask, "--folds", "3", *words]) == 0
     capsys.readouterr()
-    code, text = recompute()
+    code, text = recompute(forks)
     assert code == 0, text
     assert text.count("agree") == 4
 
 
-def test_a_wrong_number_is_found(folder, capsys):
+def test_a_wrong_number_is_found(folder, capsys, forks):
     write_digits(folder / "cache", "all", slice(0, 400))
     assert main(["fit", "--per-class", "5", "--repeats", "1", "--folds", "2", "--quiet"]) == 0
     capsys.readouterr()
@@ -90,7 +83,7 @@ def test_a_wrong_number_is_found(folder, capsys):
     record["fit"]["acc1"] += 0.01
     record["predictions"][3] = (record["predictions"][3] + 1) % 10
     path.write_text(json.dumps(record), encoding="utf-8")
-    code, text = recompute()
+    code, text = recompute(forks)
     assert code == 1
     for name in ("sha256", "predictions", "acc1"):
         assert f"  {name}: stored" in text

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -29,9 +27,9 @@ def names():
     return sorted(path.name for path in Path("reports/fits").iterdir())
 
 
-def test_two_commands_side_by_side_leave_every_fit_once(cache):
-    words = [sys.executable, "-m", "featx", *FIT]
-    both = [subprocess.Popen(words, stdout=subprocess.DEVNULL) for _ in range(2)]
+def test_two_commands_side_by_side_leave_every_fit_once(cache, forks):
+    run = "from featx.cli import main; raise SystemExit(main())"
+    both = [forks.start(run, *FIT) for _ in range(2)]
     assert [one.wait(300) for one in both] == [0, 0]
     assert len(names()) == 3
     assert pd.read_csv("reports/results.csv")["seed"].tolist() == [0, 1, 2]

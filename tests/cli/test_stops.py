@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from forked import Forked
 from small_caches import CIFAR, write
 
 from featx.cli import main
@@ -90,22 +91,13 @@ def desk(tmp_path, monkeypatch):
     return tmp_path
 
 
-def start(*words: str, code: str = RUN, **options: object) -> subprocess.Popen[str]:
-    # A shell starts what runs in the background with Ctrl-C ignored, nohup with SIGHUP ignored;
-    # both are inherited.
-    command = ["env", "--default-signal=INT,HUP", sys.executable, "-c", code, *words]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    environment = os.environ | {"PYTHONWARNINGS": "ignore"}
-    return subprocess.Popen(command, text=True, env=environment, **pipes, **options)
-
-
-def wait_for(path: str, process: subprocess.Popen[str]) -> None:
+def wait_for(path: str, process: Forked) -> None:
     while not Path(path).exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
 
 
-def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+def end(process: Forked | subprocess.Popen[str]) -> tuple[int, str, str]:
     try:
         out, told = process.communicate(timeout=120)
     finally:
@@ -132,8 +124,10 @@ def words(*clf: str) -> list[str]:
         ("patience:Translates", signal.SIGTERM, 143),
     ],
 )
-def test_a_stop_inside_a_fit_is_no_result_and_the_same_command_goes_on(desk, clf, number, code):
-    process = start(*words("svm", clf))
+def test_a_stop_inside_a_fit_is_no_result_and_the_same_command_goes_on(
+    desk, forks, clf, number, code
+):
+    process = forks.start(RUN, *words("svm", clf))
     wait_for("inside", process)
     process.send_signal(number)
     returned, out, told = end(process)
@@ -148,8 +142,8 @@ def test_a_stop_inside_a_fit_is_no_result_and_the_same_command_goes_on(desk, clf
 
 @pytest.mark.parametrize("clf", ["mlp", "mlp-torch(device=cpu)"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stop_that_the_library_swallows_is_no_result(desk, clf, number, code):
-    process = start(*words(clf), code=HELD + RUN)
+def test_a_stop_that_the_library_swallows_is_no_result(desk, forks, clf, number, code):
+    process = forks.start(HELD + RUN, *words(clf))
     wait_for("inside", process)
     process.send_signal(number)
     returned, _, told = end(process)
@@ -159,16 +153,16 @@ def test_a_stop_that_the_library_swallows_is_no_result(desk, clf, number, code):
     assert not Path("reports/results.csv").exists()
 
 
-def test_fits_side_by_side_are_stopped_too(desk):
-    process = start(*words("patience:Swallows", "patience:Patient"), "--n-jobs", "2")
+def test_fits_side_by_side_are_stopped_too(desk, forks):
+    process = forks.start(RUN, *words("patience:Swallows", "patience:Patient"), "--n-jobs", "2")
     wait_for("inside", process)
     process.send_signal(signal.SIGINT)
     returned, _, told = end(process)
     assert (returned, told.count(SENTENCE)) == (130, 1)
 
 
-def test_a_stop_that_is_asked_again_ends_what_does_not_listen(desk):
-    process = start(*words("patience:Deaf"))
+def test_a_stop_that_is_asked_again_ends_what_does_not_listen(desk, forks):
+    process = forks.start(RUN, *words("patience:Deaf"))
     wait_for("inside", process)
     process.send_signal(signal.SIGINT)
     wait_for("swallowed", process)
@@ -179,8 +173,8 @@ def test_a_stop_that_is_asked_again_ends_what_does_not_listen(desk):
     assert fits() == []
 
 
-def test_one_stop_that_is_sent_twice_is_one(desk):
-    process = start(*words("patience:Swallows"), start_new_session=True)
+def test_one_stop_that_is_sent_twice_is_one(desk, forks):
+    process = forks.start(RUN, *words("patience:Swallows"), is_leader=True)
     wait_for("inside", process)
     # As timeout(1) does: to the process, then to its group.
     process.send_signal(signal.SIGTERM)
@@ -189,9 +183,9 @@ def test_one_stop_that_is_sent_twice_is_one(desk):
     assert (returned, told.count(SENTENCE)) == (143, 1)
 
 
-def test_signals_that_were_ignored_stay_ignored(desk):
+def test_signals_that_were_ignored_stay_ignored(desk, forks):
     ignore = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
-    process = start(*words("patience:Patient"), code=ignore + RUN)
+    process = forks.start(ignore + RUN, *words("patience:Patient"))
     wait_for("inside", process)
     process.send_signal(signal.SIGHUP)
     time.sleep(0.3)
@@ -207,7 +201,10 @@ def test_a_stop_at_a_question_is_no_answer(desk, action, number, code):
     left.touch()
     os.utime(left, (0, 0))
     before = sorted(Path("cache").iterdir())
-    process = start("cache", *action, stdin=subprocess.PIPE)
+    # A shell starts what runs in the background with Ctrl-C ignored, which is inherited.
+    command = ["env", "--default-signal=INT", sys.executable, "-c", RUN, "cache", *action]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    process = subprocess.Popen(command, text=True, **pipes)
     assert process.stdout is not None
     while "?" not in (said := process.stdout.read(1)):
         assert said, process.communicate()
@@ -235,10 +232,10 @@ evaluate(pairs[0], settings, sink=lambda result, fit: results.add(result))
 """
 
 
-def test_a_stop_in_a_script_is_raised_there_whatever_its_handler_raises(desk):
+def test_a_stop_in_a_script_is_raised_there_whatever_its_handler_raises(desk, forks):
     for handler, raised in (("", "KeyboardInterrupt"), ("sys.exit(3)", "SystemExit")):
         own = f"import signal; signal.signal(signal.SIGINT, lambda *_: {handler})\n"
-        process = start(code=f"import sys\n{own if handler else ''}{API}")
+        process = forks.start(f"import sys\n{own if handler else ''}{API}")
         wait_for("inside", process)
         assert fits() == []
         process.send_signal(signal.SIGINT)
