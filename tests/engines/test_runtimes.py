@@ -506,3 +506,15 @@ def test_one_program_is_compiled_for_all_batches_however_they_come(source, squee
         assert np.array_equal(lane.submit(features, engine, backbone, small).result(), mine)
     assert stats["unique_graphs"] == before + 1
     assert not torch._dynamo.utils.counters["inductor"]["cudagraph_skips"]
+
+
+def test_openvino_reports_nothing_to_its_makers():
+    pytest.importorskip("openvino", reason="needs featx[openvino]")
+    code = (
+        "import sys\n"
+        "from featx.engines.runtimes.openvino import core; core()\n"
+        "from openvino.tools.ovc import convert_impl\n"
+        "print(convert_impl.tm.__name__, 'openvino_telemetry' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["openvino.tools.ovc.telemetry_stub", "False"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -186,9 +188,7 @@ class _Program:
 
 
 def _shared(array: np.ndarray) -> Any:
-    import openvino
-
-    return openvino.Tensor(array, shared_memory=True)
+    return _openvino().Tensor(array, shared_memory=True)
 
 
 class _Network:
@@ -203,8 +203,7 @@ class _Network:
             self._model = self._converted(Whole(group, dtype).eval())
 
     def _converted(self, whole: Whole) -> Any:
-        import openvino
-
+        openvino = _openvino()
         side = self._side
         example = torch.zeros((1, side, side, 3), dtype=torch.uint8)
         shape = openvino.PartialShape([self._n_rows, side, side, 3])
@@ -240,9 +239,21 @@ def core() -> Any:
     gone: of two, the first to go leaves the freed stack of the other, and the next signal
     (a worker that ends) kills the process. Seen with OpenVINO 2026.4.
     """
-    import openvino
+    return _openvino().Core()
 
-    return openvino.Core()
+
+@cache
+def _openvino() -> Any:
+    """Import it without the part that reports each conversion to its makers."""
+    name = "openvino_telemetry"
+    before = sys.modules.get(name)
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        return importlib.import_module("openvino")
+    finally:
+        del sys.modules[name]
+        if before is not None:
+            sys.modules[name] = before
 
 
 @contextmanager
