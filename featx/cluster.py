@@ -155,11 +155,17 @@ class Crew(Generic[Task, Result]):
     def __enter__(self) -> Self:
         return self
 
-    def do(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Result]]:
-        """Do tasks, and give the number and the result of each as it comes."""
+    def do(
+        self, tasks: Sequence[Task], *, more_follow: bool = False
+    ) -> Iterator[tuple[int, Result]]:
+        """Do tasks, and give the number and the result of each as it comes.
+
+        Where more tasks follow, all workers that there is room for begin to load at once.
+        """
         self._waiting.extend(range(len(tasks)))
         n_left = len(tasks)
-        self._n_wanted = min(len(tasks), self._need.n_workers(self._ray))
+        n_places = self._need.n_workers(self._ray)
+        self._n_wanted = n_places if more_follow else min(len(tasks), n_places)
         while len(self._under_way) + len(self._idle) < self._n_wanted:
             self._start()
         while n_left:

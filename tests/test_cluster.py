@@ -81,6 +81,15 @@ def test_each_task_is_done_once_by_workers_that_load_once(tmp_path: Path) -> Non
     assert {(n, 10) for n in range(12)} & {*heard}
 
 
+def test_workers_of_tasks_to_come_begin_with_the_first_task(tmp_path: Path) -> None:
+    opened = partial(_open_work, tmp_path, None)
+    with connected() as ray, Crew[int, Any](ray, opened, Need(), SILENT) as crew:
+        assert len([*crew.do([1])]) == 1
+        assert len(crew._under_way) + len(crew._idle) == 1
+        assert len([*crew.do([1], more_follow=True)]) == 1
+        assert len(crew._under_way) + len(crew._idle) == 3
+
+
 def _kill_itself(task: int, folder: Path) -> None:
     if task == 3 and _once(folder, "killed"):
         os.kill(os.getpid(), signal.SIGKILL)

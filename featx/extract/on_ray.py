@@ -78,7 +78,7 @@ def run_on_ray(
         )
         with crew:
             # A worker lists the shards: this machine may have no GPU, and loads no network.
-            [(_, (shards, places))] = crew.do([None])
+            [(_, (shards, places))] = crew.do([None], more_follow=True)
             label = f"{plan.data}, {' '.join(plan.backbone)}"
             with reporter.bar(sum(s.stop - s.start for s in shards), label) as bar:
                 progress.show(crew, shards, bar)
