@@ -25,6 +25,7 @@ from featx.extract import run as extract_run
 from featx.store import Cache, verify_file
 from featx.store.lock import Lock
 from featx.store.merge import merge_shards
+from featx.store.recognise import PLACE_MANIFEST
 
 SEED = int(os.environ.get("FEATX_TEST_SEED", "0"))
 N_IMAGES, SHARD_ROWS, BATCH = 44, 16, 4
@@ -134,7 +135,7 @@ def test_shares_together_are_one_run_to_the_bit(extract, place, one, told):
         assert list(many.errors) == [21]
 
 
-@pytest.mark.parametrize("text", ["0/2", "3/2", "2", "a/b", "1/0", "-1/2", "1/2/3"])
+@pytest.mark.parametrize("text", ["", "0/2", "3/2", "2", "a/b", "1/0", "-1/2", "1/2/3"])
 def test_a_wrong_share_is_refused(text):
     with pytest.raises(UsageError, match="give I/N, as in 3/20"):
         Share.parse(text)
@@ -214,6 +215,20 @@ def test_a_list_that_grew_is_never_read_with_old_shards(extract, images, place, 
     extract("1/3", root=root, append=True)  # the last shard is of the third share
     assert "not complete yet: " in told[-1]
     assert "does not hold the images of rows 32-43" in told[-1]
+
+
+@pytest.mark.parametrize("text", [None, "", "{}"])
+def test_a_manifest_that_is_lost_costs_no_shard(extract, place, one, text):
+    extract()
+    before = state(place)
+    if text is None:
+        (place / PLACE_MANIFEST).unlink()
+    else:
+        (place / PLACE_MANIFEST).write_text(text)
+    extract(rows=None, overwrite=True)
+    changed = {name for name, _ in before.items() ^ state(place).items()}
+    assert changed == {"rows-000000000016.h5"}  # the failed row is tried again
+    check_merged(place, one)
 
 
 def test_other_settings_are_refused_field_by_field(extract, place, monkeypatch):

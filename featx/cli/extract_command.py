@@ -139,7 +139,7 @@ def command(  # noqa: PLR0913
     is_of_one_process = bool(shard or dry_run or profile)
     _check_options_of(engine == RAY, is_of_one_process, has_gpus=gpus_per_worker is not None)
     plan = Plan(**options, allow_code=(*options["backbone"], *allow_code))
-    share = Share.parse(shard or "1/1") if is_sharded else None
+    share = Share.parse("1/1" if shard is None else shard) if is_sharded else None
     if dry_run:
         for line in estimate_plan(plan, reporter, share=share, shard_rows=shard_rows):
             echo(line)

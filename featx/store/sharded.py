@@ -60,7 +60,7 @@ class ShardedCache(Cache):
         if missing := manifest.missing(place):
             raise CacheError(
                 f"{path} is incomplete: {manifest.describe_missing(missing)}: run the command "
-                "that made it, with the same --shard I/N or without"
+                "that made it, with the same --shard I/N or, for all of it, --shard 1/1"
             )
         cache = cls(place, manifest)
         cache.X = cache.X.astype(dtype)
@@ -341,4 +341,8 @@ def _changed(path: Path) -> CacheError:
 
 def _seal_of(path: Path) -> str:
     with disk.translated(f"cannot read {path}"), path.open("rb") as stream:
-        return HeaderBlock.parse(read_block(stream.fileno())).digest
+        block = read_block(stream.fileno())
+    try:
+        return HeaderBlock.parse(block).digest
+    except CacheError as error:
+        raise CacheError(f"{path}: {error}") from error

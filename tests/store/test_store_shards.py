@@ -139,11 +139,22 @@ def test_missing_shards_are_named_by_rows(place):
     for number in (1, 2, 6):
         (place / f"0000/rows-{number * SHARD_ROWS:012d}.h5").unlink()
     for read in (load, merge_shards):
-        with pytest.raises(CacheError, match=r"3 of 9 shards are missing: rows 16-47, 96-111: run"):
+        with pytest.raises(
+            CacheError,
+            match=r"3 of 9 shards are missing: rows 16-47, 96-111: run .*--shard 1/1 for all",
+        ):
             read(place)
     [damage] = verify_file(place)
     assert "3 of 9 shards" in damage.reason
     assert not place.with_suffix(".h5").exists()
+
+
+def test_what_lies_in_a_shards_place_is_named(place):
+    path = place / "0000/rows-000000000032.h5"
+    path.write_bytes(b"something else")
+    for read in (merge_shards, lambda place: load(place).fingerprint):
+        with pytest.raises(CacheError, match=r"rows-000000000032\.h5: not a featx cache"):
+            read(place)
 
 
 def refused(place: Path, pattern: str) -> None:
