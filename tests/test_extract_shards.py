@@ -231,6 +231,33 @@ def test_a_manifest_that_is_lost_costs_no_shard(extract, place, one, text):
     check_merged(place, one)
 
 
+@pytest.mark.parametrize("names_place", [True, False])
+def test_a_repair_computes_what_is_damaged_and_nothing_else(
+    extract, place, one, capsys, names_place
+):
+    extract()
+    whole = place / "0000" / "rows-000000000000.h5"
+    damaged = place / "0000" / "rows-000000000032.h5"
+    before = state(place)
+    with damaged.open("r+b") as stream:
+        stream.seek(-9, os.SEEK_END)
+        stream.write(b"damaged!!")
+    assert main(["repair", str(place if names_place else damaged), "-q"]) == 0
+    after = state(place)
+    assert before[whole.name] == after[whole.name]
+    # A repair tries failed rows again too.
+    assert (before["rows-000000000016.h5"] == after["rows-000000000016.h5"]) is not names_place
+    check_merged(place, one)
+
+
+def test_a_place_with_another_name_is_not_computed_anew(extract, place, capsys):
+    extract()
+    other = place.rename(place.with_name("other.shards"))
+    assert main(["repair", str(other), "-q"]) == 2
+    assert f"give its folder that name again ({place.name})" in capsys.readouterr().err
+    assert not place.exists()
+
+
 def test_other_settings_are_refused_field_by_field(extract, place, monkeypatch):
     extract()
     before = state(place)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -12,9 +13,6 @@ from featx.cli.output import echo
 from featx.errors import CacheError
 from featx.plugins import named_by
 from featx.progress import Reporter
-
-if TYPE_CHECKING:
-    from featx.store import Cache
 
 __all__ = ["command"]
 
@@ -26,16 +24,26 @@ __all__ = ["command"]
 def command(files: tuple[Path, ...], allow_code: tuple[str, ...], reporter: Reporter) -> None:
     """Compute the damaged and the failed rows of cache FILES again, and only those.
 
-    Asks again what was asked when the file was made, with the same images and weights. A network
-    of your own (module:function) is named again:  --allow-code module:function.
+    FILES are caches, shards, or whole places of shards. Asks again what was asked when the file
+    was made, with the same images and weights. A network of your own (module:function) is named
+    again:  --allow-code module:function.
     """
-    from featx.extract import Plan, run_plan
+    from featx.extract import Plan, run_plan, run_shards
     from featx.store import Cache
+    from featx.store.shards import Manifest, place_around
 
     for file in files:
+        if (place := place_around(file)) is not None:
+            manifest = Manifest.read(place)
+            asked = _request(place, manifest.meta, manifest.identity)
+            plan = Plan(**asked, append=True, allow_code=allow_code, cache_dir=str(place.parent))
+            with named_by(file):
+                run_shards(plan, reporter=reporter, tell=echo, only=file)
+            continue
         try:
             with Cache.open(file) as cache:
-                plan = Plan(**_request(cache), append=True, allow_code=allow_code)
+                asked = _request(file, cache.meta, cache.meta["identity"])
+                plan = Plan(**asked, append=True, allow_code=allow_code)
         except CacheError as error:
             error.add_note(
                 "where the file is damaged outside its features, repeat the command that made it "
@@ -46,23 +54,23 @@ def command(files: tuple[Path, ...], allow_code: tuple[str, ...], reporter: Repo
             run_plan(plan, reporter, target=file, tell=echo)
 
 
-def _request(cache: Cache) -> dict[str, Any]:
+def _request(path: Path, meta: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, Any]:
     from featx.extract import Plan
     from featx.extract.plan import NOT_RECORDED
     from featx.own_features import is_own
     from featx.reproduce.schema import read_fields
 
-    request = cache.meta.get("request")
-    if is_own(cache.meta["identity"]):
+    request = meta.get("request")
+    if is_own(identity):
         raise CacheError(
-            f"{cache.path} holds features that featx did not compute: make it again, with "
+            f"{path} holds features that featx did not compute: make it again, with "
             "featx import  or  featx concat  and --overwrite"
         )
     if not isinstance(request, dict) or not request.get("backbone"):
-        raise CacheError(f"{cache.path} does not record the command that made it")
-    fields = read_fields(f"the record of {cache.path}", request, Plan, NOT_RECORDED)
+        raise CacheError(f"{path} does not record the command that made it")
+    fields = read_fields(f"the record of {path}", request, Plan, NOT_RECORDED)
     # Of the batch size, that of the rows that are there is taken up, where memory holds it.
     fields.pop("batch_size", None)
     # A sample whose record does not name its rule is of an older featx.
     fields.setdefault("draws", 1)
-    return {**fields, "split": (cache.meta["split"],), "layer": (cache.meta["layer"],)}
+    return {**fields, "split": (meta["split"],), "layer": (meta["layer"],)}

@@ -87,6 +87,20 @@ class ShardJob:
         make_folder(Path(plan.cache_dir))
         return cls(prepare(plan, reporter), shard_rows)
 
+    def require(self, path: Path) -> None:
+        """Refuse a place, or a shard of one, that this plan does not fill."""
+        found = []
+        for name in self._job.plan.backbone:
+            group = self._job.open(name)
+            job = self._job.fitted_to(group)
+            found += [place for source in job.sources for place in _places(job, group, source)]
+        if not any(_is_in(path, place) for place in found):
+            names = ", ".join(place.name for place in found)
+            raise UsageError(
+                f"{path} is not where the command that made it puts it: give its folder that name "
+                f"again ({names})"
+            )
+
     def places(self) -> list[Path]:
         """Name the place of each split and layer; their manifests are written, or taken up."""
         opened = [self._open(name) for name in self._job.plan.backbone]
@@ -198,13 +212,21 @@ def run_shards(
     *,
     tell: Callable[[str], object] = print,
     profile: bool = False,
+    only: Path | None = None,
 ) -> list[ExtractReport]:
-    """Compute the shards of one share that are not finished, and say what the places lack then."""
+    """Compute the shards of one share that are not finished, and say what the places lack then.
+
+    Of these only one shard, or those of one place, where its file or folder is named.
+    """
     share = share or Share()
     job = ShardJob.open(plan, shard_rows, reporter)
+    if only is not None:
+        job.require(only)
     done: list[ExtractReport] = []
     n_known = 0
     for shard in share.of(job.shards()):
+        if only is not None and not any(_is_in(file, only) for file in shard.files):
+            continue
         try:
             reports = job.run(shard)
         except CacheBusyError as error:
@@ -237,6 +259,10 @@ def describe_place(place: Path) -> str:
             return f"{place}: {shape} in {shards}, complete{failed}"
     except CacheError as error:
         return f"{place}: not complete yet: {error}"
+
+
+def _is_in(path: Path, folder: Path) -> bool:
+    return path.absolute().is_relative_to(folder.absolute())
 
 
 def _places(job: Job, group: BackboneGroup, source: Source) -> list[Path]:

@@ -40,6 +40,7 @@ __all__ = [
     "is_place",
     "list_digest",
     "list_digests",
+    "place_around",
     "place_of",
     "require_shard",
 ]
@@ -180,6 +181,11 @@ class Index:
 def is_place(path: str | os.PathLike[str]) -> bool:
     """Whether a folder is a place of shards."""
     return (Path(path) / PLACE_MANIFEST).is_file()
+
+
+def place_around(path: Path) -> Path | None:
+    """Give the place that a path is, or that it is a shard of."""
+    return next((folder for folder in (path, path.parent.parent) if is_place(folder)), None)
 
 
 def list_digest(paths: np.ndarray, labels: np.ndarray) -> str:
