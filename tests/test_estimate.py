@@ -59,7 +59,17 @@ def test_a_share_says_what_its_process_does(pets, capsys, share):
         size = size_text(2 * n * d)
         assert what == f"{n} x {d:,} float16, {size} in {len(files)} of 3 shards"
     # As many rows to a shard as the place has, where none are asked for.
-    assert " of 3 shards" in dry(capsys, "--shard", share, *words[4:])[0]
+    [again, *_] = dry(capsys, "--shard", share, *words[4:])
+    n = re.search(r" in (\d) of 3 shards", again)[1]
+    assert again.endswith("3 shards" if n == "0" else f", {n} of them there already")
+    assert main([*WORDS.split(), *words, "--shard-rows", "7", "--dry-run", "-q"]) == 1
+    assert "leave out --shard-rows" in capsys.readouterr().err
+    main([*WORDS.split(), *words, "--shard", "1/1", "-q"])
+    capsys.readouterr()
+    assert (
+        "is complete: where its images are the same, nothing is computed"
+        in dry(capsys, *words[4:])[0]
+    )
 
 
 def test_what_does_not_fit_says_what_to_do(monkeypatch):

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import shutil
 import time
+from contextlib import suppress
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from featx.errors import CacheError
 from featx.extract.job import prepare
 from featx.extract.plan import Plan, Share
 from featx.progress import SILENT, Reporter
-from featx.store.shards import heights_of, place_of
+from featx.store.shards import Manifest, heights_of, place_of
 from featx.text import count_of, size_text, time_text
 
 if TYPE_CHECKING:
@@ -69,10 +71,13 @@ def estimate_plan(
             n_rows, texts = len(source), [_there_text(path) for path in files]
             if share is not None:
                 files = [place_of(path) for path in files]
-                heights = heights_of(files[0], len(source), shard_rows)
+                heights, there_already = heights_of(files[0], len(source), shard_rows)
                 own = [i for i in share.of(range(n_shards + len(heights))) if i >= n_shards]
                 n_rows = sum(heights[i - n_shards] for i in own)
-                texts = [f" in {len(own):,} of {count_of(len(heights), 'shard')}"] * len(files)
+                n_there = sum(i - n_shards in there_already for i in own)
+                text = f" in {len(own):,} of {count_of(len(heights), 'shard')}"
+                text += f", {n_there:,} of them there already" if n_there else ""
+                texts = [text] * len(files)
                 n_shards += len(heights)
             for path, member, text in zip(files, group, texts, strict=True):
                 size = stored_bytes(plan, n_rows, member)
@@ -97,7 +102,13 @@ def estimate_plan(
 
 
 def _there_text(path: Path) -> str:
-    return " (is there already: rows that are good are kept)" if path.exists() else ""
+    if path.exists():
+        return " (is there already: rows that are good are kept)"
+    place = place_of(path)
+    with suppress(CacheError):
+        if not Manifest.read(place).missing(place):
+            return f" ({place} is complete: where its images are the same, nothing is computed)"
+    return ""
 
 
 def stored_bytes(plan: Plan, n_images: int, member: Backbone) -> int:

@@ -187,7 +187,7 @@ class ShardJob:
         settings = job.settings(group, listed)
         found = []
         for place, member in zip(places, group, strict=True):
-            height = self._shard_rows or height_of(place)
+            height = height_of(place, self._shard_rows)
             spec = make_spec(source, member, job.engine, settings, _NO_DIGESTS, "")
             wanted = Manifest(
                 identity=without_source(spec.identity),

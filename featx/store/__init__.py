@@ -21,6 +21,7 @@ from featx.store.reader import Cache, Damage
 from featx.store.recognise import find_caches
 from featx.store.seconds import note_seconds, seconds_of
 from featx.store.sharded import ShardedCache
+from featx.store.shards import Manifest, is_place
 from featx.store.spec import CacheSpec
 from featx.store.writer import CacheWriter
 
@@ -47,6 +48,8 @@ __all__ = [
 def verify_file(path: str | os.PathLike[str], reporter: Reporter = SILENT) -> list[Damage]:
     """Check every byte of a cache or an archive, also of one too damaged to open."""
     try:
+        if is_place(path):
+            return ShardedCache(Path(path), Manifest.read(Path(path))).verify(reporter)
         with open_any(path) as cache:
             return cache.verify(reporter)
     except CacheError as error:

@@ -179,11 +179,17 @@ class ShardedCache(Cache):
         )
 
     def verify(self, reporter: Reporter = SILENT) -> list[Damage]:
-        """Check every byte of every shard; see `Cache.verify`."""
+        """Check every byte of every shard that is there; see `Cache.verify`."""
+        missing = set(self.manifest.missing(self.path))
         found: list[Damage] = []
+        if missing:
+            text = self.manifest.describe_missing(sorted(missing))
+            found.append(Damage("file", 0, 0, text))
         with reporter.bar(len(self), f"verify {self.path.name}", "row") as bar:
             for number in range(self.n_shards):
                 start, stop = self.manifest.rows(number)
+                if number in missing:
+                    continue
                 try:
                     with self._shards.open(number) as shard:
                         damages = shard.verify()

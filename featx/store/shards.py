@@ -235,10 +235,7 @@ def _is_replaced(place: Path, wanted: Manifest, grows: bool, overwrite: bool) ->
             return True
         raise
     if found.shard_rows != wanted.shard_rows:
-        raise CacheError(
-            f"{place} has shards of {found.shard_rows:,} rows, not {wanted.shard_rows:,}: leave "
-            "out --shard-rows, or choose another folder with --cache DIR"
-        )
+        raise _other_height(place, found.shard_rows, wanted.shard_rows)
     lines = _differences(wanted, found)
     if lines and not overwrite:
         raise CacheMismatchError(
@@ -254,6 +251,13 @@ def _is_replaced(place: Path, wanted: Manifest, grows: bool, overwrite: bool) ->
             [f"n_images: asked for {wanted.n_rows:,}, the manifest has {found.n_rows:,}"],
         )
     return bool(lines) or is_other
+
+
+def _other_height(place: Path, found: int, asked: int) -> CacheError:
+    return CacheError(
+        f"{place} has shards of {found:,} rows, not {asked:,}: leave out --shard-rows, or choose "
+        "another folder with --cache DIR"
+    )
 
 
 def _differences(wanted: Manifest, found: Manifest) -> list[str]:
@@ -311,19 +315,30 @@ def place_of(target: Path) -> Path:
     return target.with_suffix(SUFFIX)
 
 
-def heights_of(place: Path, n_rows: int, shard_rows: int | None) -> list[int]:
-    """Rows of each shard that a place has, or would get."""
-    height = shard_rows or height_of(place)
-    return [min(height, n_rows - start) for start in range(0, n_rows, height)]
+def heights_of(place: Path, n_rows: int, shard_rows: int | None) -> tuple[list[int], set[int]]:
+    """Rows of each shard that a place has or would get, and the numbers of those that are there."""
+    height = height_of(place, shard_rows)
+    heights = [min(height, n_rows - start) for start in range(0, n_rows, height)]
+    with suppress(CacheError):
+        manifest = Manifest.read(place)
+        return heights, set(range(manifest.n_shards)) - set(manifest.missing(place))
+    return heights, set()
 
 
-def height_of(place: Path) -> int:
-    """Rows of a shard where none are asked for: those of the shards that are there.
+def height_of(place: Path, asked: int | None) -> int:
+    """Rows of a shard; where none are asked for, those of the shards that are there.
 
     Without a manifest that can be read, the files say it: each but the last has as many.
     """
-    with suppress(CacheError):
-        return Manifest.read(place).shard_rows
+    try:
+        found = Manifest.read(place).shard_rows
+    except CacheError:
+        if asked is not None:
+            return asked
+    else:
+        if asked not in (None, found):
+            raise _other_height(place, found, asked)
+        return found
     heights = []
     for path in place.glob("*/rows-*.h5"):
         with suppress(CacheError), Cache.open(path) as shard:

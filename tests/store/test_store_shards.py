@@ -146,6 +146,10 @@ def test_missing_shards_are_named_by_rows(place):
             read(place)
     [damage] = verify_file(place)
     assert "3 of 9 shards" in damage.reason
+    (place / "0000/rows-000000000000.h5").write_bytes(b"damaged")
+    incomplete, damaged = verify_file(place)
+    assert incomplete == damage
+    assert "not a featx cache" in damaged.reason
     assert not place.with_suffix(".h5").exists()
 
 
