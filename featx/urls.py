@@ -32,6 +32,7 @@ __all__ = [
     "parent",
     "read_part",
     "read_url",
+    "require_readable",
     "shown",
     "stat_url",
     "walk",
@@ -49,6 +50,8 @@ _PACKAGES: Final = {
 }
 _WRITTEN: Final = ("s3", "gs")
 _START: Final = re.compile(rf"({'|'.join(_PACKAGES)}|file)://")
+_LIKE_A_URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,2}")
+_OBJECTS: Final = ("s3", "gs", "hf", "file")
 _TRIES: Final = 5
 _FIRST_PAUSE_SECONDS: Final = 0.25
 _CHUNK_BYTES: Final = 1 << 20
@@ -90,12 +93,29 @@ def shown(url: str) -> str:
     >>> shown("https://me:secret@example.org/a/cat.jpg?signature=secret")
     'https://example.org/a/cat.jpg'
     """
-    if not is_url(url):
+    match = _LIKE_A_URL.match(url)
+    if match is None:
         return url
-    scheme, rest = url.split("://", 1)
-    path = re.split("[?#]", rest, maxsplit=1)[0] if scheme.startswith("http") else rest
+    rest = url[match.end() :]
+    # Names in a bucket may hold any character.
+    path = rest if match[1] in _OBJECTS else re.split("[?#]", rest, maxsplit=1)[0]
     host, slash, below = path.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{below}"
+    return f"{match[0]}{host.rpartition('@')[2]}{slash}{below}"
+
+
+def require_readable(spec: str) -> None:
+    """Refuse what looks like a URL and is none that featx reads."""
+    match = _LIKE_A_URL.match(spec)
+    if match is None or Path(spec).exists():
+        return
+    if not is_url(spec):
+        kinds = ", ".join(f"{name}://" for name in _PACKAGES)
+        raise UsageError(
+            f"{shown(spec)}: featx reads {kinds} and file:///, in small letters; give one of "
+            "these, or copy the data to this machine and give the folder"
+        )
+    if not spec[match.end() :].strip("/"):
+        raise UsageError(f"{spec} names nothing: go on with a bucket, an owner, a host or a path")
 
 
 def local_path(url: str) -> Path | None:

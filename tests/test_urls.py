@@ -7,9 +7,11 @@ import time
 import fsspec
 import pytest
 from sites import drops, fails, is_slow, s3_site, web_site
+from small_photos import make_photos
 
 from featx import urls
 from featx.errors import MissingExtraError, ReadError, UnreachableError, UsageError
+from featx.sources import open_data
 
 SECRET = "X-Amz-Signature=abcdef0123"
 
@@ -46,6 +48,27 @@ def put(key: str, data: bytes) -> str:
 )
 def test_secrets_are_not_shown(url, wanted):
     assert urls.shown(url) == wanted
+
+
+@pytest.mark.parametrize(
+    "spec", ["memory://a/b", "ftp://me:secret@host/x?key=secret", "S3://bucket/x", "s3:/bucket/x"]
+)
+def test_a_url_of_another_kind_is_refused(spec):
+    with pytest.raises(UsageError, match="featx reads s3://, gs://, hf://, http://") as caught:
+        open_data(spec)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spec", ["s3://", "gs:///", "http://", "file://", "hf://"])
+def test_a_url_without_a_place_is_refused(spec):
+    with pytest.raises(UsageError, match=f"^{spec} names nothing: go on with a bucket"):
+        open_data(spec)
+
+
+def test_a_folder_with_a_name_like_a_url_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_photos(tmp_path / "memory:" / "pets", {"cat": (8, 8), "dog": (8, 8)}, n=2)
+    assert len(open_data("memory:/pets")["all"]) == 4
 
 
 def test_parts_of_urls():
