@@ -12,6 +12,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,6 +54,7 @@ _START: Final = re.compile(rf"({'|'.join(_PACKAGES)}|file)://")
 _LIKE_A_URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,2}")
 _OBJECTS: Final = ("s3", "gs", "hf", "file")
 _TRIES: Final = 5
+_OWN_TRIES: Final = {"gs": 6}  # gcsfs tries again by itself, for most of a minute
 _FIRST_PAUSE_SECONDS: Final = 0.25
 _CHUNK_BYTES: Final = 1 << 20
 _OF_THIS_MACHINE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -116,6 +118,12 @@ def require_readable(spec: str) -> None:
         )
     if not spec[match.end() :].strip("/"):
         raise UsageError(f"{spec} names nothing: go on with a bucket, an owner, a host or a path")
+    if spec.startswith("http"):
+        with suppress(ValueError):
+            parts = urlsplit(spec)
+            if parts.hostname and parts.port != 0:  # the port is read here
+                return
+        raise UsageError(f"{shown(spec)} has no host, or a port that is none: correct it")
 
 
 def local_path(url: str) -> Path | None:
@@ -293,7 +301,8 @@ def _filesystem(url: str) -> Any:
 def _again(url: str, act: Callable[[Any], T], verb: str = "read") -> T:
     """Do something with a file system; errors that may pass are tried again after a pause."""
     system = _filesystem(url)
-    for n in range(_TRIES):
+    own = _OWN_TRIES.get(url.partition("://")[0])
+    for n in range(1 if own else _TRIES):
         if n:
             check()
             pause = _FIRST_PAUSE_SECONDS * 2 ** (n - 1)
@@ -306,8 +315,8 @@ def _again(url: str, act: Callable[[Any], T], verb: str = "read") -> T:
                 raise found from None  # its text and its trace may hold the secret part of a URL
             last = _status(error) or type(error).__name__
     raise UnreachableError(
-        f"cannot {verb} {shown(url)!r}: the server gave no good answer in {_TRIES} tries (the "
-        f"last: {last}). Run the same again when it does"
+        f"cannot {verb} {shown(url)!r}: the server gave no good answer in {own or _TRIES} tries "
+        f"(the last: {last}). Run the same again when it does"
     )
 
 

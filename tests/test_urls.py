@@ -65,6 +65,28 @@ def test_a_url_without_a_place_is_refused(spec):
         open_data(spec)
 
 
+@pytest.mark.parametrize(
+    "spec", ["http://[::1/x", "http:///x", "https://me:pw@host:99999/x", "http://host:a/x"]
+)
+def test_a_host_that_is_none_is_refused(spec):
+    with pytest.raises(UsageError, match="has no host, or a port that is none") as caught:
+        open_data(spec)
+    assert "pw" not in str(caught.value)
+
+
+def test_a_library_that_tries_again_by_itself_is_asked_once(monkeypatch):
+    asked = []
+
+    def act(system: object) -> None:
+        asked.append(system)
+        raise OSError("no answer")
+
+    monkeypatch.setattr(urls, "_filesystem", lambda url: None)
+    with pytest.raises(UnreachableError, match="no good answer in 6 tries"):
+        urls._again("gs://bucket/a.jpg", act)
+    assert len(asked) == 1
+
+
 def test_a_folder_with_a_name_like_a_url_is_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_photos(tmp_path / "memory:" / "pets", {"cat": (8, 8), "dog": (8, 8)}, n=2)
