@@ -54,6 +54,7 @@ _START: Final = re.compile(rf"({'|'.join(_PACKAGES)}|file)://")
 _LIKE_A_URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,2}")
 _OBJECTS: Final = ("s3", "gs", "hf", "file")
 _TRIES: Final = 5
+_ANONYMOUS: Final = {"s3": "FSSPEC_S3_ANON=true", "gs": "FSSPEC_GS_TOKEN=anon"}
 _OWN_TRIES: Final = {"gs": 6}  # gcsfs tries again by itself, for most of a minute
 _FIRST_PAUSE_SECONDS: Final = 0.25
 _CHUNK_BYTES: Final = 1 << 20
@@ -333,7 +334,7 @@ def _translated(url: str, error: Exception, verb: str) -> Exception | None:
     if names & {*_NO_CREDENTIALS}:
         why = (
             f"no credentials were found: set them as {_PACKAGES[scheme]} takes them, or  "
-            f"FSSPEC_{scheme.upper()}_ANON=true  for public data (docs/cloud.md)"
+            f"{_ANONYMOUS[scheme]}  for public data (docs/cloud.md)"
         )
     elif status in (401, 403) or isinstance(error, PermissionError):
         why = "the server allows no access: check the credentials, and until when a link is valid"
@@ -353,6 +354,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _status(error: Exception) -> int | None:
     """Find the status of HTTP in an error: of aiohttp, botocore, gcsfs or the Hub's library."""
     for each in _chain(error):
+        if str(each).startswith("Forbidden: "):  # all that gcsfs says of it
+            return 403
         response = getattr(each, "response", None)
         if isinstance(response, dict):
             response = response.get("ResponseMetadata", {}).get("HTTPStatusCode")

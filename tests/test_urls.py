@@ -6,7 +6,7 @@ import time
 
 import fsspec
 import pytest
-from sites import drops, fails, is_slow, s3_site, web_site
+from sites import drops, fails, gs_site, is_slow, s3_site, web_site
 from small_photos import make_photos
 
 from featx import urls
@@ -201,3 +201,45 @@ def test_a_password_has_no_place_in_a_bucket():
     with pytest.raises(UsageError, match="a password has no place") as told:
         urls.read_url("s3://key:very-secret@photos/a.jpg", 10)
     assert "very-secret" not in str(told.value)
+
+
+@pytest.fixture
+def gs():
+    with gs_site() as site:
+        yield site
+
+
+def test_google_s_objects_are_listed_read_and_fetched(gs, tmp_path):
+    data = {"set/cat/1 ü#?.jpg": b"one", "set/dog/2.jpg": bytes(range(256)) * 100}
+    gs.objects |= data
+    assert {name for name, _ in urls.walk("gs://photos/set")} == {"cat/1 ü#?.jpg", "dog/2.jpg"}
+    for name, content in data.items():
+        url = f"gs://photos/{name}"
+        assert urls.read_url(url, 1 << 20) == content
+        assert urls.stat_url(url).n_bytes == len(content)
+    assert urls.read_part("gs://photos/set/dog/2.jpg", 300, 40) == data["set/dog/2.jpg"][300:340]
+    urls.download("gs://photos/set/dog/2.jpg", tmp_path / "2.jpg")
+    assert (tmp_path / "2.jpg").read_bytes() == data["set/dog/2.jpg"]
+    assert urls.stat_url("gs://photos/none.jpg") is None
+    with pytest.raises(ReadError, match="no such file or folder"):
+        urls.read_url("gs://photos/none.jpg", 10)
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body directly:ResourceWarning")  # gcsfs's own
+@pytest.mark.parametrize("n_bytes", [1000, 6 << 20])  # in one request, and in parts
+def test_a_name_at_google_is_taken_once(gs, tmp_path, n_bytes):
+    path = tmp_path / "a.h5"
+    path.write_bytes(b"a" * n_bytes)
+    assert urls.create(path, "gs://photos/cache/a.h5")
+    path.write_bytes(b"another")
+    assert not urls.create(path, "gs://photos/cache/a.h5")
+    assert gs.objects["cache/a.h5"] == b"a" * n_bytes
+
+
+def test_google_s_passing_errors_are_ridden_through(gs):
+    gs.objects["a.jpg"] = b"a"
+    gs.statuses += [503, 500]
+    assert urls.read_url("gs://photos/a.jpg", 10) == b"a"
+    gs.statuses += [403] * 3
+    with pytest.raises(ReadError, match="the server allows no access"):
+        urls.read_url("gs://photos/a.jpg", 10)
