@@ -24,6 +24,7 @@ from featx.stops import check
 
 __all__ = [
     "Stat",
+    "check_url",
     "create",
     "download",
     "is_url",
@@ -33,10 +34,10 @@ __all__ = [
     "parent",
     "read_part",
     "read_url",
-    "require_readable",
     "shown",
     "stat_url",
     "walk",
+    "without_secrets",
     "write_text",
 ]
 
@@ -52,6 +53,8 @@ _PACKAGES: Final = {
 _WRITTEN: Final = ("s3", "gs")
 _START: Final = re.compile(rf"({'|'.join(_PACKAGES)}|file)://")
 _LIKE_A_URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,2}")
+_USER: Final = re.compile(r"""(\b[A-Za-z][A-Za-z0-9+.-]+:/{1,2})[^\s/'"]*@""")
+_QUERY: Final = re.compile(r"""(\bhttps?:/{1,2}[^\s'"?]+)\?[^\s'"]*[^\s'",:;.]""", re.IGNORECASE)
 _OBJECTS: Final = ("s3", "gs", "hf", "file")
 _TRIES: Final = 5
 _ANONYMOUS: Final = {"s3": "FSSPEC_S3_ANON=true", "gs": "FSSPEC_GS_TOKEN=anon"}
@@ -106,10 +109,9 @@ def shown(url: str) -> str:
     return f"{match[0]}{host.rpartition('@')[2]}{slash}{below}"
 
 
-def require_readable(spec: str) -> None:
-    """Refuse what looks like a URL and is none that featx reads."""
-    match = _LIKE_A_URL.match(spec)
-    if match is None or Path(spec).exists():
+def check_url(spec: object) -> None:
+    """Refuse what looks like a URL, and is none that featx reads; other things pass."""
+    if not isinstance(spec, str) or not (match := _LIKE_A_URL.match(spec)) or Path(spec).exists():
         return
     if not is_url(spec):
         kinds = ", ".join(f"{name}://" for name in _PACKAGES)
@@ -125,6 +127,11 @@ def require_readable(spec: str) -> None:
             if parts.hostname and parts.port != 0:  # the port is read here
                 return
         raise UsageError(f"{shown(spec)} has no host, or a port that is none: correct it")
+
+
+def without_secrets(text: str) -> str:
+    """Give a text with what `shown` leaves out of URLs left out, also of one that became a path."""
+    return _QUERY.sub(r"\1", _USER.sub(r"\1", text))
 
 
 def local_path(url: str) -> Path | None:
@@ -291,6 +298,12 @@ def _filesystem(url: str) -> Any:
         import fsspec
 
         # A new process, and each thread, gets a system of its own: fsspec sees to that.
+        if scheme == "gs":
+            # Not the class that asks by gRPC, before each request, what kind of bucket it is: where
+            # nothing answers, it waits a minute each time.
+            from gcsfs.core import GCSFileSystem
+
+            return GCSFileSystem(use_listings_cache=False)
         system = fsspec.filesystem(scheme, use_listings_cache=False)
     except ImportError:
         raise MissingExtraError(_PACKAGES[scheme], "cloud", f"{scheme}://") from None

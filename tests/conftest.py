@@ -18,10 +18,6 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("any machine")
 
-# Of gcsfs, read when it is imported: else it asks for the kind of a bucket by another protocol, for
-# which no server stands here.
-os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-
 HAS_GPU = torch.cuda.is_available()
 SEES_GPU, COUNT_GPUS = torch.cuda.is_available, torch.cuda.device_count
 GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")

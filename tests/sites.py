@@ -211,7 +211,7 @@ class _GsRequest(http.server.BaseHTTPRequestHandler):
 
 @contextmanager
 def gs_site() -> Iterator[GsSite]:
-    gcsfs = pytest.importorskip("gcsfs", reason="no gcsfs: pip install 'featx[cloud]'")
+    gcsfs = pytest.importorskip("gcsfs.core", reason="no gcsfs: pip install 'featx[cloud]'")
     server = GsSite()
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

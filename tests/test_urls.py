@@ -10,6 +10,7 @@ from sites import drops, fails, gs_site, is_slow, s3_site, web_site
 from small_photos import make_photos
 
 from featx import urls
+from featx.cli import main
 from featx.errors import MissingExtraError, ReadError, UnreachableError, UsageError
 from featx.sources import open_data
 
@@ -85,6 +86,22 @@ def test_a_library_that_tries_again_by_itself_is_asked_once(monkeypatch):
     with pytest.raises(UnreachableError, match="no good answer in 6 tries"):
         urls._again("gs://bucket/a.jpg", act)
     assert len(asked) == 1
+
+
+def test_no_line_shows_what_a_url_has_secret(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for spec in (
+        "ftp://me:secret@host/x",
+        "http://me:secret@127.0.0.1:1/x?key=secret",
+        "s3://a:secret@b/",
+    ):
+        for words in (["extract", "--backbone", "squeezenet1_0", "--data", spec], ["info", spec]):
+            assert main([*words, "-q"]) in (1, 2)
+    (tmp_path / "list.csv").write_text("path,label\nftp://me:secret@host/a.jpg,cat\n")
+    assert main(["info", "--data", "list.csv", "-q"]) == 2
+    said = capsys.readouterr()
+    assert "featx reads s3://" in said.err
+    assert "secret" not in said.out + said.err
 
 
 def test_a_folder_with_a_name_like_a_url_is_a_folder(tmp_path, monkeypatch):

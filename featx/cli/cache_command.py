@@ -118,7 +118,7 @@ def publish_command(files: tuple[Path, ...], url: str, reporter: Reporter) -> No
         if damages := verify_file(file, reporter):
             raise CacheError(f"{file} is not written: {damages[0].reason}")
         for path in files_below(file) if file.is_dir() else [file]:
-            if path.is_file() and path.suffix != ".lock":
+            if path.is_file() and path.suffix != ".lock" and not path.name.startswith("."):
                 target = join(url, path.relative_to(file.parent).as_posix())
                 echo(f"{shown(target)}: SHA-256 {publish(path, target, reporter)}")
 

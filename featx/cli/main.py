@@ -21,7 +21,7 @@ from featx import __version__
 from featx.errors import FeatxError, reason_of
 from featx.stops import NUMBERS, heard
 from featx.text import visible
-from featx.urls import shown
+from featx.urls import without_secrets
 
 __all__ = ["cli", "main"]
 
@@ -151,7 +151,7 @@ class _Stops:
     """The signals that end a command, but for those that are ignored or handled already."""
 
     def __init__(self, words: list[str]) -> None:
-        self.command = shlex.join(["featx", *map(shown, words)])
+        self.command = shlex.join(["featx", *map(without_secrets, words)])
         self.first = 0.0
         self.taken: dict[int, Any] = {}
 
@@ -202,7 +202,8 @@ def _run(words: list[str]) -> int:
             hint = ""
             if isinstance(error, click.UsageError) and error.ctx is not None:
                 hint = f" (see {error.ctx.command_path} --help)"
-            print(visible(f"featx: {error.format_message()}{hint}"), file=sys.stderr)
+            text = without_secrets(f"featx: {error.format_message()}{hint}")
+            print(visible(text), file=sys.stderr)
         return error.exit_code
     except click.Abort:  # click's word for any stop
         raise KeyboardInterrupt from None
@@ -214,7 +215,7 @@ def _print_error(error: Exception) -> None:
     message = str(error).removesuffix("\n".join(["", *more]))
     more += [f"  {note}" for note in getattr(error, "__notes__", ())]
     for line in (f"featx: {message}", *more):
-        print(visible(line, keep=""), file=sys.stderr)
+        print(visible(without_secrets(line), keep=""), file=sys.stderr)
 
 
 if __name__ == "__main__":

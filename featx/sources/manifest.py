@@ -24,7 +24,7 @@ from featx.sources.split_columns import divide, find_split
 from featx.sources.splits import split_of_folder
 from featx.sources.tables import find_column, read_numbered_table
 from featx.sources.tree import ending, some
-from featx.urls import is_url, join, local_path, name_of, parent, read_url, shown
+from featx.urls import check_url, is_url, join, local_path, name_of, parent, read_url, shown
 
 __all__ = ["LABEL_NAMES", "PATH_NAMES", "ManifestSource", "list_paths", "open_manifest"]
 
@@ -163,6 +163,8 @@ def _address(path: str, base: str | None) -> str:
         while path.startswith("../"):
             base, path = parent(base), path.removeprefix("../")
         return join(base, path)
+    if not is_url(path):
+        check_url(path)  # ftp:// and others
     local = local_path(path)
     return path if local is None else str(local)
 

@@ -33,7 +33,7 @@ from featx.sources.tables import TABLE_ENDINGS
 from featx.sources.torchvision_sets import SETS, open_digits, open_torchvision
 from featx.sources.transfer import fetch_file
 from featx.sources.tree import View, some
-from featx.urls import is_url, local_path, name_of, parent, require_readable
+from featx.urls import check_url, is_url, local_path, name_of, parent
 
 __all__ = ["FORMS", "available_data", "open_data"]
 
@@ -113,8 +113,7 @@ def open_data(
     {'train': 1201, 'test': 596}
     """
     folder = default_data_dir() if data_dir is None else data_dir
-    if isinstance(spec, str):
-        require_readable(spec)
+    check_url(spec)
     if is_url(spec):
         return _open_url(spec, layout, wanted, folder, reporter)
     path, is_known = Path(spec).expanduser(), isinstance(spec, str) and spec in available_data()

@@ -17,6 +17,7 @@ from featx.sources.places import default_data_dir, digest_file
 from featx.text import size_text
 from featx.urls import (
     Stat,
+    check_url,
     create,
     download,
     is_url,
@@ -40,6 +41,7 @@ _HEX = re.compile(r"[0-9a-f]{64}")
 
 def here(spec: str, reporter: Reporter = SILENT) -> str:
     """Give the path on this machine of a cache file, or a folder of some, that may be at a URL."""
+    check_url(spec)
     if not is_url(spec):
         return spec
     if (path := local_path(spec)) is not None:
@@ -174,6 +176,7 @@ def publish(path: Path, url: str, reporter: Reporter = SILENT) -> str:
     """
     if not path.is_file():
         raise CacheError(f"there is no file {path} to publish")
+    check_url(url)
     target = join(url, path.name) if url.endswith("/") else url
     digest = sha256_file(path)
     reporter.say(f"{path}: writing {size_text(path.stat().st_size)} to {shown(target)}")
